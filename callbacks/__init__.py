@@ -1,0 +1,23 @@
+"""Callbacks of a federated run: `FederatedRound` makes the next state, the others only read."""
+
+from fl_lightning.callbacks.adapter_export import AdapterExport
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.callbacks.client_log import ClientLog
+from fl_lightning.callbacks.cluster_monitor import ClusterMonitor
+from fl_lightning.callbacks.evaluation import Evaluation
+from fl_lightning.callbacks.federated_round import FederatedRound
+from fl_lightning.callbacks.memory_monitor import MemoryMonitor
+from fl_lightning.callbacks.rich_progress import RichProgress
+from fl_lightning.callbacks.round_checkpoint import RoundCheckpoint
+
+__all__ = [
+    "AdapterExport",
+    "ClientLog",
+    "ClusterMonitor",
+    "Evaluation",
+    "FederatedCallback",
+    "FederatedRound",
+    "MemoryMonitor",
+    "RichProgress",
+    "RoundCheckpoint",
+]

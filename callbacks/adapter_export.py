@@ -1,0 +1,62 @@
+"""Writes adapters in PEFT's format: every client's after its fit, every department's after the round."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.files import write_json
+from fl_lightning.modeling.lora import export_lora_adapter
+
+if TYPE_CHECKING:
+    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class AdapterExport(FederatedCallback):
+    """Fills ``client_exports/`` and ``adapters/`` and the two JSON files that say what is where.
+
+    Args:
+        keep_rounds: client exports of the last so many rounds are kept; 0 keeps all.
+    """
+
+    def __init__(self, keep_rounds: int = 0) -> None:
+        self.keep_rounds = keep_rounds
+        self._rounds: dict[str, dict[str, dict[str, str]]] = {}
+
+    def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Export a client's adapter, unless its update was left out."""
+        if trainer.run_folder is None:
+            return
+        department, client = update.client_id.split("/", 1)
+        if client in trainer.report.departments[department].left_out:
+            return
+        place = Path("client_exports") / department / f"round_{update.round_num}_{client}"
+        export_lora_adapter(trainer.module.model, trainer.run_folder / place, update.state)
+        this_round = self._rounds.setdefault(str(update.round_num), {})
+        this_round.setdefault(department, {})[client] = place.as_posix()
+
+    def on_round_end(self, *, trainer: FederatedTrainer) -> None:
+        """Export the departments' adapters, write the two indexes, then drop what is no longer kept."""
+        if trainer.run_folder is None:
+            return
+        old = sorted(self._rounds, key=int)[: -self.keep_rounds] if self.keep_rounds else []
+        dropped = [self._rounds.pop(r) for r in old]
+        places = {}
+        for department, state in trainer.federation.departments.items():
+            places[department] = f"adapters/{department}"
+            export_lora_adapter(trainer.module.model, trainer.run_folder / places[department], state)
+        write_json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
+        write_json(trainer.run_folder / "dept_lora_federated.json", places)
+        for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
+            shutil.rmtree(trainer.run_folder / place, ignore_errors=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the client exports of each round are."""
+        return {"rounds": self._rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self._rounds = state["rounds"]

@@ -1,0 +1,28 @@
+"""Writes each client's training log: client_runs/<department>/<client>/round_R.csv, one line an optimizer step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.files import write_text
+
+if TYPE_CHECKING:
+    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class ClientLog(FederatedCallback):
+    """Training losses of every client: per step on disk, their mean over the round to the loggers."""
+
+    def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Write and log one client's losses."""
+        if not update.losses:
+            return
+        trainer.log({f"{update.client_id}/train/loss": sum(update.losses) / len(update.losses)})
+        if trainer.run_folder is None:
+            return
+        department, client = update.client_id.split("/", 1)
+        lines = ["step,train/loss", *(f"{step},{loss:.6g}" for step, loss in enumerate(update.losses, start=1))]
+        path = trainer.run_folder / "client_runs" / department / client / f"round_{update.round_num}.csv"
+        write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,109 @@
+"""Logs clusters, similarities and aggregation statistics, and writes them to cluster_metadata/."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.clustering import members
+from fl_lightning.files import write_json
+
+if TYPE_CHECKING:
+    from fl_lightning.config import DeptClustersConfig
+    from fl_lightning.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
+
+
+class ClusterMonitor(FederatedCallback):
+    """After every round: who is with whom, how alike the departments are, how the clients came together.
+
+    Args:
+        log_metrics: send figures to the loggers and the assignment to the log.
+        save_metadata: write ``cluster_metadata/round_R_*.json``.
+    """
+
+    def __init__(self, *, log_metrics: bool = True, save_metadata: bool = True) -> None:
+        self.log_metrics = log_metrics
+        self.save_metadata = save_metadata
+
+    def on_round_end(self, *, trainer: FederatedTrainer) -> None:
+        """Log and write."""
+        if self.log_metrics:
+            self._log(trainer)
+        if self.save_metadata and trainer.run_folder is not None:
+            self._save(trainer, trainer.run_folder / "cluster_metadata")
+
+    def _log(self, trainer: FederatedTrainer) -> None:
+        report = trainer.report
+        metrics: dict[str, float] = {"round/left_out": sum(len(d.left_out) for d in report.departments.values())}
+        for level in ("client/up", "client/down", "department/up", "department/down"):
+            if level in report.bytes_sent:
+                metrics[f"round/bytes/{level}"] = report.bytes_sent[level]
+        for name, department in report.departments.items():
+            metrics[f"{name}/moved"] = department.moved
+            for client, norm in department.residual_norms.items():
+                metrics[f"{name}/{client}/residual_norm"] = norm
+                metrics[f"{name}/{client}/drift"] = department.drift[client]
+        if report.grouping is not None:
+            metrics["round/n_clusters"] = report.grouping.n_clusters
+            for name, cluster in report.grouping.assignments.items():
+                metrics[f"{name}/cluster"] = cluster
+            groups = " | ".join(", ".join(names) for names in report.grouping.clusters.values())
+            log.info("round %d: clusters %s", report.round_num, groups)
+        trainer.log(metrics)
+
+    def _save(self, trainer: FederatedTrainer, folder: Path) -> None:
+        report, round_num = trainer.report, trainer.round_num
+        clusters = trainer.federation_config.dept_clusters
+        if report.grouping is not None:
+            write_json(folder / f"round_{round_num}_department_clusters.json", _clusters_json(trainer, clusters))
+            similarity = {
+                "round": round_num,
+                "departments": report.grouping.departments,
+                "cosine": report.grouping.cosine.tolist(),
+                "representation": clusters.representation,
+            }
+            write_json(folder / f"round_{round_num}_similarity.json", similarity)
+        client_clusters = {
+            name: {
+                "clusters": {str(c): who for c, who in members(d.client_clusters).items()},
+                "assignments": d.client_clusters,
+            }
+            for name, d in report.departments.items()
+        }
+        write_json(
+            folder / f"round_{round_num}_client_clusters.json", {"round": round_num, "departments": client_clusters}
+        )
+        aggregation = {
+            "round": round_num,
+            "departments": {
+                name: {
+                    "weights": d.weights,
+                    "residual_norms": d.residual_norms,
+                    "drift": d.drift,
+                    "moved": d.moved,
+                    "left_out": d.left_out,
+                }
+                for name, d in report.departments.items()
+            },
+            "bytes": report.bytes_sent,
+        }
+        write_json(folder / f"round_{round_num}_aggregation.json", aggregation)
+
+
+def _clusters_json(trainer: FederatedTrainer, clusters: DeptClustersConfig) -> dict[str, Any]:
+    grouping = trainer.report.grouping
+    if grouping is None:
+        return {}
+    return {
+        "round": trainer.round_num,
+        "n_clusters": grouping.n_clusters,
+        "clusters": {str(c): names for c, names in grouping.clusters.items()},
+        "assignments": grouping.assignments,
+        "inertias": {str(k): inertia for k, inertia in grouping.inertias.items()},
+        "method": clusters.method,
+        "select": clusters.select,
+    }

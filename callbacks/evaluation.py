@@ -1,0 +1,69 @@
+"""Evaluates the base model, every client's adapter and every department's adapter on held-out records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean_figures, summary
+from fl_lightning.files import write_json
+
+if TYPE_CHECKING:
+    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class Evaluation(FederatedCallback):
+    """Writes ``federated_eval.json`` and ``client_eval_all_rounds.json`` and logs the figures.
+
+    A department's figures are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
+    departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model.
+    """
+
+    def __init__(self) -> None:
+        self.base: dict[str, Figures] = {}
+        self.final: dict[str, Figures] = {}
+        self.rounds: dict[str, dict[str, dict[str, Figures]]] = {}
+
+    def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
+        """Evaluate the base model: the initial adapter, whose B is zero."""
+        if not self.base:
+            initial = dict.fromkeys(trainer.federation.departments, trainer.federation.initial)
+            self.base, _ = self._evaluate(trainer, initial)
+            self.final = self.base
+
+    def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Evaluate a client's own adapter on its own held-out records, unless its update was left out."""
+        department, client = update.client_id.split("/", 1)
+        if client in trainer.report.departments[department].left_out:
+            return
+        metrics = trainer.clients.evaluate([(update.state, trainer.data[update.client_id].eval)])[0]
+        values = figures(metrics)
+        trainer.log({f"{update.client_id}/eval/{name}": value for name, value in values.items()})
+        clients = self.rounds.setdefault(str(update.round_num), {}).setdefault(department, {})
+        clients[client] = {**values, "num_examples": metrics.num_examples}
+
+    def on_round_end(self, *, trainer: FederatedTrainer) -> None:
+        """Evaluate the departments' adapters and write both files."""
+        self.final, client_mean = self._evaluate(trainer, trainer.federation.departments)
+        trainer.log({"eval/loss_client_mean": client_mean})
+        if trainer.run_folder is not None:
+            write_json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
+            write_json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
+
+    def _evaluate(self, trainer: FederatedTrainer, states: Mapping[str, Any]) -> tuple[dict[str, Figures], float]:
+        """Department figures under the adapters given, and the mean loss over clients; logged as ``eval/*``."""
+        departments, client_mean = evaluate_departments(trainer.clients, trainer.data, states)
+        for name, values in departments.items():
+            trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
+        trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
+        return departments, client_mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures so far."""
+        return {"base": self.base, "final": self.final, "rounds": self.rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.base, self.final, self.rounds = state["base"], state["final"], state["rounds"]

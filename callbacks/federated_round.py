@@ -1,0 +1,161 @@
+"""One federated round: snapshot → aggregate → cluster → mix. The only callback that changes the federation's state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cluster_states, group_departments
+from fl_lightning.config import FederationConfig
+from fl_lightning.errors import RunError
+from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
+from fl_lightning.flora import WeightedMean, apply_step
+from fl_lightning.mixing import mix_with_cluster_average
+from fl_lightning.seeding import derive_seed
+from fl_lightning.state import LoraState, distance, num_bytes, problem_with, select
+
+if TYPE_CHECKING:
+    from fl_lightning.fit import ClientTask, ClientUpdate
+    from fl_lightning.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
+
+
+class FederatedRound(FederatedCallback):
+    """Takes the clients' updates one by one and makes the next federation state of them.
+
+    Args:
+        config: the ``federation`` block.
+        seed: the run seed; clusterings draw from seeds hashed from it and the round.
+    """
+
+    def __init__(self, config: FederationConfig | None = None, *, seed: int = 1234) -> None:
+        self.config = config or FederationConfig()
+        self.seed = seed
+        self._means: dict[str, WeightedMean] = {}
+        self._states: dict[str, LoraState] = {}
+        self._examples: dict[str, int] = {}
+        self._clamped = False
+
+    def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
+        """Clear the running sums and count what goes down to the clients."""
+        self._means = {}
+        self._states, self._examples = {}, {}
+        report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in trainer.federation.departments})
+        down = sum(num_bytes(select(task.start, self.config.share)) for task in tasks)
+        report.bytes_sent = {"client/up": 0, "client/down": down}
+        trainer.report = report
+
+    def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Check an update and add it to its department's running mean, or leave it out with the reason."""
+        department, client = update.client_id.split("/", 1)
+        report = trainer.report.departments[department]
+        problem = problem_with(update.state, trainer.federation.initial)
+        if problem is None and update.num_examples < 1:
+            problem = f"num_examples is {update.num_examples}, wanted at least 1"
+        if problem is not None:
+            report.left_out[client] = problem
+            log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
+            return
+        shared = select(update.state, self.config.share)
+        sent = trainer.report.bytes_sent
+        sent[update.client_id] = num_bytes(shared)
+        sent["client/up"] += num_bytes(shared)
+        self._means.setdefault(department, WeightedMean()).add(shared, update.num_examples)
+        self._states[update.client_id] = update.state
+        self._examples[update.client_id] = update.num_examples
+        report.weights[client] = float(update.num_examples)
+        report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
+
+    def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
+        """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
+        if not self._means:
+            raise RunError(
+                f"round {trainer.round_num}: no valid update from any client; the state of round "
+                f"{trainer.federation.round_num} stands. The log names each client's reason"
+            )
+        before = trainer.federation
+        after = self._aggregate(before, trainer.report)
+        after = replace(after, client_starts=self._client_clusters(after, trainer.report))
+        after = self._mix(after, trainer.report)
+        after = replace(after, round_num=trainer.round_num)
+        after.check()
+        trainer.federation = after
+        self._states, self._means = {}, {}
+
+    def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
+        """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is shared; ``share: a`` keeps B personal."""
+        flora, share = self.config.flora, self.config.share
+        examples = {**state.examples, **self._examples}
+        personal = dict(state.personal)
+        if share == "a":
+            personal.update({c: select(s, "b") for c, s in self._states.items()})
+        departments = dict(state.departments)
+        for department, mean in self._means.items():
+            previous = select(state.departments[department], share)
+            new = apply_step(mean.value(), previous, flora.momentum, flora.use_residual)
+            departments[department] = {**state.departments[department], **new}
+            if share == "a":
+                departments[department].update(mean_personal(personal, examples, department))
+            own = report.departments[department]
+            own.moved = distance(new, previous)
+            own.weights = {c: w / mean.total for c, w in own.weights.items()}
+            own.drift = {c: distance(new, self._states[f"{department}/{c}"]) for c in own.weights}
+        return replace(state, departments=departments, personal=personal, examples=examples)
+
+    def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
+        """2b. Start states of the clients from their cluster inside the department."""
+        clusters, share = self.config.client_clusters, self.config.share
+        if clusters.num_clusters == 1:
+            return {}
+        starts = dict(state.client_starts)
+        for department in self._means:
+            clients = {c: select(s, share) for c, s in self._states.items() if c.split("/", 1)[0] == department}
+            if len(clients) < clusters.num_clusters and not self._clamped:
+                self._clamped = True
+                log.info(
+                    "federation.client_clusters.num_clusters %d is more than the clients of %s; clamped to %d",
+                    clusters.num_clusters, department, len(clients),
+                )  # fmt: skip
+            new, assignments = cluster_aware_average_selected(
+                clients,
+                self._examples,
+                clusters.num_clusters,
+                clusters.global_mix,
+                global_state=select(state.departments[department], share),
+                seed=derive_seed(self.seed, "client_clusters", report.round_num, department),
+            )
+            starts.update(new)
+            ids = {client_id.split("/", 1)[1]: cluster for client_id, cluster in assignments.items()}
+            report.departments[department].client_clusters = ids
+        return starts
+
+    def _mix(self, state: FederationState, report: RoundReport) -> FederationState:
+        """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
+        clusters = self.config.dept_clusters
+        # Only departments that trained have a weight; the others keep their state and stay out of the means.
+        weights = {d: float(n) for d, n in state.department_examples().items() if n > 0}
+        heard = {d: state.departments[d] for d in weights}
+        if not clusters.enabled:
+            return replace(state, cluster_assignments={})
+        grouping: Grouping = group_departments(
+            heard,
+            reference=state.initial,
+            representation=clusters.representation,
+            min_clusters=clusters.min_clusters,
+            max_clusters=clusters.max_clusters,
+            seed=derive_seed(self.seed, "dept_clusters", report.round_num),
+        )
+        report.grouping = grouping
+        means = cluster_states(heard, weights, grouping.assignments)
+        mixed = {
+            d: mix_with_cluster_average(s, means[grouping.assignments[d]], clusters.mixing_ratio, mix=clusters.mix)
+            for d, s in heard.items()
+        }
+        travels = sum(num_bytes(select(s, clusters.mix)) for s in heard.values())
+        report.bytes_sent.update({"department/up": travels, "department/down": travels})
+        departments = {**state.departments, **mixed}
+        return replace(state, departments=departments, cluster_assignments=grouping.assignments)

@@ -1,0 +1,147 @@
+"""Progress on the terminal: bars over rounds, clients and steps, and a table after each round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.callbacks.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from fl_lightning.fit import ClientTask, ClientUpdate
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class RichProgress(FederatedCallback):
+    """Nested bars (rounds, departments, clients, steps with tokens/s and time left) and the round's table.
+
+    Args:
+        console: where to draw; standard error where None. Bars are drawn on terminals only, tables everywhere.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        self._before: dict[str, float] = {}
+        self._pending: dict[str, int] = {}
+        self._tokens, self._since, self._started = 0, 0.0, 0.0
+
+    def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
+        """Draw the bars."""
+        self._started = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        rounds = trainer.federation_config.rounds
+        for name, total in (("rounds", rounds), ("departments", 1), ("clients", 1), ("steps", 100)):
+            self._bars[name] = self._progress.add_task(name, total=total, note="")
+        self._progress.update(self._bars["rounds"], completed=trainer.round_num)
+        self._progress.start()
+
+    def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
+        """Start the bars of a round over."""
+        self._tokens, self._since = 0, time.perf_counter()
+        self._pending = {}
+        for task in tasks:
+            self._pending[task.department] = self._pending.get(task.department, 0) + 1
+        self._before = _losses(trainer)
+        self._reset("departments", len(self._pending))
+        self._reset("clients", len(tasks))
+
+    def on_step_end(self, *, trainer: FederatedTrainer, client_ids: Sequence[str], share: float, tokens: int) -> None:
+        """Move the step bar; its note is the speed."""
+        self._tokens += tokens
+        speed = self._tokens / max(time.perf_counter() - self._since, 1e-9)
+        who = client_ids[0] if len(client_ids) == 1 else f"{client_ids[0]} and {len(client_ids) - 1} more"
+        self._update("steps", completed=100 * share, note=f"{speed:,.0f} tokens/s {who}")
+
+    def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Move the client bar, and the department bar with a department's last client."""
+        self._advance("clients")
+        self._pending[update.department] -= 1
+        if self._pending[update.department] == 0:
+            self._advance("departments")
+
+    def on_round_end(self, *, trainer: FederatedTrainer) -> None:
+        """Print the round's table."""
+        self._advance("rounds")
+        self.console.print(round_table(trainer, self._before, time.perf_counter() - self._since))
+
+    def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
+        """Say where everything is."""
+        if trainer.run_folder is not None:
+            seconds = time.perf_counter() - self._started
+            self.console.print(f"Done in {seconds:.0f} s. Adapters, metrics and logs are in {trainer.run_folder}")
+
+    def on_federation_close(self, *, trainer: FederatedTrainer) -> None:
+        """Take the bars off the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _reset(self, bar: str, total: int) -> None:
+        if self._progress is not None:
+            self._progress.reset(self._bars[bar], total=total)
+
+    def _advance(self, bar: str) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._bars[bar])
+
+    def _update(self, bar: str, *, completed: float, note: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._bars[bar], completed=completed, note=note)
+
+
+def _losses(trainer: FederatedTrainer) -> dict[str, float]:
+    for callback in trainer.callbacks:
+        if isinstance(callback, Evaluation):
+            return {department: values["loss"] for department, values in callback.final.items()}
+    return {}
+
+
+def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: float) -> Table:
+    """Department, loss before and after, cluster, bytes its clients sent."""
+    report, after = trainer.report, _losses(trainer)
+    rounds = trainer.federation_config.rounds
+    table = Table(title=f"round {trainer.round_num} of {rounds} · {seconds:.1f} s", title_justify="left")
+    table.add_column("department")
+    for column in ("loss before", "loss after", "cluster", "KiB sent", "left out"):
+        table.add_column(column, justify="right")
+    for name, department in report.departments.items():
+        sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
+        cluster = report.grouping.assignments.get(name) if report.grouping is not None else None
+        table.add_row(
+            name,
+            f"{before[name]:.4f}" if name in before else "–",
+            f"{after[name]:.4f}" if name in after else "–",
+            "–" if cluster is None else str(cluster),
+            f"{sent / 1024:.1f}",
+            ", ".join(department.left_out) or "–",
+        )
+    if after and before:
+        mean = [sum(values.values()) / len(values) for values in (before, after)]
+        table.add_section()
+        table.add_row("mean", f"{mean[0]:.4f}", f"{mean[1]:.4f}", "", "", "")
+    return table

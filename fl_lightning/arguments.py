@@ -1,0 +1,225 @@
+"""YAML, dotted overrides and shortcut flags into a `RunConfig`, by way of jsonargparse.
+
+Unknown keys and wrong types are errors of one line that name file and line, or the flag, and the nearest key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from fl_lightning.config import RunConfig
+from fl_lightning.errors import InputError, nearest
+
+SHORTCUTS = {
+    "--rounds": "federation.rounds",
+    "--clients-per-dept": "data.clients_per_dept",
+    "--local-epochs": "training.local_epochs",
+    "--learning-rate": "training.learning_rate",
+    "--max-records": "data.max_records",
+    "--batch-size": "training.batch_size",
+    "--lora-r": "lora.r",
+    "--lora-alpha": "lora.lora_alpha",
+    "--lora-dropout": "lora.lora_dropout",
+    "--target-modules": "lora.target_modules",
+    "--num-clusters": "federation.client_clusters.num_clusters",
+    "--global-mix": "federation.client_clusters.global_mix",
+    "--dept-clustering": "federation.dept_clusters.enabled",
+    "--no-dept-clustering": "federation.dept_clusters.enabled",
+    "--load-in-4bit": "model.load_in_4bit",
+    "--device-map": "fabric.accelerator",
+    "--dtype": "fabric.precision",
+    "--data": "data.root",
+    "--output": "output",
+    "--seed": "seed",
+}
+SWITCHES = {"--dept-clustering": "true", "--no-dept-clustering": "false", "--load-in-4bit": "true"}
+
+
+def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConfig:
+    """The config that arguments mean: ``--config FILE``, dotted overrides and shortcuts, the later one wins.
+
+    Raises:
+        InputError: one line saying what was got and what was wanted.
+        SystemExit: after ``--help`` or ``--print_config``.
+
+    Example:
+        >>> parse_config(["--rounds", "2", "--lora.r=4"]).federation.rounds
+        2
+    """
+    arguments = expand_shortcuts(argv)
+    for path in _config_files(arguments):
+        check_keys(path)
+    parser = make_parser(prog)
+    with _one_line_errors(arguments):
+        namespace = parser.parse_args(arguments)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = instantiate(namespace)
+    names = [f.name for f in dataclasses.fields(RunConfig)]
+    return RunConfig(**{name: getattr(values, name) for name in names})
+
+
+def make_parser(prog: str) -> Any:
+    """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise InputError(message) from ex
+
+    width = max(map(len, SHORTCUTS)) + 2
+    shortcuts = "\n".join(f"  {flag:<{width}}{key}" for flag, key in SHORTCUTS.items())
+    parser = Parser(prog=prog, description="Train federatedly.", epilog=f"shortcuts of nested keys:\n{shortcuts}")
+    parser.add_argument("--config", action="config", help="YAML file; configs/default.yaml shows every key")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def expand_shortcuts(argv: Sequence[str]) -> list[str]:
+    """Shortcut flags replaced by the dotted overrides that they stand for.
+
+    Raises:
+        InputError: if a flag lacks its value.
+
+    Example:
+        >>> expand_shortcuts(["--rounds", "5", "--target-modules", "q_proj", "k_proj", "--no-dept-clustering"])[:2]
+        ['--federation.rounds=5', '--lora.target_modules=["q_proj", "k_proj"]']
+    """
+    expanded, rest = [], list(argv)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in SHORTCUTS:
+            expanded.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        if flag in SWITCHES:
+            values = values or [SWITCHES[flag]]
+        elif flag == "--target-modules":
+            while not equals and rest and not rest[0].startswith("-"):
+                values.append(rest.pop(0))
+            names = [name for v in values for name in v.replace(",", " ").split()]
+            values = [str(names).replace("'", '"')] if names else []
+        elif not equals and rest and (not rest[0].startswith("-") or _is_number(rest[0])):
+            values.append(rest.pop(0))
+        if not values:
+            raise InputError(f"{flag}: no value, wanted one ({SHORTCUTS[flag]})")
+        expanded.append(f"--{SHORTCUTS[flag]}={values[0]}")
+    return expanded
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            yield Path(arguments[index + 1])
+        elif argument.startswith("--config="):
+            yield Path(argument.partition("=")[2])
+
+
+def known_keys(cls: Any = RunConfig, prefix: str = "") -> dict[str, type | None]:
+    """{dotted key: dataclass of the block, or None for a plain key}."""
+    keys: dict[str, type | None] = {}
+    for field in dataclasses.fields(cls):
+        factory = field.default_factory
+        block = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+        keys[prefix + field.name] = block
+        if block is not None:
+            keys.update(known_keys(block, f"{prefix}{field.name}."))
+    return keys
+
+
+def check_keys(path: Path) -> None:
+    """Check that a YAML file is a mapping of known keys.
+
+    Raises:
+        InputError: naming file, line and the nearest key.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror}); wanted a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{path}{line}: not valid YAML ({reason})") from error
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"{path}:1: got {root.tag.rsplit(':', 1)[-1]}, wanted a mapping of keys such as 'federation:'")
+    _check_mapping(path, root, "", known_keys())
+
+
+def _check_mapping(path: Path, node: yaml.MappingNode, prefix: str, known: dict[str, type | None]) -> None:
+    siblings = {key.removeprefix(prefix) for key in known if key.startswith(prefix)}
+    siblings = {key for key in siblings if "." not in key}
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key not in siblings:
+            home = sorted(k for k in known if k.rsplit(".", 1)[-1] == key)
+            hint = f"; did you mean '{home[0]}'?" if home else nearest(key, siblings)
+            raise InputError(f"{path}:{line}: unknown key '{prefix}{key}'{hint}")
+        if key in seen:
+            raise InputError(f"{path}:{line}: key '{prefix}{key}' stands there twice; remove one")
+        seen.add(key)
+        if known[prefix + key] is not None:
+            if not isinstance(value_node, yaml.MappingNode):
+                raise InputError(f"{path}:{line}: '{prefix}{key}' wants keys of its own, got {value_node.value!r}")
+            _check_mapping(path, value_node, f"{prefix}{key}.", known)
+
+
+@contextlib.contextmanager
+def _one_line_errors(arguments: Sequence[str]) -> Iterator[None]:
+    """Turn the parser's many-line errors into an `InputError` of one line."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except InputError as error:
+        raise InputError(_tidy(str(error), arguments)) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(_tidy(str(error), arguments)) from error
+
+
+def _tidy(message: str, arguments: Sequence[str]) -> str:
+    text = " ".join(message.split()).replace("Parser key ", "").replace('"', "'")
+    if text.lower().startswith("unrecognized arguments:"):
+        flag = text.split(":", 1)[1].split()[0]
+        key = flag.lstrip("-").partition("=")[0]
+        return f"unknown argument {flag}{nearest(key, [*known_keys(), *(s[2:] for s in SHORTCUTS)])}"
+    for argument in arguments:
+        key = argument.removeprefix("--").partition("=")[0]
+        if f"'{key}'" in text:
+            return f"--{key}: {text}"
+    for path in _config_files(arguments):
+        for key in sorted(known_keys(), key=len, reverse=True):
+            if f"'{key}'" in text and (line := _line_of(path, key)):
+                return f"{path}:{line}: {text}"
+    return text
+
+
+def _line_of(path: Path, key: str) -> int | None:
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = None
+    for part in key.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((k, v) for k, v in pairs if k.value == part), None)
+        if found is None:
+            return None
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

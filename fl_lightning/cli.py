@@ -1,0 +1,164 @@
+"""The command line: ``python -m fl_lightning COMMAND``.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 and 143 stopped by a signal with the last round saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from fl_lightning.errors import InputError, RunError, nearest
+
+USAGE = """usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)
+
+Hierarchical federated LoRA fine-tuning of causal language models.
+
+commands:
+  fit       --config configs/default.yaml    train; --resume last|RUN continues a run
+  evaluate  --run RUN                         (re)write federated_eval.json and client_eval_all_rounds.json
+
+RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.
+"""
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code comes back."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("fl-lightning"))
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in commands:
+            raise InputError(
+                f"unknown command {command!r}, wanted one of {', '.join(commands)}{nearest(command, commands)}"
+            )
+        return commands[command](rest)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr)
+        return 130
+    except Stopped:
+        print("stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr)
+        return 143
+
+
+def fit(argv: list[str]) -> int:
+    """``fit``: train, or continue a run with ``--resume last|RUN``."""
+    from fl_lightning.arguments import parse_config
+
+    if "--help" in argv or "-h" in argv:
+        print("fl-lightning fit [--resume last|RUN] [OPTIONS]\n")
+    resume, argv = _take(argv, "--resume")
+    if resume is None:
+        config, folder = parse_config(argv), None
+    else:
+        from fl_lightning.files import find_run_folder
+
+        root = _take(argv, "--output")[0] or parse_config(argv).output
+        folder = find_run_folder(resume, Path(root))
+        # What the run was made with comes first, so that arguments given now win.
+        config = parse_config(["--config", str(folder / "config.yaml"), *argv])
+    _quiet()
+    from fl_lightning import run
+
+    run.fit(config, resume=folder)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """``evaluate --run RUN``: evaluate the adapters of a run again and print the table."""
+    if "--help" in argv or "-h" in argv:
+        print("usage: fl-lightning evaluate --run RUN [--output DIR]\n\nRUN is a run folder, or 'last' under --output.")
+        return 0
+    name, argv = _take(argv, "--run")
+    output, argv = _take(argv, "--output")
+    if argv:
+        raise InputError(f"unknown argument {argv[0]}{nearest(argv[0], ['--run', '--output'])}")
+    if name is None:
+        raise InputError("evaluate: no --run, wanted --run RUN with a run folder or 'last'")
+    from fl_lightning.files import find_run_folder
+
+    folder = find_run_folder(name, Path(output or "lightning_logs"))
+    _quiet()
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning import run
+
+    result = run.evaluate(folder)
+    table = Table(title=str(folder), title_justify="left")
+    table.add_column("department")
+    for column in ("loss base", "loss final", "perplexity base", "perplexity final", "accuracy base", "accuracy final"):
+        table.add_column(column, justify="right")
+    for who, values in [*result["departments"].items(), ("mean", result["mean"])]:
+        row = [f"{values[w][m]:.4f}" for m in ("loss", "perplexity", "token_accuracy") for w in ("base", "final")]
+        table.add_row(who, *row)
+    Console().print(table)
+    return 0
+
+
+def _take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """(value of the flag or None, the other arguments)."""
+    rest, value = [], None
+    items = iter(argv)
+    for item in items:
+        if item == flag:
+            value = next(items, None)
+            if value is None or value.startswith("--"):
+                raise InputError(f"{flag}: no value, wanted one")
+        elif item.startswith(f"{flag}="):
+            value = item.partition("=")[2]
+        else:
+            rest.append(item)
+    return value, rest
+
+
+def _quiet() -> None:
+    """Telemetry off, third parties' notices that no user can act on away, our own log on the terminal."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    warnings.filterwarnings("ignore", module="lightning")
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]")
+    ours = logging.getLogger("fl_lightning")
+    if not ours.handlers:
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Stopped

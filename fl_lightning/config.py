@@ -1,0 +1,311 @@
+"""The configuration: typed blocks, each key documented at its field and checked at birth.
+
+`configs/default.yaml` shows every key. Checks name the key in full (``federation.rounds``), what was got and what was
+wanted. Nothing heavy is imported here, so that ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from fl_lightning.errors import InputError
+
+TINY_BASE = "bundled:tiny_base"
+"""Name of the base model inside the package."""
+EXAMPLE_DEPARTMENTS = "bundled:departments"
+"""Name of the example data inside the package."""
+
+
+def _check(ok: bool, key: str, got: object, wanted: str) -> None:
+    if not ok:
+        raise InputError(f"{key}: got {got!r}, wanted {wanted}")
+
+
+def _positive(key: str, value: float) -> None:
+    _check(math.isfinite(value) and value > 0, key, value, "a finite number above 0")
+
+
+def _at_least(key: str, value: int, low: int) -> None:
+    _check(value >= low, key, value, f"an integer of at least {low}")
+
+
+def _unit(key: str, value: float, *, zero: bool = True) -> None:
+    ok = 0 <= value <= 1 if zero else 0 < value <= 1
+    _check(ok, key, value, "a number in [0, 1]" if zero else "a number above 0 and at most 1")
+
+
+def _one_of(key: str, value: object, choices: Collection[str]) -> None:
+    _check(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+@dataclass
+class ModelConfig:
+    """The frozen base model."""
+
+    name_or_path: str = TINY_BASE
+    """A Hub id, a local folder, a local .gguf file, or bundled:tiny_base."""
+    load_in_4bit: bool = False
+    """Quantise the base to NF4 with bitsandbytes."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the weights. Only for models you trust."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check(bool(self.name_or_path.strip()), "model.name_or_path", self.name_or_path, "a Hub id or a path")
+
+
+@dataclass
+class LoraConfig:
+    """The LoRA adapters: ``h = W0 x + (lora_alpha / r) B A x``."""
+
+    r: int = 8
+    """Rank."""
+    lora_alpha: float = 16
+    """Scale; the update is multiplied by lora_alpha / r."""
+    lora_dropout: float = 0.05
+    """Dropout on the input of A, in [0, 1)."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("lora.r", self.r, 1)
+        _positive("lora.lora_alpha", self.lora_alpha)
+        _check(0 <= self.lora_dropout < 1, "lora.lora_dropout", self.lora_dropout, "a number in [0, 1)")
+        ok = bool(self.target_modules) and all(name.strip() for name in self.target_modules)
+        _check(ok, "lora.target_modules", self.target_modules, "at least one module name, such as q_proj")
+
+
+@dataclass
+class DataConfig:
+    """Where the departments' records are and how much of them is used."""
+
+    root: str = EXAMPLE_DEPARTMENTS
+    """A folder of departments, or bundled:departments."""
+    clients_per_dept: int = 3
+    """The first so many clients of each department, in natural order."""
+    max_records: int = 128
+    """At most so many training records a client."""
+    max_length: int = 512
+    """Tokens a record; longer ones are cut, the prompt's beginning first."""
+    eval_fraction: float = 0.2
+    """Share held out where a client is a single file without eval split, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("data.clients_per_dept", self.clients_per_dept, 1)
+        _at_least("data.max_records", self.max_records, 1)
+        _at_least("data.max_length", self.max_length, 8)
+        _check(0 < self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "a number between 0 and 1")
+
+
+@dataclass
+class TrainingConfig:
+    """One client's fit in one round."""
+
+    local_epochs: int = 1
+    """Passes over the client's records."""
+    learning_rate: float = 2e-4
+    """Of AdamW, constant."""
+    batch_size: int = 4
+    """Records in a micro-batch."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches in an optimizer step; the last, partial window steps too."""
+    max_grad_norm: float = 1.0
+    """Clip each client's gradient to this norm; 0 turns it off."""
+    weight_decay: float = 0.0
+    """Of AdamW, on the LoRA factors."""
+    clients_at_once: int | Literal["auto"] = "auto"
+    """Clients trained together in one forward pass, or auto."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("training.local_epochs", self.local_epochs, 1)
+        _positive("training.learning_rate", self.learning_rate)
+        _at_least("training.batch_size", self.batch_size, 1)
+        _at_least("training.accumulate_grad_batches", self.accumulate_grad_batches, 1)
+        _check(self.max_grad_norm >= 0, "training.max_grad_norm", self.max_grad_norm, "0 or more")
+        _check(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
+        at_once = self.clients_at_once
+        _check(at_once == "auto" or int(at_once) >= 1, "training.clients_at_once", at_once, "auto or 1 or more")
+
+
+@dataclass
+class FloraConfig:
+    """Residual aggregation of clients into a department: ``θ + momentum Σ w_c (θ_c − θ)``."""
+
+    momentum: float = 0.1
+    """The step on the mean residual; the literature's server learning rate. In (0, 1]."""
+    use_residual: bool = True
+    """false gives the plain weighted mean."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _unit("federation.flora.momentum", self.momentum, zero=False)
+
+
+@dataclass
+class ClientClustersConfig:
+    """Clusters of clients inside a department."""
+
+    num_clusters: int = 2
+    """1 turns them off: every client starts from its department's state."""
+    global_mix: float = 0.2
+    """Share of the department's state in a client's next start, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("federation.client_clusters.num_clusters", self.num_clusters, 1)
+        _unit("federation.client_clusters.global_mix", self.global_mix)
+
+
+@dataclass
+class DeptClustersConfig:
+    """Clusters of departments by their LoRA A-matrices, and mixing inside them."""
+
+    enabled: bool = True
+    """false leaves every department to itself."""
+    method: Literal["kmeans"] = "kmeans"
+    """k-means++ and Lloyd."""
+    select: Literal["elbow"] = "elbow"
+    """How the number of clusters is chosen."""
+    min_clusters: int = 2
+    """The smallest number of clusters."""
+    max_clusters: int = 5
+    """The largest number of clusters."""
+    mixing_ratio: float = 0.3
+    """Share of the cluster's average in a department's next state, in [0, 1]."""
+    mix: Literal["a", "all"] = "a"
+    """a mixes the A-matrices only, all mixes B too."""
+    representation: Literal["delta", "raw", "subspace"] = "delta"
+    """delta compares the directions of A - A0, raw compares A, subspace the row spaces of A."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        block = "federation.dept_clusters"
+        _one_of(f"{block}.method", self.method, ("kmeans",))
+        _one_of(f"{block}.select", self.select, ("elbow",))
+        _at_least(f"{block}.min_clusters", self.min_clusters, 1)
+        wanted = f"at least min_clusters ({self.min_clusters})"
+        _check(self.max_clusters >= self.min_clusters, f"{block}.max_clusters", self.max_clusters, wanted)
+        _unit(f"{block}.mixing_ratio", self.mixing_ratio)
+        _one_of(f"{block}.mix", self.mix, ("a", "all"))
+        _one_of(f"{block}.representation", self.representation, ("delta", "raw", "subspace"))
+
+
+@dataclass
+class FederationConfig:
+    """The rounds."""
+
+    rounds: int = 10
+    """Number of rounds."""
+    share: Literal["all", "a"] = "all"
+    """all sends A and B; a sends A and keeps each client's B with the client."""
+    flora: FloraConfig = field(default_factory=FloraConfig)
+    """Clients into departments."""
+    client_clusters: ClientClustersConfig = field(default_factory=ClientClustersConfig)
+    """Clusters of clients inside a department."""
+    dept_clusters: DeptClustersConfig = field(default_factory=DeptClustersConfig)
+    """Clusters of departments."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("federation.rounds", self.rounds, 1)
+        _one_of("federation.share", self.share, ("all", "a"))
+
+
+@dataclass
+class FabricConfig:
+    """Devices and precision, as Lightning Fabric takes them."""
+
+    accelerator: str = "auto"
+    """auto, cpu or cuda."""
+    devices: int = 1
+    """Number of devices."""
+    strategy: str = "auto"
+    """Fabric's strategy."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _one_of("fabric.accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
+        _one_of("fabric.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _at_least("fabric.devices", self.devices, 1)
+
+
+def _default_loggers() -> list[dict[str, Any]]:
+    return [{"class_path": f"lightning.pytorch.loggers.{name}"} for name in ("CSVLogger", "TensorBoardLogger")]
+
+
+@dataclass
+class LoggingConfig:
+    """What is logged besides the adapters."""
+
+    loggers: list[dict[str, Any]] = field(default_factory=_default_loggers)
+    """Lightning loggers, each a class_path and, where wanted, init_args; save_dir is the run folder unless given."""
+    cluster_logging: bool = True
+    """Log clusters, similarities and aggregation statistics."""
+    save_cluster_metadata: bool = True
+    """Write cluster_metadata/*.json each round."""
+
+    def __post_init__(self) -> None:
+        """Check that every logger names its class. The rest is the logger's own business."""
+        wanted = "a mapping with class_path and, where wanted, init_args"
+        for index, logger in enumerate(self.loggers):
+            ok = isinstance(logger.get("class_path"), str) and set(logger) <= {"class_path", "init_args"}
+            _check(ok and isinstance(logger.get("init_args", {}), dict), f"logging.loggers[{index}]", logger, wanted)
+
+
+@dataclass
+class RetentionConfig:
+    """What is kept of earlier rounds; 0 keeps everything."""
+
+    client_exports: int = 0
+    """Client adapters of the last so many rounds."""
+    checkpoints: int = 2
+    """Checkpoints of the last so many rounds."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("retention.client_exports", self.client_exports, 0)
+        _at_least("retention.checkpoints", self.checkpoints, 0)
+
+
+@dataclass
+class RunConfig:
+    """Everything a run is made of."""
+
+    seed: int = 1234
+    """Every random draw is hashed from it."""
+    output: str = "lightning_logs"
+    """Folder in which version_N folders appear."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The frozen base model."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapters."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The records."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """A client's fit."""
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    """The rounds."""
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+    """Devices and precision."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Loggers."""
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    """What is kept."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("seed", self.seed, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, as they stand in config.yaml."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""From folders of records to packed rows of tokens."""

@@ -1,0 +1,67 @@
+"""All clients' tokenised records, read once and kept for every round."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_lightning.data.layout import find_clients, read_splits
+from fl_lightning.data.tokenization import Example, encode
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's tokenised records."""
+
+    department: str
+    client: str
+    train: list[Example]
+    eval: list[Example]
+
+    @property
+    def client_id(self) -> str:
+        """``department/client``."""
+        return f"{self.department}/{self.client}"
+
+
+def load_federation(
+    root: str | Path,
+    tokenizer: Any,
+    *,
+    clients_per_dept: int | None = None,
+    max_records: int | None = None,
+    max_length: int = 512,
+    eval_fraction: float = 0.2,
+    seed: int = 0,
+) -> dict[str, ClientData]:
+    """{client_id: data}, departments sorted, clients in natural order.
+
+    Args:
+        root: folder of departments, or ``bundled:departments``; layouts in `fl_lightning.data.layout`.
+        tokenizer: a transformers tokenizer.
+        clients_per_dept: the first so many clients of each department; None takes all.
+        max_records: at most so many training records a client.
+        max_length: at most so many tokens a record.
+        eval_fraction: share held out where a client has no eval file.
+        seed: the run seed, for that split.
+
+    Raises:
+        InputError: naming folder, file or line.
+    """
+    data: dict[str, ClientData] = {}
+    for department, clients in find_clients(root, clients_per_dept).items():
+        for files in clients:
+            training, held_out = read_splits(files, max_records=max_records, eval_fraction=eval_fraction, seed=seed)
+            data[files.client_id] = ClientData(
+                department,
+                files.client,
+                encode(training, tokenizer, max_length, str(files.train)),
+                encode(held_out, tokenizer, max_length, str(files.eval or files.train)),
+            )
+    tokens = sum(len(e) for c in data.values() for e in c.train)
+    log.info("%d clients, %d training tokens an epoch", len(data), tokens)
+    return data

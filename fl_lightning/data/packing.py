@@ -1,0 +1,95 @@
+"""Batches without padding: the tokens of all sequences, of one client or of several, in one row.
+
+Linear layers need no batch dimension, so padding would only waste work; attention is kept inside each sequence by its
+length (`fl_lightning.modeling.attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fl_lightning.data.tokenization import Example
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences of K clients in one row of T tokens, S of which are to be predicted.
+
+    Attributes:
+        input_ids: shape (1, T), int64.
+        position_ids: shape (1, T); starts at 0 in every sequence.
+        keep: positions whose next token is supervised, shape (S,).
+        targets: those next tokens, shape (S,).
+        owners: client index in 0 … K − 1 of each target, shape (S,).
+        lengths: tokens of each sequence, in row order.
+        client_tokens: tokens of each client, in row order; a client without sequences has 0.
+        client_targets: targets of each client.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    keep: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    lengths: tuple[int, ...]
+    client_tokens: tuple[int, ...]
+    client_targets: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.input_ids.shape[1])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on another device."""
+        names = ("input_ids", "position_ids", "keep", "targets", "owners")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
+    """Pack the examples of K clients into one row, client after client.
+
+    Raises:
+        ValueError: if there is no example at all.
+
+    Example:
+        >>> a = Example(torch.tensor([5, 6, 7]), torch.tensor([False, True, True]))
+        >>> batch = pack([[a], [a, a]])
+        >>> batch.num_tokens, batch.keep.tolist(), batch.targets.tolist(), batch.owners.tolist()
+        (9, [0, 1, 3, 4, 6, 7], [6, 7, 6, 7, 6, 7], [0, 0, 1, 1, 1, 1])
+    """
+    examples = [example for client in clients for example in client]
+    if not examples:
+        raise ValueError("clients: got no example, wanted at least one")
+    ids = torch.cat([e.ids for e in examples])
+    predicted = torch.cat([e.supervised for e in examples]).nonzero().squeeze(1)
+    client_targets = tuple(sum(int(e.supervised.sum()) for e in client) for client in clients)
+    return PackedBatch(
+        input_ids=ids[None],
+        position_ids=torch.cat([torch.arange(len(e)) for e in examples])[None],
+        keep=predicted - 1,
+        targets=ids[predicted],
+        owners=torch.repeat_interleave(torch.arange(len(clients)), torch.tensor(client_targets)),
+        lengths=tuple(len(e) for e in examples),
+        client_tokens=tuple(sum(map(len, client)) for client in clients),
+        client_targets=client_targets,
+    )
+
+
+def pack_one(examples: Sequence[Example]) -> PackedBatch:
+    """`pack` of a single client: the collate function of a DataLoader."""
+    return pack([examples])
+
+
+def epoch_order(num_examples: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Indices of each batch of an epoch: a seeded permutation cut into batches, the last one partial.
+
+    Example:
+        >>> [len(batch) for batch in epoch_order(10, 4, seed=0)]
+        [4, 4, 2]
+    """
+    order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[i : i + batch_size] for i in range(0, num_examples, batch_size)]

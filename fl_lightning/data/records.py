@@ -1,0 +1,137 @@
+"""One record of text: what stands in a line of JSONL, and the conversation it means.
+
+Accepted: ``{"instruction", "input", "output"}``, ``{"prompt", "completion"}``, ``{"messages": [{role, content}]}`` and
+``{"text"}``. Every record ends up as a list of `Turn`, of which the supervised ones are learned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_lightning.errors import InputError
+
+FORMS = "{instruction, input, output}, {prompt, completion}, {messages} or {text}"
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Something said: `role` is system, user or assistant, or text for a record without a conversation."""
+
+    role: str
+    content: str
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the loss is taken on this turn."""
+        return self.role in ("assistant", "text")
+
+
+Record = list[Turn]
+
+
+def parse_record(value: object) -> Record:
+    r"""The conversation in one JSON value.
+
+    Raises:
+        ValueError: saying what is missing; the caller adds file and line.
+
+    Example:
+        >>> parse_record({"instruction": "Add", "input": "1 1", "output": "2"})[0].content
+        'Add\\n\\n1 1'
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"got {type(value).__name__}, wanted an object such as {FORMS}")
+    if "messages" in value:
+        return _parse_messages(value["messages"])
+    if "instruction" in value or "output" in value:
+        instruction, extra = _text(value, "instruction"), value.get("input") or ""
+        if not isinstance(extra, str):
+            raise ValueError(f"'input' is {type(extra).__name__}, wanted text")
+        prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+        return [Turn("user", prompt), Turn("assistant", _text(value, "output", "response"))]
+    if "prompt" in value or "completion" in value:
+        return [Turn("user", _text(value, "prompt")), Turn("assistant", _text(value, "completion", "response"))]
+    if "text" in value:
+        return [Turn("text", _text(value, "text"))]
+    raise ValueError(f"got keys {sorted(map(str, value))}, wanted {FORMS}")
+
+
+def _text(value: Mapping[str, Any], key: str, what: str = "text") -> str:
+    found = value.get(key)
+    if not isinstance(found, str) or not found.strip():
+        raise ValueError(f"no {what}: {key!r} is {'missing' if found is None else repr(found)[:40]}, wanted text")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key!r} holds half of a surrogate pair, wanted valid Unicode") from error
+    return found
+
+
+def _parse_messages(messages: object) -> Record:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' wants a list of {role, content} with at least one message")
+    turns: Record = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(f"message {number}: wanted an object with role {', '.join(ROLES)} and content")
+        turns.append(Turn(message["role"], _text(message, "content")))
+    if not any(turn.supervised for turn in turns):
+        raise ValueError("no response: no message has the role assistant")
+    return turns
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a ``.jsonl`` (one object a line) or ``.json`` (a list of objects) file, in file order.
+
+    Blank lines are passed over.
+
+    Raises:
+        InputError: naming file and line (or index), for anything that is not a record, or if there is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); wanted a JSONL file of records") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    records = _read_list(path, text) if path.suffix == ".json" else _read_lines(path, text)
+    if not records:
+        raise InputError(f"{path}: no records; wanted at least one of {FORMS}, or remove the client")
+    return records
+
+
+def _read_lines(path: Path, text: str) -> list[Record]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(parse_record(json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: {str(error) or 'nested too deeply'}") from error
+    return records
+
+
+def _read_list(path: Path, text: str) -> list[Record]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, list):
+        raise InputError(f"{path}: got {type(values).__name__}, wanted a list of records")
+    records = []
+    for index, value in enumerate(values):
+        try:
+            records.append(parse_record(value))
+        except ValueError as error:
+            raise InputError(f"{path}: record {index}: {error}") from error
+    return records

@@ -1,0 +1,114 @@
+"""Loss, perplexity and token accuracy of adapters on held-out records, and the two JSON files that hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torchmetrics import MeanMetric
+
+from fl_lightning.data.federation import ClientData
+from fl_lightning.errors import InputError
+from fl_lightning.files import read_json, write_json
+from fl_lightning.fit import Metrics
+from fl_lightning.modeling.lora import read_lora_adapter
+from fl_lightning.state import LoraState, problem_with
+
+Figures = dict[str, float]
+
+
+def figures(metrics: Metrics) -> Figures:
+    """Loss (nats a token), perplexity and token accuracy of one adapter on one set of records."""
+    loss = MeanMetric()
+    accuracy = MeanMetric()
+    loss.update(metrics.loss_sum / metrics.num_tokens, weight=metrics.num_tokens)
+    accuracy.update(metrics.correct / metrics.num_tokens, weight=metrics.num_tokens)
+    return as_figures(float(loss.compute()), float(accuracy.compute()))
+
+
+def as_figures(loss: float, token_accuracy: float) -> Figures:
+    """The three figures; the perplexity of a loss above 700 nats is reported as that of 700."""
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": token_accuracy}
+
+
+def mean_figures(departments: Mapping[str, Figures]) -> Figures:
+    """Unweighted mean over departments (or clients) of loss and accuracy; perplexity is that of the mean loss."""
+    loss, accuracy = MeanMetric(), MeanMetric()
+    for values in departments.values():
+        loss.update(values["loss"])
+        accuracy.update(values["token_accuracy"])
+    return as_figures(float(loss.compute()), float(accuracy.compute()))
+
+
+class Evaluator(Protocol):
+    """Whatever can evaluate adapters, such as `LocalClients`."""
+
+    def evaluate(self, jobs: Any) -> list[Metrics]:
+        """The figures of each (state, examples) job."""
+        ...
+
+
+def evaluate_departments(
+    clients: Evaluator, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
+) -> tuple[dict[str, Figures], float]:
+    """Figures of each department's adapter over all tokens of its clients, and the unweighted mean loss over clients."""
+    results = clients.evaluate([(states[c.department], c.eval) for c in data.values()])
+    pooled: dict[str, Metrics] = {}
+    for client, metrics in zip(data.values(), results, strict=True):
+        pooled[client.department] = pooled[client.department] + metrics if client.department in pooled else metrics
+    departments = {d: figures(metrics) for d, metrics in pooled.items()}
+    return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
+
+
+def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[str, Any]:
+    """What stands in ``federated_eval.json``."""
+    departments = {d: {"base": base[d], "final": final[d]} for d in sorted(final)}
+    return {"departments": departments, "mean": {"base": mean_figures(base), "final": mean_figures(final)}}
+
+
+def evaluate_run(
+    run_folder: Path, data: Mapping[str, ClientData], clients: Evaluator, initial: LoraState
+) -> dict[str, Any]:
+    """Evaluate the adapters of a run folder and write both JSON files anew.
+
+    Args:
+        run_folder: with ``dept_lora_federated.json`` and ``client_lora_federated.json``.
+        data: {client_id: records}.
+        clients: evaluates adapters.
+        initial: the fresh adapter, which leaves the base as it is.
+
+    Returns:
+        What stands in ``federated_eval.json``.
+
+    Raises:
+        InputError: if an adapter is missing or does not fit the base.
+    """
+
+    def read(place: str) -> LoraState:
+        folder = (run_folder / place).resolve()
+        if not folder.is_relative_to(run_folder.resolve()):
+            raise InputError(f"{run_folder}: adapter path {place!r} leads out of the run folder")
+        state = read_lora_adapter(folder)
+        if problem := problem_with(state, initial):
+            raise InputError(f"{folder}: does not fit the base model of the run: {problem}")
+        return state
+
+    wanted = {client.department for client in data.values()}
+    places = read_json(run_folder / "dept_lora_federated.json")
+    if missing := sorted(wanted - set(places)):
+        raise InputError(f"{run_folder}: no adapter of department {missing[0]} in dept_lora_federated.json")
+    base, _ = evaluate_departments(clients, data, dict.fromkeys(wanted, initial))
+    final, _ = evaluate_departments(clients, data, {d: read(places[d]) for d in sorted(wanted)})
+    rounds: dict[str, Any] = {}
+    for round_num, departments in read_json(run_folder / "client_lora_federated.json")["rounds"].items():
+        for department, exports in departments.items():
+            for client, place in exports.items():
+                metrics = clients.evaluate([(read(place), data[f"{department}/{client}"].eval)])[0]
+                values = {**figures(metrics), "num_examples": metrics.num_examples}
+                rounds.setdefault(round_num, {}).setdefault(department, {})[client] = values
+    result = summary(base, final)
+    write_json(run_folder / "federated_eval.json", result)
+    write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})
+    return result

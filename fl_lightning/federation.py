@@ -1,0 +1,119 @@
+"""What a federation knows between rounds, and what happened in one: plain values, changed by `FederatedRound` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from fl_lightning.clustering import Grouping
+from fl_lightning.flora import WeightedMean
+from fl_lightning.state import LoraState, check_same_layout, is_lora_b
+
+
+@dataclass(frozen=True)
+class FederationState:
+    """Everything the next round depends on.
+
+    Attributes:
+        round_num: the last round that is complete; 0 before the first.
+        initial: A₀ and B = 0, shared by everybody.
+        departments: {department: θ_d}.
+        client_starts: {client_id: the shared factor the client starts from next}, where client clusters are on.
+        personal: {client_id: the client's own B}, where ``share: a``.
+        examples: {client_id: num_examples} of every client heard of.
+        cluster_assignments: {department: cluster id} of the last round.
+    """
+
+    round_num: int
+    initial: LoraState
+    departments: dict[str, LoraState]
+    client_starts: dict[str, LoraState] = field(default_factory=dict)
+    personal: dict[str, LoraState] = field(default_factory=dict)
+    examples: dict[str, int] = field(default_factory=dict)
+    cluster_assignments: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:
+        """Round 0: everybody holds the same A₀ and B = 0.
+
+        Raises:
+            ValueError: if B is not zero.
+        """
+        if any(bool(tensor.any()) for name, tensor in initial.items() if is_lora_b(name)):
+            raise ValueError(
+                "initial state: lora_B is not zero; wanted a fresh adapter, which leaves the base as it is"
+            )
+        return cls(0, initial, {name: dict(initial) for name in sorted(departments)})
+
+    def start_of(self, client_id: str) -> LoraState:
+        """θ_d, over it the client's cluster start, over it the client's own B."""
+        department = client_id.split("/", 1)[0]
+        return {
+            **self.departments[department],
+            **self.client_starts.get(client_id, {}),
+            **self.personal.get(client_id, {}),
+        }
+
+    def department_examples(self) -> dict[str, int]:
+        """{department: training records of all its clients heard of}; the weights in a cluster's mean."""
+        totals = dict.fromkeys(self.departments, 0)
+        for client_id, count in self.examples.items():
+            totals[client_id.split("/", 1)[0]] += count
+        return totals
+
+    def check(self) -> None:
+        """Check that all departments can be compared with the shared start.
+
+        Raises:
+            ValueError: if a state's names or shapes differ from the initial ones.
+        """
+        check_same_layout([self.initial, *self.departments.values()])
+
+
+def mean_personal(
+    personal: Mapping[str, Mapping[str, torch.Tensor]], examples: Mapping[str, int], department: str
+) -> LoraState:
+    """Example-weighted mean of the clients' own B in a department; empty where nobody has one."""
+    mean = WeightedMean()
+    for client_id in sorted(personal):
+        if client_id.split("/", 1)[0] == department:
+            mean.add(personal[client_id], examples[client_id])
+    return {name: tensor.float() for name, tensor in mean.value().items()} if mean.total else {}
+
+
+@dataclass
+class DepartmentReport:
+    """How one department's clients came together in a round.
+
+    Attributes:
+        weights: {client: w_c}, summing to 1.
+        residual_norms: {client: ‖θ_c − θ_d‖} over what is shared.
+        drift: {client: ‖θ_c − θ_d'‖} over what is shared.
+        moved: ‖θ_d' − θ_d‖.
+        left_out: {client: reason} of updates that were not averaged.
+        client_clusters: {client: cluster id}; empty where client clusters are off.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    residual_norms: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    moved: float = 0.0
+    left_out: dict[str, str] = field(default_factory=dict)
+    client_clusters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class RoundReport:
+    """What happened in a round, for the callbacks that log and draw it.
+
+    Attributes:
+        bytes_sent: bytes by level, counted from the tensors shared: ``client/up``, ``client/down``, ``department/up``,
+            ``department/down``, and ``client/up`` of every client under its id.
+    """
+
+    round_num: int
+    departments: dict[str, DepartmentReport] = field(default_factory=dict)
+    grouping: Grouping | None = None
+    bytes_sent: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,69 @@
+"""Lightning loggers by class path, writing into the run folder."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import Logger
+
+from fl_lightning.errors import InputError
+
+ADVERTISEMENT = "Tip:"
+
+
+def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: int = 0) -> list[Logger]:
+    """Instantiate loggers; those that take ``save_dir`` write into the run folder unless told otherwise.
+
+    Args:
+        specs: mappings with ``class_path`` and, where wanted, ``init_args``.
+        run_folder: the run's folder.
+        first_step: rows from this step on are written anew (TensorBoard drops what an interrupted run wrote there).
+
+    Raises:
+        InputError: naming the logger that cannot be made.
+    """
+    loggers = []
+    for index, spec in enumerate(specs):
+        where = f"logging.loggers[{index}]: {spec['class_path']}"
+        module_name, _, class_name = spec["class_path"].rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"{where}: cannot be imported ({error}); wanted the path of a Lightning logger") from error
+        if not (isinstance(cls, type) and issubclass(cls, Logger)):
+            raise InputError(f"{where}: is not a Lightning logger")
+        arguments = dict(spec.get("init_args", {}))
+        parameters = inspect.signature(cls).parameters
+        if "save_dir" in parameters and "save_dir" not in arguments:
+            arguments["save_dir"] = str(run_folder)
+            arguments.update({k: "" for k in ("name", "version") if _writes_plain_files(cls) and k not in arguments})
+        if class_name == "TensorBoardLogger" and first_step:
+            arguments.setdefault("purge_step", first_step)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+                loggers.append(cls(**arguments))
+                _ = loggers[-1].experiment if _writes_plain_files(cls) else None
+        except (TypeError, ValueError, ImportError, OSError) as error:
+            raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    return loggers
+
+
+def _writes_plain_files(cls: type) -> bool:
+    """CSV and TensorBoard put their files straight into the run folder; others sort runs by name and version."""
+    return any(base.__name__ in ("CSVLogger", "TensorBoardLogger") for base in cls.__mro__)
+
+
+class NoAdvertisement(logging.Filter):
+    """Drops Lightning's tips for products: nothing a user of this package can act on."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is let through."""
+        text = record.getMessage()
+        return not (ADVERTISEMENT in text and ("lit" in text.lower() or "pip install" in text))

@@ -1,0 +1,87 @@
+"""Loading a base model and its tokenizer: Hub id, local folder, GGUF file, or the one inside the package.
+
+The only place that knows 4-bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fl_lightning import bundled
+from fl_lightning.config import ModelConfig
+from fl_lightning.errors import InputError
+from fl_lightning.modeling.attention import use_packed_attention
+
+log = logging.getLogger(__name__)
+
+
+def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """The frozen base model, in eval mode, and its tokenizer.
+
+    Args:
+        config: the ``model`` block.
+        dtype: of the weights (of the computation, in 4-bit).
+        device: where a quantised base is placed; others are placed by Fabric.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        InputError: saying which model was wanted and what was tried.
+    """
+    name = config.name_or_path
+    path = bundled.resolve(name)
+    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.name_or_path: no file {path}; wanted a GGUF file, a folder or a Hub id")
+        source, arguments["gguf_file"] = str(path.parent), path.name
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.name_or_path: no config.json in {path}; wanted a model folder or a Hub id")
+        source = str(path)
+    else:
+        source, arguments["revision"] = name, config.revision
+    quantised = {"quantization_config": _nf4(dtype), "device_map": {"": str(device)}} if config.load_in_4bit else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments, **quantised)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise InputError(_why(name, source, error)) from error
+    if "gguf_file" in arguments:  # the weights are plain tensors now; PEFT must not take them for quantised ones
+        model.is_quantized, model.hf_quantizer = False, None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    use_packed_attention(model)
+    return model, tokenizer
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    import bitsandbytes  # noqa: F401  (slow to import, and only 4-bit needs it)
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=False
+    )
+
+
+def _why(name: str, source: str, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if Path(source).exists():
+        return f"model.name_or_path: {name} cannot be loaded from {source} ({reason})"
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    tried = f"folder ./{source}, the local Hub cache" + ("" if offline else ", the Hub")
+    return (
+        f"model.name_or_path: {name} not found; tried {tried}"
+        f"{' (HF_HUB_OFFLINE=1)' if offline else ''}; name a local folder, bundled:tiny_base, or a Hub id ({reason})"
+    )

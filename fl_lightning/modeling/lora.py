@@ -1,0 +1,165 @@
+"""LoRA adapters of a PEFT model: make, read, write, export, load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fl_lightning.errors import InputError, nearest
+from fl_lightning.files import atomic_folder
+from fl_lightning.state import LoraState, problem_with, snapshot
+
+ADAPTER = "default"
+
+
+def create_lora_model(
+    model: Any,
+    r: int = 8,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.05,
+    target_modules: Sequence[str] = ("q_proj", "v_proj"),
+    *,
+    seed: int = 0,
+) -> PeftModel:
+    """Wrap a causal LM with LoRA adapters: A drawn from `seed` (Kaiming uniform), B = 0.
+
+    Args:
+        model: a transformers causal language model; it is changed in place, as PEFT does.
+        r: rank.
+        lora_alpha: scale; the update is ``(lora_alpha / r) B A x``.
+        lora_dropout: dropout on the input of A.
+        target_modules: names of the linear layers.
+        seed: of A₀; the same seed gives the same A₀ whatever was drawn before.
+
+    Returns:
+        The PEFT model; only A and B require gradients.
+
+    Raises:
+        InputError: if a name matches no linear layer.
+    """
+    suffixes = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+    names = [name for name, _ in model.named_modules()]
+    for target in target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted(s for s in suffixes if s.endswith(("proj", "attn", "fc", "fc1", "fc2", "query_key_value")))
+            raise InputError(
+                f"lora.target_modules: {target!r} matches no module of the base model{nearest(target, suffixes)} "
+                f"(linear layers there: {', '.join(known)})"
+            )
+    config = PeftLoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=sorted(target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:300]}") from error
+
+
+def collect_lora_state(model: PeftModel) -> LoraState:
+    """A snapshot of the adapter: {PEFT's parameter name: detached fp32 CPU copy}, sorted by name."""
+    return snapshot(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
+
+
+def collect_lora_parameter_names(model: PeftModel) -> list[str]:
+    """Names of the adapter's parameters, as in `collect_lora_state`, sorted."""
+    return sorted(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
+
+
+def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    """{prefix: layer}, where ``prefix + ".lora_A.weight"`` is the name in a `LoraState`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A}
+
+
+@torch.no_grad()
+def load_lora_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into the model's adapter, in place.
+
+    Raises:
+        ValueError: if names or shapes differ, or a value is not finite.
+    """
+    live = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    if problem := problem_with(state, live):
+        raise ValueError(f"adapter state does not fit the model: {problem}")
+    for name, tensor in live.items():  # these share memory with the parameters
+        tensor.copy_(state[name])
+
+
+def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """Write an adapter in PEFT's format (``adapter_config.json``, ``adapter_model.safetensors``), whole or not at all.
+
+    Args:
+        model: gives the adapter's config, and the tensors where `state` is None.
+        folder: where to; an adapter that stands there is replaced.
+        state: the tensors to write.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> from fl_lightning import create_lora_model, load_base_model, export_lora_adapter, ModelConfig
+        >>> import tempfile, torch
+        >>> base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+        >>> sorted(p.name for p in export_lora_adapter(create_lora_model(base), tempfile.mkdtemp() + "/hr").iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    folder = Path(folder)
+    tensors = collect_lora_state(model) if state is None else snapshot(state)
+    with atomic_folder(folder) as temporary:
+        config = model.peft_config[ADAPTER]
+        was, config.inference_mode = config.inference_mode, True
+        try:
+            config.save_pretrained(str(temporary))
+        finally:
+            config.inference_mode = was
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def read_lora_adapter(folder: str | Path) -> LoraState:
+    """The tensors of an adapter folder; only safetensors are read.
+
+    Raises:
+        InputError: if there is no adapter, or the file is not whole.
+    """
+    path = Path(folder) / "adapter_model.safetensors"
+    try:
+        return snapshot(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: no readable adapter ({error}); wanted a safetensors file in PEFT's format"
+        ) from error
+
+
+def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:
+    """A base model with the adapter of a folder on it, ready for inference.
+
+    Args:
+        model: the base, without adapters.
+        folder: as `export_lora_adapter` writes it; only safetensors are read.
+
+    Raises:
+        InputError: if the folder holds no adapter that fits the base.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder}: no adapter; wanted adapter_config.json and adapter_model.safetensors")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"{folder}: the adapter does not fit the base ({' '.join(str(error).split())[:300]})"
+        ) from error

@@ -1,0 +1,112 @@
+"""The LightningModule around a PEFT causal language model.
+
+It runs under this package's Fabric loop (`fl_lightning.fit`) and, unchanged, under `lightning.Trainer` in another project
+with the batches of `FederatedDataModule`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch.nn.functional import cross_entropy
+
+from fl_lightning.data.packing import PackedBatch
+from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
+
+
+class ClientSums(NamedTuple):
+    """What a forward pass gives for each of the K clients in a packed row.
+
+    Attributes:
+        loss: sum of the cross-entropy over the client's targets, in nats, shape (K,).
+        correct: number of targets that were the most likely token, shape (K,).
+        targets: number of targets, shape (K,).
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    targets: torch.Tensor
+
+    def mean_loss(self) -> torch.Tensor:
+        """Mean cross-entropy of each client over its own targets, shape (K,); 0 for a client without targets."""
+        return self.loss / self.targets.clamp(min=1)
+
+
+class LoraClientModule(L.LightningModule):
+    """A client's fine-tuning: next-token cross-entropy on response tokens, AdamW on the LoRA factors.
+
+    Args:
+        model: a PEFT causal language model, see `create_lora_model`.
+        learning_rate: of AdamW, constant.
+        weight_decay: of AdamW.
+
+    Example:
+        >>> import torch
+        >>> from fl_lightning import FederatedDataModule, LoraClientModule, ModelConfig
+        >>> from fl_lightning import create_lora_model, load_base_model
+        >>> base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+        >>> module = LoraClientModule(create_lora_model(base), learning_rate=5e-3)
+        >>> data = FederatedDataModule("bundled:departments", tokenizer, client="hr/client_0", max_records=2)
+        >>> data.setup("fit")
+        >>> bool(module.training_step(next(iter(data.train_dataloader())), 0) > 0)
+        True
+    """
+
+    def __init__(self, model: Any, *, learning_rate: float = 2e-4, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate: got {learning_rate}, wanted a number above 0")
+        use_packed_attention(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        self.model = model
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self._last_loss: torch.Tensor | None = None
+
+    def forward(self, batch: PackedBatch) -> ClientSums:
+        """Losses and hits of every client in a packed row; the head runs on the supervised positions only."""
+        logits = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            logits_to_keep=batch.keep,
+            use_cache=False,
+            **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
+        ).logits[0]
+        losses = cross_entropy(logits.float(), batch.targets, reduction="none")
+        hits = (logits.detach().argmax(-1) == batch.targets).to(losses.dtype)
+        zeros = losses.new_zeros(len(batch.client_targets))
+        return ClientSums(
+            zeros.index_add(0, batch.owners, losses),
+            zeros.index_add(0, batch.owners, hits),
+            torch.tensor(batch.client_targets, device=losses.device),
+        )
+
+    def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
+        """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""
+        loss = self(batch).mean_loss().sum()
+        self._last_loss = loss.detach()
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
+        """Log the step's loss; here and not in the step, so that Trainer and Fabric log alike."""
+        if self._last_loss is not None:
+            self.log("train/loss", self._last_loss, prog_bar=True, batch_size=1)
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss on held-out records, logged as ``eval/loss`` with ``eval/token_accuracy``."""
+        sums = self(batch)
+        loss = sums.loss.sum() / sums.targets.sum()
+        weight = sum(batch.client_targets)
+        self.log("eval/loss", loss, prog_bar=True, batch_size=weight)
+        self.log("eval/token_accuracy", sums.correct.sum() / sums.targets.sum(), batch_size=weight)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on the parameters that require gradients: the LoRA factors."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return self.make_optimizer(parameters)
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh AdamW for the parameters given, with this module's learning rate and weight decay."""
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)

@@ -1,0 +1,189 @@
+"""From a config to a finished run folder: puts the parts together for the command line."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from fl_lightning.arguments import parse_config
+from fl_lightning.callbacks import (
+    AdapterExport,
+    ClientLog,
+    ClusterMonitor,
+    Evaluation,
+    FederatedCallback,
+    FederatedRound,
+    MemoryMonitor,
+    RichProgress,
+    RoundCheckpoint,
+)
+from fl_lightning.checkpoint import checkpoints, load_checkpoint
+from fl_lightning.config import RunConfig
+from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.device import make_fabric
+from fl_lightning.errors import InputError
+from fl_lightning.evaluation import evaluate_run
+from fl_lightning.federation import FederationState
+from fl_lightning.files import create_run_folder, write_text
+from fl_lightning.fit import LocalClients
+from fl_lightning.loggers import make_loggers
+from fl_lightning.modeling.base import load_base_model
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
+from fl_lightning.module import LoraClientModule
+from fl_lightning.seeding import derive_seed
+from fl_lightning.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a config means on this machine: everything is checked before anything is written."""
+
+    fabric: Any
+    module: LoraClientModule
+    data: dict[str, ClientData]
+
+
+def prepare(config: RunConfig) -> Parts:
+    """Load base model and data, without writing anything.
+
+    Raises:
+        InputError: if the config, the data or the machine do not fit each other.
+    """
+    fabric, dtype = make_fabric(config.fabric)
+    base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    model = create_lora_model(
+        base,
+        config.lora.r,
+        config.lora.lora_alpha,
+        config.lora.lora_dropout,
+        config.lora.target_modules,
+        seed=derive_seed(config.seed, "lora_A"),
+    )
+    data = load_federation(
+        config.data.root,
+        tokenizer,
+        clients_per_dept=config.data.clients_per_dept,
+        max_records=config.data.max_records,
+        max_length=config.data.max_length,
+        eval_fraction=config.data.eval_fraction,
+        seed=config.seed,
+    )
+    module = LoraClientModule(
+        model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
+    )
+    return Parts(fabric, module, data)
+
+
+def make_callbacks(config: RunConfig, console: Console | None = None) -> list[FederatedCallback]:
+    """The callbacks of a run, in the order in which their hooks run; the checkpoint comes last but for the bars."""
+    return [
+        FederatedRound(config.federation, seed=config.seed),
+        ClientLog(),
+        Evaluation(),
+        ClusterMonitor(log_metrics=config.logging.cluster_logging, save_metadata=config.logging.save_cluster_metadata),
+        MemoryMonitor(),
+        AdapterExport(config.retention.client_exports),
+        RoundCheckpoint(config.retention.checkpoints),
+        RichProgress(console),
+    ]
+
+
+def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path:
+    """Run `config` from its start, or from the last checkpoint of the run folder `resume`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: for bad input; no run folder is made then.
+        RunError: if the run cannot go on.
+    """
+    parts = prepare(config)
+    callbacks = make_callbacks(config, console)
+    state: FederationState | None = None
+    history: list[tuple[int, dict[str, float]]] = []
+    if resume is not None:
+        state, history = _restore(resume, callbacks, set(c.department for c in parts.data.values()))
+    run_folder = resume or create_run_folder(Path(config.output))
+    write_text(run_folder / "config.yaml", to_yaml(config))
+    loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
+    parts.fabric._loggers = loggers
+    for logger in loggers:
+        logger.log_hyperparams(config.to_dict())
+    trainer = FederatedTrainer(
+        fabric=parts.fabric,
+        callbacks=callbacks,
+        federation=config.federation,
+        training=config.training,
+        seed=config.seed,
+        run_folder=run_folder,
+    )
+    status = "failed"
+    try:
+        trainer.fit(parts.module, parts.data, clients=_clients(parts, config), resume_from=state, history=history)
+        status = "success"
+    finally:
+        for logger in loggers:  # Fabric never closes its loggers
+            logger.save() if hasattr(logger, "save") else None
+            logger.finalize(status)
+    return run_folder
+
+
+def evaluate(run_folder: Path) -> dict[str, Any]:
+    """Write ``federated_eval.json`` and ``client_eval_all_rounds.json`` of a finished run anew from its adapters.
+
+    Returns:
+        What stands in ``federated_eval.json``.
+
+    Raises:
+        InputError: if the run has no config or no adapters.
+    """
+    config = load_config(run_folder / "config.yaml")
+    parts = prepare(config)
+    return evaluate_run(run_folder, parts.data, _clients(parts, config), collect_lora_state(parts.module.model))
+
+
+def _clients(parts: Parts, config: RunConfig) -> LocalClients:
+    at_once = config.training.clients_at_once
+    return LocalClients(
+        parts.fabric, parts.module, parts.data, config.training, 4 if at_once == "auto" else int(at_once)
+    )
+
+
+def _restore(
+    run_folder: Path, callbacks: list[FederatedCallback], departments: set[str]
+) -> tuple[FederationState, list[tuple[int, dict[str, float]]]]:
+    found = checkpoints(run_folder)
+    if not found:
+        raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
+    state, extra = load_checkpoint(found[max(found)])
+    if set(state.departments) != departments:
+        raise InputError(
+            f"{run_folder}: its departments are {sorted(state.departments)}, those in data.root are {sorted(departments)}"
+        )
+    for callback in callbacks:
+        if type(callback).__name__ in extra["callbacks"]:
+            callback.load_state_dict(extra["callbacks"][type(callback).__name__])
+    log.info("resuming %s after round %d", run_folder, state.round_num)
+    return state, [(step, row) for step, row in extra["history"]]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as YAML, keys in the order of the dataclasses."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path) -> RunConfig:
+    """A config file as `fit` would read it.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    return parse_config(["--config", str(path)])

@@ -1,0 +1,110 @@
+"""LoRA tensors in memory.
+
+A `LoraState` maps PEFT's on-disk parameter names to tensors. A factor is told by its name, never by its shape:
+``lora_A`` of shape (r, in_features), ``lora_B`` of shape (out_features, r), in ``h = W0 x + (lora_alpha / r) B A x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+
+LoraState: TypeAlias = dict[str, torch.Tensor]
+Factor: TypeAlias = Literal["a", "b", "all"]
+
+
+def is_lora_a(name: str) -> bool:
+    """Whether the parameter is a down-projection A (embeddings' ``lora_embedding_A`` too)."""
+    return "lora_A" in name or "lora_embedding_A" in name
+
+
+def is_lora_b(name: str) -> bool:
+    """Whether the parameter is an up-projection B (embeddings' ``lora_embedding_B`` too)."""
+    return "lora_B" in name or "lora_embedding_B" in name
+
+
+def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
+    """The tensors of one factor (``a`` or ``b``) or of both (``all``), not copied.
+
+    Raises:
+        ValueError: for another factor.
+    """
+    tests: dict[str, Callable[[str], bool]] = {
+        "a": is_lora_a,
+        "b": is_lora_b,
+        "all": lambda name: is_lora_a(name) or is_lora_b(name),
+    }
+    if factor not in tests:
+        raise ValueError(f"factor: got {factor!r}, wanted one of {sorted(tests)}")
+    return {name: tensor for name, tensor in state.items() if tests[factor](name)}
+
+
+def snapshot(state: Mapping[str, torch.Tensor]) -> LoraState:
+    """A detached fp32 copy on the CPU, in sorted name order, sharing no memory with live parameters."""
+    return {n: state[n].detach().to("cpu", torch.float32, copy=True).contiguous() for n in sorted(state)}
+
+
+def num_bytes(state: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the tensors as they are: what travels when this state is sent."""
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def flatten(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """All tensors as one fp64 vector, in sorted name order: shape (number of elements,)."""
+    if not state:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.cat([state[n].detach().double().flatten() for n in sorted(state)])
+
+
+def norm(state: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean norm over all tensors, in fp64."""
+    return float(sum(t.detach().double().square().sum().item() for t in state.values()) ** 0.5)
+
+
+def distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean distance over the tensors both states name, in fp64."""
+    shared = first.keys() & second.keys()
+    total = sum((first[n].double() - second[n].double()).square().sum().item() for n in sorted(shared))
+    return float(total**0.5)
+
+
+def problem_with(update: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> str | None:
+    """Why an update may not be averaged into states like `reference`, or None if it may.
+
+    Checked: same names, same shapes, floating point, all finite.
+    """
+    if missing := sorted(reference.keys() - update.keys()):
+        return f"{len(missing)} tensors missing, first {missing[0]}"
+    if extra := sorted(update.keys() - reference.keys()):
+        return f"{len(extra)} unknown tensors, first {extra[0]}"
+    for name, wanted in reference.items():
+        got = update[name]
+        if got.shape != wanted.shape:
+            return f"{name}: shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+        if not got.is_floating_point():
+            return f"{name}: dtype {got.dtype}, wanted floating point"
+        if not torch.isfinite(got).all():
+            return f"{name}: not finite (NaN or infinity)"
+    return None
+
+
+def check_same_layout(states: Iterable[Mapping[str, torch.Tensor]]) -> None:
+    """Check that states can be averaged with each other.
+
+    Raises:
+        ValueError: if names or shapes differ.
+    """
+    first: Mapping[str, torch.Tensor] | None = None
+    for index, state in enumerate(states):
+        if first is None:
+            first = state
+            continue
+        for name in sorted(first.keys() | state.keys()):
+            if name not in first or name not in state:
+                raise ValueError(f"state {index}: {name} is not in both states; wanted equal names")
+            if first[name].shape != state[name].shape:
+                raise ValueError(
+                    f"state {index}: {name} has shape {tuple(state[name].shape)}, wanted {tuple(first[name].shape)}"
+                )

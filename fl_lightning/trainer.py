@@ -1,0 +1,167 @@
+"""The federated run: rounds × clients, calling hooks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning.fabric import Fabric
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.callbacks.federated_round import FederatedRound
+from fl_lightning.config import FederationConfig, TrainingConfig
+from fl_lightning.data.federation import ClientData
+from fl_lightning.federation import FederationState, RoundReport
+from fl_lightning.fit import ClientTask, ClientUpdate, LocalClients, Metrics
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.module import LoraClientModule
+from fl_lightning.state import LoraState
+
+log = logging.getLogger(__name__)
+
+
+class Clients(Protocol):
+    """Where updates come from: this process, or a network."""
+
+    def exchange(self, tasks: Sequence[ClientTask], on_step: Any = None) -> Iterator[ClientUpdate]:
+        """Tasks out, updates back, in the order of the tasks."""
+        ...
+
+    def evaluate(self, jobs: Sequence[tuple[LoraState, Sequence[Any]]]) -> list[Metrics]:
+        """Adapters on held-out records."""
+        ...
+
+
+class FederatedTrainer:
+    """Runs federated rounds and calls the callbacks' hooks.
+
+    Args:
+        fabric: Lightning Fabric, with its loggers; a plain one on the best device where None.
+        callbacks: in the order in which their hooks run; a `FederatedRound` is put first if there is none.
+        federation: the ``federation`` block.
+        training: the ``training`` block.
+        seed: the run seed.
+        run_folder: where callbacks write; None for a run that writes nothing.
+
+    Raises:
+        ValueError: if there is more than one `FederatedRound`.
+
+    Example:
+        >>> import torch
+        >>> from fl_lightning import FederatedDataModule, FederatedTrainer, FederationConfig, LoraClientModule
+        >>> from fl_lightning import ModelConfig, create_lora_model, load_base_model
+        >>> base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+        >>> data = FederatedDataModule("bundled:departments", tokenizer, clients_per_dept=1, max_records=4)
+        >>> trainer = FederatedTrainer(federation=FederationConfig(rounds=1))
+        >>> trainer.fit(LoraClientModule(create_lora_model(base)), data).round_num
+        1
+    """
+
+    def __init__(
+        self,
+        *,
+        fabric: Fabric | None = None,
+        callbacks: Sequence[FederatedCallback] = (),
+        federation: FederationConfig | None = None,
+        training: TrainingConfig | None = None,
+        seed: int = 1234,
+        run_folder: Path | None = None,
+    ) -> None:
+        self.federation_config = federation or FederationConfig()
+        self.training = training or TrainingConfig()
+        self.seed = seed
+        self.run_folder = run_folder
+        self.fabric = fabric or Fabric(accelerator="auto", devices=1)
+        rounds = [c for c in callbacks if isinstance(c, FederatedRound)]
+        if len(rounds) > 1:
+            raise ValueError(f"callbacks: got {len(rounds)} FederatedRound, wanted at most one writer of the state")
+        writer = rounds[0] if rounds else FederatedRound(self.federation_config, seed=seed)
+        self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
+        self.round_num = 0
+        self.data: Mapping[str, ClientData] = {}
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self._row: dict[str, float] = {}
+        self.federation: FederationState
+        self.report: RoundReport
+        self.module: LoraClientModule
+        self.clients: Clients
+
+    def fit(
+        self,
+        module: LoraClientModule,
+        datamodule: Any,
+        *,
+        clients: Clients | None = None,
+        resume_from: FederationState | None = None,
+        history: Sequence[tuple[int, Mapping[str, float]]] = (),
+    ) -> FederationState:
+        """Run the rounds.
+
+        Args:
+            module: around the PEFT model whose adapter is everybody's start.
+            datamodule: a `FederatedDataModule`, or {client_id: ClientData}.
+            clients: where updates come from; the clients in this process where None.
+            resume_from: the state after the last complete round.
+            history: the rows logged up to there; they are logged again, since loggers start a resumed run afresh.
+
+        Returns:
+            The state after the last round.
+
+        Raises:
+            RunError: if a round gets no valid update.
+        """
+        self.module = module
+        self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
+        self.fabric.launch()
+        departments = {client.department for client in self.data.values()}
+        self.federation = resume_from or FederationState.begin(collect_lora_state(module.model), departments)
+        self.federation.check()
+        self.round_num = self.federation.round_num
+        self.report = RoundReport(self.round_num)
+        self.clients = clients or LocalClients(self.fabric, module, self.data, self.training)
+        try:
+            for step, row in history:
+                self.log(row)
+                self._flush_row(step)
+            self._call("on_federation_start")
+            self._flush_row(self.round_num)
+            for round_num in range(self.round_num + 1, self.federation_config.rounds + 1):
+                self._run_round(round_num)
+            self._call("on_federation_end")
+        finally:
+            self._call("on_federation_close")
+        return self.federation
+
+    def _run_round(self, round_num: int) -> None:
+        self.round_num = round_num
+        state = self.federation
+        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed) for c in self.data]
+        self._call("on_round_start", tasks=tasks)
+        for update in self.clients.exchange(tasks, on_step=self._on_step):
+            self._call("on_client_end", update=update)
+        self._call("on_aggregate")
+        self._call("on_round_end")
+        self._flush_row(round_num)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Collect figures for the loggers; they go out as one row at the end of the round, its number as the step."""
+        self._row.update(metrics)
+
+    def _flush_row(self, step: int) -> None:
+        if self._row:
+            self.history.append((step, self._row))
+            self.fabric.log_dict(self._row, step=step)
+            self._row = {}
+
+    def rows(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, figures) of every row so far, this round's unfinished one included."""
+        return [*self.history, *([(self.round_num, dict(self._row))] if self._row else [])]
+
+    def _on_step(self, client_ids: Sequence[str], share: float, tokens: int) -> None:
+        self._call("on_step_end", client_ids=client_ids, share=share, tokens=tokens)
+
+    def _call(self, hook: str, **arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(trainer=self, **arguments)
