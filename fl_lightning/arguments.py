@@ -133,7 +133,7 @@ def known_keys(cls: Any = RunConfig, prefix: str = "") -> dict[str, type | None]
     """{dotted key: dataclass of the block, or None for a plain key}."""
     keys: dict[str, type | None] = {}
     for field in dataclasses.fields(cls):
-        factory = field.default_factory
+        factory: Any = field.default_factory
         block = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
         keys[prefix + field.name] = block
         if block is not None:

@@ -17,8 +17,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_precision(precision: str, device_type: str) -> str:
     """``fp32``, ``bf16`` or ``fp16``: `precision` itself, or the fastest safe choice where it is ``auto``.
 
-    On a GPU bf16 where it is native, else fp16 with loss scaling. On a CPU fp32: without AVX512-BF16 or AMX bf16 products
-    are 50 to 150 times slower, and with them small models gain little and lose reproducibility between machines.
+    On a GPU bf16 where it is native, else fp16 with loss scaling. On a CPU fp32: without AVX512-BF16 or AMX a product
+    in bf16 is 50 to 150 times slower, and with them a run would differ from one machine to the next.
 
     Raises:
         InputError: fp16 on a CPU, which has no loss scaling there.

@@ -53,7 +53,7 @@ class Evaluator(Protocol):
 def evaluate_departments(
     clients: Evaluator, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> tuple[dict[str, Figures], float]:
-    """Figures of each department's adapter over all tokens of its clients, and the unweighted mean loss over clients."""
+    """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients."""
     results = clients.evaluate([(states[c.department], c.eval) for c in data.values()])
     pooled: dict[str, Metrics] = {}
     for client, metrics in zip(data.values(), results, strict=True):

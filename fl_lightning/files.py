@@ -24,9 +24,7 @@ def check_name(name: str, what: str = "name") -> str:
         InputError: for anything else.
     """
     if not _SAFE_NAME.fullmatch(name) or name.strip(".") == "" or len(name) > 128:
-        raise InputError(
-            f"{what} {name!r}: wanted 1 to 128 letters, digits, '_', '-' or '.', not only dots; rename the folder or file"
-        )
+        raise InputError(f"{what} {name!r}: wanted 1 to 128 letters, digits, '_', '-' or '.', not only dots; rename it")
     return name
 
 
@@ -112,7 +110,9 @@ def create_run_folder(root: Path) -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        raise InputError(f"output: cannot create a run folder in {root} ({error.strerror}); choose another --output")
+        raise InputError(
+            f"output: cannot create a run folder in {root} ({error.strerror}); choose another --output"
+        ) from error
 
 
 def find_run_folder(run: str, root: Path) -> Path:

@@ -1,7 +1,7 @@
 """Training and evaluating clients on this machine, under Fabric: one base model, adapters copied in and out.
 
-`LocalClients.exchange` is the transport that the trainer talks to: tasks in, updates out. The trainer does not care that
-the clients happen to live in this process.
+`LocalClients.exchange` is the transport that the trainer talks to: tasks in, updates out. The trainer does not care
+that the clients happen to live in this process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -126,14 +126,15 @@ class LocalClients:
     def fit_clients(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> list[ClientUpdate]:
         """Fit a cohort of clients together, each exactly as if it were alone.
 
-        Every client steps its own batches; the loss is the sum of the clients' own means, clipping is per client, AdamW is
-        elementwise. A client whose batches are used up is snapshot before further steps could move it.
+        Every client steps its own batches; the loss is the sum of the clients' own means, clipping is per client,
+        AdamW is elementwise. A client whose batches are used up is snapshot before further steps could move it.
         """
         started = time.perf_counter()
         plans = [self._plan(task) for task in tasks]
         window = self.training.accumulate_grad_batches
         self._cohort.load([task.start for task in tasks], self._fabric.device)
-        optimizer = self._fabric.setup_optimizers(self._module.make_optimizer(self._cohort.parameters()))
+        made = self._module.make_optimizer(self._cohort.parameters())
+        optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
         generators = [self._dropout_generator(task) for task in tasks]
         states: list[LoraState | None] = [None] * len(tasks)
         losses: list[list[float]] = [[] for _ in tasks]

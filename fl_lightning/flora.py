@@ -3,9 +3,9 @@
 The mean is kept running, so any number of clients needs the memory of one adapter. It accumulates in fp64 and is cast
 once, so that adding clients in sorted order gives the same bits on every machine with the same arithmetic.
 
-Published FLoRA (Wang et al. 2024, arXiv 2409.05976) stacks the clients' factors; here `flora` is residual averaging, the
-server update of FedAvgM without velocity (Reddi et al. 2021, arXiv 2003.00295, where `momentum` is called the server
-learning rate).
+Published FLoRA (Wang et al. 2024, arXiv 2409.05976) stacks the clients' factors; here `flora` is residual averaging: a
+server step by plain SGD in the frame of Reddi et al. (2021, arXiv 2003.00295), where `momentum` is called the server
+learning rate.
 """
 
 from __future__ import annotations

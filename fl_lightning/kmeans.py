@@ -1,8 +1,8 @@
 """k-means on an exact stand-in of the data, and the number of clusters by the elbow.
 
-k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations are scikit-learn's. With X = U S Vᵀ the rows of U S have
-the same pairwise distances as the rows of X, and U S comes from the n × n Gram matrix. One Gram product therefore serves
-every k and every restart, however many features.
+k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations are scikit-learn's. With X = U S Vᵀ the rows of U S
+have the same pairwise distances as the rows of X, and U S comes from the n × n Gram matrix. One Gram product therefore
+serves every k and every restart, however many features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def exact_reduction(x: Array) -> Array:
     x = np.asarray(x, dtype=np.float64)
     centred = x - x.mean(axis=0, keepdims=True)
     if x.shape[1] <= x.shape[0]:
-        return centred
+        reduced: Array = centred
+        return reduced
     return points_from_gram(centred @ centred.T)
 
 

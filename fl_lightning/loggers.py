@@ -49,7 +49,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: 
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
                 loggers.append(cls(**arguments))
-                _ = loggers[-1].experiment if _writes_plain_files(cls) else None
+                getattr(loggers[-1], "experiment", None)  # opens its files now, so that a bad folder shows now
         except (TypeError, ValueError, ImportError, OSError) as error:
             raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     return loggers

@@ -1,7 +1,7 @@
 """The LightningModule around a PEFT causal language model.
 
-It runs under this package's Fabric loop (`fl_lightning.fit`) and, unchanged, under `lightning.Trainer` in another project
-with the batches of `FederatedDataModule`.
+It runs under this package's Fabric loop (`fl_lightning.fit`) and, unchanged, under `lightning.Trainer` in another
+project with the batches of `FederatedDataModule`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LoraClientModule(L.LightningModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""
-        loss = self(batch).mean_loss().sum()
+        loss: torch.Tensor = self(batch).mean_loss().sum()
         self._last_loss = loss.detach()
         return loss
 
@@ -96,7 +96,7 @@ class LoraClientModule(L.LightningModule):
     def validation_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Mean loss on held-out records, logged as ``eval/loss`` with ``eval/token_accuracy``."""
         sums = self(batch)
-        loss = sums.loss.sum() / sums.targets.sum()
+        loss: torch.Tensor = sums.loss.sum() / sums.targets.sum()
         weight = sum(batch.client_targets)
         self.log("eval/loss", loss, prog_bar=True, batch_size=weight)
         self.log("eval/token_accuracy", sums.correct.sum() / sums.targets.sum(), batch_size=weight)

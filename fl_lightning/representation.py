@@ -1,8 +1,8 @@
 """Departments as vectors: what their A-matrices are compared by.
 
-(B, A) and (B G⁻¹, G A) are the same model, so A-matrices can be compared only because everybody starts from one A₀. Raw A
-is mostly that start; Euclidean distance on it follows how far a department moved, not where. The direction of A − A₀ is
-where it moved.
+(B, A) and (B G⁻¹, G A) are the same model, so A-matrices can be compared only because everybody starts from one A₀. Raw
+A is mostly that start; Euclidean distance on it follows how far a department moved, not where. The direction of A − A₀
+is where it moved.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def represent(
 
     Args:
         states: {department: state}.
-        representation: ``delta`` is A − A₀ scaled to unit length, ``raw`` is A, ``subspace`` the orthogonal projector on
-            the rows of A of each layer, so that inner products are ``‖Uᵢᵀ Uⱼ‖²_F / r`` averaged over layers.
+        representation: ``delta`` is A − A₀ scaled to unit length, ``raw`` is A, ``subspace`` the orthogonal projector
+            on the rows of A of each layer, so that inner products are ``‖Uᵢᵀ Uⱼ‖²_F / r`` averaged over layers.
         reference: the shared start A₀; wanted for ``delta``.
 
     Returns:

@@ -110,7 +110,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     state: FederationState | None = None
     history: list[tuple[int, dict[str, float]]] = []
     if resume is not None:
-        state, history = _restore(resume, callbacks, set(c.department for c in parts.data.values()))
+        state, history = _restore(resume, callbacks, {c.department for c in parts.data.values()})
     run_folder = resume or create_run_folder(Path(config.output))
     write_text(run_folder / "config.yaml", to_yaml(config))
     loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
@@ -166,7 +166,7 @@ def _restore(
     state, extra = load_checkpoint(found[max(found)])
     if set(state.departments) != departments:
         raise InputError(
-            f"{run_folder}: its departments are {sorted(state.departments)}, those in data.root are {sorted(departments)}"
+            f"{run_folder}: its departments are {sorted(state.departments)}, data.root has {sorted(departments)}"
         )
     for callback in callbacks:
         if type(callback).__name__ in extra["callbacks"]:

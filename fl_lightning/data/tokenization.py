@@ -38,8 +38,8 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: st
     Args:
         records: conversations, see `fl_lightning.data.records`.
         tokenizer: a transformers tokenizer.
-        max_length: records with more tokens are cut: the prompt's beginning first (at most half of `max_length` of it is
-            kept), then the end of the response.
+        max_length: records with more tokens are cut: the prompt's beginning first (at most half of `max_length` of it
+            is kept), then the end of the response.
         where: named in messages.
 
     Returns:

@@ -48,12 +48,13 @@ def packed_attention(
         (output of shape (1, T, heads, head_dim), None).
     """
     if sequence_lengths is None:
-        return sdpa_attention_forward(
+        result: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+        return result
     grouped = query.shape[1] != key.shape[1]
     outputs = []
-    pieces = (tensor.split(sequence_lengths, dim=2) for tensor in (query, key, value))
+    pieces = (torch.split(tensor, list(sequence_lengths), dim=2) for tensor in (query, key, value))
     for q, k, v in zip(*pieces, strict=True):
         window = _window(q, sliding_window)
         outputs.append(

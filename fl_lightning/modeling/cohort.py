@@ -1,8 +1,8 @@
 """K clients' adapters on one base model: stacked LoRA factors that train in one forward pass.
 
-The frozen base is the same for everybody, so its forward and backward are shared; each client's tokens, a segment of the
-packed row, go through that client's own A and B: ``h = W0 x + (lora_alpha / r) B_k A_k x``. The factors of all clients
-lie in one tensor a layer, so that one elementwise optimizer (AdamW) steps all clients exactly as K optimizers would.
+The frozen base is the same for everybody, so its forward and backward are shared; each client's tokens, a segment of
+the packed row, go through that client's own A and B: ``h = W0 x + (lora_alpha / r) B_k A_k x``. The factors of all
+clients lie in one tensor a layer, so that one elementwise optimizer (AdamW) steps all clients exactly as K would.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ class LoraCohort:
         return add_update
 
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
-        """``(lora_alpha / r) B_k A_k x`` on each client's segment: shape (1, T, in_features) to (1, T, out_features)."""
+        """``(lora_alpha / r) B_k A_k x`` on each client's segment: (1, T, in_features) to (1, T, out_features)."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
         parts = []
-        for k, part in enumerate(x.split(self._segments, dim=1)):
+        for k, part in enumerate(torch.split(x, list(self._segments), dim=1)):
             if part.shape[1]:
                 dropped = self._drop(part, site.dropout, k)
                 parts.append(linear(linear(dropped, site.a[k] * site.scaling), site.b[k]))

@@ -125,7 +125,7 @@ def loss_of(model: Qwen2ForCausalLM, windows: torch.Tensor) -> torch.Tensor:
 def validate(model: Qwen2ForCausalLM, windows: torch.Tensor) -> float:
     """Mean loss over all windows given."""
     model.eval()
-    losses = [loss_of(model, batch).item() * len(batch) for batch in windows.split(BATCH)]
+    losses = [loss_of(model, batch).item() * len(batch) for batch in torch.split(windows, BATCH)]
     model.train()
     return sum(losses) / len(windows)
 
@@ -163,7 +163,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, args.steps)
         loss = loss_of(model, batch)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
