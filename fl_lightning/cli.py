@@ -154,7 +154,8 @@ def _quiet() -> None:
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
         ours.propagate = False
-    for name in ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes"):
+    quiet = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes", "huggingface_hub")
+    for name in quiet:
         logging.getLogger(name).setLevel(logging.ERROR)
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _on_sigterm)

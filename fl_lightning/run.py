@@ -114,7 +114,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     run_folder = resume or create_run_folder(Path(config.output))
     write_text(run_folder / "config.yaml", to_yaml(config))
     loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
-    parts.fabric._loggers = loggers
+    parts.fabric, _ = make_fabric(config.fabric, loggers)
     for logger in loggers:
         logger.log_hyperparams(config.to_dict())
     trainer = FederatedTrainer(

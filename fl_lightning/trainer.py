@@ -154,6 +154,9 @@ class FederatedTrainer:
             self.history.append((step, self._row))
             self.fabric.log_dict(self._row, step=step)
             self._row = {}
+            for logger in self.fabric.loggers:  # else CSV rows would wait for a hundred more
+                if hasattr(logger, "save"):
+                    logger.save()
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
         """(step, figures) of every row so far, this round's unfinished one included."""

@@ -54,6 +54,12 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments, **quantised)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise InputError(_why(name, source, error)) from error
+    if config.load_in_4bit:
+        for module in model.modules():
+            # bitsandbytes repacks a CPU weight for good at its first forward pass without gradients; the packed form
+            # wants in_features to be a multiple of the block size, and training goes on with the plain one.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     if "gguf_file" in arguments:  # the weights are plain tensors now; PEFT must not take them for quantised ones
         model.is_quantized, model.hf_quantizer = False, None
         if hasattr(model.config, "quantization_config"):
