@@ -5,6 +5,7 @@ Unknown keys and wrong types are errors of one line that name file and line, or 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -59,15 +60,18 @@ def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConf
     parser = make_parser(prog)
     with _one_line_errors(arguments):
         namespace = parser.parse_args(arguments)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    values = instantiate(namespace)
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        values = instantiate(namespace)
     names = [f.name for f in dataclasses.fields(RunConfig)]
     return RunConfig(**{name: getattr(values, name) for name in names})
 
 
 def make_parser(prog: str) -> Any:
     """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):  # type: ignore[misc, unused-ignore]
+        pass
 
     class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -75,7 +79,12 @@ def make_parser(prog: str) -> Any:
 
     width = max(map(len, SHORTCUTS)) + 2
     shortcuts = "\n".join(f"  {flag:<{width}}{key}" for flag, key in SHORTCUTS.items())
-    parser = Parser(prog=prog, description="Train federatedly.", epilog=f"shortcuts of nested keys:\n{shortcuts}")
+    parser = Parser(
+        prog=prog,
+        formatter_class=Formatter,
+        description="Train federatedly.",
+        epilog=f"shortcuts of nested keys:\n{shortcuts}",
+    )
     parser.add_argument("--config", action="config", help="YAML file; configs/default.yaml shows every key")
     parser.add_class_arguments(RunConfig)
     return parser
@@ -99,7 +108,11 @@ def expand_shortcuts(argv: Sequence[str]) -> list[str]:
             continue
         values = [value] if equals else []
         if flag in SWITCHES:
-            values = values or [SWITCHES[flag]]
+            if equals:
+                raise InputError(
+                    f"{flag}: got the value {value!r}, wanted the flag alone, or --{SHORTCUTS[flag]}={value}"
+                )
+            values = [SWITCHES[flag]]
         elif flag == "--target-modules":
             while not equals and rest and not rest[0].startswith("-"):
                 values.append(rest.pop(0))
@@ -159,7 +172,7 @@ def check_keys(path: Path) -> None:
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise InputError(f"{path}{line}: not valid YAML ({reason})") from error
     if root is None:
-        return
+        raise InputError(f"{path}: no key in the file; wanted at least one such as 'seed: 1234', or leave out --config")
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}:1: got {root.tag.rsplit(':', 1)[-1]}, wanted a mapping of keys such as 'federation:'")
     _check_mapping(path, root, "", known_keys())
@@ -192,8 +205,10 @@ def _one_line_errors(arguments: Sequence[str]) -> Iterator[None]:
             yield
     except InputError as error:
         raise InputError(_tidy(str(error), arguments)) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(_tidy(str(error), arguments)) from error
+    except RecursionError as error:
+        raise InputError("the config refers to itself; wanted YAML without anchors that contain themselves") from error
 
 
 def _tidy(message: str, arguments: Sequence[str]) -> str:
@@ -223,3 +238,23 @@ def _line_of(path: Path, key: str) -> int | None:
             return None
         line, node = found[0].start_mark.line + 1, found[1]
     return line
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as YAML, keys in the order of the dataclasses."""
+    return yaml.dump(config.to_dict(), Dumper=_Quoting, sort_keys=False, allow_unicode=True)
+
+
+class _Quoting(yaml.SafeDumper):
+    """Quotes strings that a YAML 1.2 reader takes for numbers: ``1e3`` as an output folder, ``12e4567`` as a commit."""
+
+
+def _quote_numbers(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text.replace("_", ""))
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Quoting.add_representer(str, _quote_numbers)

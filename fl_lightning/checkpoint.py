@@ -22,7 +22,7 @@ KINDS = ("departments", "client_starts", "personal")
 
 def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any]) -> None:
     """Write state and `extra` (JSON values) to a folder, whole or not at all."""
-    tensors: LoraState = {f"initial||{name}": tensor for name, tensor in state.initial.items()}
+    tensors: LoraState = {f"initial||{name}": tensor.contiguous() for name, tensor in state.initial.items()}
     for kind in KINDS:
         for owner, owned in getattr(state, kind).items():
             tensors.update({f"{kind}|{owner}|{name}": tensor.contiguous() for name, tensor in owned.items()})

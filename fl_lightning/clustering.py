@@ -19,7 +19,7 @@ from fl_lightning.kmeans import (
     number_by_first_appearance,
 )
 from fl_lightning.representation import Representation, cosine_similarity, represent
-from fl_lightning.state import LoraState, flatten
+from fl_lightning.state import LoraState, check_same_layout, flatten
 
 __all__ = [
     "Grouping",
@@ -197,6 +197,7 @@ def cluster_aware_average_selected(
         raise ValueError("states: got no client, wanted at least one")
     if num_clusters < 1 or not 0 <= global_mix <= 1:
         raise ValueError(f"got num_clusters {num_clusters}, global_mix {global_mix}; wanted ≥ 1 and in [0, 1]")
+    check_same_layout([*states.values(), *([] if global_state is None else [global_state])])
     names = sorted(states)
     x = np.stack([flatten(states[n]).numpy() for n in names])
     points = exact_reduction(x)

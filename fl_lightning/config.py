@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from fl_lightning.errors import InputError
@@ -22,6 +22,13 @@ EXAMPLE_DEPARTMENTS = "bundled:departments"
 def _check(ok: bool, key: str, got: object, wanted: str) -> None:
     if not ok:
         raise InputError(f"{key}: got {got!r}, wanted {wanted}")
+
+
+def _check_null(block: Any, prefix: str) -> None:
+    """Only fields typed ``X | None`` may be null; YAML's null would otherwise reach the comparisons below."""
+    for item in fields(block):
+        if getattr(block, item.name) is None and "None" not in str(item.type):
+            raise InputError(f"{prefix}{item.name}: got null, wanted a value ({item.type})")
 
 
 def _positive(key: str, value: float) -> None:
@@ -56,6 +63,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "model.")
         _check(bool(self.name_or_path.strip()), "model.name_or_path", self.name_or_path, "a Hub id or a path")
 
 
@@ -74,6 +82,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "lora.")
         _at_least("lora.r", self.r, 1)
         _positive("lora.lora_alpha", self.lora_alpha)
         _check(0 <= self.lora_dropout < 1, "lora.lora_dropout", self.lora_dropout, "a number in [0, 1)")
@@ -98,6 +107,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "data.")
         _at_least("data.clients_per_dept", self.clients_per_dept, 1)
         _at_least("data.max_records", self.max_records, 1)
         _at_least("data.max_length", self.max_length, 8)
@@ -125,14 +135,17 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "training.")
         _at_least("training.local_epochs", self.local_epochs, 1)
         _positive("training.learning_rate", self.learning_rate)
         _at_least("training.batch_size", self.batch_size, 1)
         _at_least("training.accumulate_grad_batches", self.accumulate_grad_batches, 1)
-        _check(self.max_grad_norm >= 0, "training.max_grad_norm", self.max_grad_norm, "0 or more")
-        _check(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
+        for key in ("max_grad_norm", "weight_decay"):
+            value = getattr(self, key)
+            _check(math.isfinite(value) and value >= 0, f"training.{key}", value, "a finite number of 0 or more")
         at_once = self.clients_at_once
-        _check(at_once == "auto" or int(at_once) >= 1, "training.clients_at_once", at_once, "auto or 1 or more")
+        ok = at_once == "auto" or (isinstance(at_once, int) and at_once >= 1)
+        _check(ok, "training.clients_at_once", at_once, "auto or 1 or more")
 
 
 @dataclass
@@ -146,6 +159,7 @@ class FloraConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "federation.flora.")
         _unit("federation.flora.momentum", self.momentum, zero=False)
 
 
@@ -160,6 +174,7 @@ class ClientClustersConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "federation.client_clusters.")
         _at_least("federation.client_clusters.num_clusters", self.num_clusters, 1)
         _unit("federation.client_clusters.global_mix", self.global_mix)
 
@@ -187,6 +202,7 @@ class DeptClustersConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "federation.dept_clusters.")
         block = "federation.dept_clusters"
         _one_of(f"{block}.method", self.method, ("kmeans",))
         _one_of(f"{block}.select", self.select, ("elbow",))
@@ -215,6 +231,7 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "federation.")
         _at_least("federation.rounds", self.rounds, 1)
         _one_of("federation.share", self.share, ("all", "a"))
 
@@ -234,6 +251,7 @@ class FabricConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "fabric.")
         _one_of("fabric.accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         _one_of("fabric.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         _at_least("fabric.devices", self.devices, 1)
@@ -256,6 +274,7 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         """Check that every logger names its class. The rest is the logger's own business."""
+        _check_null(self, "logging.")
         wanted = "a mapping with class_path and, where wanted, init_args"
         for index, logger in enumerate(self.loggers):
             ok = isinstance(logger.get("class_path"), str) and set(logger) <= {"class_path", "init_args"}
@@ -273,6 +292,7 @@ class RetentionConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "retention.")
         _at_least("retention.client_exports", self.client_exports, 0)
         _at_least("retention.checkpoints", self.checkpoints, 0)
 
@@ -304,6 +324,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _check_null(self, "")
         _at_least("seed", self.seed, 0)
 
     def to_dict(self) -> dict[str, Any]:

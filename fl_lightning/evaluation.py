@@ -105,7 +105,10 @@ def evaluate_run(
     for round_num, departments in read_json(run_folder / "client_lora_federated.json")["rounds"].items():
         for department, exports in departments.items():
             for client, place in exports.items():
-                metrics = clients.evaluate([(read(place), data[f"{department}/{client}"].eval)])[0]
+                client_id = f"{department}/{client}"
+                if client_id not in data:
+                    raise InputError(f"{run_folder}: it has an adapter of {client_id}, which is not in data.root")
+                metrics = clients.evaluate([(read(place), data[client_id].eval)])[0]
                 values = {**figures(metrics), "num_examples": metrics.num_examples}
                 rounds.setdefault(round_num, {}).setdefault(department, {})[client] = values
     result = summary(base, final)

@@ -31,7 +31,7 @@ def check_name(name: str, what: str = "name") -> str:
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts client_2 before client_10."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -80,19 +80,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    old: Path | None = None
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        old = None
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.replace(path, old / path.name)
         os.replace(temporary, path)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old is not None and (old / path.name).exists():
+            os.replace(old / path.name, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def create_run_folder(root: Path) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 
@@ -18,7 +19,7 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.packing import PackedBatch, epoch_order, pack
 from fl_lightning.data.tokenization import Example
-from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
@@ -117,6 +118,7 @@ class LocalClients:
         placed = bool(getattr(module.model.get_base_model(), "is_loaded_in_4bit", False))
         self._forward = fabric.setup_module(module, move_to_device=not placed)
         self._cohort = LoraCohort(module.model)
+        module.check_packing()
 
     def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
         """Fit the clients of the tasks; updates come in the order of the tasks."""
@@ -131,29 +133,31 @@ class LocalClients:
         """
         started = time.perf_counter()
         plans = [self._plan(task) for task in tasks]
-        window = self.training.accumulate_grad_batches
         self._cohort.load([task.start for task in tasks], self._fabric.device)
         made = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
-        generators = [self._dropout_generator(task) for task in tasks]
+        device = self._fabric.device
+        generators = [
+            dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id), device) for t in tasks
+        ]
         states: list[LoraState | None] = [None] * len(tasks)
         losses: list[list[float]] = [[] for _ in tasks]
-        steps = -(-max(map(len, plans)) // window)
-        self._module.train()
+        steps = max(map(len, plans))
+        self._module.eval()  # the base's own dropout stays off; the adapters' is drawn per client by the cohort
         with self._cohort.attached():
             for step in range(steps):
-                micro = [plan[step * window : (step + 1) * window] for plan in plans]
+                micro = [plan[step] if step < len(plan) else [] for plan in plans]
                 step_losses = self._step(micro, optimizer, generators)
                 for k, plan in enumerate(plans):
                     if micro[k]:
                         losses[k].append(step_losses[k])
-                    if states[k] is None and len(plan) <= (step + 1) * window:
+                    if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
                 if on_step is not None:
                     stepped = sum(len(e) for batches in micro for batch in batches for e in batch)
                     on_step([task.client_id for task in tasks], (step + 1) / steps, stepped)
-        self._module.eval()
-        seconds, tokens = time.perf_counter() - started, [sum(len(e) for b in plan for e in b) for plan in plans]
+        seconds = time.perf_counter() - started
+        tokens = [sum(len(e) for window in plan for batch in window for e in batch) for plan in plans]
         return [
             ClientUpdate(
                 task.client_id,
@@ -171,7 +175,7 @@ class LocalClients:
         self,
         micro: list[list[list[Example]]],
         optimizer: torch.optim.Optimizer,
-        generators: list[torch.Generator],
+        generators: list[torch.Generator | np.random.Generator],
     ) -> list[float]:
         """One optimizer step: `micro[k]` holds client k's micro-batches of its window, perhaps a partial one."""
         device = self._fabric.device
@@ -191,19 +195,17 @@ class LocalClients:
         optimizer.zero_grad()
         return [float(x) for x in total]
 
-    def _plan(self, task: ClientTask) -> list[list[Example]]:
-        """The client's micro-batches over all its epochs, in order."""
+    def _plan(self, task: ClientTask) -> list[list[list[Example]]]:
+        """For each optimizer step of the fit its window of micro-batches; the last of an epoch may be partial."""
         examples = self.data[task.client_id].train
+        size = self.training.accumulate_grad_batches
         plan = []
         for epoch in range(self.training.local_epochs):
             seed = derive_seed(task.run_seed, "order", task.round_num, task.client_id, epoch)
-            for batch in epoch_order(len(examples), self.training.batch_size, seed):
-                plan.append([examples[i] for i in batch])
+            order = epoch_order(len(examples), self.training.batch_size, seed)
+            batches = [[examples[i] for i in batch] for batch in order]
+            plan += [batches[i : i + size] for i in range(0, len(batches), size)]
         return plan
-
-    def _dropout_generator(self, task: ClientTask) -> torch.Generator:
-        seed = derive_seed(task.run_seed, "dropout", task.round_num, task.client_id)
-        return torch.Generator(self._fabric.device).manual_seed(seed)
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[tuple[LoraState, Sequence[Example]]]) -> list[Metrics]:

@@ -46,9 +46,10 @@ class WeightedMean:
         elif self._sums.keys() != state.keys():
             odd = sorted(self._sums.keys() ^ state.keys())[0]
             raise ValueError(f"{odd} is not in every state; wanted equal names")
-        for name, tensor in state.items():
+        for name, tensor in state.items():  # all of them first: a refused state must leave no trace in the sums
             if tensor.shape != self._sums[name].shape:
                 raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, wanted {tuple(self._sums[name].shape)}")
+        for name, tensor in state.items():
             self._sums[name].add_(tensor.detach().to("cpu", torch.float64), alpha=weight)
         self.total += weight
 
@@ -83,6 +84,9 @@ def apply_step(
         raise ValueError(f"{odd} is not in both the clients' states and previous_global; wanted equal names")
     new: LoraState = {}
     for name, target in mean.items():
+        if previous_global[name].shape != target.shape:
+            got, wanted = tuple(previous_global[name].shape), tuple(target.shape)
+            raise ValueError(f"{name}: previous_global has shape {got}, the clients' states have {wanted}")
         start = previous_global[name].detach().to("cpu", torch.float64)
         new[name] = (start + momentum * (target.double() - start)).to(torch.float32)
     return new

@@ -34,7 +34,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: 
         module_name, _, class_name = spec["class_path"].rpartition(".")
         try:
             cls = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{where}: cannot be imported ({error}); wanted the path of a Lightning logger") from error
         if not (isinstance(cls, type) and issubclass(cls, Logger)):
             raise InputError(f"{where}: is not a Lightning logger")

@@ -12,7 +12,9 @@ import lightning as L
 import torch
 from torch.nn.functional import cross_entropy
 
-from fl_lightning.data.packing import PackedBatch
+from fl_lightning.data.packing import PackedBatch, pack
+from fl_lightning.data.tokenization import Example
+from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
 
 
@@ -81,6 +83,34 @@ class LoraClientModule(L.LightningModule):
             zeros.index_add(0, batch.owners, hits),
             torch.tensor(batch.client_targets, device=losses.device),
         )
+
+    @torch.no_grad()
+    def check_packing(self) -> None:
+        """Check that this architecture keeps the sequences of a packed row apart.
+
+        Raises:
+            InputError: if two sequences in a row give another loss than each alone, as recurrent and ALiBi models do.
+        """
+        was, device = self.model.training, next(self.model.parameters()).device
+        self.model.eval()
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        draws = torch.Generator().manual_seed(0)
+        examples = [
+            Example(torch.randint(vocabulary, (length,), generator=draws), torch.arange(length) > 0)
+            for length in (9, 6)
+        ]
+        together = float(self(pack([examples]).to(device)).loss)
+        apart = sum(float(self(pack([[e]]).to(device)).loss) for e in examples)
+        self.model.train(was)
+        if not abs(together - apart) <= 1e-3 * abs(apart):
+            raise InputError(
+                f"model.name_or_path: {type(self.model.get_base_model()).__name__} mixes the sequences of a packed row "
+                f"(loss {together:.4f}, wanted {apart:.4f}); use a model with rotary or learned positions and attention"
+            )
+
+    def on_fit_start(self) -> None:
+        """Under `lightning.Trainer`: refuse architectures that cannot be packed."""
+        self.check_packing()
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from fl_lightning.arguments import parse_config
+from fl_lightning.arguments import parse_config, to_yaml
 from fl_lightning.callbacks import (
     AdapterExport,
     ClientLog,
@@ -173,11 +172,6 @@ def _restore(
             callback.load_state_dict(extra["callbacks"][type(callback).__name__])
     log.info("resuming %s after round %d", run_folder, state.round_num)
     return state, [(step, row) for step, row in extra["history"]]
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The config as YAML, keys in the order of the dataclasses."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path) -> RunConfig:

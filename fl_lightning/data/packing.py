@@ -14,7 +14,7 @@ import torch
 from fl_lightning.data.tokenization import Example
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Fabric copies batches field by field under mixed precision
 class PackedBatch:
     """Sequences of K clients in one row of T tokens, S of which are to be predicted.
 

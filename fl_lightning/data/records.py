@@ -52,7 +52,7 @@ def parse_record(value: object) -> Record:
         instruction, extra = _text(value, "instruction"), value.get("input") or ""
         if not isinstance(extra, str):
             raise ValueError(f"'input' is {type(extra).__name__}, wanted text")
-        prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+        prompt = f"{instruction}\n\n{_text(value, 'input')}" if extra.strip() else instruction
         return [Turn("user", prompt), Turn("assistant", _text(value, "output", "response"))]
     if "prompt" in value or "completion" in value:
         return [Turn("user", _text(value, "prompt")), Turn("assistant", _text(value, "completion", "response"))]

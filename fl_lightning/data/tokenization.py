@@ -52,8 +52,10 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: st
     for index, record in enumerate(records):
         ids: list[int] = []
         marks: list[bool] = []
+        templated = bool(getattr(tokenizer, "chat_template", None)) and record[0].role != "text"
         for text, supervised in _pieces(record, tokenizer, f"{where}: record {index}"):
-            piece = tokenizer(text, add_special_tokens=not ids)["input_ids"]
+            # A chat template writes the beginning mark itself.
+            piece = tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
             ids += piece
             marks += [supervised] * len(piece)
         if len(ids) > max_length:

@@ -6,6 +6,9 @@ there can use it. Calls that are not packed (generation, say) go on to ``sdpa``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +18,80 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "fl_packed"
+ALIKE = 0.8
+"""Sequences go into one call where the shortest is at least this share of the longest, or within SLACK tokens of it."""
+SLACK = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a packed row of T tokens is cut into groups of sequences of like length, P ≥ T positions in all.
+
+    Attributes:
+        groups: (sequences, longest length) of each group.
+        index: the token at each position, shape (P,); padding points at the sequence's last token.
+        inverse: the position of each token, shape (T,).
+        real: 0 where a position is padding, shape (P, 1, 1); None where there is no padding.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    index: torch.Tensor
+    inverse: torch.Tensor
+    real: torch.Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Layout:
+        """The layout of sequences of the lengths given, in row order."""
+        starts = [0, *accumulate(lengths)]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        members: list[list[int]] = []
+        for i in order:
+            longest = lengths[members[-1][0]] if members else 0
+            if members and (lengths[i] >= ALIKE * longest or longest - lengths[i] <= SLACK):
+                members[-1].append(i)
+            else:
+                members.append([i])
+        index: list[torch.Tensor] = []
+        real: list[torch.Tensor] = []
+        for group in members:
+            steps = torch.arange(lengths[group[0]])
+            begin = torch.tensor([starts[i] for i in group])[:, None]
+            length = torch.tensor([lengths[i] for i in group])[:, None]
+            index.append((begin + torch.minimum(steps, length - 1)).flatten())
+            real.append((steps < length).flatten())
+        flat, mask = torch.cat(index), torch.cat(real)
+        inverse = torch.empty(starts[-1], dtype=torch.long)
+        inverse[flat[mask]] = mask.nonzero().squeeze(1)
+        padded = None if bool(mask.all()) else mask[:, None, None].to(device)
+        groups = tuple((len(group), lengths[group[0]]) for group in members)
+        return cls(groups, flat.to(device), inverse.to(device), padded)
+
+
+class _Group(torch.autograd.Function):
+    """Tokens to positions. Each token has one position of its own, so the backward is a gather too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0].index_select(0, ctx.layout.inverse), None
+
+
+class _Ungroup(torch.autograd.Function):
+    """Positions to tokens; what stands at padding is dropped, and its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.layout = layout
+        return y.index_select(0, layout.inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        spread = grads[0].index_select(0, ctx.layout.index)
+        return (spread if ctx.layout.real is None else spread * ctx.layout.real), None
 
 
 def packed_attention(
@@ -26,58 +103,63 @@ def packed_attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sequence_lengths: tuple[int, ...] | None = None,
+    packed_layout: Layout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Causal attention inside each sequence of a packed row.
+
+    Sequences of like length are attended in one call; padding at their ends is never seen by a real token, since the
+    attention is causal, so no mask is needed.
 
     Args:
         module: the attention module.
         query: shape (1, heads, T, head_dim).
         key: shape (1, key/value heads, T, head_dim).
         value: as key.
-        attention_mask: not looked at where `sequence_lengths` is given.
+        attention_mask: not looked at where `packed_layout` is given.
         dropout: on the attention weights.
         scaling: of the scores.
-        sequence_lengths: tokens of each sequence, Σ = T; None hands the call to sdpa.
+        packed_layout: where the sequences are; None hands the call to sdpa.
         sliding_window: a token sees at most so many tokens, itself included.
         **kwargs: what else the model passes on.
 
     Returns:
         (output of shape (1, T, heads, head_dim), None).
     """
-    if sequence_lengths is None:
+    if packed_layout is None:
         result: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return result
-    grouped = query.shape[1] != key.shape[1]
-    outputs = []
-    pieces = (torch.split(tensor, list(sequence_lengths), dim=2) for tensor in (query, key, value))
-    for q, k, v in zip(*pieces, strict=True):
-        window = _window(q, sliding_window)
-        outputs.append(
-            scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=window,
-                dropout_p=dropout,
-                is_causal=window is None,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
+    grouped_queries = query.shape[1] != key.shape[1]
+    q, k, v = (_Group.apply(x[0].transpose(0, 1), packed_layout) for x in (query, key, value))
+    outputs, begin = [], 0
+    for count, length in packed_layout.groups:
+        end = begin + count * length
+        q_part, k_part, v_part = (x[begin:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        window = _window(length, sliding_window, query.device)
+        attended = scaled_dot_product_attention(
+            q_part,
+            k_part,
+            v_part,
+            attn_mask=window,
+            dropout_p=dropout,
+            is_causal=window is None,
+            scale=scaling,
+            enable_gqa=grouped_queries,
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        begin = end
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return _Ungroup.apply(joined, packed_layout)[None], None  # type: ignore[no-untyped-call]
 
 
-def _window(query: torch.Tensor, sliding_window: int | None) -> torch.Tensor | None:
-    """The causal mask of a sliding window, or None where the sequence fits into the window."""
-    length = query.shape[2]
+def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
+    """The causal mask of a sliding window, or None where the sequences fit into the window."""
     if sliding_window is None or length <= sliding_window:
         return None
-    ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones.tril() & ~ones.tril(-sliding_window)
 
 
@@ -101,4 +183,4 @@ def packed_kwargs(config: Any, lengths: tuple[int, ...], device: torch.device) -
     """
     if getattr(config, "_attn_implementation", None) != NAME:
         return {}
-    return {"sequence_lengths": lengths, "attention_mask": torch.empty(1, 1, 1, 1, device=device)}
+    return {"packed_layout": Layout.of(lengths, device), "attention_mask": torch.empty(1, 1, 1, 1, device=device)}

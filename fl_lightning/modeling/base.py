@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fl_lightning import bundled
@@ -52,7 +53,7 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments, **quantised)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(_why(name, source, error)) from error
     if config.load_in_4bit:
         for module in model.modules():

@@ -81,7 +81,11 @@ def collect_lora_parameter_names(model: PeftModel) -> list[str]:
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """{prefix: layer}, where ``prefix + ".lora_A.weight"`` is the name in a `LoraState`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and (module.lora_A or module.lora_embedding_A)
+    }
 
 
 @torch.no_grad()
@@ -157,9 +161,13 @@ def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder}: no adapter; wanted adapter_config.json and adapter_model.safetensors")
+    tensors = read_lora_adapter(folder)
     try:
-        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    except (ValueError, RuntimeError, OSError) as error:
+        loaded = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+        if problem := problem_with(tensors, collect_lora_state(loaded)):  # PEFT only warns of missing tensors
+            raise ValueError(problem)
+        return loaded
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise InputError(
             f"{folder}: the adapter does not fit the base ({' '.join(str(error).split())[:300]})"
         ) from error

@@ -1,0 +1,113 @@
+"""Fake clients and tiny hand-made states: rounds whose numbers can be worked out on paper."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from fl_lightning import FederatedTrainer
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig
+from fl_lightning.data.federation import ClientData
+from fl_lightning.federation import FederationState
+from fl_lightning.fit import ClientUpdate, Metrics
+
+A, B = "w.lora_A.weight", "w.lora_B.weight"
+
+
+def make_state(a=(1.0, 0.0), b=(0.0, 0.0, 0.0)):
+    """A of shape (1, 2), 8 bytes; B of shape (3, 1), 12 bytes."""
+    return {A: torch.tensor([a], dtype=torch.float32), B: torch.tensor(b, dtype=torch.float32).view(3, 1)}
+
+
+class FakeClients:
+    """Answers each round's tasks from a script: one {client_id: (state, num_examples)} a round."""
+
+    def __init__(self, script, losses=(2.0, 1.0)):
+        self.script, self.losses = script, list(losses)
+        self.tasks = {}
+        self.evaluated = []
+
+    def exchange(self, tasks, on_step=None):
+        for task in tasks:
+            self.tasks[task.round_num, task.client_id] = task
+            answer = self.script[task.round_num - 1].get(task.client_id)
+            if answer is None:
+                continue
+            if on_step is not None:
+                on_step([task.client_id], 1.0, 7)
+            yield ClientUpdate(task.client_id, task.round_num, answer[0], answer[1], 70, self.losses, 0.5)
+
+    def evaluate(self, jobs):
+        """A loss that can be read off the state: the sum of A, over as many tokens as there are records."""
+        self.evaluated.extend(jobs)
+        return [Metrics(float(s[A].sum()) * len(e), 0.5 * len(e), len(e), len(e)) for s, e in jobs]
+
+
+@pytest.fixture
+def state():
+    return make_state
+
+
+@pytest.fixture
+def plain_config():
+    """Weighted aggregation alone; switch on what a test is about."""
+
+    def make(*, rounds=1, share="all", momentum=1.0, use_residual=True, num_clusters=1, global_mix=0.2, **dept):
+        dept.setdefault("enabled", bool(dept))
+        return FederationConfig(
+            rounds=rounds,
+            share=share,
+            flora=FloraConfig(momentum=momentum, use_residual=use_residual),
+            client_clusters=ClientClustersConfig(num_clusters=num_clusters, global_mix=global_mix),
+            dept_clusters=DeptClustersConfig(**dept),
+        )
+
+    return make
+
+
+@pytest.fixture
+def play(plain_config):
+    """Run a script of updates through FederatedTrainer and give back the trainer; `trainer.clients` is the fake."""
+
+    def run(
+        script, config=None, *, callbacks=(), run_folder=None, initial=None, resume=None, on_error=None, model=None
+    ):
+        config = config or plain_config(rounds=len(script))
+        ids = sorted({client_id for updates in script for client_id in updates})
+        data = {c: ClientData(*c.split("/"), train=[[0]], eval=[[0]] * (1 + i)) for i, c in enumerate(ids)}
+        trainer = FederatedTrainer(
+            fabric=Fabric(accelerator="cpu", devices=1),
+            callbacks=callbacks,
+            federation=config,
+            run_folder=run_folder,
+        )
+        start = resume or FederationState.begin(initial or make_state(), {c.split("/")[0] for c in ids})
+        try:
+            trainer.fit(SimpleNamespace(model=model), data, clients=FakeClients(script), resume_from=start)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def log_messages():
+    """Messages of the package's log, whatever handlers an earlier test left behind."""
+    messages = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            messages.append(f"{record.levelname} {record.getMessage()}")
+
+    logger, handler = logging.getLogger("fl_lightning"), Collect()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from fl_lightning import ClientLog, FederatedCallback, RoundCheckpoint
+from fl_lightning.checkpoint import checkpoints, load_checkpoint
+
+
+class Keeper(FederatedCallback):
+    def state_dict(self):
+        return {"kept": [1, 2]}
+
+
+@pytest.fixture
+def script(state):
+    return [{f"hr/c{i}": (state((2 + i, 1), (i, 0, 0)), 1 + i) for i in range(3)}] * 4
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    for owner, tensors in first.items():
+        assert tensors.keys() == second[owner].keys()
+        assert all(torch.equal(t, second[owner][n]) for n, t in tensors.items())
+
+
+@pytest.mark.parametrize("share", ["all", "a"])
+def test_checkpoint_holds_the_whole_state(play, plain_config, script, tmp_path, share):
+    config = plain_config(rounds=4, share=share, num_clusters=2, enabled=True)
+    wanted = play(script, config, callbacks=[RoundCheckpoint()], run_folder=tmp_path).federation
+    got, _ = load_checkpoint(tmp_path / "checkpoints" / "round_4")
+    assert (got.round_num, got.examples, got.cluster_assignments) == (4, wanted.examples, wanted.cluster_assignments)
+    assert all(torch.equal(t, got.initial[n]) for n, t in wanted.initial.items())
+    for kind in ("departments", "client_starts", "personal"):
+        assert_equal_states(getattr(wanted, kind), getattr(got, kind))
+
+
+@pytest.mark.parametrize("share", ["all", "a"])
+def test_run_resumed_from_any_checkpoint_ends_in_the_same_bits(play, plain_config, script, tmp_path, share):
+    config = plain_config(rounds=4, share=share, momentum=0.1, num_clusters=2, enabled=True)
+    wanted = play(script, config, callbacks=[RoundCheckpoint(keep=0)], run_folder=tmp_path).federation
+    for round_num in (1, 2, 3):
+        resumed, _ = load_checkpoint(tmp_path / "checkpoints" / f"round_{round_num}")
+        assert resumed.round_num == round_num
+        got = play(script, config, resume=resumed).federation
+        for kind in ("departments", "client_starts", "personal"):
+            assert_equal_states(getattr(wanted, kind), getattr(got, kind))
+
+
+def test_checkpoint_holds_what_callbacks_keep_and_the_rows(play, script, tmp_path):
+    play(script[:2], callbacks=[ClientLog(), Keeper(), RoundCheckpoint()], run_folder=tmp_path)
+    _, extra = load_checkpoint(tmp_path / "checkpoints" / "round_2")
+    assert extra["callbacks"] == {"Keeper": {"kept": [1, 2]}}
+    assert [step for step, _ in extra["history"]] == [1, 2]
+    assert extra["history"][1][1]["hr/c0/train/loss"] == 1.5
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (0, [1, 2, 3, 4])])
+def test_retention_keeps_the_last_rounds(play, script, tmp_path, keep, left):
+    play(script, callbacks=[RoundCheckpoint(keep)], run_folder=tmp_path)
+    assert list(checkpoints(tmp_path)) == left
+
+
+def test_nothing_is_pickled(play, script, tmp_path):
+    play(script[:1], callbacks=[RoundCheckpoint()], run_folder=tmp_path)
+    names = sorted(p.name for p in (tmp_path / "checkpoints" / "round_1").iterdir())
+    assert names == ["state.json", "state.safetensors"]
+
+
+def test_failed_round_leaves_the_last_good_checkpoint(play, script, tmp_path):
+    errors = []
+    play([script[0], {}], callbacks=[RoundCheckpoint()], run_folder=tmp_path, on_error=errors.append)
+    assert len(errors) == 1
+    assert list(checkpoints(tmp_path)) == [1]
+    assert load_checkpoint(tmp_path / "checkpoints" / "round_1")[0].round_num == 1
+
+
+def test_without_a_run_folder_nothing_is_written(play, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    play(script[:1], callbacks=[RoundCheckpoint()])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,131 @@
+"""Fixtures shared by all tests: everything offline, on one thread, on models that train in milliseconds."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import copy
+import json
+import random
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def loaded_tiny_base():
+    """(model, tokenizer) of the bundled base, loaded once: read it, never change it."""
+    import torch
+
+    from fl_lightning.config import ModelConfig
+    from fl_lightning.modeling.base import load_base_model
+
+    return load_base_model(ModelConfig(), dtype=torch.float32)
+
+
+@pytest.fixture
+def tiny_base(loaded_tiny_base):
+    """A fresh (model, tokenizer) that the test may change."""
+    return copy.deepcopy(loaded_tiny_base[0]), copy.deepcopy(loaded_tiny_base[1])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(loaded_tiny_base):
+    """The bundled tokenizer: read it, never change it."""
+    return loaded_tiny_base[1]
+
+
+def _micro(kind: str, vocabulary: int = 4096, dropout: bool = False):
+    import torch
+    import transformers as hf
+
+    small = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    ends = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        if kind == "qwen":
+            model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**small, **heads, **ends, initializer_range=0.2))
+        elif kind == "llama":
+            model = hf.LlamaForCausalLM(hf.LlamaConfig(**small, **heads, **ends, initializer_range=0.2))
+        elif kind == "stablelm":
+            model = hf.StableLmForCausalLM(hf.StableLmConfig(**small, **heads, **ends, initializer_range=0.2))
+        elif kind == "bloom":
+            sizes = {"vocab_size": vocabulary, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+            model = hf.BloomForCausalLM(hf.BloomConfig(**sizes, **ends, initializer_range=0.2))
+        elif kind == "mamba":
+            sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+            model = hf.MambaForCausalLM(hf.MambaConfig(**sizes, **ends, initializer_range=0.2))
+        else:
+            sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+            off = {} if dropout else {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+            model = hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, **off, **ends, initializer_range=0.2))
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def micro_model():
+    """Factory of random models by kind (qwen, llama, gpt2, stablelm, bloom, mamba): the same weights at every call."""
+    return _micro
+
+
+@pytest.fixture
+def micro_qwen():
+    """A random Qwen2 with grouped queries: hidden 32, 2 layers, 4 heads, 2 key/value heads."""
+    return _micro("qwen")
+
+
+@pytest.fixture
+def make_examples():
+    """Factory of ragged random token sequences, about half of each supervised."""
+    import torch
+
+    from fl_lightning.data.tokenization import Example
+
+    def make(count: int, seed: int = 0, low: int = 4, high: int = 14, vocabulary: int = 4096):
+        draw = random.Random(seed)
+        examples = []
+        for _ in range(count):
+            length = draw.randint(low, high)
+            ids = torch.tensor([draw.randrange(5, vocabulary) for _ in range(length)])
+            supervised = torch.arange(length) >= draw.randint(1, length - 1)
+            examples.append(Example(ids, supervised))
+        return examples
+
+    return make
+
+
+@pytest.fixture
+def random_state():
+    """Factory of adapter states for a PEFT model in which B is not zero, so that both factors have gradients."""
+    import torch
+
+    from fl_lightning.modeling.lora import collect_lora_state
+
+    def make(model, seed: int = 0, scale: float = 0.2):
+        generator = torch.Generator().manual_seed(seed)
+        return {n: torch.randn(t.shape, generator=generator) * scale for n, t in collect_lora_state(model).items()}
+
+    return make
+
+
+@pytest.fixture
+def write_jsonl():
+    """Factory that writes records as JSONL, making folders on the way."""
+
+    def write(path, records):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+    return write

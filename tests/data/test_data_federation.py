@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from fl_lightning.data.federation import load_federation
+from fl_lightning.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path, write_jsonl):
+    for department, clients in {"sales": 2, "hr": 3}.items():
+        for number in range(clients):
+            records = [{"prompt": f"question {i}", "completion": f"answer {i} of {department}"} for i in range(10)]
+            write_jsonl(tmp_path / department / f"client_{number}.jsonl", records)
+    return tmp_path
+
+
+def test_departments_are_sorted_and_clients_in_natural_order(root, tokenizer):
+    ids = list(load_federation(root, tokenizer))
+    assert ids == ["hr/client_0", "hr/client_1", "hr/client_2", "sales/client_0", "sales/client_1"]
+
+
+def test_each_client_knows_its_department_and_id(root, tokenizer):
+    data = load_federation(root, tokenizer)
+    assert all(client.client_id == key == f"{client.department}/{client.client}" for key, client in data.items())
+
+
+def test_records_are_split_and_tokenised(root, tokenizer):
+    client = load_federation(root, tokenizer, eval_fraction=0.3)["hr/client_0"]
+    assert (len(client.train), len(client.eval)) == (7, 3)
+    assert "of hr" in tokenizer.decode(client.train[0].ids)
+
+
+def test_limits_are_kept(root, tokenizer):
+    data = load_federation(root, tokenizer, clients_per_dept=1, max_records=2, max_length=12)
+    assert list(data) == ["hr/client_0", "sales/client_0"]
+    assert all(len(client.train) == 2 for client in data.values())
+    assert max(len(e) for client in data.values() for e in client.train + client.eval) <= 12
+
+
+def test_split_follows_the_seed(root, tokenizer):
+    held = [
+        [e.ids.tolist() for e in load_federation(root, tokenizer, seed=s)["hr/client_0"].eval] for s in (1, 1, 2, 3, 4)
+    ]
+    assert held[0] == held[1]
+    assert any(other != held[0] for other in held[2:])
+
+
+def test_bad_line_is_named_with_its_file(root, tokenizer):
+    path = root / "hr" / "client_1.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(InputError, match=r"client_1\.jsonl:11: "):
+        load_federation(root, tokenizer)
+
+
+def test_bundled_departments_load_with_train_and_eval(tokenizer):
+    data = load_federation("bundled:departments", tokenizer, clients_per_dept=1, max_records=3)
+    assert list(data) == ["customer_support/client_0", "engineering/client_0", "finance/client_0", "hr/client_0"]
+    assert all(len(client.train) == 3 and client.eval for client in data.values())

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from fl_lightning.data.records import Turn, parse_record
+from fl_lightning.data.tokenization import encode
+from fl_lightning.errors import InputError
+
+
+@pytest.fixture
+def plain_tokenizer(tokenizer):
+    """The bundled tokenizer without its chat template."""
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = None
+    return changed
+
+
+def one(record, tokenizer, max_length=512):
+    return encode([parse_record(record)], tokenizer, max_length)[0]
+
+
+def supervised_text(example, tokenizer):
+    return tokenizer.decode(example.ids[example.supervised])
+
+
+QUESTION = {"prompt": "What is the colour of the sky?", "completion": "It is blue."}
+TALK = {
+    "messages": [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "First answer"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "Second answer"},
+    ]
+}
+
+
+def test_loss_is_on_the_response_and_its_end_mark_only(tokenizer):
+    example = one(QUESTION, tokenizer)
+    assert supervised_text(example, tokenizer) == "It is blue." + tokenizer.eos_token
+    assert example.ids[example.supervised][-1] == tokenizer.eos_token_id
+
+
+def test_prompt_is_what_the_chat_template_gives_for_generation(tokenizer):
+    example = one(QUESTION, tokenizer)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION["prompt"]}], add_generation_prompt=True, tokenize=False
+    )
+    assert example.ids[~example.supervised].tolist() == tokenizer(prompt)["input_ids"]
+
+
+def test_supervised_tokens_are_one_run_at_the_end(tokenizer):
+    marks = one(QUESTION, tokenizer).supervised.tolist()
+    assert marks == sorted(marks)
+    assert 0 < sum(marks) < len(marks)
+
+
+def test_every_assistant_turn_of_a_conversation_is_supervised_with_its_end_mark(tokenizer):
+    end = tokenizer.eos_token
+    assert supervised_text(one(TALK, tokenizer), tokenizer) == f"First answer{end}Second answer{end}"
+
+
+def test_conversation_reads_as_the_chat_template_renders_it(tokenizer):
+    example = one(TALK, tokenizer)
+    rendered = tokenizer.apply_chat_template(TALK["messages"], tokenize=False)
+    assert tokenizer.decode(example.ids) == rendered[: rendered.rindex(tokenizer.eos_token) + len(tokenizer.eos_token)]
+
+
+def test_turns_after_the_last_answer_are_left_out(tokenizer):
+    longer = {"messages": [*TALK["messages"], {"role": "user", "content": "Three?"}]}
+    assert one(longer, tokenizer).ids.tolist() == one(TALK, tokenizer).ids.tolist()
+
+
+def test_text_record_is_supervised_from_its_second_token_to_the_end_mark(tokenizer):
+    example = one({"text": "once upon a time"}, tokenizer)
+    assert tokenizer.decode(example.ids) == "once upon a time" + tokenizer.eos_token
+    assert example.supervised.tolist() == [False] + [True] * (len(example) - 1)
+
+
+def test_without_chat_template_loss_is_on_response_and_end_mark(plain_tokenizer):
+    example = one(QUESTION, plain_tokenizer)
+    assert supervised_text(example, plain_tokenizer) == "It is blue." + plain_tokenizer.eos_token
+    assert plain_tokenizer.decode(example.ids).startswith("What is the colour of the sky?")
+
+
+def test_without_chat_template_every_assistant_turn_is_supervised(plain_tokenizer):
+    end = plain_tokenizer.eos_token
+    assert supervised_text(one(TALK, plain_tokenizer), plain_tokenizer) == f"First answer{end}Second answer{end}"
+
+
+def test_first_token_is_never_supervised(plain_tokenizer):
+    example = one({"messages": [{"role": "assistant", "content": "Hello there friend"}]}, plain_tokenizer)
+    assert not example.supervised[0]
+    assert example.supervised[1:].all()
+
+
+def test_long_prompt_loses_its_beginning_and_the_response_stays_whole(tokenizer):
+    record = {"prompt": "word " * 200 + "final", "completion": "It is blue."}
+    example = one(record, tokenizer, max_length=40)
+    assert len(example) == 40
+    assert supervised_text(example, tokenizer) == "It is blue." + tokenizer.eos_token
+    assert "final" in tokenizer.decode(example.ids)
+
+
+def test_long_response_keeps_half_of_the_room_for_the_prompt_and_loses_its_end(tokenizer):
+    record = {"prompt": "word " * 200, "completion": "blue sky " * 200}
+    example = one(record, tokenizer, max_length=40)
+    whole = one(record, tokenizer, max_length=5000)
+    assert (len(example), int(example.supervised.sum())) == (40, 20)
+    assert example.ids[example.supervised].tolist() == whole.ids[whole.supervised][:20].tolist()
+
+
+def test_short_prompt_is_kept_whole_before_a_long_response(tokenizer):
+    record = {"prompt": "Hi", "completion": "blue sky " * 200}
+    example, whole = one(record, tokenizer, max_length=40), one(record, tokenizer, max_length=5000)
+    assert example.ids.tolist() == whole.ids[:40].tolist()
+
+
+def test_long_text_loses_its_end(tokenizer):
+    text = {"text": "blue sky over the sea " * 50}
+    assert one(text, tokenizer, 16).ids.tolist() == one(text, tokenizer, 5000).ids[:16].tolist()
+
+
+@pytest.mark.parametrize("max_length", [8, 9, 13, 64])
+def test_no_example_is_longer_than_max_length_and_each_has_targets(tokenizer, max_length):
+    records = [QUESTION, TALK, {"text": "a b c d e f g h i j"}, {"prompt": "w " * 99, "completion": "y " * 99}]
+    for example in encode([parse_record(r) for r in records], tokenizer, max_length):
+        assert len(example) <= max_length
+        assert example.supervised.any()
+
+
+def test_record_of_a_single_token_is_refused_with_its_place(plain_tokenizer):
+    plain_tokenizer.eos_token = None
+    with pytest.raises(InputError, match=r"train\.jsonl: record 1: no response tokens"):
+        encode([[Turn("text", "a long text")], [Turn("text", "a")]], plain_tokenizer, 64, "train.jsonl")
+
+
+def test_chat_template_that_raises_is_an_input_error(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InputError, match="no system role"):
+        one(QUESTION, strict)
+
+
+def test_chat_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    rewriting = copy.deepcopy(tokenizer)
+    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="rewrites earlier turns"):
+        one(QUESTION, rewriting)
+
+
+def test_beginning_mark_written_by_the_chat_template_is_not_doubled(tokenizer):
+    marked = copy.deepcopy(tokenizer)
+    marked.bos_token = "<|im_start|>"
+    marked.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", marked.bos_token_id)]
+    )
+    messages = [{"role": "user", "content": QUESTION["prompt"]}]
+    wanted = marked.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    example = one(QUESTION, marked)
+    assert marked("a")["input_ids"][0] == marked.bos_token_id
+    assert example.ids[~example.supervised].tolist() == wanted
+
+
+def test_beginning_mark_of_the_tokenizer_stands_before_a_text_record(plain_tokenizer):
+    plain_tokenizer.bos_token = "<|im_start|>"
+    plain_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", plain_tokenizer.bos_token_id)]
+    )
+    ids = one({"prompt": "a question", "completion": "an answer"}, plain_tokenizer).ids.tolist()
+    assert ids[0] == plain_tokenizer.bos_token_id
+    assert ids.count(plain_tokenizer.bos_token_id) == 1

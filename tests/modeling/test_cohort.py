@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fl_lightning.data.packing import pack
+from fl_lightning.errors import InputError
+from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, load_lora_state
+from fl_lightning.module import LoraClientModule
+
+TARGETS = {"qwen": ["q_proj", "v_proj"], "llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
+
+
+@pytest.fixture
+def adapted(micro_model):
+    """Factory of (module, PEFT model) on a micro model."""
+
+    def make(kind="qwen", dropout=0.0, targets=None):
+        names = targets or TARGETS[kind]
+        model = create_lora_model(micro_model(kind), r=4, lora_alpha=8, lora_dropout=dropout, target_modules=names)
+        return LoraClientModule(model).eval(), model
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama", "gpt2"])
+def test_cohort_gives_each_client_the_loss_of_its_own_peft_adapter(adapted, random_state, make_examples, kind):
+    module, model = adapted(kind)
+    states = [random_state(model, seed) for seed in range(3)]
+    clients = [make_examples(count, seed=count) for count in (1, 3, 2)]
+    cohort = LoraCohort(model)
+    cohort.load(states, "cpu")
+    row = pack(clients)
+    with torch.no_grad():
+        with cohort.attached():
+            cohort.arrange(row.client_tokens)
+            together = module(row).loss
+        for k, state in enumerate(states):
+            load_lora_state(model, state)
+            torch.testing.assert_close(together[k], module(pack([clients[k]])).loss[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["qwen", "gpt2"])
+def test_cohort_gives_each_client_the_gradients_of_its_own_peft_adapter(adapted, random_state, make_examples, kind):
+    module, model = adapted(kind)
+    states = [random_state(model, seed) for seed in range(2)]
+    clients = [make_examples(count, seed=count) for count in (1, 3)]
+    cohort = LoraCohort(model)
+    cohort.load(states, "cpu")
+    row = pack(clients)
+    with cohort.attached():
+        cohort.arrange(row.client_tokens)
+        module(row).mean_loss().sum().backward()
+    gradients = [p.grad for p in cohort.parameters()]
+    for k, state in enumerate(states):
+        load_lora_state(model, state)
+        model.zero_grad()
+        module(pack([clients[k]])).mean_loss().sum().backward()
+        own = [p.grad for n, p in model.named_parameters() if "lora_" in n]
+        assert len(own) == len(gradients)
+        for got, wanted in zip(gradients, own, strict=True):
+            torch.testing.assert_close(got[k], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_states_come_back_as_they_were_loaded(adapted, random_state):
+    _, model = adapted()
+    states = [random_state(model, seed) for seed in range(3)]
+    cohort = LoraCohort(model)
+    cohort.load(states, "cpu")
+    for k, state in enumerate(states):
+        got = cohort.state(k)
+        assert list(got) == sorted(state)
+        assert all(torch.equal(got[n], state[n]) for n in state)
+
+
+def test_snapshot_and_start_share_no_memory_with_the_cohort(adapted, random_state):
+    _, model = adapted()
+    start = random_state(model)
+    kept = {n: t.clone() for n, t in start.items()}
+    cohort = LoraCohort(model)
+    cohort.load([start], "cpu")
+    taken = cohort.state(0)
+    with torch.no_grad():
+        for parameter in cohort.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(start[n], kept[n]) and torch.equal(taken[n], kept[n]) for n in kept)
+
+
+def test_adapter_of_the_model_itself_is_off_while_attached_and_back_afterwards(adapted, random_state, make_examples):
+    module, model = adapted()
+    load_lora_state(model, random_state(model, 9))
+    before, row = collect_lora_state(model), pack([make_examples(2)])
+    cohort = LoraCohort(model)
+    cohort.load([{n: torch.zeros_like(t) for n, t in before.items()}], "cpu")
+    with torch.no_grad():
+        own = module(row).loss
+        with model.disable_adapter():
+            base = module(row).loss
+        with cohort.attached():
+            cohort.arrange(row.client_tokens)
+            attached = module(row).loss
+        after = module(row).loss
+    assert torch.equal(attached, base)
+    assert torch.equal(after, own)
+    assert not torch.equal(own, base)
+    assert all(torch.equal(t, before[n]) for n, t in collect_lora_state(model).items())
+
+
+def test_an_error_inside_the_block_detaches_the_cohort(adapted, random_state, make_examples):
+    module, model = adapted()
+    load_lora_state(model, random_state(model, 9))
+    row = pack([make_examples(2)])
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model, 1)], "cpu")
+    with torch.no_grad():
+        own = module(row).loss
+        with pytest.raises(ZeroDivisionError), cohort.attached():
+            raise ZeroDivisionError
+        assert torch.equal(module(row).loss, own)
+
+
+def test_own_adapter_can_train_after_the_cohort_was_attached(adapted, random_state):
+    _, model = adapted()
+    before = {n for n, p in model.named_parameters() if p.requires_grad}
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model)], "cpu")
+    with cohort.attached():
+        pass
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == before != set()
+
+
+def test_client_without_tokens_in_a_row_gets_no_gradient(adapted, random_state, make_examples):
+    module, model = adapted()
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model, s) for s in range(2)], "cpu")
+    row = pack([[], make_examples(2)])
+    with cohort.attached():
+        cohort.arrange(row.client_tokens)
+        module(row).mean_loss().sum().backward()
+    for parameter in cohort.parameters():
+        assert not parameter.grad[0].any()
+        assert parameter.grad[1].any()
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 3.0, 1e6])
+def test_clipping_is_per_client_as_clip_grad_norm_does_for_one(adapted, random_state, max_norm):
+    _, model = adapted()
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model, s) for s in range(3)], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([0.001, 0.1, 10.0])
+    for p in cohort.parameters():
+        p.grad = torch.randn(p.shape, generator=generator) * scales.view(3, *[1] * (p.ndim - 1))
+    alone = []
+    for k in range(3):
+        copies = [torch.nn.Parameter(p[k].detach().clone()) for p in cohort.parameters()]
+        for copy, p in zip(copies, cohort.parameters(), strict=True):
+            copy.grad = p.grad[k].clone()
+        torch.nn.utils.clip_grad_norm_(copies, max_norm)
+        alone.append([c.grad for c in copies])
+    cohort.clip_gradients(max_norm)
+    for k in range(3):
+        for p, wanted in zip(cohort.parameters(), alone[k], strict=True):
+            torch.testing.assert_close(p.grad[k], wanted, atol=1e-7, rtol=1e-5)
+
+
+def test_clipping_to_zero_is_off(adapted, random_state):
+    _, model = adapted()
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model)], "cpu")
+    for p in cohort.parameters():
+        p.grad = torch.full_like(p, 100.0)
+    cohort.clip_gradients(0.0)
+    assert all((p.grad == 100.0).all() for p in cohort.parameters())
+
+
+def test_dropout_of_a_client_follows_its_own_generator(adapted, random_state, make_examples):
+    module, model = adapted(dropout=0.5)
+    states = [random_state(model, s) for s in range(2)]
+    clients = [make_examples(2, seed=s) for s in range(2)]
+
+    def loss(chosen, seeds):
+        cohort = LoraCohort(model)
+        cohort.load([states[k] for k in chosen], "cpu")
+        row = pack([clients[k] for k in chosen])
+        with torch.no_grad(), cohort.attached():
+            cohort.arrange(row.client_tokens, [dropout_generator(s, torch.device("cpu")) for s in seeds])
+            return module(row).loss
+
+    together = loss([0, 1], [5, 6])
+    torch.testing.assert_close(together[1:], loss([1], [6]), atol=1e-4, rtol=0)
+    assert (together[1] - loss([1], [7])[0]).abs() > 1e-3
+
+
+def test_dropout_is_off_without_generators(adapted, random_state, make_examples):
+    losses = []
+    for dropout in (0.5, 0.0):
+        module, model = adapted(dropout=dropout)
+        cohort = LoraCohort(model)
+        cohort.load([random_state(model)], "cpu")
+        row = pack([make_examples(2)])
+        with torch.no_grad(), cohort.attached():
+            cohort.arrange(row.client_tokens)
+            losses.append(module(row).loss)
+    assert torch.equal(*losses)
+
+
+def test_dropout_keeps_the_expected_value(adapted, random_state):
+    _, model = adapted(dropout=0.25)
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model)], "cpu")
+    cohort.arrange((1000,), [dropout_generator(0, torch.device("cpu"))])
+    dropped = cohort._drop(torch.ones(1, 1000, 32), 0.25, 0)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
+
+
+@pytest.mark.parametrize(("segments", "generators"), [((3,), None), ((1, 1, 1), None), ((2, 1), [torch.Generator()])])
+def test_wrong_number_of_segments_or_generators_is_refused(adapted, random_state, segments, generators):
+    _, model = adapted()
+    cohort = LoraCohort(model)
+    cohort.load([random_state(model, s) for s in range(2)], "cpu")
+    with pytest.raises(ValueError, match="2 clients"):
+        cohort.arrange(segments, generators)
+
+
+def test_embedding_layers_are_refused(adapted):
+    _, model = adapted(targets=["embed_tokens"])
+    with pytest.raises(InputError, match=r"lora\.target_modules"):
+        LoraCohort(model)
+
+
+def test_adapter_on_the_head_is_right_or_refused(adapted, random_state, make_examples):
+    module, model = adapted(targets=["lm_head"])
+    state, row = random_state(model), pack([make_examples(2), make_examples(1, seed=1)])
+    load_lora_state(model, state)
+    with torch.no_grad():
+        wanted = module(row).loss
+        try:
+            cohort = LoraCohort(model)
+        except InputError:
+            return
+        cohort.load([state, state], "cpu")
+        with cohort.attached():
+            cohort.arrange(row.client_tokens)
+            torch.testing.assert_close(module(row).loss, wanted, atol=1e-4, rtol=0)

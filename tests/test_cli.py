@@ -1,0 +1,314 @@
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import yaml
+
+from fl_lightning.checkpoint import checkpoints
+from fl_lightning.cli import main
+
+SMALL = ["--clients-per-dept", "1", "--max-records", "2", "--device-map", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _put_process_back():
+    """The command line sets up logging, warnings and a signal handler for a process of its own."""
+    names = ("fl_lightning", "lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    signal.signal(signal.SIGTERM, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "fl_lightning", *map(str, arguments)]
+
+
+def write_client(root, train, name="hr/client_0"):
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.jsonl").write_text(train)
+    (folder / "eval.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    return folder / "train.jsonl"
+
+
+# Bad input: (arguments after the command, words that must stand in the one line). {tmp} is the test's folder.
+
+GOOD = '{"prompt": "a", "completion": "b"}\n'
+
+
+def data(tmp):
+    write_client(tmp / "empty", "")
+    write_client(tmp / "malformed", GOOD + '{"prompt": "a", "completion"\n')
+    write_client(tmp / "unanswered", GOOD + GOOD + '{"instruction": "Add", "input": "1 1"}\n')
+    write_client(tmp / "unsafe", GOOD, "hr/client 0;rm")
+    write_client(tmp / "binary", GOOD).write_bytes(b"\xff\xfe\x00")
+    (tmp / "no_department").mkdir()
+    (tmp / "misspelt.yaml").write_text("seed: 1\nfederation:\n  ronds: 3\n")
+    (tmp / "misplaced.yaml").write_text("seed: 1\nrounds: 3\n")
+    (tmp / "wrong_type.yaml").write_text("seed: 1\nfederation:\n  rounds: many\n")
+    (tmp / "broken.yaml").write_text("seed: 1\nfederation: [\n")
+    (tmp / "list.yaml").write_text("- seed\n")
+    (tmp / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    (tmp / "file").write_text("")
+
+
+BAD = {
+    "missing data folder": ("fit --data {tmp}/nowhere", ["data.root", "{tmp}/nowhere", "wanted a folder"]),
+    "no department": ("fit --data {tmp}/no_department", ["no department in {tmp}/no_department"]),
+    "empty client file": ("fit --data {tmp}/empty", ["{tmp}/empty/hr/client_0/train.jsonl"]),
+    "malformed line": ("fit --data {tmp}/malformed", ["{tmp}/malformed/hr/client_0/train.jsonl:2"]),
+    "no response": (
+        "fit --data {tmp}/unanswered",
+        ["{tmp}/unanswered/hr/client_0/train.jsonl:3", "response", "'output'"],
+    ),
+    "unsafe name": ("fit --data {tmp}/unsafe", ["client 0;rm", "rename"]),
+    "not text": ("fit --data {tmp}/binary", ["{tmp}/binary/hr/client_0/train.jsonl"]),
+    "too many clients": ("fit --clients-per-dept 99", ["data.clients_per_dept", "customer_support", "4 clients", "99"]),
+    "misspelt key": ("fit --config {tmp}/misspelt.yaml", ["{tmp}/misspelt.yaml:3", "federation.ronds", "'rounds'"]),
+    "misplaced key": ("fit --config {tmp}/misplaced.yaml", ["{tmp}/misplaced.yaml:2", "'federation.rounds'"]),
+    "wrong type": ("fit --config {tmp}/wrong_type.yaml", ["{tmp}/wrong_type.yaml:3", "rounds", "many"]),
+    "broken YAML": ("fit --config {tmp}/broken.yaml", ["{tmp}/broken.yaml:", "not valid YAML"]),
+    "list as config": ("fit --config {tmp}/list.yaml", ["{tmp}/list.yaml:1", "wanted a mapping"]),
+    "key twice": ("fit --config {tmp}/twice.yaml", ["{tmp}/twice.yaml:2", "twice"]),
+    "missing config": ("fit --config {tmp}/none.yaml", ["--config {tmp}/none.yaml", "cannot be read"]),
+    "config without value": ("fit --config", ["--config"]),
+    "misspelt flag": ("fit --ronds 3", ["--ronds", "did you mean 'rounds'"]),
+    "misspelt dotted key": ("fit --federation.ronds=3", ["federation.ronds", "did you mean 'federation.rounds'"]),
+    "stray word": ("fit everything", ["everything"]),
+    "no rounds": ("fit --rounds 0", ["federation.rounds", "got 0", "at least 1"]),
+    "negative rounds": ("fit --rounds -1", ["federation.rounds", "-1", "at least 1"]),
+    "rounds not a number": ("fit --rounds many", ["federation.rounds", "many"]),
+    "rounds without value": ("fit --rounds --seed 1", ["--rounds", "no value"]),
+    "zero rate": ("fit --learning-rate 0", ["training.learning_rate", "above 0"]),
+    "infinite rate": ("fit --learning-rate inf", ["training.learning_rate", "inf"]),
+    "zero momentum": ("fit --federation.flora.momentum=0", ["federation.flora.momentum", "above 0"]),
+    "ratio above one": ("fit --global-mix 1.5", ["federation.client_clusters.global_mix", "1.5", "[0, 1]"]),
+    "zero rank": ("fit --lora-r 0", ["lora.r", "at least 1"]),
+    "full dropout": ("fit --lora-dropout 1", ["lora.lora_dropout", "[0, 1)"]),
+    "unknown dtype": ("fit --dtype fp8", ["fabric.precision", "fp8"]),
+    "fp16 on a CPU": ("fit --dtype fp16", ["fabric.precision", "fp16"]),
+    "no such module": ("fit --target-modules nope_proj", ["target_modules", "nope_proj"]),
+    "unknown model": ("fit --model.name_or_path=no-such-org/no-such-model", ["model.name_or_path", "no-such-org"]),
+    "model folder without model": ("fit --model.name_or_path={tmp}/no_department", ["no config.json in {tmp}"]),
+    "unknown bundled model": ("fit --model.name_or_path=bundled:tiny_bas", ["did you mean 'tiny_base'"]),
+    "output is a file": ("fit --output {tmp}/file", ["{tmp}/file"]),
+    "nothing to resume": ("fit --resume last --output {tmp}/out", ["'last'", "{tmp}/out"]),
+    "run to resume is missing": ("fit --resume {tmp}/none --output {tmp}/out", ["{tmp}/none", "config.yaml"]),
+    "resume without value": ("fit --resume", ["--resume", "no value"]),
+    "evaluate without run": ("evaluate", ["--run"]),
+    "evaluate a missing run": ("evaluate --run {tmp}/none", ["{tmp}/none"]),
+    "evaluate nothing": ("evaluate --run last --output {tmp}/out", ["'last'", "{tmp}/out"]),
+    "evaluate with a misspelt flag": ("evaluate --rum last", ["--rum", "did you mean '--run'"]),
+    "unknown command": ("fitt --rounds 1", ["'fitt'", "did you mean 'fit'"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capfd):
+    data(tmp_path)
+    arguments, words = BAD[case]
+    argv = arguments.format(tmp=tmp_path).split()
+    if argv[0] == "fit":
+        defaults = {"--output": tmp_path / "out", "--clients-per-dept": "1", "--device-map": "cpu"}
+        extra = [str(x) for flag, value in defaults.items() if flag not in argv for x in (flag, value)]
+        argv[1:1] = extra
+    assert main(argv) == 2
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word.format(tmp=tmp_path) in lines[0]
+    assert "Traceback" not in out + err
+    assert list(tmp_path.rglob("version_*")) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_missing_gpu_is_bad_input(tmp_path, capfd):
+    assert main(["fit", "--device-map", "cuda", "--output", str(tmp_path)]) == 2
+    assert "fabric.accelerator: got cuda" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_bad_data_in_a_process_of_its_own_is_one_line_too(tmp_path):
+    data(tmp_path)
+    argv = command("fit", "--data", tmp_path / "malformed", "--output", tmp_path / "out", *SMALL)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"{tmp_path}/malformed/hr/client_0/train.jsonl:2" in done.stderr
+
+
+# Good input
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_the_commands(argv, capsys):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  fit ", out, re.MULTILINE)
+    assert re.search(r"^  evaluate ", out, re.MULTILINE)
+
+
+def test_fit_help_lists_keys_and_every_shortcut_of_the_contract(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help"])
+    assert stop.value.code in (0, None)
+    out = capsys.readouterr().out
+    flags = """--rounds --clients-per-dept --local-epochs --learning-rate --max-records --batch-size --lora-r
+    --lora-alpha --lora-dropout --target-modules --num-clusters --global-mix --dept-clustering --no-dept-clustering --load-in-4bit
+    --device-map --dtype --data --output --seed --resume --config --print_config --federation.rounds"""
+    for flag in flags.split():
+        assert re.search(rf"{flag}\b", out), flag
+
+
+def test_evaluate_help_says_what_a_run_is(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    assert "--run RUN" in capsys.readouterr().out
+
+
+def test_version_is_a_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_print_config_gives_yaml_that_reads_back(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--rounds", "3", "--print_config"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["federation"]["rounds"] == 3
+    (tmp_path / "printed.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "printed.yaml"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+@pytest.mark.slow
+def test_flags_of_the_contract_reach_the_run(tmp_path, capfd):
+    flags = "--rounds 1 --clients-per-dept 2 --learning-rate 0.0005 --local-epochs 2 --global-mix 0.3 --max-records 4"
+    more = "--batch-size 2 --lora-r 4 --lora-alpha 8 --lora-dropout 0 --target-modules q_proj k_proj --num-clusters 1"
+    last = f"--no-dept-clustering --device-map cpu --dtype fp32 --data bundled:departments --output {tmp_path} --seed 7"
+    assert main(["fit", *f"{flags} {more} {last}".split()]) == 0
+    config = yaml.safe_load((tmp_path / "version_0" / "config.yaml").read_text())
+    assert config["federation"]["rounds"] == 1
+    assert config["federation"]["client_clusters"] == {"num_clusters": 1, "global_mix": 0.3}
+    assert config["federation"]["dept_clusters"]["enabled"] is False
+    assert config["data"]["clients_per_dept"] == 2
+    assert config["data"]["max_records"] == 4
+    assert config["training"]["learning_rate"] == 0.0005
+    assert config["training"]["local_epochs"] == 2
+    assert config["training"]["batch_size"] == 2
+    assert config["lora"] == {"r": 4, "lora_alpha": 8, "lora_dropout": 0, "target_modules": ["q_proj", "k_proj"]}
+    assert config["fabric"]["accelerator"] == "cpu"
+    assert config["fabric"]["precision"] == "fp32"
+    assert config["seed"] == 7
+    steps = (tmp_path / "version_0/client_runs/hr/client_1/round_1.csv").read_text().splitlines()
+    assert len(steps) == 1 + 2 * 4 // 2
+    adapter = json.loads((tmp_path / "version_0/adapters/hr/adapter_config.json").read_text())
+    assert (adapter["r"], sorted(adapter["target_modules"])) == (4, ["k_proj", "q_proj"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_fit_then_resume_then_evaluate(tmp_path, capfd):
+    output = ["--output", str(tmp_path)]
+    assert main(["fit", "--rounds", "1", *SMALL, *output]) == 0
+    folder = tmp_path / "version_0"
+    assert main(["fit", "--resume", "last", "--rounds", "2", *output]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["version_0"]
+    assert list(checkpoints(folder)) == [1, 2]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["max_records"] == 2
+    wanted = json.loads((folder / "federated_eval.json").read_text())
+    capfd.readouterr()
+    assert main(["evaluate", "--run", "last", *output]) == 0
+    out = capfd.readouterr().out
+    assert f"{wanted['departments']['hr']['final']['loss']:.4f}" in out
+    assert main(["evaluate", f"--run={folder}"]) == 0
+
+
+def test_run_that_cannot_go_on_is_exit_code_1(monkeypatch, capfd, tmp_path):
+    from fl_lightning import RunError, run
+
+    def fail(*_, **__):
+        raise RunError("round 2: no valid update\nfrom any client")
+
+    monkeypatch.setattr(run, "fit", fail)
+    assert main(["fit", "--output", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == "failed: round 2: no valid update from any client\n"
+
+
+# Start-up and signals, in processes of their own
+
+
+def test_help_takes_little_time_and_loads_neither_torch_nor_lightning():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command("--help"), capture_output=True, timeout=60, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["fit", "--help"]])
+def test_help_loads_neither_torch_nor_lightning(argv):
+    code = (
+        "import sys\nfrom fl_lightning.cli import main\n"
+        f"try:\n    main({argv!r})\nexcept SystemExit:\n    pass\n"
+        "print('LOADED', *sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = done.stdout.rpartition("LOADED")[2].split()
+    assert "fl_lightning" in loaded
+    assert not {"torch", "lightning", "transformers", "peft", "numpy"} & set(loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, code):
+    process = subprocess.Popen(
+        command("fit", "--rounds", 500, *SMALL, "--output", tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored for us
+    )
+    limit = threading.Timer(100, process.kill)
+    limit.start()
+    try:
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "round 1 of 500" in line:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == code, "".join(seen) + rest
+    finally:
+        limit.cancel()
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert "Traceback" not in rest
+    assert "--resume last" in rest
+    folder = tmp_path / "version_0"
+    done = max(checkpoints(folder))
+    assert main(["fit", "--resume", "last", "--output", str(tmp_path), "--rounds", str(done + 1)]) == 0
+    assert max(checkpoints(folder)) == done + 1
+    assert [p.name for p in folder.rglob("*") if p.suffix in (".tmp", ".old")] == []
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 1 + done + 1  # header, base, rounds

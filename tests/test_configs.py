@@ -1,0 +1,134 @@
+"""Every YAML under configs/ is read, and run on a tiny model."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fl_lightning
+from fl_lightning import run
+from fl_lightning.arguments import known_keys, parse_config
+from fl_lightning.config import TINY_BASE, RunConfig
+
+FOLDER = Path(fl_lightning.__file__).parent.parent / "configs"
+FILES = sorted(p for p in FOLDER.rglob("*") if p.suffix in (".yaml", ".yml"))
+
+
+def leaves(values, prefix=""):
+    """{dotted key: value} of everything that is not a block."""
+    blocks = known_keys()
+    found = {}
+    for key, value in values.items():
+        if blocks.get(prefix + key) is not None:
+            found.update(leaves(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def test_there_are_configs():
+    assert FOLDER / "default.yaml" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(FOLDER).as_posix())
+def test_config_parses_to_what_stands_in_it(path):
+    config = parse_config(["--config", str(path)])
+    assert isinstance(config, RunConfig)
+    got = leaves(config.to_dict())
+    for key, value in leaves(yaml.safe_load(path.read_text())).items():
+        assert got[key] == value, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(FOLDER).as_posix())
+def test_config_runs_a_round_on_the_tiny_base(path, tmp_path):
+    written = yaml.safe_load(path.read_text())
+    model = written.get("model", {})
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "1", "--output", str(tmp_path)]
+    bundled = model.get("name_or_path", TINY_BASE) == TINY_BASE
+    other = [] if bundled else [f"--model.name_or_path={TINY_BASE}", "--model.revision=null"]
+    cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", "bundled:departments"]
+    config = parse_config(["--config", str(path), *small, *other, *cpu])
+    assert config.model.load_in_4bit == model.get("load_in_4bit", False)
+    folder = run.fit(config)
+    assert (folder / "federated_eval.json").is_file()
+    assert (folder / "adapters" / "hr" / "adapter_model.safetensors").is_file()
+
+
+def test_default_yaml_has_every_key():
+    assert set(leaves(yaml.safe_load((FOLDER / "default.yaml").read_text()))) == set(leaves(RunConfig().to_dict()))
+
+
+def test_default_yaml_has_the_defaults_but_for_the_learning_rate():
+    written = leaves(yaml.safe_load((FOLDER / "default.yaml").read_text()))
+    defaults = leaves(RunConfig().to_dict())
+    assert {k: v for k, v in written.items() if v != defaults[k]} == {"training.learning_rate": 5e-3}
+
+
+def test_default_yaml_explains_every_key_in_one_comment():
+    lines = (FOLDER / "default.yaml").read_text().splitlines()
+    names = {key.rsplit(".", 1)[-1] for key in leaves(RunConfig().to_dict())}
+    explained = {line.split(":")[0].strip() for line in lines if ":" in line and "# " in line.split(":", 1)[1]}
+    assert names - explained == set()
+
+
+def test_defaults_are_those_of_the_contract():
+    wanted = {
+        "seed": 1234,
+        "output": "lightning_logs",
+        "model.load_in_4bit": False,
+        "model.trust_remote_code": False,
+        "lora.r": 8,
+        "lora.lora_alpha": 16,
+        "lora.lora_dropout": 0.05,
+        "lora.target_modules": ["q_proj", "v_proj"],
+        "data.clients_per_dept": 3,
+        "data.max_records": 128,
+        "training.local_epochs": 1,
+        "training.learning_rate": 2e-4,
+        "training.batch_size": 4,
+        "training.clients_at_once": "auto",
+        "federation.rounds": 10,
+        "federation.share": "all",
+        "federation.flora.momentum": 0.1,
+        "federation.flora.use_residual": True,
+        "federation.client_clusters.num_clusters": 2,
+        "federation.client_clusters.global_mix": 0.2,
+        "federation.dept_clusters.enabled": True,
+        "federation.dept_clusters.method": "kmeans",
+        "federation.dept_clusters.select": "elbow",
+        "federation.dept_clusters.min_clusters": 2,
+        "federation.dept_clusters.max_clusters": 5,
+        "federation.dept_clusters.mixing_ratio": 0.3,
+        "federation.dept_clusters.mix": "a",
+        "federation.dept_clusters.representation": "delta",
+        "fabric.accelerator": "auto",
+        "fabric.devices": 1,
+        "fabric.strategy": "auto",
+        "fabric.precision": "auto",
+        "logging.cluster_logging": True,
+        "logging.save_cluster_metadata": True,
+    }
+    defaults = leaves(RunConfig().to_dict())
+    assert {key: defaults[key] for key in wanted} == wanted
+
+
+def test_every_field_of_the_config_has_a_docstring_below_it():
+    import ast
+
+    from fl_lightning import config
+
+    tree = ast.parse(Path(config.__file__).read_text())
+    for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+        fields = [i for i, node in enumerate(cls.body) if isinstance(node, ast.AnnAssign)]
+        for index in fields:
+            after = cls.body[index + 1]
+            assert isinstance(after, ast.Expr), f"{cls.name}.{cls.body[index].target.id}"
+            assert isinstance(after.value.value, str)
+
+
+def test_blocks_are_dataclasses_and_never_bare_dicts():
+    blocks = [cls for cls in known_keys().values() if cls is not None]
+    assert len(blocks) == 11
+    assert all(dataclasses.is_dataclass(cls) for cls in blocks)

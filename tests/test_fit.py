@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch.nn.functional import cross_entropy
+
+from fl_lightning.config import ModelConfig, TrainingConfig
+from fl_lightning.data.federation import ClientData
+from fl_lightning.data.packing import epoch_order
+from fl_lightning.fit import EVAL_TOKENS, ClientTask, LocalClients, Metrics
+from fl_lightning.modeling.base import load_base_model
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, load_lora_state
+from fl_lightning.module import LoraClientModule
+from fl_lightning.seeding import derive_seed
+
+RATE = 1e-3
+EPS = 1e-5  # AdamW's own 1e-8 turns rounding of the last bit in a vanishing gradient into whole steps
+COUNTS = (5, 8, 11)
+TARGETS = {"gpt2": ["c_attn"]}
+
+
+class SteadyModule(LoraClientModule):
+    """Takes AdamW steps that rounding cannot flip."""
+
+    def make_optimizer(self, parameters):
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, eps=EPS)
+
+
+@pytest.fixture
+def federation(make_examples):
+    """Three clients with ragged record counts."""
+    return {
+        f"hr/client_{k}": ClientData("hr", f"client_{k}", make_examples(n, seed=n), make_examples(3, seed=n + 50))
+        for k, n in enumerate(COUNTS)
+    }
+
+
+@pytest.fixture
+def local_clients(micro_model, federation):
+    """Factory of LocalClients on a micro model: a fresh model at every call, with the same weights."""
+
+    def make(kind="qwen", at_once=1, dropout=0.0, precision="32-true", base_dropout=False, **training):
+        base = micro_model(kind, dropout=base_dropout)
+        names = TARGETS.get(kind, ["q_proj", "v_proj"])
+        model = create_lora_model(base, r=4, lora_alpha=8, lora_dropout=dropout, target_modules=names)
+        module = SteadyModule(model, learning_rate=RATE)
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        return LocalClients(fabric, module, federation, TrainingConfig(**training), at_once), model
+
+    return make
+
+
+def tasks_for(model, random_state, ids=(0, 1, 2), round_num=1, run_seed=7):
+    return [ClientTask(f"hr/client_{k}", round_num, random_state(model, seed=k), run_seed) for k in ids]
+
+
+def assert_states_close(first, second, atol):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=atol, rtol=0)
+
+
+def assert_states_equal(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("kind", ["qwen", "llama", "gpt2"])
+def test_clients_trained_together_equal_each_one_trained_alone(local_clients, random_state, kind, window):
+    settings = {"dropout": 0.1, "batch_size": 4, "accumulate_grad_batches": window, "local_epochs": 2}
+    clients, model = local_clients(kind, at_once=3, **settings)
+    tasks = tasks_for(model, random_state)
+    together = list(clients.exchange(tasks))
+    for k, task in enumerate(tasks):
+        alone = list(local_clients(kind, at_once=1, **settings)[0].exchange([task]))[0]
+        assert_states_close(together[k].state, alone.state, atol=1e-5)
+        assert together[k].losses == pytest.approx(alone.losses, abs=1e-4)
+        assert (together[k].num_examples, together[k].num_tokens) == (alone.num_examples, alone.num_tokens)
+        assert max((alone.state[n] - task.start[n]).abs().max().item() for n in alone.state) > RATE
+
+
+def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, weight_decay=0.0):
+    """PEFT's own layers, one sequence at a time, torch's AdamW and clip_grad_norm_."""
+    load_lora_state(model, task.start)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=weight_decay, eps=EPS)
+    batches = []
+    for epoch in range(epochs):
+        seed = derive_seed(task.run_seed, "order", task.round_num, task.client_id, epoch)
+        batches += [[examples[i] for i in batch] for batch in epoch_order(len(examples), batch_size, seed)]
+    losses = []
+    for start in range(0, len(batches), window):
+        group = batches[start : start + window]
+        losses.append(0.0)
+        for batch in group:
+            total = torch.zeros(())
+            for example in batch:
+                places = example.supervised.nonzero().squeeze(1)
+                logits = model(input_ids=example.ids[None]).logits[0]
+                total = total + cross_entropy(logits[places - 1], example.ids[places], reduction="sum")
+            loss = total / sum(int(e.supervised.sum()) for e in batch) / len(group)
+            loss.backward()
+            losses[-1] += loss.item()
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return collect_lora_state(model), losses
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "max_norm", "decay"),
+    [
+        ("qwen", 1, 0.1, 0.0),
+        ("qwen", 2, 0.1, 0.0),
+        ("qwen", 1, 0.0, 0.1),
+        ("llama", 1, 0.1, 0.0),
+        ("gpt2", 2, 1.0, 0.0),
+    ],
+)
+def test_cohort_of_one_equals_a_plain_loop_with_peft(
+    local_clients, micro_model, federation, random_state, kind, window, max_norm, decay
+):
+    settings = {"batch_size": 4, "accumulate_grad_batches": window, "max_grad_norm": max_norm, "weight_decay": decay}
+    clients, model = local_clients(kind, **settings)
+    clients._module.weight_decay = decay
+    task = tasks_for(model, random_state, ids=[2])[0]
+    update = clients.fit_clients([task])[0]
+    plain = create_lora_model(
+        micro_model(kind), r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS.get(kind, ["q_proj", "v_proj"])
+    )
+    plain.get_base_model().set_attn_implementation("eager")
+    state, losses = plain_loop(
+        plain, federation["hr/client_2"].train, task,
+        batch_size=4, window=window, epochs=1, max_norm=max_norm, weight_decay=decay,
+    )  # fmt: skip
+    assert update.losses == pytest.approx(losses, abs=1e-4)
+    assert_states_close(update.state, state, atol=1e-6)
+
+
+def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients, random_state):
+    clients, model = local_clients(batch_size=4, accumulate_grad_batches=2)
+    seen = []
+    task = tasks_for(model, random_state, ids=[2])[0]  # 11 records: batches of 4, 4 and 3, windows of 2 and 1
+    update = clients.fit_clients([task], on_step=lambda ids, share, tokens: seen.append(share))
+    whole = local_clients(batch_size=4)[0].fit_clients([task])[0]
+    assert seen == [0.5, 1.0]
+    assert update[0].losses[0] == pytest.approx(sum(whole.losses[:2]) / 2, abs=0.1)
+    assert update[0].losses[1] == pytest.approx(whole.losses[2], abs=0.1)
+
+
+@pytest.mark.parametrize(("window", "steps"), [(1, 6), (2, 3), (4, 2), (100, 1)])
+def test_number_of_optimizer_steps(local_clients, random_state, window, steps):
+    clients, model = local_clients(batch_size=4, accumulate_grad_batches=window, local_epochs=2)
+    assert len(clients.fit_clients(tasks_for(model, random_state, ids=[2]))[0].losses) == steps
+
+
+def test_finished_client_does_not_move_while_others_go_on(local_clients, random_state):
+    clients, model = local_clients(at_once=2, batch_size=1)
+    tasks = tasks_for(model, random_state, ids=[0, 2])
+    short, long = clients.fit_clients(tasks)
+    alone = local_clients(batch_size=1)[0].fit_clients(tasks[:1])[0]
+    assert (len(short.losses), len(long.losses)) == (5, 11)
+    assert_states_close(short.state, alone.state, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_same_task_twice_gives_identical_bits(local_clients, random_state, at_once):
+    clients, model = local_clients(at_once=at_once, dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    first = list(clients.exchange(tasks))
+    torch.rand(7)
+    for one, other in zip(first, clients.exchange(tasks), strict=True):
+        assert_states_equal(one.state, other.state)
+        assert one.losses == other.losses
+
+
+def test_results_do_not_depend_on_the_order_of_tasks(local_clients, random_state):
+    clients, model = local_clients(dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    forward = {u.client_id: u.state for u in clients.exchange(tasks)}
+    backward = {u.client_id: u.state for u in clients.exchange(tasks[::-1])}
+    for client_id, state in forward.items():
+        assert_states_equal(state, backward[client_id])
+
+
+def test_results_do_not_depend_on_the_order_inside_a_cohort(local_clients, random_state):
+    clients, model = local_clients(at_once=3, dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    forward = {u.client_id: u.state for u in clients.exchange(tasks)}
+    for update in clients.exchange(tasks[::-1]):
+        assert_states_close(update.state, forward[update.client_id], atol=1e-5)
+
+
+def test_dropout_inside_the_base_model_does_not_make_results_depend_on_earlier_draws(local_clients, random_state):
+    clients, model = local_clients("gpt2", base_dropout=True)
+    tasks = tasks_for(model, random_state, ids=[0])
+    first = clients.fit_clients(tasks)[0]
+    torch.rand(3)
+    assert_states_equal(first.state, clients.fit_clients(tasks)[0].state)
+
+
+def test_updates_come_in_the_order_of_the_tasks(local_clients, random_state):
+    clients, model = local_clients(at_once=2)
+    tasks = tasks_for(model, random_state, ids=[2, 0, 1])
+    assert [u.client_id for u in clients.exchange(tasks)] == ["hr/client_2", "hr/client_0", "hr/client_1"]
+
+
+@pytest.mark.parametrize("change", [{"round_num": 2}, {"run_seed": 8}])
+def test_round_and_run_seed_change_the_order_and_the_dropout(local_clients, random_state, change):
+    clients, model = local_clients(dropout=0.1)
+    first = clients.fit_clients(tasks_for(model, random_state, ids=[0]))[0]
+    other = clients.fit_clients(tasks_for(model, random_state, ids=[0], **change))[0]
+    assert any(not torch.equal(first.state[n], other.state[n]) for n in first.state)
+
+
+def test_fit_changes_neither_the_base_nor_the_own_adapter_nor_the_start(local_clients, random_state):
+    clients, model = local_clients(at_once=3, dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    places = {n: p.data_ptr() for n, p in model.named_parameters()}
+    starts = copy.deepcopy([t.start for t in tasks])
+    list(clients.exchange(tasks))
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    assert {n: p.data_ptr() for n, p in model.named_parameters()} == places
+    assert all(p.grad is None for n, p in model.named_parameters() if "lora_" not in n)
+    for task, start in zip(tasks, starts, strict=True):
+        assert_states_equal(task.start, start)
+
+
+def test_fit_uses_the_model_given_and_no_copy_of_it(local_clients):
+    clients, model = local_clients(at_once=3)
+    assert clients._module.model is model
+    assert all(any(site.layer is m for m in model.modules()) for site in clients._cohort._sites)
+
+
+def test_update_counts_records_and_tokens(local_clients, federation, random_state):
+    clients, model = local_clients(local_epochs=2)
+    update = clients.fit_clients(tasks_for(model, random_state, ids=[1]))[0]
+    assert update.department == "hr"
+    assert update.num_examples == 8
+    assert update.num_tokens == 2 * sum(map(len, federation["hr/client_1"].train))
+
+
+def test_on_step_is_told_clients_share_and_tokens(local_clients, random_state):
+    clients, model = local_clients(at_once=2, batch_size=4)
+    calls = []
+    updates = clients.fit_clients(tasks_for(model, random_state, ids=[0, 2]), on_step=lambda *call: calls.append(call))
+    assert [ids for ids, _, _ in calls] == [["hr/client_0", "hr/client_2"]] * 3
+    assert [share for _, share, _ in calls] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert sum(tokens for _, _, tokens in calls) == sum(u.num_tokens for u in updates)
+
+
+def test_loss_falls_over_epochs(local_clients, random_state):
+    clients, model = local_clients(local_epochs=8, batch_size=2)
+    losses = clients.fit_clients(tasks_for(model, random_state, ids=[1]))[0].losses
+    assert sum(losses[-4:]) < sum(losses[:4])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+@pytest.mark.parametrize("doing", ["fit", "evaluate"])
+def test_base_linears_run_in_the_precision_asked_for(local_clients, federation, random_state, precision, dtype, doing):
+    clients, model = local_clients(precision=precision)
+    seen = set()
+    linear = model.get_base_model().model.layers[0].self_attn.o_proj
+    linear.register_forward_hook(lambda m, inputs, output: seen.add(output.dtype))
+    task = tasks_for(model, random_state, ids=[0])[0]
+    if doing == "fit":
+        state = clients.fit_clients([task])[0].state
+        assert {t.dtype for t in state.values()} == {torch.float32}
+    else:
+        clients.evaluate([(task.start, federation["hr/client_0"].eval)])
+    assert seen == {dtype}
+
+
+def test_adapted_linears_run_in_bf16_under_bf16_mixed(local_clients, random_state):
+    clients, model = local_clients(precision="bf16-mixed")
+    seen = set()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    layer.register_forward_hook(lambda m, inputs, output: seen.add(output.dtype))
+    clients.fit_clients(tasks_for(model, random_state, ids=[0]))
+    assert seen == {torch.bfloat16}
+
+
+def test_evaluation_equals_a_plain_loop(local_clients, federation, random_state, micro_model):
+    clients, model = local_clients(dropout=0.5)
+    jobs = [(random_state(model, k), federation[f"hr/client_{k}"].eval) for k in range(3)]
+    plain = create_lora_model(micro_model("qwen"), r=4, lora_alpha=8).eval()
+    for (state, examples), got in zip(jobs, clients.evaluate(jobs), strict=True):
+        load_lora_state(plain, state)
+        loss, hits, count = 0.0, 0, 0
+        for example in examples:
+            places = example.supervised.nonzero().squeeze(1)
+            with torch.no_grad():
+                logits = plain(input_ids=example.ids[None]).logits[0, places - 1]
+            loss += cross_entropy(logits, example.ids[places], reduction="sum").item()
+            hits += int((logits.argmax(-1) == example.ids[places]).sum())
+            count += len(places)
+        assert got.loss_sum == pytest.approx(loss, abs=1e-3)
+        assert (got.correct, got.num_tokens, got.num_examples) == (hits, count, 3)
+
+
+def test_evaluation_does_not_depend_on_how_records_fall_into_rows(local_clients, random_state, make_examples):
+    clients, model = local_clients()
+    examples = make_examples(12, seed=4, low=300, high=450)
+    assert sum(map(len, examples)) > EVAL_TOKENS
+    state = random_state(model)
+    whole = clients.evaluate([(state, examples)])[0]
+    parts = clients.evaluate([(state, [e]) for e in examples])
+    total = sum(parts[1:], parts[0])
+    assert whole.loss_sum == pytest.approx(total.loss_sum, rel=1e-5)
+    assert (whole.num_tokens, whole.num_examples) == (total.num_tokens, 12)
+
+
+def test_evaluation_in_between_does_not_change_a_fit(local_clients, federation, random_state):
+    clients, model = local_clients(dropout=0.1)
+    tasks = tasks_for(model, random_state, ids=[0])
+    first = clients.fit_clients(tasks)[0]
+    clients.evaluate([(tasks[0].start, federation["hr/client_1"].eval)])
+    assert_states_equal(first.state, clients.fit_clients(tasks)[0].state)
+
+
+def test_metrics_add_up():
+    assert Metrics(1.0, 2.0, 3, 4) + Metrics(10.0, 20.0, 30, 40) == Metrics(11.0, 22.0, 33, 44)
+
+
+@pytest.mark.slow
+def test_cohort_trains_on_a_4bit_base(federation, random_state):
+    base, _ = load_base_model(ModelConfig(load_in_4bit=True), dtype=torch.float32)
+    model = create_lora_model(base, lora_dropout=0.0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    clients = LocalClients(
+        fabric, LoraClientModule(model, learning_rate=RATE), federation, TrainingConfig(batch_size=8), 2
+    )
+    tasks = tasks_for(model, random_state, ids=[0, 1])
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    before = layer.weight.detach().clone()
+    updates = clients.fit_clients(tasks)
+    assert layer.weight.dtype == torch.uint8
+    assert torch.equal(layer.weight, before)
+    for task, update in zip(tasks, updates, strict=True):
+        assert len(update.losses) == 1
+        assert all(torch.isfinite(t).all() and not torch.equal(t, task.start[n]) for n, t in update.state.items())

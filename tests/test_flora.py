@@ -1,0 +1,209 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_lightning.flora import WeightedMean, apply_step, flora_weighted_aggregate
+
+A, B = "q.lora_A.weight", "q.lora_B.weight"
+
+
+def one(value):
+    return {A: torch.tensor([value])}
+
+
+def random_states(count, seed=0, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        {A: torch.randn(4, 7, generator=draw).to(dtype), B: torch.randn(9, 4, generator=draw).to(dtype)}
+        for _ in range(count)
+    ]
+
+
+def test_residual_step_by_hand():
+    # θ = 2, clients 3 (weight 1) and 7 (weight 3): Σ w (θ_c − θ) = 0.25·1 + 0.75·5 = 4; θ' = 2 + 0.1·4 = 2.4
+    new = flora_weighted_aggregate([(one(3.0), 1), (one(7.0), 3)], one(2.0), momentum=0.1)
+    assert new[A].item() == pytest.approx(2.4, rel=1e-7)
+
+
+def test_the_default_momentum_is_a_tenth():
+    # 0 + 0.1 · (10 − 0) = 1
+    assert flora_weighted_aggregate([(one(10.0), 5)], one(0.0))[A].item() == pytest.approx(1.0, rel=1e-7)
+
+
+def test_momentum_one_goes_all_the_way_to_the_mean():
+    # (1·3 + 3·7) / 4 = 6
+    assert flora_weighted_aggregate([(one(3.0), 1), (one(7.0), 3)], one(2.0), momentum=1.0)[A].item() == 6.0
+
+
+def test_without_residual_the_previous_state_does_not_matter():
+    # (1·3 + 3·7) / 4 = 6
+    new = flora_weighted_aggregate([(one(3.0), 1), (one(7.0), 3)], one(-50.0), momentum=0.1, use_residual=False)
+    assert new[A].item() == 6.0
+
+
+def test_without_a_previous_state_it_is_the_weighted_mean():
+    # (2·1 + 6·5) / 8 = 4
+    assert flora_weighted_aggregate([(one(1.0), 2), (one(5.0), 6)])[A].item() == 4.0
+
+
+def test_weights_are_relative():
+    states = random_states(3)
+    few = flora_weighted_aggregate(zip(states, [1, 2, 5], strict=True))
+    many = flora_weighted_aggregate(zip(states, [100, 200, 500], strict=True))
+    assert torch.allclose(few[A], many[A], rtol=0, atol=1e-6)
+
+
+def test_both_factors_match_the_one_line_reference():
+    states, weights, start = random_states(5), [3, 1, 4, 1, 5], random_states(1, seed=9)[0]
+    new = flora_weighted_aggregate(zip(states, weights, strict=True), start, momentum=0.3)
+    for name in (A, B):
+        theta = start[name].double().numpy()
+        mean = np.average([s[name].double().numpy() for s in states], axis=0, weights=weights)
+        np.testing.assert_allclose(new[name].numpy(), theta + 0.3 * (mean - theta), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0])
+def test_distance_to_a_fixed_point_contracts_by_one_minus_momentum(momentum):
+    # Clients that always return x*: ‖x_T − x*‖ = (1 − momentum)^T ‖x_0 − x*‖; after ten rounds of 0.1 that is 0.3487.
+    start, goal = random_states(2, seed=3)
+    x, before = start, (start[A] - goal[A]).norm().item()
+    for rounds in range(1, 11):
+        x = flora_weighted_aggregate([(goal, 2), (goal, 7)], x, momentum=momentum)
+        expected = (1 - momentum) ** rounds * before
+        assert (x[A] - goal[A]).norm().item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_clients_that_did_not_move_leave_the_state():
+    start = random_states(1)[0]
+    new = flora_weighted_aggregate([(start, 3), (start, 4)], start, momentum=0.7)
+    assert torch.equal(new[A], start[A])
+    assert torch.equal(new[B], start[B])
+
+
+def test_result_is_fp32_and_sums_in_fp64():
+    # In fp32 the 1 drowns in 2^25: 2^25 + 1 − 2^25 = 0. Mean of (2^25, 1, −2^25) = 1/3.
+    states = [one(2.0**25), one(1.0), one(-(2.0**25))]
+    new = flora_weighted_aggregate([(s, 1) for s in states])
+    assert new[A].dtype == torch.float32
+    assert new[A].item() == pytest.approx(1 / 3, rel=1e-6)
+
+
+def test_half_precision_clients_are_averaged_in_full_precision():
+    # 256 and 257 are neighbours that bf16 cannot tell apart half way: (256 + 258) / 2 = 257 needs fp32.
+    states = [{A: torch.tensor([256.0], dtype=torch.bfloat16)}, {A: torch.tensor([258.0], dtype=torch.bfloat16)}]
+    assert flora_weighted_aggregate([(s, 1) for s in states])[A].item() == 257.0
+
+
+def test_inputs_are_left_alone():
+    states, start = random_states(2), random_states(1, seed=5)[0]
+    copies = [{n: t.clone() for n, t in s.items()} for s in (*states, start)]
+    flora_weighted_aggregate([(s, 1) for s in states], start)
+    for state, copy in zip((*states, start), copies, strict=True):
+        assert torch.equal(state[A], copy[A])
+        assert torch.equal(state[B], copy[B])
+
+
+def test_the_result_shares_no_memory_with_a_single_client():
+    client = one(1.0)
+    new = flora_weighted_aggregate([(client, 1)])
+    new[A].fill_(9.0)
+    assert client[A].item() == 1.0
+
+
+def test_items_may_be_a_generator_and_are_taken_one_at_a_time():
+    def clients():
+        yield one(1.0), 1
+        yield one(3.0), 1
+
+    assert flora_weighted_aggregate(clients())[A].item() == 2.0
+
+
+def test_only_the_shared_factor_comes_back():
+    # share: a hands over A alone, for clients and previous state alike.
+    assert set(flora_weighted_aggregate([(one(1.0), 1)], one(0.0))) == {A}
+
+
+def test_no_clients_are_refused():
+    with pytest.raises(ValueError, match="no states to average: got none, wanted at least one"):
+        flora_weighted_aggregate([], one(0.0))
+
+
+@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
+def test_a_weight_that_is_not_positive_is_refused(weight):
+    with pytest.raises(ValueError, match=f"weight: got {weight}, wanted a positive finite number"):
+        flora_weighted_aggregate([(one(1.0), weight)])
+
+
+@pytest.mark.parametrize("momentum", [0, -0.1, 1.1, math.nan])
+def test_a_momentum_out_of_range_is_refused(momentum):
+    with pytest.raises(ValueError, match=rf"momentum: got {momentum}, wanted a number in \(0, 1\]"):
+        flora_weighted_aggregate([(one(1.0), 1)], one(0.0), momentum=momentum)
+
+
+def test_clients_of_other_names_are_refused():
+    with pytest.raises(ValueError, match=r"q\.lora_B\.weight is not in every state; wanted equal names"):
+        flora_weighted_aggregate([(one(1.0), 1), ({A: torch.ones(1), B: torch.ones(1)}, 1)])
+
+
+def test_clients_of_other_shapes_are_refused_even_where_they_would_broadcast():
+    with pytest.raises(ValueError, match=r"lora_A\.weight: got shape \(1,\), wanted \(3,\)"):
+        flora_weighted_aggregate([({A: torch.ones(3)}, 1), ({A: torch.ones(1)}, 1)])
+
+
+def test_a_previous_state_of_other_names_is_refused():
+    with pytest.raises(ValueError, match=r"q\.lora_B\.weight is not in both"):
+        flora_weighted_aggregate([(one(1.0), 1)], {A: torch.ones(1), B: torch.ones(1)})
+
+
+def test_a_previous_state_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="shape"):
+        flora_weighted_aggregate([({A: torch.ones(3)}, 1)], {A: torch.ones(1)})
+
+
+def test_a_refused_state_leaves_the_running_mean_as_it_was():
+    mean = WeightedMean()
+    mean.add({A: torch.tensor([1.0]), B: torch.tensor([1.0])}, 1)
+    with pytest.raises(ValueError, match="got shape"):
+        mean.add({A: torch.tensor([100.0]), B: torch.tensor([1.0, 2.0])}, 1)
+    assert mean.value()[A].item() == 1.0
+
+
+def test_running_mean_can_be_read_at_any_time():
+    # 2; then (1·2 + 3·6) / 4 = 5
+    mean = WeightedMean()
+    mean.add(one(2.0), 1)
+    assert mean.value()[A].item() == 2.0
+    mean.add(one(6.0), 3)
+    assert mean.value()[A].item() == 5.0
+    assert mean.total == 4
+
+
+def test_apply_step_casts_an_fp64_mean_to_fp32():
+    mean = {A: torch.tensor([1.0], dtype=torch.float64)}
+    assert apply_step(mean, one(0.0), momentum=0.5)[A].dtype == torch.float32
+    assert apply_step(mean)[A].dtype == torch.float32
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 500), min_size=3, max_size=3))
+def test_order_of_clients_does_not_matter(seed, weights):
+    states, start = random_states(3, seed), random_states(1, seed + 1)[0]
+    pairs = list(zip(states, weights, strict=True))
+    results = [flora_weighted_aggregate(p, start, momentum=0.4) for p in itertools.permutations(pairs)]
+    for result in results[1:]:
+        for name in (A, B):
+            assert torch.allclose(result[name], results[0][name], rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(0.01, 1.0))
+def test_the_new_state_lies_between_the_old_one_and_the_mean(seed, momentum):
+    client, start = random_states(2, seed)
+    new = flora_weighted_aggregate([(client, 1)], start, momentum=momentum)
+    low, high = torch.minimum(client[A], start[A]), torch.maximum(client[A], start[A])
+    assert bool(((new[A] >= low - 1e-6) & (new[A] <= high + 1e-6)).all())

@@ -1,0 +1,222 @@
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fl_lightning
+
+PACKAGE = Path(fl_lightning.__file__).parent
+REPOSITORY = PACKAGE.parent
+
+LAYERS = {
+    0: ["errors", "seeding", "files", "config", "state"],
+    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation"],
+    2: [
+        "bundled",
+        "bundled.tiny_base",
+        "bundled.tiny_base.pretrain",
+        "data",
+        "data.records",
+        "data.layout",
+        "data.tokenization",
+        "data.packing",
+        "data.federation",
+        "modeling",
+        "modeling.base",
+        "modeling.attention",
+        "modeling.lora",
+        "modeling.cohort",
+        "checkpoint",
+    ],
+    3: ["module", "datamodule", "loggers"],
+    4: ["fit", "device", "evaluation"],
+    5: [
+        "callbacks",
+        "callbacks.base",
+        "callbacks.adapter_export",
+        "callbacks.client_log",
+        "callbacks.cluster_monitor",
+        "callbacks.evaluation",
+        "callbacks.federated_round",
+        "callbacks.memory_monitor",
+        "callbacks.rich_progress",
+        "callbacks.round_checkpoint",
+    ],
+    6: ["trainer"],
+    7: ["arguments", "run", "cli", "__main__", ""],
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "torchmetrics"}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(p): p for top in (PACKAGE, PACKAGE / "callbacks") for p in top.rglob("*.py")}
+
+
+def imports(path):
+    """Full names of the modules that a file imports anywhere, those for type checkers only left out."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
+        for child in node.body
+        for inner in ast.walk(child)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(n if n.removeprefix("fl_lightning.") in FILES else node.module for n in names)
+    return found
+
+
+def own_imports(path):
+    return {n.removeprefix("fl_lightning").removeprefix(".") for n in imports(path) if n.startswith("fl_lightning")}
+
+
+def test_every_module_has_a_layer_and_every_layer_its_modules():
+    assert sorted(FILES) == sorted(LAYER_OF)
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_module_imports_only_from_its_layer_and_below(module):
+    for other in own_imports(FILES[module]):
+        assert LAYER_OF[other] <= LAYER_OF[module], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", [m for m in LAYERS[5] if m != "callbacks"])
+def test_callbacks_share_only_their_base(module):
+    allowed = {"callbacks.base"} | ({"callbacks.evaluation"} if module == "callbacks.rich_progress" else set())
+    assert {m for m in own_imports(FILES[module]) if m.startswith("callbacks")} <= allowed
+
+
+def test_arguments_import_config_and_errors_only():
+    assert own_imports(FILES["arguments"]) == {"config", "errors"}
+
+
+@pytest.mark.parametrize("module", [*LAYERS[0], *LAYERS[1]])
+def test_maths_names_no_heavy_library(module):
+    assert not {name.split(".")[0] for name in imports(FILES[module])} & HEAVY
+
+
+def test_only_the_base_model_loader_knows_bitsandbytes():
+    assert [m for m, p in FILES.items() if "bitsandbytes" in {n.split(".")[0] for n in imports(p)}] == ["modeling.base"]
+
+
+def loaded_after(code):
+    """Top-level packages in sys.modules after a fresh interpreter ran the code."""
+    script = f"import sys\n{code}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_maths_loads_neither_lightning_nor_transformers_nor_peft():
+    loaded = loaded_after("\n".join(f"import fl_lightning.{m}" for m in [*LAYERS[0], *LAYERS[1]]))
+    assert "torch" in loaded
+    assert not loaded & HEAVY
+
+
+def test_package_loads_nothing_heavy():
+    assert not loaded_after("import fl_lightning, fl_lightning.config, fl_lightning.cli") & {*HEAVY, "torch", "numpy"}
+
+
+def test_every_package_is_listed_for_setuptools():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    block = re.search(r"^packages = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    listed = set(re.findall(r'"([\w.]+)"', block[1]))
+    packages = {f"fl_lightning.{m}".rstrip(".") for m, p in FILES.items() if p.name == "__init__.py"}
+    assert listed == packages
+
+
+def test_callbacks_are_a_link_to_the_folder_at_the_top():
+    assert (PACKAGE / "callbacks").is_symlink()
+    assert (PACKAGE / "callbacks").resolve() == (REPOSITORY / "callbacks").resolve()
+
+
+@pytest.mark.parametrize("name", fl_lightning.__all__)
+def test_public_name_resolves_to_what_its_home_defines(name):
+    value = getattr(fl_lightning, name)
+    assert getattr(value, "__name__", name) in (name, "dict")
+
+
+def test_contracts_names_are_public():
+    wanted = """LoraClientModule FederatedDataModule FederatedTrainer create_lora_model collect_lora_state
+    collect_lora_parameter_names export_lora_adapter load_adapter_model flora_weighted_aggregate
+    determine_optimal_clusters department_level_clustering cluster_aware_average_selected mix_with_cluster_average"""
+    assert set(wanted.split()) <= set(fl_lightning.__all__)
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING")
+    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    assert sorted(seen) == fl_lightning.__all__
+    for name, (home, original) in seen.items():
+        assert original == name
+        assert getattr(importlib.import_module(home), name) is getattr(fl_lightning, name)
+
+
+def test_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'FederatedTrainr'"):
+        fl_lightning.FederatedTrainr  # noqa: B018
+
+
+def test_dir_lists_public_names():
+    assert set(fl_lightning.__all__) <= set(dir(fl_lightning))
+
+
+def with_examples():
+    for module in sorted(m for m in FILES if m not in ("__main__", "bundled.tiny_base.pretrain")):
+        text = FILES[module].read_text()
+        if ">>>" in text:
+            yield pytest.param(module, marks=[pytest.mark.slow] if "load_base_model(" in text else [])
+
+
+@pytest.mark.parametrize("module", with_examples())
+def test_examples_in_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(f"fl_lightning.{module}".rstrip(".")))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_pkgutil_finds_the_modules_that_are_on_disk():
+    found = {m.name for m in pkgutil.walk_packages(fl_lightning.__path__, "fl_lightning.")}
+    assert found == {f"fl_lightning.{m}" for m in FILES if m}
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_nothing_is_unpickled(module):
+    tree = ast.parse(FILES[module].read_text())
+    assert not {name.split(".")[0] for name in imports(FILES[module])} & {"pickle", "cloudpickle", "dill", "joblib"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("yaml", "load"), ("np", "load")}
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_top_level_callbacks_folder_is_never_imported(module):
+    assert not {n for n in imports(FILES[module]) if n.split(".")[0] == "callbacks"}
+
+
+def test_version_is_the_distributions():
+    from importlib.metadata import version
+
+    declared = re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version("fl-lightning") == declared[1]

@@ -1,0 +1,208 @@
+import pytest
+import torch
+from lightning.fabric import Fabric
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from fl_lightning import FederatedCallback, FederatedRound, FederatedTrainer, LoraClientModule, create_lora_model
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, TrainingConfig
+from fl_lightning.data.federation import ClientData
+from fl_lightning.data.tokenization import Example
+from fl_lightning.fit import ClientUpdate, Metrics
+from fl_lightning.modeling.lora import collect_lora_state
+
+CLIENTS = ("hr/c0", "hr/c1", "it/c0")
+
+
+class NudgingClients:
+    """Clients somewhere else: each returns its start plus a number of its own."""
+
+    def __init__(self):
+        self.rounds = []
+
+    def exchange(self, tasks, on_step=None):
+        self.rounds.append([task.client_id for task in tasks])
+        for task in tasks:
+            on_step([task.client_id], 1.0, 3)
+            moved = {name: tensor + 1 + CLIENTS.index(task.client_id) for name, tensor in task.start.items()}
+            yield ClientUpdate(task.client_id, task.round_num, moved, 1, 3, [1.0])
+
+    def evaluate(self, jobs):
+        return [Metrics(1.0, 1.0, 1, 1) for _ in jobs]
+
+
+def make_module(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    base = Qwen2ForCausalLM(Qwen2Config(vocab_size=32, num_hidden_layers=1, **sizes)).eval()
+    return LoraClientModule(create_lora_model(base, 2, 4, 0.1, ["q_proj", "v_proj"], seed=7), learning_rate=1e-2)
+
+
+@pytest.fixture
+def data():
+    example = [Example(torch.tensor([1, 2 + i, 3, 4 + i, 5]), torch.arange(5) >= 2) for i in range(4)]
+    return {c: ClientData(*c.split("/"), train=example[: 2 + i], eval=example[:1]) for i, c in enumerate(CLIENTS)}
+
+
+def make_trainer(rounds=2, momentum=1.0, callbacks=(), clustered=False, **arguments):
+    federation = FederationConfig(
+        rounds=rounds,
+        flora=FloraConfig(momentum=momentum),
+        client_clusters=ClientClustersConfig(num_clusters=2 if clustered else 1),
+        dept_clusters=DeptClustersConfig(enabled=clustered),
+    )
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return FederatedTrainer(fabric=fabric, federation=federation, callbacks=callbacks, **arguments)
+
+
+def assert_same_bits(first, second):
+    assert first.departments.keys() == second.departments.keys()
+    for department, state in first.departments.items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, second.departments[department][name]), f"{department} {name}"
+
+
+def differs(first, second):
+    return any(not torch.equal(t, second.departments[d][n]) for d, s in first.departments.items() for n, t in s.items())
+
+
+def test_two_federated_rounds_are_refused():
+    with pytest.raises(ValueError, match="got 2 FederatedRound, wanted at most one"):
+        make_trainer(callbacks=[FederatedRound(), FederatedRound()])
+
+
+def test_a_subclass_of_federated_round_counts_as_one():
+    class Mine(FederatedRound):
+        pass
+
+    with pytest.raises(ValueError, match="FederatedRound"):
+        make_trainer(callbacks=[FederatedRound(), Mine()])
+    mine = Mine()
+    assert [c for c in make_trainer(callbacks=[mine]).callbacks if isinstance(c, FederatedRound)] == [mine]
+
+
+def test_federated_round_is_added_in_front_where_there_is_none():
+    other = FederatedCallback()
+    callbacks = make_trainer(momentum=0.7, callbacks=[other], seed=99).callbacks
+    assert [type(c) for c in callbacks] == [FederatedRound, FederatedCallback]
+    assert callbacks[0].config.flora.momentum == 0.7
+    assert callbacks[0].seed == 99
+
+
+def test_federated_round_goes_first_wherever_it_was_given():
+    writer = FederatedRound()
+    assert make_trainer(callbacks=[FederatedCallback(), writer]).callbacks[0] is writer
+
+
+def test_clients_may_be_anywhere(data):
+    module, clients = make_module(), NudgingClients()
+    start = collect_lora_state(module.model)
+    state = make_trainer().fit(module, data, clients=clients)
+    assert state.round_num == 2
+    assert clients.rounds == [list(CLIENTS)] * 2
+    for name, tensor in start.items():  # hr moves by (1 + 2) / 2 a round, it by 3
+        torch.testing.assert_close(state.departments["hr"][name], tensor + 3.0)
+        torch.testing.assert_close(state.departments["it"][name], tensor + 6.0)
+
+
+def test_initial_state_is_the_modules_adapter(data):
+    module = make_module()
+    start = collect_lora_state(module.model)
+    state = make_trainer(rounds=1).fit(module, data, clients=NudgingClients())
+    assert all(torch.equal(t, start[n]) for n, t in state.initial.items())
+
+
+def test_module_whose_b_is_not_zero_is_refused(data):
+    module = make_module()
+    with torch.no_grad():
+        next(p for n, p in module.model.named_parameters() if "lora_B" in n).fill_(1.0)
+    with pytest.raises(ValueError, match="lora_B is not zero"):
+        make_trainer().fit(module, data, clients=NudgingClients())
+
+
+def test_local_clients_train_every_department(data):
+    trainer = make_trainer(rounds=1, training=TrainingConfig(learning_rate=1e-2, batch_size=2))
+    module = make_module()
+    start = collect_lora_state(module.model)
+    state = trainer.fit(module, data)
+    assert state.examples == {"hr/c0": 2, "hr/c1": 3, "it/c0": 4}
+    for department in ("hr", "it"):
+        assert any(not torch.equal(t, start[n]) for n, t in state.departments[department].items())
+
+
+def test_same_run_twice_gives_the_same_bits(data):
+    first, second = (make_trainer(rounds=2, momentum=0.5, clustered=True).fit(make_module(), data) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+def test_global_random_state_does_not_change_a_run(data):
+    first = make_trainer().fit(make_module(), data)
+    module = make_module()
+    torch.manual_seed(31337)
+    assert_same_bits(first, make_trainer().fit(module, data))
+
+
+def test_another_seed_gives_another_run(data):
+    first = make_trainer(rounds=1, seed=1).fit(make_module(), data)
+    assert differs(first, make_trainer(rounds=1, seed=2).fit(make_module(), data))
+
+
+def test_a_department_is_the_same_whichever_other_departments_take_part(data):
+    alone = make_trainer().fit(make_module(), {c: d for c, d in data.items() if d.department == "it"})
+    together = make_trainer().fit(make_module(), data)
+    for name, tensor in alone.departments["it"].items():
+        torch.testing.assert_close(together.departments["it"][name], tensor, atol=1e-6, rtol=0)
+
+
+def test_resume_goes_on_after_the_round_of_the_state_and_ends_in_the_same_bits(data):
+    whole = make_trainer(rounds=3, clustered=True).fit(make_module(), data)
+    first = make_trainer(rounds=1, clustered=True).fit(make_module(), data)
+    rounds = []
+
+    class Watch(FederatedCallback):
+        def on_round_end(self, *, trainer):
+            rounds.append(trainer.round_num)
+
+    rest = make_trainer(rounds=3, clustered=True, callbacks=[Watch()])
+    assert_same_bits(whole, rest.fit(make_module(), data, resume_from=first))
+    assert rounds == [2, 3]
+
+
+def test_resume_from_states_of_another_layout_is_refused(data):
+    first = make_trainer(rounds=1).fit(make_module(), data, clients=NudgingClients())
+    first.departments["hr"].popitem()
+    with pytest.raises(ValueError, match="wanted equal names"):
+        make_trainer().fit(make_module(), data, clients=NudgingClients(), resume_from=first)
+
+
+def test_figures_of_a_round_go_out_as_one_row_with_its_number_as_step(data):
+    class Talk(FederatedCallback):
+        def on_client_end(self, *, trainer, update):
+            trainer.log({update.client_id: 1.0})
+
+        def on_round_end(self, *, trainer):
+            trainer.log({"end": float(trainer.round_num)})
+
+    trainer = make_trainer(callbacks=[Talk()])
+    sent = []
+    trainer.fabric.log_dict = lambda metrics, step: sent.append((step, dict(metrics)))
+    trainer.fit(make_module(), data, clients=NudgingClients())
+    clients = dict.fromkeys(CLIENTS, 1.0)
+    assert sent == [(1, {**clients, "end": 1.0}), (2, {**clients, "end": 2.0})]
+    assert trainer.rows() == sent
+
+
+def test_rows_of_the_run_before_are_logged_again_first(data):
+    trainer = make_trainer(rounds=1)
+    sent = []
+    trainer.fabric.log_dict = lambda metrics, step: sent.append((step, dict(metrics)))
+    history = [(0, {"eval/loss": 3.0}), (1, {"eval/loss": 2.0})]
+    trainer.fit(make_module(), data, clients=NudgingClients(), history=history)
+    assert sent[:2] == history
+
+
+def test_datamodule_is_asked_for_its_federation(data):
+    class Module:
+        def federation(self):
+            return data
+
+    assert make_trainer(rounds=1).fit(make_module(), Module(), clients=NudgingClients()).round_num == 1
