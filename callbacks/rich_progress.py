@@ -75,8 +75,8 @@ class RichProgress(FederatedCallback):
         """Move the step bar; its note is the speed."""
         self._tokens += tokens
         speed = self._tokens / max(time.perf_counter() - self._since, 1e-9)
-        who = client_ids[0] if len(client_ids) == 1 else f"{client_ids[0]} and {len(client_ids) - 1} more"
-        self._update("steps", completed=100 * share, note=f"{speed:,.0f} tokens/s {who}")
+        # No more than that: 80 columns must hold the bar, the clock and the time left as well.
+        self._update("steps", completed=100 * share, note=f"{speed:,.0f} tokens/s")
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Move the client bar, and the department bar with a department's last client."""

@@ -23,7 +23,7 @@ class ClientSums(NamedTuple):
 
     Attributes:
         loss: sum of the cross-entropy over the client's targets, in nats, shape (K,).
-        correct: number of targets that were the most likely token, shape (K,).
+        correct: number of targets that were the most likely token, shape (K,); 0 where gradients are recorded.
         targets: number of targets, shape (K,).
     """
 
@@ -76,11 +76,13 @@ class LoraClientModule(L.LightningModule):
             **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
         ).logits[0]
         losses = cross_entropy(logits.float(), batch.targets, reduction="none")
-        hits = (logits.detach().argmax(-1) == batch.targets).to(losses.dtype)
         zeros = losses.new_zeros(len(batch.client_targets))
+        correct = zeros
+        if not torch.is_grad_enabled():  # nobody looks at hits in training, and the argmax costs as much as the softmax
+            correct = zeros.index_add(0, batch.owners, (logits.argmax(-1) == batch.targets).to(losses.dtype))
         return ClientSums(
             zeros.index_add(0, batch.owners, losses),
-            zeros.index_add(0, batch.owners, hits),
+            correct,
             torch.tensor(batch.client_targets, device=losses.device),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,13 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     if resume is not None:
         state, history = _restore(resume, callbacks, {c.department for c in parts.data.values()})
     run_folder = resume or create_run_folder(Path(config.output))
-    write_text(run_folder / "config.yaml", to_yaml(config))
-    loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
+    try:
+        write_text(run_folder / "config.yaml", to_yaml(config))
+        loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
+    except InputError:
+        if resume is None:
+            shutil.rmtree(run_folder)
+        raise
     parts.fabric, _ = make_fabric(config.fabric, loggers)
     for logger in loggers:
         logger.log_hyperparams(config.to_dict())
@@ -130,7 +136,8 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         status = "success"
     finally:
         for logger in loggers:  # Fabric never closes its loggers
-            logger.save() if hasattr(logger, "save") else None
+            if hasattr(logger, "save"):
+                logger.save()
             logger.finalize(status)
     return run_folder
 

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 import yaml
 
 from fl_lightning.checkpoint import checkpoints
@@ -25,6 +26,8 @@ def _put_process_back():
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    # The command line turns bars off by an environment variable, too late for a process that has transformers loaded.
+    transformers.utils.logging.disable_progress_bar()
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
@@ -173,10 +176,20 @@ def test_fit_help_lists_keys_and_every_shortcut_of_the_contract(capsys, monkeypa
     assert stop.value.code in (0, None)
     out = capsys.readouterr().out
     flags = """--rounds --clients-per-dept --local-epochs --learning-rate --max-records --batch-size --lora-r
-    --lora-alpha --lora-dropout --target-modules --num-clusters --global-mix --dept-clustering --no-dept-clustering --load-in-4bit
-    --device-map --dtype --data --output --seed --resume --config --print_config --federation.rounds"""
+    --lora-alpha --lora-dropout --target-modules --num-clusters --global-mix --dept-clustering --no-dept-clustering
+    --load-in-4bit --device-map --dtype --data --output --seed --resume --config --print_config --federation.rounds"""
     for flag in flags.split():
         assert re.search(rf"{flag}\b", out), flag
+
+
+def test_fit_help_shows_one_shortcut_a_line(capsys):
+    from fl_lightning.arguments import SHORTCUTS
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for flag, key in SHORTCUTS.items():
+        assert [flag, key] in [line.split() for line in lines], flag
 
 
 def test_evaluate_help_says_what_a_run_is(capsys):
@@ -285,6 +298,7 @@ def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored for us
     )
     limit = threading.Timer(100, process.kill)
@@ -297,7 +311,7 @@ def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, 
                 process.send_signal(number)
                 break
         rest = process.stderr.read()
-        assert process.wait() == code, "".join(seen) + rest
+        assert process.wait() == code, f"got {process.returncode}\n" + "".join(seen) + rest
     finally:
         limit.cancel()
         process.kill()

@@ -133,7 +133,10 @@ def packed_attention(
         )
         return result
     grouped_queries = query.shape[1] != key.shape[1]
-    q, k, v = (_Group.apply(x[0].transpose(0, 1), packed_layout) for x in (query, key, value))
+    q, k, v = (
+        _Group.apply(x[0].transpose(0, 1), packed_layout)  # type: ignore[no-untyped-call]
+        for x in (query, key, value)
+    )
     outputs, begin = [], 0
     for count, length in packed_layout.groups:
         end = begin + count * length
