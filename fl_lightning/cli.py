@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
+from fl_lightning import stopping
 from fl_lightning.errors import InputError, RunError, nearest
 
 USAGE = """usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)
@@ -26,10 +26,6 @@ commands:
 
 RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.
 """
-
-
-class Stopped(BaseException):
-    """SIGTERM arrived."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("fl-lightning"))
         return 0
     command, rest = arguments[0], arguments[1:]
+    if threading.current_thread() is threading.main_thread():
+        stopping.install()
     try:
         if command not in commands:
             raise InputError(
@@ -57,12 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except stopping.Stopped as stop:
         print("stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr)
-        return 130
-    except Stopped:
-        print("stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr)
-        return 143
+        return 128 + stop.number
 
 
 def fit(argv: list[str]) -> int:
@@ -157,9 +152,3 @@ def _quiet() -> None:
     quiet = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes", "huggingface_hub")
     for name in quiet:
         logging.getLogger(name).setLevel(logging.ERROR)
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Stopped

@@ -98,6 +98,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def check_output(root: Path) -> None:
+    """Check that a run folder could be made under `root`, without making anything.
+
+    Raises:
+        InputError: if `root` is a file, or may not be written to.
+    """
+    place = root
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"output: {place} is a file, wanted a folder; choose another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"output: {place} may not be written to; choose another --output")
+
+
 def create_run_folder(root: Path) -> Path:
     """A new ``version_N`` folder under `root`, N one above the highest there; two processes never get the same one.
 

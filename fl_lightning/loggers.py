@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any
 from lightning.fabric.loggers.logger import Logger
 
 from fl_lightning.errors import InputError
-
-ADVERTISEMENT = "Tip:"
 
 
 def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: int = 0) -> list[Logger]:
@@ -58,12 +55,3 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: 
 def _writes_plain_files(cls: type) -> bool:
     """CSV and TensorBoard put their files straight into the run folder; others sort runs by name and version."""
     return any(base.__name__ in ("CSVLogger", "TensorBoardLogger") for base in cls.__mro__)
-
-
-class NoAdvertisement(logging.Filter):
-    """Drops Lightning's tips for products: nothing a user of this package can act on."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is let through."""
-        text = record.getMessage()
-        return not (ADVERTISEMENT in text and ("lit" in text.lower() or "pip install" in text))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fl_lightning.arguments import parse_config, to_yaml
@@ -29,13 +30,14 @@ from fl_lightning.device import make_fabric
 from fl_lightning.errors import InputError
 from fl_lightning.evaluation import evaluate_run
 from fl_lightning.federation import FederationState
-from fl_lightning.files import create_run_folder, write_text
+from fl_lightning.files import check_output, create_run_folder, write_text
 from fl_lightning.fit import LocalClients
 from fl_lightning.loggers import make_loggers
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
+from fl_lightning.state import problem_with
 from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def prepare(config: RunConfig) -> Parts:
     Raises:
         InputError: if the config, the data or the machine do not fit each other.
     """
+    check_output(Path(config.output))
     fabric, dtype = make_fabric(config.fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
     model = create_lora_model(
@@ -111,6 +114,13 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     history: list[tuple[int, dict[str, float]]] = []
     if resume is not None:
         state, history = _restore(resume, callbacks, {c.department for c in parts.data.values()})
+        fresh = collect_lora_state(parts.module.model)
+        problem = problem_with(fresh, state.initial)
+        if problem or any(not torch.equal(fresh[name], tensor) for name, tensor in state.initial.items()):
+            raise InputError(
+                f"{resume}: the run began from another adapter ({problem or 'other values'}); "
+                "seed, model and the lora block must stay as they were"
+            )
     run_folder = resume or create_run_folder(Path(config.output))
     try:
         write_text(run_folder / "config.yaml", to_yaml(config))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from lightning.fabric import Fabric
 
+from fl_lightning import stopping
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.config import FederationConfig, TrainingConfig
@@ -121,6 +122,11 @@ class FederatedTrainer:
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
         self.clients = clients or LocalClients(self.fabric, module, self.data, self.training)
+        with stopping.at_safe_points():
+            self._run(history)
+        return self.federation
+
+    def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         try:
             for step, row in history:
                 self.log(row)
@@ -131,8 +137,8 @@ class FederatedTrainer:
                 self._run_round(round_num)
             self._call("on_federation_end")
         finally:
-            self._call("on_federation_close")
-        return self.federation
+            for callback in self.callbacks:
+                callback.on_federation_close(trainer=self)
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
@@ -163,8 +169,10 @@ class FederatedTrainer:
         return [*self.history, *([(self.round_num, dict(self._row))] if self._row else [])]
 
     def _on_step(self, client_ids: Sequence[str], share: float, tokens: int) -> None:
+        stopping.check()
         self._call("on_step_end", client_ids=client_ids, share=share, tokens=tokens)
 
     def _call(self, hook: str, **arguments: Any) -> None:
         for callback in self.callbacks:
+            stopping.check()
             getattr(callback, hook)(trainer=self, **arguments)

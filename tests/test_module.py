@@ -120,7 +120,8 @@ def test_validation_under_trainer_logs_loss_and_accuracy_weighted_by_tokens(trai
     trainer = trainer_of()
     (figures,) = trainer.validate(module, data, verbose=False)
     module.eval()
-    sums = [module(batch) for batch in data.val_dataloader()]
+    with torch.no_grad():
+        sums = [module(batch) for batch in data.val_dataloader()]
     tokens = sum(s.targets.sum().item() for s in sums)
     assert figures["eval/loss"] == pytest.approx(sum(s.loss.sum().item() for s in sums) / tokens, rel=1e-4)
     assert figures["eval/token_accuracy"] == pytest.approx(sum(s.correct.sum().item() for s in sums) / tokens, rel=1e-4)

@@ -15,7 +15,7 @@ PACKAGE = Path(fl_lightning.__file__).parent
 REPOSITORY = PACKAGE.parent
 
 LAYERS = {
-    0: ["errors", "seeding", "files", "config", "state"],
+    0: ["errors", "seeding", "files", "config", "state", "stopping"],
     1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation"],
     2: [
         "bundled",

@@ -42,7 +42,7 @@ def parse_record(value: object) -> Record:
 
     Example:
         >>> parse_record({"instruction": "Add", "input": "1 1", "output": "2"})[0].content
-        'Add\\n\\n1 1'
+        'Add\n\n1 1'
     """
     if not isinstance(value, dict):
         raise ValueError(f"got {type(value).__name__}, wanted an object such as {FORMS}")

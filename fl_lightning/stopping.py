@@ -1,0 +1,66 @@
+"""Stopping on a signal without tearing anything: asked for by the handler, done at the next safe point.
+
+An exception raised by a signal handler wherever the process happens to be may be swallowed by code that was called from
+C++ or from a destructor. So the handler only notes the request while a run is under way, and the trainer looks after
+every optimizer step and around every hook. A second signal, or one outside a run, stops at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """A signal asked the process to stop.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+_pending: int | None = None
+_deferring = False
+
+
+def check() -> None:
+    """Stop here if it was asked for.
+
+    Raises:
+        Stopped: with the signal's number.
+    """
+    global _pending
+    if _pending is not None:
+        number, _pending = _pending, None
+        raise Stopped(number)
+
+
+@contextlib.contextmanager
+def at_safe_points() -> Iterator[None]:
+    """While this block runs, a first signal waits for `check`."""
+    global _deferring, _pending
+    _deferring = True
+    try:
+        yield
+    finally:
+        _deferring, _pending = False, None
+
+
+def install() -> None:
+    """Handle SIGINT and SIGTERM this way."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _pending
+    if _deferring and _pending is None:
+        _pending = number
+        return
+    raise Stopped(number)

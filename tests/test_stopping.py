@@ -1,0 +1,59 @@
+import os
+import signal
+
+import pytest
+
+from fl_lightning import stopping
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    stopping.install()
+    yield
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_outside_a_run_stops_at_once(number):
+    with pytest.raises(stopping.Stopped) as caught:
+        os.kill(os.getpid(), number)
+    assert caught.value.number == number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_a_run_waits_for_the_next_check(number):
+    reached = False
+    with pytest.raises(stopping.Stopped) as caught, stopping.at_safe_points():  # noqa: PT012
+        os.kill(os.getpid(), number)
+        reached = True
+        stopping.check()
+    assert reached
+    assert caught.value.number == number
+
+
+def test_second_signal_in_a_run_stops_at_once():
+    reached = False
+    with pytest.raises(stopping.Stopped), stopping.at_safe_points():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert not reached
+
+
+def test_check_without_a_signal_goes_on_and_a_request_is_used_up_once():
+    with stopping.at_safe_points():
+        stopping.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stopping.Stopped):
+            stopping.check()
+        stopping.check()
+
+
+def test_request_does_not_outlive_its_run():
+    with stopping.at_safe_points():
+        os.kill(os.getpid(), signal.SIGINT)
+    stopping.check()
+    with pytest.raises(stopping.Stopped):
+        os.kill(os.getpid(), signal.SIGINT)
