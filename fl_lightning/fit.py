@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from fl_lightning.state import LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
 """Called after each optimizer step with the cohort's client ids, the share done in (0, 1], and the step's tokens."""
+
+STEP_TOKENS = {"cpu": 1000, "cuda": 16384}
+"""Tokens of a cohort's step that keep the device busy: more falls out of a CPU's cache, fewer leave a GPU idle."""
 
 EVAL_TOKENS = 2048
 """Tokens in a row of an evaluation; a longer record still goes in whole."""
@@ -98,7 +101,7 @@ class LocalClients:
         module: around the PEFT model; set up with Fabric here, once.
         data: {client_id: tokenised records}.
         training: the ``training`` block.
-        clients_at_once: clients in a cohort.
+        clients_at_once: clients in a cohort, or ``auto``, see `cohorts`.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class LocalClients:
         module: LoraClientModule,
         data: Mapping[str, ClientData],
         training: TrainingConfig,
-        clients_at_once: int = 1,
+        clients_at_once: int | Literal["auto"] = 1,
     ) -> None:
         self.data = data
         self.training = training
@@ -122,8 +125,31 @@ class LocalClients:
 
     def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
         """Fit the clients of the tasks; updates come in the order of the tasks."""
-        for start in range(0, len(tasks), self.clients_at_once):
-            yield from self.fit_clients(tasks[start : start + self.clients_at_once], on_step)
+        for cohort in self.cohorts(tasks):
+            yield from self.fit_clients(cohort, on_step)
+
+    def cohorts(self, tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
+        """Tasks cut into cohorts, in order: so many clients each, or as many as fill the device's step under ``auto``.
+
+        ``auto`` goes by the mean tokens of the clients' micro-batches and not by a stopwatch, so that the same run is
+        cut the same way every time. Clients of like records are neighbours anyway: departments come in order.
+        """
+        if self.clients_at_once != "auto":
+            size = self.clients_at_once
+            return [list(tasks[i : i + size]) for i in range(0, len(tasks), size)]
+        budget = STEP_TOKENS["cuda" if self._fabric.device.type == "cuda" else "cpu"]
+        groups: list[list[ClientTask]] = []
+        filled = 0.0
+        for task in tasks:
+            examples = self.data[task.client_id].train
+            tokens = sum(map(len, examples)) / len(examples) * min(self.training.batch_size, len(examples))
+            if groups and filled + tokens <= budget:
+                groups[-1].append(task)
+                filled += tokens
+            else:
+                groups.append([task])
+                filled = tokens
+        return groups
 
     def fit_clients(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> list[ClientUpdate]:
         """Fit a cohort of clients together, each exactly as if it were alone.

@@ -167,10 +167,7 @@ def evaluate(run_folder: Path) -> dict[str, Any]:
 
 
 def _clients(parts: Parts, config: RunConfig) -> LocalClients:
-    at_once = config.training.clients_at_once
-    return LocalClients(
-        parts.fabric, parts.module, parts.data, config.training, 4 if at_once == "auto" else int(at_once)
-    )
+    return LocalClients(parts.fabric, parts.module, parts.data, config.training, config.training.clients_at_once)
 
 
 def _restore(

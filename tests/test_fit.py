@@ -7,9 +7,11 @@ import torch
 from lightning.fabric import Fabric
 from torch.nn.functional import cross_entropy
 
+import fl_lightning.fit as fit_module
 from fl_lightning.config import ModelConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.packing import epoch_order
+from fl_lightning.data.tokenization import Example
 from fl_lightning.fit import EVAL_TOKENS, ClientTask, LocalClients, Metrics
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, load_lora_state
@@ -345,3 +347,34 @@ def test_cohort_trains_on_a_4bit_base(federation, random_state):
     for task, update in zip(tasks, updates, strict=True):
         assert len(update.losses) == 1
         assert all(torch.isfinite(t).all() and not torch.equal(t, task.start[n]) for n, t in update.state.items())
+
+
+def cohort_sizes(local_clients, monkeypatch, tokens_of, budget, at_once="auto"):
+    """Sizes of the cohorts for clients whose records all have the tokens given, four records to a micro-batch."""
+    clients, _ = local_clients(at_once=at_once, batch_size=4)
+    clients.data = {
+        f"hr/c{i}": ClientData("hr", f"c{i}", [Example(torch.ones(n, dtype=torch.long), torch.ones(n) > 0)] * 8, [])
+        for i, n in enumerate(tokens_of)
+    }
+    monkeypatch.setitem(fit_module.STEP_TOKENS, "cpu", budget)
+    groups = clients.cohorts([ClientTask(c, 1, {}, 0) for c in clients.data])
+    assert [task.client_id for group in groups for task in group] == list(clients.data)
+    return [len(group) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("tokens_of", "budget", "sizes"),
+    [
+        ([10, 10, 10, 10], 100, [2, 2]),  # 40 tokens a step and client: two fit, 80 ≤ 100
+        ([10, 10, 10, 10], 120, [3, 1]),
+        ([100, 10, 10], 100, [1, 2]),  # 400 tokens alone are over the budget, and go alone
+        ([10, 100, 10], 100, [1, 1, 1]),
+        ([10] * 5, 10_000, [5]),
+    ],
+)
+def test_auto_fills_a_step_up_to_the_budget_in_task_order(local_clients, monkeypatch, tokens_of, budget, sizes):
+    assert cohort_sizes(local_clients, monkeypatch, tokens_of, budget) == sizes
+
+
+def test_a_number_of_clients_at_once_is_taken_as_it_is(local_clients, monkeypatch):
+    assert cohort_sizes(local_clients, monkeypatch, [10] * 5, 1, at_once=2) == [2, 2, 1]
