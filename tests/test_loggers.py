@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import logging
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fl_lightning.config import LoggingConfig
 from fl_lightning.errors import InputError
-from fl_lightning.loggers import NoAdvertisement, make_loggers
+from fl_lightning.loggers import make_loggers
 
 CSV = "lightning.pytorch.loggers.CSVLogger"
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -72,14 +70,3 @@ def test_bad_class_path_is_an_input_error_that_names_it(tmp_path, path):
 def test_unknown_argument_of_a_logger_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="colour"):
         make_loggers([{"class_path": CSV, "init_args": {"colour": "red"}}], tmp_path)
-
-
-def record(text):
-    return logging.LogRecord("lightning", logging.INFO, "file", 1, text, None, None)
-
-
-def test_advertisements_are_dropped_and_other_records_pass():
-    kept = NoAdvertisement().filter
-    assert not kept(record("💡 Tip: For seamless cloud logging, try installing litlogger"))
-    assert kept(record("GPU available: False"))
-    assert kept(record("hr/client_0 left out: not finite"))
