@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from torch.nn.functional import cross_entropy
 
 from fl_lightning.data.packing import PackedBatch, pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
+from fl_lightning.modeling.loss import token_cross_entropy
 
 
 class ClientSums(NamedTuple):
@@ -75,7 +75,7 @@ class LoraClientModule(L.LightningModule):
             use_cache=False,
             **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
         ).logits[0]
-        losses = cross_entropy(logits.float(), batch.targets, reduction="none")
+        losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
         correct = zeros
         if not torch.is_grad_enabled():  # nobody looks at hits in training, and the argmax costs as much as the softmax

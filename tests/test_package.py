@@ -32,6 +32,7 @@ LAYERS = {
         "modeling.attention",
         "modeling.lora",
         "modeling.cohort",
+        "modeling.loss",
         "checkpoint",
     ],
     3: ["module", "datamodule", "loggers"],

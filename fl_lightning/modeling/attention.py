@@ -133,19 +133,17 @@ def packed_attention(
         )
         return result
     grouped_queries = query.shape[1] != key.shape[1]
-    q, k, v = (
-        _Group.apply(x[0].transpose(0, 1), packed_layout)  # type: ignore[no-untyped-call]
-        for x in (query, key, value)
-    )
-    outputs, begin = [], 0
-    for count, length in packed_layout.groups:
-        end = begin + count * length
-        q_part, k_part, v_part = (x[begin:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+    sizes = [count * length for count, length in packed_layout.groups]
+    grouped = (_Group.apply(x[0].transpose(0, 1), packed_layout) for x in (query, key, value))  # type: ignore[no-untyped-call]
+    outputs = []
+    # split and not slicing: its backward is one concatenation.
+    for (count, length), *parts in zip(packed_layout.groups, *(torch.split(x, sizes) for x in grouped), strict=True):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
         window = _window(length, sliding_window, query.device)
         attended = scaled_dot_product_attention(
-            q_part,
-            k_part,
-            v_part,
+            q,
+            k,
+            v,
             attn_mask=window,
             dropout_p=dropout,
             is_causal=window is None,
@@ -153,7 +151,6 @@ def packed_attention(
             enable_gqa=grouped_queries,
         )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        begin = end
     joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return _Ungroup.apply(joined, packed_layout)[None], None  # type: ignore[no-untyped-call]
 

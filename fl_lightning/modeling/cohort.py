@@ -135,10 +135,12 @@ class LoraCohort:
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
         parts = []
+        # unbind and not indexing: its backward is one stack, where that of K selections fills K whole tensors.
+        down, up = (site.a * site.scaling).unbind(0), site.b.unbind(0)
         for k, part in enumerate(torch.split(x, list(self._segments), dim=1)):
             if part.shape[1]:
                 dropped = self._drop(part, site.dropout, k)
-                parts.append(linear(linear(dropped, site.a[k] * site.scaling), site.b[k]))
+                parts.append(linear(linear(dropped, down[k]), up[k]))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _drop(self, x: torch.Tensor, p: float, client: int) -> torch.Tensor:
