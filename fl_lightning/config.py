@@ -222,6 +222,10 @@ class FederationConfig:
     """Number of rounds."""
     share: Literal["all", "a"] = "all"
     """all sends A and B; a sends A and keeps each client's B with the client."""
+    clients_per_round: int | None = None
+    """So many clients of each department take part in a round; null goes by client_fraction."""
+    client_fraction: float = 1.0
+    """Share of each department's clients that takes part in a round, at least one client; in (0, 1]."""
     flora: FloraConfig = field(default_factory=FloraConfig)
     """Clients into departments."""
     client_clusters: ClientClustersConfig = field(default_factory=ClientClustersConfig)
@@ -234,6 +238,11 @@ class FederationConfig:
         _check_null(self, "federation.")
         _at_least("federation.rounds", self.rounds, 1)
         _one_of("federation.share", self.share, ("all", "a"))
+        _unit("federation.client_fraction", self.client_fraction, zero=False)
+        if self.clients_per_round is not None:
+            _at_least("federation.clients_per_round", self.clients_per_round, 1)
+            wanted = "1.0 where clients_per_round is given; choose one of the two"
+            _check(self.client_fraction == 1.0, "federation.client_fraction", self.client_fraction, wanted)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from fl_lightning.federation import FederationState, RoundReport
 from fl_lightning.fit import ClientTask, ClientUpdate, LocalClients, Metrics
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
+from fl_lightning.sampling import sample_clients
 from fl_lightning.state import LoraState
 
 log = logging.getLogger(__name__)
@@ -143,13 +144,32 @@ class FederatedTrainer:
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
         state = self.federation
-        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed) for c in self.data]
+        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed) for c in self._sample(round_num)]
         self._call("on_round_start", tasks=tasks)
         for update in self.clients.exchange(tasks, on_step=self._on_step):
             self._call("on_client_end", update=update)
         self._call("on_aggregate")
         self._call("on_round_end")
         self._flush_row(round_num)
+
+    def _sample(self, round_num: int) -> list[str]:
+        """The clients that are asked in this round, departments in order."""
+        config = self.federation_config
+        departments: dict[str, list[str]] = {}
+        for client_id, client in self.data.items():
+            departments.setdefault(client.department, []).append(client_id)
+        return [
+            client_id
+            for department, clients in departments.items()
+            for client_id in sample_clients(
+                clients,
+                clients_per_round=config.clients_per_round,
+                client_fraction=config.client_fraction,
+                seed=self.seed,
+                round_num=round_num,
+                department=department,
+            )
+        ]
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Collect figures for the loggers; they go out as one row at the end of the round, its number as the step."""

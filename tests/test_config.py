@@ -74,6 +74,9 @@ BAD = [
     ("training.clients_at_once", "many"),
     ("federation.rounds", 0),
     ("federation.rounds", -3),
+    ("federation.clients_per_round", 0),
+    ("federation.client_fraction", 0.0),
+    ("federation.client_fraction", 1.5),
     ("federation.share", "b"),
     ("federation.flora.momentum", 0.0),
     ("federation.flora.momentum", -0.1),
@@ -182,6 +185,8 @@ def test_the_defaults_are_the_documented_ones():
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",
+        "clients_per_round": None,
+        "client_fraction": 1.0,
         "flora": {"momentum": 0.1, "use_residual": True},
         "client_clusters": {"num_clusters": 2, "global_mix": 0.2},
         "dept_clusters": {
@@ -232,3 +237,8 @@ def test_default_yaml_has_every_key_with_its_default_but_the_rate():
     assert shown.keys() == defaults.keys()
     assert {key for key in shown if shown[key] != defaults[key]} == {"training.learning_rate"}
     assert shown["training.learning_rate"] == 5e-3
+
+
+def test_number_and_fraction_of_clients_together_are_refused():
+    with pytest.raises(InputError, match="client_fraction.*choose one"):
+        FederationConfig(clients_per_round=2, client_fraction=0.5)

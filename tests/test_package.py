@@ -16,7 +16,7 @@ REPOSITORY = PACKAGE.parent
 
 LAYERS = {
     0: ["errors", "seeding", "files", "config", "state", "stopping"],
-    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation"],
+    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling"],
     2: [
         "bundled",
         "bundled.tiny_base",

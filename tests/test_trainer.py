@@ -206,3 +206,41 @@ def test_datamodule_is_asked_for_its_federation(data):
             return data
 
     assert make_trainer(rounds=1).fit(make_module(), Module(), clients=NudgingClients()).round_num == 1
+
+
+def test_only_sampled_clients_are_asked_and_the_others_keep_their_own_b(data):
+    clients, seen = NudgingClients(), {}
+
+    class Remember(FederatedCallback):
+        def on_round_end(self, *, trainer):
+            seen[trainer.round_num] = trainer.federation
+
+    trainer = make_trainer(rounds=6, callbacks=[Remember()])
+    trainer.federation_config.share = "a"
+    trainer.federation_config.clients_per_round = 1
+    trainer.fit(make_module(), data, clients=clients)
+    assert [len(asked) for asked in clients.rounds] == [2] * 6  # one of hr's two clients, and it's only one
+    assert {asked[0] for asked in clients.rounds} == {"hr/c0", "hr/c1"}
+    assert all(asked[1] == "it/c0" for asked in clients.rounds)
+    for number in range(2, 7):
+        absent = ({"hr/c0", "hr/c1"} - set(clients.rounds[number - 1])).pop()
+        before, after = seen[number - 1].personal.get(absent), seen[number].personal.get(absent)
+        assert (before is None) == (after is None)
+        assert before is None or all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sampling_does_not_depend_on_where_a_run_was_resumed(data):
+    whole, again = NudgingClients(), NudgingClients()
+    states = {}
+
+    class Remember(FederatedCallback):
+        def on_round_end(self, *, trainer):
+            states[trainer.round_num] = trainer.federation
+
+    trainer = make_trainer(rounds=4, callbacks=[Remember()])
+    trainer.federation_config.clients_per_round = 1
+    end = trainer.fit(make_module(), data, clients=whole)
+    resumed = make_trainer(rounds=4)
+    resumed.federation_config.clients_per_round = 1
+    assert_same_bits(resumed.fit(make_module(), data, clients=again, resume_from=states[2]), end)
+    assert again.rounds == whole.rounds[2:]
