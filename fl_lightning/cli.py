@@ -106,11 +106,16 @@ def evaluate(argv: list[str]) -> int:
     result = run.evaluate(folder)
     table = Table(title=str(folder), title_justify="left")
     table.add_column("department")
-    for column in ("loss base", "loss final", "perplexity base", "perplexity final", "accuracy base", "accuracy final"):
+    for column in ("loss", "perplexity", "token accuracy"):
         table.add_column(column, justify="right")
     for who, values in [*result["departments"].items(), ("mean", result["mean"])]:
-        row = [f"{values[w][m]:.4f}" for m in ("loss", "perplexity", "token_accuracy") for w in ("base", "final")]
-        table.add_row(who, *row)
+        base, final = values["base"], values["final"]
+        table.add_row(
+            who,
+            f"{base['loss']:.3f} → {final['loss']:.3f}",
+            f"{base['perplexity']:.1f} → {final['perplexity']:.1f}",
+            f"{base['token_accuracy']:.3f} → {final['token_accuracy']:.3f}",
+        )
     Console().print(table)
     return 0
 

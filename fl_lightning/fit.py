@@ -6,6 +6,7 @@ that the clients happen to live in this process.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,8 @@ class LocalClients:
         placed = bool(getattr(module.model.get_base_model(), "is_loaded_in_4bit", False))
         self._forward = fabric.setup_module(module, move_to_device=not placed)
         self._cohort = LoraCohort(module.model)
+        self._precision = fabric.strategy.precision
+        self._fresh_precision = copy.deepcopy(self._precision.state_dict())
         module.check_packing()
 
     def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
@@ -134,8 +137,9 @@ class LocalClients:
         ``auto`` goes by the mean tokens of the clients' micro-batches and not by a stopwatch, so that the same run is
         cut the same way every time. Clients of like records are neighbours anyway: departments come in order.
         """
-        if self.clients_at_once != "auto":
-            size = self.clients_at_once
+        # A loss scale is shared by all who step together: one client's overflow would skip the others' steps.
+        size = 1 if self._fresh_precision else self.clients_at_once
+        if size != "auto":
             return [list(tasks[i : i + size]) for i in range(0, len(tasks), size)]
         budget = STEP_TOKENS["cuda" if self._fabric.device.type == "cuda" else "cpu"]
         groups: list[list[ClientTask]] = []
@@ -159,6 +163,7 @@ class LocalClients:
         """
         started = time.perf_counter()
         plans = [self._plan(task) for task in tasks]
+        self._precision.load_state_dict(self._fresh_precision)  # no client inherits another's loss scale
         self._cohort.load([task.start for task in tasks], self._fabric.device)
         made = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
@@ -167,21 +172,20 @@ class LocalClients:
             dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id), device) for t in tasks
         ]
         states: list[LoraState | None] = [None] * len(tasks)
-        losses: list[list[float]] = [[] for _ in tasks]
+        losses: list[torch.Tensor] = []
         steps = max(map(len, plans))
         self._module.eval()  # the base's own dropout stays off; the adapters' is drawn per client by the cohort
         with self._cohort.attached():
             for step in range(steps):
                 micro = [plan[step] if step < len(plan) else [] for plan in plans]
-                step_losses = self._step(micro, optimizer, generators)
+                losses.append(self._step(micro, optimizer, generators))
                 for k, plan in enumerate(plans):
-                    if micro[k]:
-                        losses[k].append(step_losses[k])
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
                 if on_step is not None:
                     stepped = sum(len(e) for batches in micro for batch in batches for e in batch)
                     on_step([task.client_id for task in tasks], (step + 1) / steps, stepped)
+        by_client = torch.stack(losses, dim=1).tolist()  # once, since every look at a GPU's numbers waits for it
         seconds = time.perf_counter() - started
         tokens = [sum(len(e) for window in plan for batch in window for e in batch) for plan in plans]
         return [
@@ -191,7 +195,7 @@ class LocalClients:
                 states[k] or {},
                 len(self.data[task.client_id].train),
                 tokens[k],
-                losses[k],
+                by_client[k][: len(plans[k])],
                 seconds * tokens[k] / sum(tokens),
             )
             for k, task in enumerate(tasks)
@@ -202,7 +206,7 @@ class LocalClients:
         micro: list[list[list[Example]]],
         optimizer: torch.optim.Optimizer,
         generators: list[torch.Generator | np.random.Generator],
-    ) -> list[float]:
+    ) -> torch.Tensor:
         """One optimizer step: `micro[k]` holds client k's micro-batches of its window, perhaps a partial one."""
         device = self._fabric.device
         sizes = torch.tensor([max(1, len(batches)) for batches in micro], device=device)
@@ -213,13 +217,12 @@ class LocalClients:
             means = self._forward(row).mean_loss() / sizes
             self._fabric.backward(means.sum())
             total += means.detach()
-        unscale = getattr(self._fabric.strategy.precision, "unscale_gradients", None)
-        if unscale is not None:  # fp16: clip the true gradients, not the scaled ones
-            unscale(optimizer)
+        # fp16: clip the true gradients, not the scaled ones; the scaler keeps its books by the inner optimizer.
+        self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
         self._cohort.clip_gradients(self.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return [float(x) for x in total]
+        return total
 
     def _plan(self, task: ClientTask) -> list[list[list[Example]]]:
         """For each optimizer step of the fit its window of micro-batches; the last of an epoch may be partial."""

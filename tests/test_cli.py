@@ -252,7 +252,7 @@ def test_fit_then_resume_then_evaluate(tmp_path, capfd):
     capfd.readouterr()
     assert main(["evaluate", "--run", "last", *output]) == 0
     out = capfd.readouterr().out
-    assert f"{wanted['departments']['hr']['final']['loss']:.4f}" in out
+    assert f"{wanted['departments']['hr']['final']['loss']:.3f}" in out
     assert main(["evaluate", f"--run={folder}"]) == 0
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from torch.nn.functional import cross_entropy
 
 import fl_lightning.fit as fit_module
@@ -378,3 +379,35 @@ def test_auto_fills_a_step_up_to_the_budget_in_task_order(local_clients, monkeyp
 
 def test_a_number_of_clients_at_once_is_taken_as_it_is(local_clients, monkeypatch):
     assert cohort_sizes(local_clients, monkeypatch, [10] * 5, 1, at_once=2) == [2, 2, 1]
+
+
+def test_fp16_clips_true_gradients_and_clients_neither_share_nor_inherit_a_loss_scale(
+    micro_model, federation, random_state
+):
+    def fit(ids):
+        model = create_lora_model(micro_model("qwen"), r=4, lora_alpha=8, lora_dropout=0.0)
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", device="cpu")])
+        training = TrainingConfig(batch_size=4, max_grad_norm=0.5)
+        clients = LocalClients(fabric, SteadyModule(model, learning_rate=RATE), federation, training, 3)
+        tasks = tasks_for(model, random_state, ids=ids)
+        assert [len(cohort) for cohort in clients.cohorts(tasks)] == [1] * len(ids)
+        return list(clients.exchange(tasks)), collect_lora_state(model)
+
+    (first, second), _ = fit([1, 2])
+    (alone,), _ = fit([2])
+    assert_states_equal(second.state, alone.state)
+    # Were the scaled gradients clipped (norm times 65,536), AdamW with its large eps would hardly move.
+    start = tasks_for(create_lora_model(micro_model("qwen"), r=4, lora_alpha=8), random_state, ids=[2])[0].start
+    wanted = fit_fp32_like(micro_model, federation, random_state)
+    moved = max((alone.state[n] - start[n]).abs().max().item() for n in start)
+    assert moved > 1e-4
+    assert_states_close(alone.state, wanted, atol=0.2 * moved)
+
+
+def fit_fp32_like(micro_model, federation, random_state):
+    model = create_lora_model(micro_model("qwen"), r=4, lora_alpha=8, lora_dropout=0.0)
+    training = TrainingConfig(batch_size=4, max_grad_norm=0.5)
+    clients = LocalClients(
+        Fabric(accelerator="cpu", devices=1), SteadyModule(model, learning_rate=RATE), federation, training
+    )
+    return clients.fit_clients(tasks_for(model, random_state, ids=[2]))[0].state
