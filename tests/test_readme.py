@@ -38,6 +38,6 @@ def test_readme_names_every_short_flag():
 
 
 def test_files_that_the_readme_names_are_there():
-    named = {word for word in re.findall(r"`((?:configs|docs|fl_lightning)/[\w./-]+)`", README)}
+    named = set(re.findall(r"`((?:configs|docs|fl_lightning)/[\w./-]+)`", README))
     assert len(named) >= 6
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
