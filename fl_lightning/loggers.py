@@ -14,13 +14,14 @@ from lightning.fabric.loggers.logger import Logger
 from fl_lightning.errors import InputError
 
 
-def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: int = 0) -> list[Logger]:
+def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: int | None = None) -> list[Logger]:
     """Instantiate loggers; those that take ``save_dir`` write into the run folder unless told otherwise.
 
     Args:
         specs: mappings with ``class_path`` and, where wanted, ``init_args``.
         run_folder: the run's folder.
-        first_step: rows from this step on are written anew (TensorBoard drops what an interrupted run wrote there).
+        first_step: rows from this step on are written anew, so TensorBoard drops what an interrupted run wrote there;
+            None for a new run.
 
     Raises:
         InputError: naming the logger that cannot be made.
@@ -40,7 +41,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: 
         if "save_dir" in parameters and "save_dir" not in arguments:
             arguments["save_dir"] = str(run_folder)
             arguments.update({k: "" for k in ("name", "version") if _writes_plain_files(cls) and k not in arguments})
-        if class_name == "TensorBoardLogger" and first_step:
+        if class_name == "TensorBoardLogger" and first_step is not None:
             arguments.setdefault("purge_step", first_step)
         try:
             with warnings.catch_warnings():

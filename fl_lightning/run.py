@@ -124,7 +124,8 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     run_folder = resume or create_run_folder(Path(config.output))
     try:
         write_text(run_folder / "config.yaml", to_yaml(config))
-        loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, first_step=0 if state is None else 1)
+        # A resumed run logs its history again, from the base model's row on.
+        loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, None if state is None else 0)
     except InputError:
         if resume is None:
             shutil.rmtree(run_folder)

@@ -43,7 +43,7 @@ def test_save_dir_given_is_kept(tmp_path):
 
 
 def test_resumed_tensorboard_drops_what_stands_from_the_first_step_on(tmp_path):
-    for first_step, steps in ((0, range(1, 7)), (3, [3])):
+    for first_step, steps in ((None, range(1, 7)), (3, [3])):
         (logger,) = make_loggers([{"class_path": TENSORBOARD}], tmp_path, first_step=first_step)
         for step in steps:
             logger.log_metrics({"loss": float(step)}, step=step)

@@ -57,11 +57,14 @@ def metrics(folder):
 
 
 def scalars(folder):
-    """{tag: {step: value}} of the TensorBoard events."""
+    """{tag: {step: value}} of the TensorBoard events, each step of a tag once and in ascending order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for tag, rows in found.items():
+        assert [e.step for e in rows] == sorted({e.step for e in rows}), tag
+    return {tag: {e.step: e.value for e in rows} for tag, rows in found.items()}
 
 
 def read(folder, name):

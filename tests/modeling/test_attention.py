@@ -81,16 +81,20 @@ def test_packed_row_gives_the_gradients_of_the_sequences_alone(micro_model, rand
         torch.testing.assert_close(got[name], gradient, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["bloom", "mamba"])
-def test_architecture_that_mixes_sequences_is_refused(micro_model, random_state, kind):
+def test_architecture_that_mixes_sequences_is_refused(micro_model, random_state, kind, dtype):
     module, _ = packed_and_plain(micro_model, random_state, kind)
+    module.to(dtype)
     with pytest.raises(InputError, match="packed row"):
         module.check_packing()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen", "llama", "gpt2"])
-def test_architecture_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind):
+def test_architecture_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind, dtype):
     module, _ = packed_and_plain(micro_model, random_state, kind)
+    module.to(dtype)
     assert module.check_packing() is None
 
 
