@@ -11,7 +11,7 @@ from fl_lightning.files import write_json
 from fl_lightning.modeling.lora import export_lora_adapter
 
 if TYPE_CHECKING:
-    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.exchange import ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

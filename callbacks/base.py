@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_lightning.fit import ClientTask, ClientUpdate
+    from fl_lightning.exchange import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 
 class FederatedCallback:
-    """Base class; override what you need. Hooks come in this order."""
+    """Base class; override what you need. Hooks come in this order.
+
+    Attributes:
+        wants_client_metrics: whether clients are to evaluate their fitted adapters on their own held-out records.
+    """
+
+    wants_client_metrics = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
         """Once before the first round; after a resume too."""

@@ -8,7 +8,7 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.files import write_text
 
 if TYPE_CHECKING:
-    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.exchange import ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

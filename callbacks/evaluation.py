@@ -10,7 +10,7 @@ from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean
 from fl_lightning.files import write_json
 
 if TYPE_CHECKING:
-    from fl_lightning.fit import ClientUpdate
+    from fl_lightning.exchange import ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 
@@ -20,6 +20,8 @@ class Evaluation(FederatedCallback):
     A department's figures are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
     departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model.
     """
+
+    wants_client_metrics = True
 
     def __init__(self) -> None:
         self.base: dict[str, Figures] = {}
@@ -34,11 +36,11 @@ class Evaluation(FederatedCallback):
             self.final = self.base
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Evaluate a client's own adapter on its own held-out records, unless its update was left out."""
+        """Log what the client found on its own held-out records, unless its update was left out."""
         department, client = update.client_id.split("/", 1)
-        if client in trainer.report.departments[department].left_out:
+        metrics = update.metrics
+        if metrics is None or client in trainer.report.departments[department].left_out:
             return
-        metrics = trainer.clients.evaluate([(update.state, trainer.data[update.client_id].eval)])[0]
         values = figures(metrics)
         trainer.log({f"{update.client_id}/eval/{name}": value for name, value in values.items()})
         clients = self.rounds.setdefault(str(update.round_num), {}).setdefault(department, {})

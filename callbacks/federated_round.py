@@ -18,7 +18,7 @@ from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState, distance, num_bytes, problem_with, select
 
 if TYPE_CHECKING:
-    from fl_lightning.fit import ClientTask, ClientUpdate
+    from fl_lightning.exchange import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)

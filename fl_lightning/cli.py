@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fl_lightning import stopping
+from fl_lightning import processes, stopping
 from fl_lightning.errors import InputError, RunError, nearest
 
 USAGE = """usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)
@@ -50,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         return commands[command](rest)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say("error", error)
         return 2
     except RunError as error:
-        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
+        _say("failed", error)
         return 1
     except stopping.Stopped as stop:
-        print("stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr)
+        if processes.is_first():
+            print(
+                "stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr
+            )
         return 128 + stop.number
 
 
@@ -66,6 +69,7 @@ def fit(argv: list[str]) -> int:
 
     if "--help" in argv or "-h" in argv:
         print("fl-lightning fit [--resume last|RUN] [OPTIONS]\n")
+    given = ["fit", *argv]
     resume, argv = _take(argv, "--resume")
     if resume is None:
         config, folder = parse_config(argv), None
@@ -76,10 +80,12 @@ def fit(argv: list[str]) -> int:
         folder = find_run_folder(resume, Path(root))
         # What the run was made with comes first, so that arguments given now win.
         config = parse_config(["--config", str(folder / "config.yaml"), *argv])
-    _quiet()
-    from fl_lightning import run
+    with processes.started(config.fabric.devices, given):
+        _quiet()
+        from fl_lightning import run
 
-    run.fit(config, resume=folder)
+        _hush()
+        run.fit(config, resume=folder)
     return 0
 
 
@@ -103,6 +109,7 @@ def evaluate(argv: list[str]) -> int:
 
     from fl_lightning import run
 
+    _hush()
     result = run.evaluate(folder)
     table = Table(title=str(folder), title_justify="left")
     table.add_column("department")
@@ -118,6 +125,13 @@ def evaluate(argv: list[str]) -> int:
         )
     Console().print(table)
     return 0
+
+
+def _say(kind: str, error: Exception) -> None:
+    """One line on stderr; a process that this command started leaves it to the first one, which fails alike."""
+    if processes.CHILD not in os.environ:
+        where = "" if processes.is_first() else f"process {os.environ.get('RANK')}: "
+        print(f"{kind}: {where}{' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
@@ -152,8 +166,13 @@ def _quiet() -> None:
     ours = logging.getLogger("fl_lightning")
     if not ours.handlers:
         ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
+        ours.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
         ours.propagate = False
+    _hush()
+
+
+def _hush() -> None:
+    """Third parties' log lines away; before their import and after it, which sets levels of its own."""
     quiet = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes", "huggingface_hub")
     for name in quiet:
         logging.getLogger(name).setLevel(logging.ERROR)

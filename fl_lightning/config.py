@@ -252,7 +252,11 @@ class FabricConfig:
     accelerator: str = "auto"
     """auto, cpu or cuda."""
     devices: int = 1
-    """Number of devices."""
+    """Processes on this machine, each with a device of its own (on a CPU a share of the cores)."""
+    num_nodes: int = 1
+    """Machines, each started by torchrun."""
+    parallelism: Literal["clients", "data"] = "clients"
+    """What several processes share: clients trains whole cohorts on each, data every micro-batch."""
     strategy: str = "auto"
     """Fabric's strategy."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -263,7 +267,9 @@ class FabricConfig:
         _check_null(self, "fabric.")
         _one_of("fabric.accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         _one_of("fabric.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _one_of("fabric.parallelism", self.parallelism, ("clients", "data"))
         _at_least("fabric.devices", self.devices, 1)
+        _at_least("fabric.num_nodes", self.num_nodes, 1)
 
 
 def _default_loggers() -> list[dict[str, Any]]:

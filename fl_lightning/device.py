@@ -51,6 +51,7 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
         fabric = Fabric(
             accelerator=accelerator,
             devices=config.devices,
+            num_nodes=config.num_nodes,
             strategy=config.strategy,
             precision=PRECISIONS[precision],
             loggers=loggers or [],
@@ -58,3 +59,15 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
     except (ValueError, RuntimeError) as error:
         raise InputError(f"fabric: {' '.join(str(error).split())[:300]}") from error
     return fabric, DTYPES[precision] if device_type == "cuda" else torch.float32
+
+
+def launch(fabric: Fabric) -> None:
+    """Join the other processes of the run, if there are any; Fabric divides the cores of a CPU between them.
+
+    Raises:
+        InputError: if the processes that were started do not fit the ``fabric`` block.
+    """
+    try:
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"fabric: {' '.join(str(error).split())[:300]}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +11,8 @@ from torchmetrics import MeanMetric
 
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError
+from fl_lightning.exchange import EvaluationJob, Metrics
 from fl_lightning.files import read_json, write_json
-from fl_lightning.fit import Metrics
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState, problem_with
 
@@ -21,11 +21,14 @@ Figures = dict[str, float]
 
 def figures(metrics: Metrics) -> Figures:
     """Loss (nats a token), perplexity and token accuracy of one adapter on one set of records."""
-    loss = MeanMetric()
-    accuracy = MeanMetric()
+    loss, accuracy = _mean(), _mean()
     loss.update(metrics.loss_sum / metrics.num_tokens, weight=metrics.num_tokens)
     accuracy.update(metrics.correct / metrics.num_tokens, weight=metrics.num_tokens)
     return as_figures(float(loss.compute()), float(accuracy.compute()))
+
+
+def _mean() -> MeanMetric:
+    return MeanMetric(sync_on_compute=False)  # the first process computes alone; the others would never join in
 
 
 def as_figures(loss: float, token_accuracy: float) -> Figures:
@@ -35,7 +38,7 @@ def as_figures(loss: float, token_accuracy: float) -> Figures:
 
 def mean_figures(departments: Mapping[str, Figures]) -> Figures:
     """Unweighted mean over departments (or clients) of loss and accuracy; perplexity is that of the mean loss."""
-    loss, accuracy = MeanMetric(), MeanMetric()
+    loss, accuracy = _mean(), _mean()
     for values in departments.values():
         loss.update(values["loss"])
         accuracy.update(values["token_accuracy"])
@@ -45,8 +48,8 @@ def mean_figures(departments: Mapping[str, Figures]) -> Figures:
 class Evaluator(Protocol):
     """Whatever can evaluate adapters, such as `LocalClients`."""
 
-    def evaluate(self, jobs: Any) -> list[Metrics]:
-        """The figures of each (state, examples) job."""
+    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
+        """The figures of each (state, client_id) job."""
         ...
 
 
@@ -54,7 +57,7 @@ def evaluate_departments(
     clients: Evaluator, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> tuple[dict[str, Figures], float]:
     """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients."""
-    results = clients.evaluate([(states[c.department], c.eval) for c in data.values()])
+    results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
     pooled: dict[str, Metrics] = {}
     for client, metrics in zip(data.values(), results, strict=True):
         pooled[client.department] = pooled[client.department] + metrics if client.department in pooled else metrics
@@ -104,13 +107,15 @@ def evaluate_run(
     rounds: dict[str, Any] = {}
     for round_num, departments in read_json(run_folder / "client_lora_federated.json")["rounds"].items():
         for department, exports in departments.items():
-            for client, place in exports.items():
-                client_id = f"{department}/{client}"
+            ids = {client: f"{department}/{client}" for client in exports}
+            for client_id in ids.values():
                 if client_id not in data:
                     raise InputError(f"{run_folder}: it has an adapter of {client_id}, which is not in data.root")
-                metrics = clients.evaluate([(read(place), data[client_id].eval)])[0]
-                values = {**figures(metrics), "num_examples": metrics.num_examples}
-                rounds.setdefault(round_num, {}).setdefault(department, {})[client] = values
+            results = clients.evaluate((read(place), ids[client]) for client, place in exports.items())
+            rounds.setdefault(round_num, {})[department] = {
+                client: {**figures(metrics), "num_examples": metrics.num_examples}
+                for client, metrics in zip(exports, results, strict=True)
+            }
     result = summary(base, final)
     write_json(run_folder / "federated_eval.json", result)
     write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})

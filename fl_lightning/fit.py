@@ -7,10 +7,10 @@ that the clients happen to live in this process.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -18,80 +18,23 @@ from lightning.fabric import Fabric
 
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
-from fl_lightning.data.packing import PackedBatch, epoch_order, pack
+from fl_lightning.data.packing import epoch_order, pack
 from fl_lightning.data.tokenization import Example
+from fl_lightning.exchange import ClientTask, ClientUpdate, EvaluationJob, Metrics, OnStep
 from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
 from fl_lightning.module import LoraClientModule
+from fl_lightning.parallel import Shard
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
-
-OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
-"""Called after each optimizer step with the cohort's client ids, the share done in (0, 1], and the step's tokens."""
 
 STEP_TOKENS = {"cpu": 1000, "cuda": 16384}
 """Tokens of a cohort's step that keep the device busy: more falls out of a CPU's cache, fewer leave a GPU idle."""
 
-EVAL_TOKENS = 2048
-"""Tokens in a row of an evaluation; a longer record still goes in whole."""
+EVAL_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens in a row of an evaluation, where nothing is kept for a backward pass."""
 
-
-@dataclass(frozen=True)
-class ClientTask:
-    """One client's fit in one round: everything a client needs to be told."""
-
-    client_id: str
-    round_num: int
-    start: LoraState
-    run_seed: int
-
-    @property
-    def department(self) -> str:
-        """The part of the id before the slash."""
-        return self.client_id.split("/", 1)[0]
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """What comes back from a client.
-
-    Attributes:
-        state: all LoRA tensors after the fit, fp32 on the CPU.
-        num_examples: training records, the aggregation weight.
-        num_tokens: tokens trained on, over all epochs.
-        losses: mean loss of each optimizer step.
-        seconds: wall time; a cohort's time is shared out by tokens.
-    """
-
-    client_id: str
-    round_num: int
-    state: LoraState
-    num_examples: int
-    num_tokens: int
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def department(self) -> str:
-        """The part of the id before the slash."""
-        return self.client_id.split("/", 1)[0]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Figures of an adapter on held-out records: sums, so that they add up over clients."""
-
-    loss_sum: float
-    correct: float
-    num_tokens: int
-    num_examples: int
-
-    def __add__(self, other: Metrics) -> Metrics:
-        return Metrics(
-            self.loss_sum + other.loss_sum,
-            self.correct + other.correct,
-            self.num_tokens + other.num_tokens,
-            self.num_examples + other.num_examples,
-        )
+EVAL_ADAPTERS = 16
+"""Adapters that are loaded together for an evaluation; a row holds records of as many as fill it."""
 
 
 class LocalClients:
@@ -103,6 +46,7 @@ class LocalClients:
         data: {client_id: tokenised records}.
         training: the ``training`` block.
         clients_at_once: clients in a cohort, or ``auto``, see `cohorts`.
+        shard: this process's share of every micro-batch, where several processes train the same clients.
     """
 
     def __init__(
@@ -112,10 +56,12 @@ class LocalClients:
         data: Mapping[str, ClientData],
         training: TrainingConfig,
         clients_at_once: int | Literal["auto"] = 1,
+        shard: Shard | None = None,
     ) -> None:
         self.data = data
         self.training = training
         self.clients_at_once = clients_at_once
+        self._shard = shard
         self._fabric = fabric
         self._module = module
         # A quantised base is already where it belongs.
@@ -168,8 +114,10 @@ class LocalClients:
         made = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
         device = self._fabric.device
+        part = [] if self._shard is None else [self._shard.rank]
         generators = [
-            dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id), device) for t in tasks
+            dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id, *part), device)
+            for t in tasks
         ]
         states: list[LoraState | None] = [None] * len(tasks)
         losses: list[torch.Tensor] = []
@@ -187,6 +135,7 @@ class LocalClients:
                     on_step([task.client_id for task in tasks], (step + 1) / steps, stepped)
         by_client = torch.stack(losses, dim=1).tolist()  # once, since every look at a GPU's numbers waits for it
         seconds = time.perf_counter() - started
+        metrics = self._evaluate_own(tasks, [state or {} for state in states])
         tokens = [sum(len(e) for window in plan for batch in window for e in batch) for plan in plans]
         return [
             ClientUpdate(
@@ -197,6 +146,7 @@ class LocalClients:
                 tokens[k],
                 by_client[k][: len(plans[k])],
                 seconds * tokens[k] / sum(tokens),
+                metrics.get(task.client_id),
             )
             for k, task in enumerate(tasks)
         ]
@@ -212,11 +162,17 @@ class LocalClients:
         sizes = torch.tensor([max(1, len(batches)) for batches in micro], device=device)
         total = torch.zeros(len(micro), device=device)
         for index in range(max(map(len, micro))):
-            row = pack([batches[index] if index < len(batches) else [] for batches in micro]).to(device)
-            self._cohort.arrange(row.client_tokens, generators)
-            means = self._forward(row).mean_loss() / sizes
-            self._fabric.backward(means.sum())
-            total += means.detach()
+            examples = [batches[index] if index < len(batches) else [] for batches in micro]
+            targets = [max(1, sum(int(e.supervised.sum()) for e in batch)) for batch in examples]
+            mine = examples if self._shard is None else self._shard.part(examples)
+            if any(mine):
+                row = pack(mine).to(device)
+                self._cohort.arrange(row.client_tokens, generators)
+                losses = self._forward(row).loss / (sizes * torch.tensor(targets, device=device))
+                self._fabric.backward(losses.sum())
+                total += losses.detach()
+        if self._shard is not None:
+            total = self._shard.sum(total, self._cohort.parameters())
         # fp16: clip the true gradients, not the scaled ones; the scaler keeps its books by the inner optimizer.
         self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
         self._cohort.clip_gradients(self.training.max_grad_norm)
@@ -237,31 +193,53 @@ class LocalClients:
         return plan
 
     @torch.no_grad()
-    def evaluate(self, jobs: Sequence[tuple[LoraState, Sequence[Example]]]) -> list[Metrics]:
-        """Each adapter on its records, in eval mode: loss and token accuracy sums, in the order of the jobs."""
-        self._module.eval()
-        results = []
-        with self._cohort.attached():
-            for state, examples in jobs:
-                self._cohort.load([state], self._fabric.device)
-                loss = correct = 0.0
-                targets = 0
-                for row in _rows(examples):
-                    self._cohort.arrange(row.client_tokens)
-                    sums = self._forward(row.to(self._fabric.device))
-                    loss, correct = loss + float(sums.loss[0]), correct + float(sums.correct[0])
-                    targets += row.client_targets[0]
-                results.append(Metrics(loss, correct, targets, len(examples)))
+    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
+        """Each adapter on the client's held-out records, in eval mode; several adapters share a forward pass."""
+        results: list[Metrics] = []
+        remaining = iter(jobs)
+        while together := list(itertools.islice(remaining, EVAL_ADAPTERS)):
+            results += self._evaluate([state for state, _ in together], [client_id for _, client_id in together])
         return results
 
+    @torch.no_grad()
+    def _evaluate_own(self, tasks: Sequence[ClientTask], states: Sequence[LoraState]) -> dict[str, Metrics]:
+        """The figures of fitted adapters on their own clients' held-out records, for the tasks that want them."""
+        wanted = [(state, task.client_id) for task, state in zip(tasks, states, strict=True) if task.evaluate]
+        return dict(zip((client_id for _, client_id in wanted), self.evaluate(wanted), strict=True))
 
-def _rows(examples: Sequence[Example]) -> Iterator[PackedBatch]:
-    """The examples in rows of about EVAL_TOKENS tokens."""
-    row: list[Example] = []
-    for example in examples:
-        if row and sum(map(len, row)) + len(example) > EVAL_TOKENS:
-            yield pack([row])
-            row = []
-        row.append(example)
-    if row:
-        yield pack([row])
+    def _evaluate(self, states: Sequence[LoraState], client_ids: Sequence[str]) -> list[Metrics]:
+        sets = [self.data[client_id].eval for client_id in client_ids]
+        device = self._fabric.device
+        loss, correct = torch.zeros(2, len(sets), dtype=torch.float64)
+        targets = [0] * len(sets)
+        self._module.eval()
+        self._cohort.load(states, device)
+        with self._cohort.attached():
+            for examples in rows(sets, EVAL_TOKENS["cuda" if device.type == "cuda" else "cpu"]):
+                row = pack(examples)
+                self._cohort.arrange(row.client_tokens)
+                sums = self._forward(row.to(device))
+                loss += sums.loss.double().cpu()
+                correct += sums.correct.double().cpu()
+                targets = [so_far + new for so_far, new in zip(targets, row.client_targets, strict=True)]
+        return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(sets[k])) for k in range(len(sets))]
+
+
+def rows(sets: Sequence[Sequence[Example]], budget: int) -> Iterator[list[list[Example]]]:
+    """The examples of K sets in rows of at most `budget` tokens; a longer example still goes in whole.
+
+    Yields:
+        For each row K lists; sets come one after another, and the examples of a set shortest first, so that sequences
+        of like length meet.
+    """
+    row: list[list[Example]] = [[] for _ in sets]
+    filled = 0
+    for k, examples in enumerate(sets):
+        for example in sorted(examples, key=len):
+            if filled and filled + len(example) > budget:
+                yield row
+                row, filled = [[] for _ in sets], 0
+            row[k].append(example)
+            filled += len(example)
+    if filled:
+        yield row

@@ -26,19 +26,19 @@ from fl_lightning.callbacks import (
 from fl_lightning.checkpoint import checkpoints, load_checkpoint
 from fl_lightning.config import RunConfig
 from fl_lightning.data.federation import ClientData, load_federation
-from fl_lightning.device import make_fabric
+from fl_lightning.device import launch, make_fabric
 from fl_lightning.errors import InputError
 from fl_lightning.evaluation import evaluate_run
+from fl_lightning.exchange import Clients
 from fl_lightning.federation import FederationState
 from fl_lightning.files import check_output, create_run_folder, write_text
-from fl_lightning.fit import LocalClients
 from fl_lightning.loggers import make_loggers
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import problem_with
-from fl_lightning.trainer import FederatedTrainer
+from fl_lightning.trainer import FederatedTrainer, make_clients
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def prepare(config: RunConfig) -> Parts:
     """
     check_output(Path(config.output))
     fabric, dtype = make_fabric(config.fabric)
+    launch(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
     model = create_lora_model(
         base,
@@ -98,17 +99,21 @@ def make_callbacks(config: RunConfig, console: Console | None = None) -> list[Fe
     ]
 
 
-def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path:
+def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path | None:
     """Run `config` from its start, or from the last checkpoint of the run folder `resume`.
 
     Returns:
-        The run folder.
+        The run folder; None on all processes but the first.
 
     Raises:
         InputError: for bad input; no run folder is made then.
         RunError: if the run cannot go on.
     """
     parts = prepare(config)
+    if parts.fabric.global_rank > 0:  # another process of the run: the first one checks, asks and writes
+        trainer = FederatedTrainer(fabric=parts.fabric, training=config.training)
+        trainer.fit(parts.module, parts.data, clients=_clients(parts, config))
+        return None
     callbacks = make_callbacks(config, console)
     state: FederationState | None = None
     history: list[tuple[int, dict[str, float]]] = []
@@ -167,8 +172,9 @@ def evaluate(run_folder: Path) -> dict[str, Any]:
     return evaluate_run(run_folder, parts.data, _clients(parts, config), collect_lora_state(parts.module.model))
 
 
-def _clients(parts: Parts, config: RunConfig) -> LocalClients:
-    return LocalClients(parts.fabric, parts.module, parts.data, config.training, config.training.clients_at_once)
+def _clients(parts: Parts, config: RunConfig) -> Clients:
+    at_once, parallelism = config.training.clients_at_once, config.fabric.parallelism
+    return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism)
 
 
 def _restore(

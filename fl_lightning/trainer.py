@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from lightning.fabric import Fabric
 
@@ -14,26 +15,15 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.config import FederationConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
+from fl_lightning.exchange import Clients, ClientTask
 from fl_lightning.federation import FederationState, RoundReport
-from fl_lightning.fit import ClientTask, ClientUpdate, LocalClients, Metrics
+from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
+from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
 from fl_lightning.sampling import sample_clients
-from fl_lightning.state import LoraState
 
 log = logging.getLogger(__name__)
-
-
-class Clients(Protocol):
-    """Where updates come from: this process, or a network."""
-
-    def exchange(self, tasks: Sequence[ClientTask], on_step: Any = None) -> Iterator[ClientUpdate]:
-        """Tasks out, updates back, in the order of the tasks."""
-        ...
-
-    def evaluate(self, jobs: Sequence[tuple[LoraState, Sequence[Any]]]) -> list[Metrics]:
-        """Adapters on held-out records."""
-        ...
 
 
 class FederatedTrainer:
@@ -117,14 +107,20 @@ class FederatedTrainer:
         self.module = module
         self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
         self.fabric.launch()
+        self.clients = clients or make_clients(self.fabric, module, self.data, self.training)
         departments = {client.department for client in self.data.values()}
         self.federation = resume_from or FederationState.begin(collect_lora_state(module.model), departments)
         self.federation.check()
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
-        self.clients = clients or LocalClients(self.fabric, module, self.data, self.training)
+        if isinstance(self.clients, SeveralProcesses) and self.fabric.global_rank > 0:
+            return replace(
+                self.federation, departments=dict(zip(sorted(departments), self.clients.serve(), strict=True))
+            )
         with stopping.at_safe_points():
             self._run(history)
+        if isinstance(self.clients, SeveralProcesses):
+            self.clients.stop([state for _, state in sorted(self.federation.departments.items())])
         return self.federation
 
     def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -144,7 +140,8 @@ class FederatedTrainer:
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
         state = self.federation
-        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed) for c in self._sample(round_num)]
+        evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
+        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed, evaluate) for c in self._sample(round_num)]
         self._call("on_round_start", tasks=tasks)
         for update in self.clients.exchange(tasks, on_step=self._on_step):
             self._call("on_client_end", update=update)
@@ -196,3 +193,18 @@ class FederatedTrainer:
         for callback in self.callbacks:
             stopping.check()
             getattr(callback, hook)(trainer=self, **arguments)
+
+
+def make_clients(
+    fabric: Fabric,
+    module: LoraClientModule,
+    data: Mapping[str, ClientData],
+    training: TrainingConfig,
+    clients_at_once: int | Literal["auto"] = 1,
+    parallelism: Parallelism = "clients",
+) -> Clients:
+    """The clients on this process's device, or on those of all processes that `fabric` was launched with."""
+    several = fabric.world_size > 1
+    shard = Shard(fabric) if several and parallelism == "data" else None
+    local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard)
+    return SeveralProcesses(fabric, local, parallelism) if several else local

@@ -97,6 +97,8 @@ BAD = [
     ("federation.dept_clusters.representation", "cosine"),
     ("fabric.accelerator", "abacus"),
     ("fabric.devices", 0),
+    ("fabric.num_nodes", 0),
+    ("fabric.parallelism", "layers"),
     ("fabric.precision", "fp8"),
     ("logging.loggers", [{}]),
     ("logging.loggers", [{"class_path": 3}]),
@@ -200,7 +202,14 @@ def test_the_defaults_are_the_documented_ones():
             "representation": "delta",
         },
     }
-    assert config["fabric"] == {"accelerator": "auto", "devices": 1, "strategy": "auto", "precision": "auto"}
+    assert config["fabric"] == {
+        "accelerator": "auto",
+        "devices": 1,
+        "num_nodes": 1,
+        "parallelism": "clients",
+        "strategy": "auto",
+        "precision": "auto",
+    }
     assert (config["logging"]["cluster_logging"], config["logging"]["save_cluster_metadata"]) == (True, True)
 
 

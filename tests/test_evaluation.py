@@ -10,7 +10,8 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.evaluation import as_figures, evaluate_departments, evaluate_run, figures, mean_figures, summary
-from fl_lightning.fit import LocalClients, Metrics
+from fl_lightning.exchange import Metrics
+from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
 from fl_lightning.module import LoraClientModule
 
@@ -62,7 +63,7 @@ def test_each_client_is_evaluated_with_its_departments_adapter_on_its_held_out_r
     states = {"hr": {"a": 1}, "sales": {"a": 2}}
     evaluate_departments(clients, federation, states)
     assert [state for state, _ in clients.jobs] == [states["hr"], states["hr"], states["sales"]]
-    assert [examples for _, examples in clients.jobs] == [c.eval for c in federation.values()]
+    assert [client_id for _, client_id in clients.jobs] == list(federation)
 
 
 def test_summary_has_base_and_final_of_each_department_and_the_means():
@@ -107,8 +108,8 @@ def test_evaluating_a_run_writes_both_files(run, federation):
 def test_base_and_final_differ_and_are_those_of_fresh_and_exported_adapters(run, federation, random_state):
     folder, clients, initial = run
     result = evaluate_run(folder, federation, clients, initial)["departments"]["sales"]
-    base = clients.evaluate([(initial, federation["sales/client_0"].eval)])[0]
-    final = clients.evaluate([(random_state(clients._module.model, 1), federation["sales/client_0"].eval)])[0]
+    base = clients.evaluate([(initial, "sales/client_0")])[0]
+    final = clients.evaluate([(random_state(clients._module.model, 1), "sales/client_0")])[0]
     assert result["base"]["loss"] == pytest.approx(base.loss_sum / base.num_tokens, rel=1e-5)
     assert result["final"]["loss"] == pytest.approx(final.loss_sum / final.num_tokens, rel=1e-5)
     assert abs(result["base"]["loss"] - result["final"]["loss"]) > 1e-3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from fl_lightning.config import ModelConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.data.tokenization import Example
-from fl_lightning.fit import EVAL_TOKENS, ClientTask, LocalClients, Metrics
+from fl_lightning.exchange import ClientTask, Metrics
+from fl_lightning.fit import EVAL_ADAPTERS, EVAL_TOKENS, LocalClients, rows
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, load_lora_state
 from fl_lightning.module import LoraClientModule
@@ -276,7 +278,7 @@ def test_base_linears_run_in_the_precision_asked_for(local_clients, federation, 
         state = clients.fit_clients([task])[0].state
         assert {t.dtype for t in state.values()} == {torch.float32}
     else:
-        clients.evaluate([(task.start, federation["hr/client_0"].eval)])
+        clients.evaluate([(task.start, "hr/client_0")])
     assert seen == {dtype}
 
 
@@ -291,12 +293,12 @@ def test_adapted_linears_run_in_bf16_under_bf16_mixed(local_clients, random_stat
 
 def test_evaluation_equals_a_plain_loop(local_clients, federation, random_state, micro_model):
     clients, model = local_clients(dropout=0.5)
-    jobs = [(random_state(model, k), federation[f"hr/client_{k}"].eval) for k in range(3)]
+    jobs = [(random_state(model, k), f"hr/client_{k}") for k in range(3)]
     plain = create_lora_model(micro_model("qwen"), r=4, lora_alpha=8).eval()
-    for (state, examples), got in zip(jobs, clients.evaluate(jobs), strict=True):
+    for (state, client_id), got in zip(jobs, clients.evaluate(jobs), strict=True):
         load_lora_state(plain, state)
         loss, hits, count = 0.0, 0, 0
-        for example in examples:
+        for example in federation[client_id].eval:
             places = example.supervised.nonzero().squeeze(1)
             with torch.no_grad():
                 logits = plain(input_ids=example.ids[None]).logits[0, places - 1]
@@ -310,20 +312,53 @@ def test_evaluation_equals_a_plain_loop(local_clients, federation, random_state,
 def test_evaluation_does_not_depend_on_how_records_fall_into_rows(local_clients, random_state, make_examples):
     clients, model = local_clients()
     examples = make_examples(12, seed=4, low=300, high=450)
-    assert sum(map(len, examples)) > EVAL_TOKENS
+    assert sum(map(len, examples)) > EVAL_TOKENS["cpu"]
+    parts = {f"hr/part_{i}": ClientData("hr", f"part_{i}", [], [e]) for i, e in enumerate(examples)}
+    clients.data = {"hr/whole": ClientData("hr", "whole", [], examples), **parts}
     state = random_state(model)
-    whole = clients.evaluate([(state, examples)])[0]
-    parts = clients.evaluate([(state, [e]) for e in examples])
-    total = sum(parts[1:], parts[0])
+    whole = clients.evaluate([(state, "hr/whole")])[0]
+    apart = clients.evaluate((state, client_id) for client_id in parts)
+    total = sum(apart[1:], apart[0])
     assert whole.loss_sum == pytest.approx(total.loss_sum, rel=1e-5)
     assert (whole.num_tokens, whole.num_examples) == (total.num_tokens, 12)
+
+
+def test_many_adapters_are_evaluated_as_each_one_alone(local_clients, random_state):
+    clients, model = local_clients()
+    jobs = [(random_state(model, k), f"hr/client_{k % 3}") for k in range(EVAL_ADAPTERS + 3)]
+    for job, got in zip(jobs, clients.evaluate(jobs), strict=True):
+        alone = clients.evaluate([job])[0]
+        assert got.loss_sum == pytest.approx(alone.loss_sum, rel=1e-5)
+        assert (got.correct, got.num_tokens) == (alone.correct, alone.num_tokens)
+
+
+def test_rows_hold_every_example_once_within_the_budget(make_examples):
+    sets = [make_examples(7, seed=1), [], make_examples(3, seed=2, low=30, high=40)]
+    found = list(rows(sets, 32))
+    for k, examples in enumerate(sets):
+        assert sorted(id(e) for row in found for e in row[k]) == sorted(map(id, examples))
+    tokens = [[len(e) for examples in row for e in examples] for row in found]
+    assert all(sum(row) <= 32 or len(row) == 1 for row in tokens)
+    assert any(len(row[0]) > 0 and len(row[2]) == 0 for row in found)
+
+
+def test_fit_evaluates_the_fitted_adapter_where_the_task_asks(local_clients, random_state):
+    clients, model = local_clients(at_once=2)
+    tasks = tasks_for(model, random_state)
+    asked = [replace(tasks[0], evaluate=True), tasks[1], replace(tasks[2], evaluate=True)]
+    updates = list(clients.exchange(asked))
+    assert updates[1].metrics is None
+    for k in (0, 2):
+        assert updates[k].metrics == clients.evaluate([(updates[k].state, f"hr/client_{k}")])[0]
+    for plain, update in zip(clients.exchange(tasks), updates, strict=True):
+        assert_states_equal(plain.state, update.state)
 
 
 def test_evaluation_in_between_does_not_change_a_fit(local_clients, federation, random_state):
     clients, model = local_clients(dropout=0.1)
     tasks = tasks_for(model, random_state, ids=[0])
     first = clients.fit_clients(tasks)[0]
-    clients.evaluate([(tasks[0].start, federation["hr/client_1"].eval)])
+    clients.evaluate([(tasks[0].start, "hr/client_1")])
     assert_states_equal(first.state, clients.fit_clients(tasks)[0].state)
 
 

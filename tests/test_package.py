@@ -15,8 +15,8 @@ PACKAGE = Path(fl_lightning.__file__).parent
 REPOSITORY = PACKAGE.parent
 
 LAYERS = {
-    0: ["errors", "seeding", "files", "config", "state", "stopping"],
-    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling"],
+    0: ["errors", "seeding", "files", "config", "state", "stopping", "processes", "messages"],
+    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling", "exchange"],
     2: [
         "bundled",
         "bundled.tiny_base",
@@ -36,7 +36,7 @@ LAYERS = {
         "checkpoint",
     ],
     3: ["module", "datamodule", "loggers"],
-    4: ["fit", "device", "evaluation"],
+    4: ["fit", "parallel", "device", "evaluation"],
     5: [
         "callbacks",
         "callbacks.base",

@@ -7,7 +7,7 @@ from fl_lightning import FederatedCallback, FederatedRound, FederatedTrainer, Lo
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.fit import ClientUpdate, Metrics
+from fl_lightning.exchange import ClientUpdate, Metrics
 from fl_lightning.modeling.lora import collect_lora_state
 
 CLIENTS = ("hr/c0", "hr/c1", "it/c0")

@@ -10,8 +10,8 @@ from lightning.fabric import Fabric
 from fl_lightning import FederatedTrainer
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig
 from fl_lightning.data.federation import ClientData
+from fl_lightning.exchange import ClientUpdate, Metrics
 from fl_lightning.federation import FederationState
-from fl_lightning.fit import ClientUpdate, Metrics
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
@@ -24,8 +24,8 @@ def make_state(a=(1.0, 0.0), b=(0.0, 0.0, 0.0)):
 class FakeClients:
     """Answers each round's tasks from a script: one {client_id: (state, num_examples)} a round."""
 
-    def __init__(self, script, losses=(2.0, 1.0)):
-        self.script, self.losses = script, list(losses)
+    def __init__(self, script, data, losses=(2.0, 1.0)):
+        self.script, self.data, self.losses = script, data, list(losses)
         self.tasks = {}
         self.evaluated = []
 
@@ -37,12 +37,14 @@ class FakeClients:
                 continue
             if on_step is not None:
                 on_step([task.client_id], 1.0, 7)
-            yield ClientUpdate(task.client_id, task.round_num, answer[0], answer[1], 70, self.losses, 0.5)
+            metrics = self.evaluate([(answer[0], task.client_id)])[0] if task.evaluate else None
+            yield ClientUpdate(task.client_id, task.round_num, *answer, 70, self.losses, 0.5, metrics)
 
     def evaluate(self, jobs):
         """A loss that can be read off the state: the sum of A, over as many tokens as there are records."""
         self.evaluated.extend(jobs)
-        return [Metrics(float(s[A].sum()) * len(e), 0.5 * len(e), len(e), len(e)) for s, e in jobs]
+        sizes = [len(self.data[client_id].eval) for _, client_id in jobs]
+        return [Metrics(float(s[A].sum()) * n, 0.5 * n, n, n) for (s, _), n in zip(jobs, sizes, strict=True)]
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def play(plain_config):
         )
         start = resume or FederationState.begin(initial or make_state(), {c.split("/")[0] for c in ids})
         try:
-            trainer.fit(SimpleNamespace(model=model), data, clients=FakeClients(script), resume_from=start)
+            trainer.fit(SimpleNamespace(model=model), data, clients=FakeClients(script, data), resume_from=start)
         except Exception as error:
             if on_error is None:
                 raise
