@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cluster_states, group_departments
@@ -15,6 +17,7 @@ from fl_lightning.federation import DepartmentReport, FederationState, RoundRepo
 from fl_lightning.flora import WeightedMean, apply_step
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
+from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import LoraState, distance, num_bytes, problem_with, select
 
 if TYPE_CHECKING:
@@ -36,14 +39,21 @@ class FederatedRound(FederatedCallback):
         self.config = config or FederationConfig()
         self.seed = seed
         self._means: dict[str, WeightedMean] = {}
-        self._states: dict[str, LoraState] = {}
+        self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
+        self._shared: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._personal: dict[str, Mapping[str, torch.Tensor]] = {}
         self._examples: dict[str, int] = {}
         self._clamped = False
+
+    def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
+        """Many clients' states go to disk."""
+        if len(trainer.data) > IN_MEMORY:
+            self._keep = Spill(trainer.run_folder).keep
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Clear the running sums and count what goes down to the clients."""
         self._means = {}
-        self._states, self._examples = {}, {}
+        self._shared, self._personal, self._examples = {}, {}, {}
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in trainer.federation.departments})
         down = sum(num_bytes(select(task.start, self.config.share)) for task in tasks)
         report.bytes_sent = {"client/up": 0, "client/down": down}
@@ -65,7 +75,9 @@ class FederatedRound(FederatedCallback):
         sent[update.client_id] = num_bytes(shared)
         sent["client/up"] += num_bytes(shared)
         self._means.setdefault(department, WeightedMean()).add(shared, update.num_examples)
-        self._states[update.client_id] = update.state
+        self._shared[update.client_id] = self._keep(shared)
+        if self.config.share == "a":
+            self._personal[update.client_id] = self._keep(select(update.state, "b"))
         self._examples[update.client_id] = update.num_examples
         report.weights[client] = float(update.num_examples)
         report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
@@ -84,15 +96,13 @@ class FederatedRound(FederatedCallback):
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
-        self._states, self._means = {}, {}
+        self._means, self._shared, self._personal = {}, {}, {}
 
     def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
         """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is shared; ``share: a`` keeps B personal."""
         flora, share = self.config.flora, self.config.share
         examples = {**state.examples, **self._examples}
-        personal = dict(state.personal)
-        if share == "a":
-            personal.update({c: select(s, "b") for c, s in self._states.items()})
+        personal = {**state.personal, **self._personal}
         departments = dict(state.departments)
         for department, mean in self._means.items():
             previous = select(state.departments[department], share)
@@ -103,7 +113,7 @@ class FederatedRound(FederatedCallback):
             own = report.departments[department]
             own.moved = distance(new, previous)
             own.weights = {c: w / mean.total for c, w in own.weights.items()}
-            own.drift = {c: distance(new, self._states[f"{department}/{c}"]) for c in own.weights}
+            own.drift = {c: distance(new, self._shared[f"{department}/{c}"]) for c in own.weights}
         return replace(state, departments=departments, personal=personal, examples=examples)
 
     def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
@@ -113,7 +123,7 @@ class FederatedRound(FederatedCallback):
             return {}
         starts = dict(state.client_starts)
         for department in self._means:
-            clients = {c: select(s, share) for c, s in self._states.items() if c.split("/", 1)[0] == department}
+            clients = {c: s for c, s in self._shared.items() if c.split("/", 1)[0] == department}
             if len(clients) < clusters.num_clusters and not self._clamped:
                 self._clamped = True
                 log.info(

@@ -1,45 +1,68 @@
-"""A federation's state on disk: one safetensors file and one JSON file in a folder of their own.
+"""A federation's state on disk: JSON and safetensors files in a folder of their own; nothing is unpickled.
 
-Nothing is unpickled. Tensor keys are ``kind|owner|parameter name``.
+``state.safetensors`` holds the tensors that few share (the start, the departments, the starts of client clusters) under
+keys ``kind|number|parameter name``; ``state.json`` says whose number is whose. What each client has for itself is in
+``personal/<department>/<client>.safetensors``, written one at a time.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation import FederationState
-from fl_lightning.files import atomic_folder, read_json, write_json
+from fl_lightning.files import atomic_folder, check_name, read_json, write_json
 from fl_lightning.state import LoraState
 
-KINDS = ("departments", "client_starts", "personal")
+SHARED = ("departments", "client_starts")
 
 
 def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any]) -> None:
     """Write state and `extra` (JSON values) to a folder, whole or not at all."""
     tensors: LoraState = {f"initial||{name}": tensor.contiguous() for name, tensor in state.initial.items()}
-    for kind in KINDS:
+    owners: dict[str, dict[str, int]] = {}
+    for kind in SHARED:
+        numbers: dict[int, int] = {}  # clients of one cluster share their start, which is written once
+        owners[kind] = {}
         for owner, owned in getattr(state, kind).items():
-            tensors.update({f"{kind}|{owner}|{name}": tensor.contiguous() for name, tensor in owned.items()})
+            number = numbers.setdefault(id(owned), len(numbers))
+            owners[kind][owner] = number
+            for name, tensor in owned.items():
+                key = f"{kind}|{number}|{name}"
+                if key not in tensors:
+                    tensors[key] = tensor.clone(memory_format=torch.contiguous_format)
     facts = {
         "round": state.round_num,
         "examples": state.examples,
         "cluster_assignments": state.cluster_assignments,
+        "owners": owners,
+        "personal": list(state.personal),
         "extra": extra,
     }
     with atomic_folder(folder) as temporary:
-        # Clients of one cluster share their start's tensors; safetensors wants each key to own its memory.
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, temporary / "state.safetensors")
+        save_file(tensors, temporary / "state.safetensors")
+        for client_id, own in state.personal.items():
+            path = temporary / "personal" / f"{client_id}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.clone(memory_format=torch.contiguous_format) for n, t in own.items()}, path)
         write_json(temporary / "state.json", facts)
 
 
-def load_checkpoint(folder: Path) -> tuple[FederationState, dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, keep: Callable[[LoraState], Mapping[str, torch.Tensor]] | None = None
+) -> tuple[FederationState, dict[str, Any]]:
     """(state, extra) of a checkpoint folder.
+
+    Args:
+        folder: as `save_checkpoint` writes it.
+        keep: takes in what each client has for itself, such as `Spill.keep`; memory where None.
 
     Raises:
         InputError: if the folder does not hold a whole checkpoint.
@@ -48,20 +71,28 @@ def load_checkpoint(folder: Path) -> tuple[FederationState, dict[str, Any]]:
     try:
         tensors = load_file(folder / "state.safetensors")
         initial: LoraState = {}
-        kinds: dict[str, dict[str, LoraState]] = {kind: {} for kind in KINDS}
+        kinds: dict[str, dict[str, LoraState]] = {kind: {} for kind in SHARED}
         for key in sorted(tensors):
-            kind, owner, name = key.split("|", 2)
-            target = initial if kind == "initial" else kinds[kind].setdefault(owner, {})
+            kind, number, name = key.split("|", 2)
+            target = initial if kind == "initial" else kinds[kind].setdefault(number, {})
             target[name] = tensors[key]
+        personal: dict[str, Mapping[str, torch.Tensor]] = {}
+        for client_id in facts["personal"]:
+            department, client = client_id.split("/")
+            path = folder / "personal" / check_name(department) / f"{check_name(client)}.safetensors"
+            own = load_file(path)
+            personal[client_id] = own if keep is None else keep(own)
         state = FederationState(
             round_num=facts["round"],
             initial=initial,
+            departments={d: kinds["departments"][str(n)] for d, n in facts["owners"]["departments"].items()},
+            client_starts={c: kinds["client_starts"][str(n)] for c, n in facts["owners"]["client_starts"].items()},
+            personal=personal,
             examples=facts["examples"],
             cluster_assignments=facts["cluster_assignments"],
-            **kinds,
         )
         return state, facts["extra"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
 
 

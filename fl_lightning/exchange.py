@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
+
+import torch
 
 from fl_lightning.state import LoraState
 
@@ -27,7 +29,7 @@ class ClientTask:
 
     client_id: str
     round_num: int
-    start: LoraState
+    start: Mapping[str, torch.Tensor]
     run_seed: int
     evaluate: bool = False
 

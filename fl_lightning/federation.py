@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ class FederationState:
     initial: LoraState
     departments: dict[str, LoraState]
     client_starts: dict[str, LoraState] = field(default_factory=dict)
-    personal: dict[str, LoraState] = field(default_factory=dict)
+    personal: dict[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     cluster_assignments: dict[str, int] = field(default_factory=dict)
 
@@ -47,14 +48,11 @@ class FederationState:
             )
         return cls(0, initial, {name: dict(initial) for name in sorted(departments)})
 
-    def start_of(self, client_id: str) -> LoraState:
-        """θ_d, over it the client's cluster start, over it the client's own B."""
+    def start_of(self, client_id: str) -> Mapping[str, torch.Tensor]:
+        """θ_d, over it the client's cluster start, over it the client's own B; what is on disk is not read yet."""
         department = client_id.split("/", 1)[0]
-        return {
-            **self.departments[department],
-            **self.client_starts.get(client_id, {}),
-            **self.personal.get(client_id, {}),
-        }
+        layers = (self.personal.get(client_id), self.client_starts.get(client_id), self.departments[department])
+        return ChainMap(*(layer for layer in layers if layer is not None))  # type: ignore[arg-type]
 
     def department_examples(self) -> dict[str, int]:
         """{department: training records of all its clients heard of}; the weights in a cluster's mean."""

@@ -30,14 +30,18 @@ def encode(header: Mapping[str, Any], states: Sequence[Mapping[str, torch.Tensor
     """
     tensors: LoraState = {}
     keys: dict[int, str] = {}
+    sent: list[torch.Tensor] = []
     layout = []
     for state in states:
-        for tensor in state.values():
+        places = {}
+        for name, tensor in state.items():
             if id(tensor) not in keys:
                 keys[id(tensor)] = str(len(keys))
+                sent.append(tensor)  # kept, or a tensor that is read from disk later could get its id
                 # A view of a larger tensor, or one that lies in memory twice, is copied: safetensors wants it whole.
                 tensors[keys[id(tensor)]] = tensor.detach().clone(memory_format=torch.contiguous_format)
-        layout.append({name: keys[id(tensor)] for name, tensor in state.items()})
+            places[name] = keys[id(tensor)]
+        layout.append(places)
     head = json.dumps({"header": header, "states": layout}).encode()
     return len(head).to_bytes(8, "little") + head + save(tensors)
 

@@ -58,7 +58,7 @@ class Channel:
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(days=365))  # rounds may take their time
 
-    def send(self, to: int, header: Mapping[str, Any], states: Sequence[LoraState] = ()) -> None:
+    def send(self, to: int, header: Mapping[str, Any], states: Sequence[Mapping[str, torch.Tensor]] = ()) -> None:
         """Send a message to a rank.
 
         Raises:

@@ -37,6 +37,7 @@ from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
+from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import problem_with
 from fl_lightning.trainer import FederatedTrainer, make_clients
 
@@ -118,7 +119,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     state: FederationState | None = None
     history: list[tuple[int, dict[str, float]]] = []
     if resume is not None:
-        state, history = _restore(resume, callbacks, {c.department for c in parts.data.values()})
+        state, history = _restore(resume, callbacks, parts.data)
         fresh = collect_lora_state(parts.module.model)
         problem = problem_with(fresh, state.initial)
         if problem or any(not torch.equal(fresh[name], tensor) for name, tensor in state.initial.items()):
@@ -178,12 +179,15 @@ def _clients(parts: Parts, config: RunConfig) -> Clients:
 
 
 def _restore(
-    run_folder: Path, callbacks: list[FederatedCallback], departments: set[str]
+    run_folder: Path, callbacks: list[FederatedCallback], data: dict[str, ClientData]
 ) -> tuple[FederationState, list[tuple[int, dict[str, float]]]]:
     found = checkpoints(run_folder)
     if not found:
         raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
-    state, extra = load_checkpoint(found[max(found)])
+    for left_behind in run_folder.glob(".states.*.tmp"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    state, extra = load_checkpoint(found[max(found)], Spill(run_folder).keep if len(data) > IN_MEMORY else None)
+    departments = {client.department for client in data.values()}
     if set(state.departments) != departments:
         raise InputError(
             f"{run_folder}: its departments are {sorted(state.departments)}, data.root has {sorted(departments)}"

@@ -38,7 +38,7 @@ def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
     }
     if factor not in tests:
         raise ValueError(f"factor: got {factor!r}, wanted one of {sorted(tests)}")
-    return {name: tensor for name, tensor in state.items() if tests[factor](name)}
+    return {name: state[name] for name in state if tests[factor](name)}  # and no look at others: they may be on disk
 
 
 def snapshot(state: Mapping[str, torch.Tensor]) -> LoraState:

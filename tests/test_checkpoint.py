@@ -146,3 +146,36 @@ def test_checkpoints_are_listed_by_number(tmp_path):
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
     assert checkpoints(tmp_path) == {}
+
+
+def test_starts_that_clients_share_are_written_once(tmp_path):
+    start = {A: torch.randn(50, 50)}
+    states = FederationState(
+        1, {A: torch.zeros(2)}, {"hr": {A: torch.zeros(2)}}, {f"hr/c{i}": start for i in range(40)}
+    )
+    save_checkpoint(tmp_path / "c", states, {})
+    assert (tmp_path / "c" / "state.safetensors").stat().st_size < 2 * 50 * 50 * 4
+    loaded, _ = load_checkpoint(tmp_path / "c")
+    assert all(torch.equal(loaded.client_starts[f"hr/c{i}"][A], start[A]) for i in range(40))
+
+
+def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_path):
+    from fl_lightning.spill import Spill, SpilledState
+
+    saved = federation()
+    save_checkpoint(tmp_path / "c", saved, {})
+    spill = Spill(tmp_path)
+    loaded, _ = load_checkpoint(tmp_path / "c", spill.keep)
+    assert isinstance(loaded.personal["hr/client_10"], SpilledState)
+    assert torch.equal(loaded.personal["hr/client_10"][B], saved.personal["hr/client_10"][B])
+
+
+def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path):
+    import json
+
+    save_checkpoint(tmp_path / "c", federation(), {})
+    facts = json.loads((tmp_path / "c" / "state.json").read_text())
+    facts["personal"] = ["../../secret"]
+    (tmp_path / "c" / "state.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError):
+        load_checkpoint(tmp_path / "c")

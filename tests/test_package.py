@@ -33,6 +33,7 @@ LAYERS = {
         "modeling.lora",
         "modeling.cohort",
         "modeling.loss",
+        "spill",
         "checkpoint",
     ],
     3: ["module", "datamodule", "loggers"],

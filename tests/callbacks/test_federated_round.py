@@ -1,3 +1,4 @@
+import gc
 import math
 
 import pytest
@@ -381,3 +382,24 @@ def test_aggregation_of_the_same_updates_twice_gives_the_same_bits(play, plain_c
     for department, wanted in first.departments.items():
         for name, tensor in wanted.items():
             assert torch.equal(second.departments[department][name], tensor)
+
+
+@pytest.mark.parametrize("share", ["a", "all"])
+def test_states_on_disk_give_the_round_that_states_in_memory_give(
+    play, plain_config, state, tmp_path, monkeypatch, share
+):
+    script = [{f"hr/c{k}": (state((k + r, 3 * k), (k, r, 0)), 1 + k) for k in range(4)} for r in range(3)]
+    config = plain_config(rounds=3, share=share, momentum=0.5, num_clusters=2)
+    memory = play(script, config)
+    monkeypatch.setattr("fl_lightning.callbacks.federated_round.IN_MEMORY", 3)
+    disk = play(script, config, run_folder=tmp_path)
+    for name in (A, B):
+        assert torch.equal(memory.federation.departments["hr"][name], disk.federation.departments["hr"][name])
+        for k in range(4):
+            start = disk.federation.start_of(f"hr/c{k}")
+            assert torch.equal(memory.federation.start_of(f"hr/c{k}")[name], start[name])
+    assert vars(memory.report.departments["hr"]) == vars(disk.report.departments["hr"])
+    disk.clients.tasks.clear()  # the fake remembers every round's starts
+    gc.collect()
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == (4 if share == "a" else 0)  # each client's own B, of the last round alone

@@ -35,7 +35,7 @@ def test_limits_are_kept(root, tokenizer):
     data = load_federation(root, tokenizer, clients_per_dept=1, max_records=2, max_length=12)
     assert list(data) == ["hr/client_0", "sales/client_0"]
     assert all(len(client.train) == 2 for client in data.values())
-    assert max(len(e) for client in data.values() for e in client.train + client.eval) <= 12
+    assert max(len(e) for client in data.values() for e in [*client.train, *client.eval]) <= 12
 
 
 def test_split_follows_the_seed(root, tokenizer):

@@ -173,3 +173,20 @@ def test_beginning_mark_of_the_tokenizer_stands_before_a_text_record(plain_token
     ids = one({"prompt": "a question", "completion": "an answer"}, plain_tokenizer).ids.tolist()
     assert ids[0] == plain_tokenizer.bos_token_id
     assert ids.count(plain_tokenizer.bos_token_id) == 1
+
+
+def test_examples_read_like_a_list_and_cost_five_bytes_a_token():
+    import torch
+
+    from fl_lightning.data.tokenization import Examples
+
+    examples = Examples([[5, 6, 7], [], [70000]], [[False, True, True], [], [False]])
+    assert len(examples) == 3
+    assert examples.num_tokens == 4
+    assert [e.ids.tolist() for e in examples] == [[5, 6, 7], [], [70000]]
+    assert examples[-1].ids.dtype == torch.int64
+    assert examples[0].supervised.tolist() == [False, True, True]
+    assert [e.ids.tolist() for e in examples[:2]] == [[5, 6, 7], []]
+    with pytest.raises(IndexError):
+        examples[3]
+    assert examples._ids.nbytes + examples._supervised.nbytes == 5 * 4
