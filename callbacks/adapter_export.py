@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.files import write_json
 from fl_lightning.modeling.lora import export_lora_adapter
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate
+    from fl_lightning.state import LoraState
     from fl_lightning.trainer import FederatedTrainer
 
 
@@ -34,7 +35,7 @@ class AdapterExport(FederatedCallback):
         if client in trainer.report.departments[department].left_out:
             return
         place = Path("client_exports") / department / f"round_{update.round_num}_{client}"
-        export_lora_adapter(trainer.module.model, trainer.run_folder / place, update.state)
+        self._export(trainer, place, update.state)
         this_round = self._rounds.setdefault(str(update.round_num), {})
         this_round.setdefault(department, {})[client] = place.as_posix()
 
@@ -47,11 +48,16 @@ class AdapterExport(FederatedCallback):
         places = {}
         for department, state in trainer.federation.departments.items():
             places[department] = f"adapters/{department}"
-            export_lora_adapter(trainer.module.model, trainer.run_folder / places[department], state)
-        write_json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
-        write_json(trainer.run_folder / "dept_lora_federated.json", places)
+            self._export(trainer, places[department], state)
+        trainer.writer.json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
+        trainer.writer.json(trainer.run_folder / "dept_lora_federated.json", places)
         for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
-            shutil.rmtree(trainer.run_folder / place, ignore_errors=True)
+            trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / place, ignore_errors=True))
+
+    def _export(self, trainer: FederatedTrainer, place: Path | str, state: LoraState) -> None:
+        if trainer.run_folder is not None:
+            model = trainer.module.model
+            trainer.writer.submit(partial(export_lora_adapter, model, trainer.run_folder / place, state))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the client exports of each round are."""

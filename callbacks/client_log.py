@@ -25,4 +25,4 @@ class ClientLog(FederatedCallback):
         department, client = update.client_id.split("/", 1)
         lines = ["step,train/loss", *(f"{step},{loss:.6g}" for step, loss in enumerate(update.losses, start=1))]
         path = trainer.run_folder / "client_runs" / department / client / f"round_{update.round_num}.csv"
-        write_text(path, "\n".join(lines) + "\n")
+        trainer.writer.submit(lambda: write_text(path, "\n".join(lines) + "\n"))

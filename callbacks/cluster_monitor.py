@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import members
-from fl_lightning.files import write_json
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig
@@ -59,14 +58,16 @@ class ClusterMonitor(FederatedCallback):
         report, round_num = trainer.report, trainer.round_num
         clusters = trainer.federation_config.dept_clusters
         if report.grouping is not None:
-            write_json(folder / f"round_{round_num}_department_clusters.json", _clusters_json(trainer, clusters))
+            trainer.writer.json(
+                folder / f"round_{round_num}_department_clusters.json", _clusters_json(trainer, clusters)
+            )
             similarity = {
                 "round": round_num,
                 "departments": report.grouping.departments,
-                "cosine": report.grouping.cosine.tolist(),
+                "cosine": None if report.grouping.cosine is None else report.grouping.cosine.tolist(),
                 "representation": clusters.representation,
             }
-            write_json(folder / f"round_{round_num}_similarity.json", similarity)
+            trainer.writer.json(folder / f"round_{round_num}_similarity.json", similarity)
         client_clusters = {
             name: {
                 "clusters": {str(c): who for c, who in members(d.client_clusters).items()},
@@ -74,7 +75,7 @@ class ClusterMonitor(FederatedCallback):
             }
             for name, d in report.departments.items()
         }
-        write_json(
+        trainer.writer.json(
             folder / f"round_{round_num}_client_clusters.json", {"round": round_num, "departments": client_clusters}
         )
         aggregation = {
@@ -91,7 +92,7 @@ class ClusterMonitor(FederatedCallback):
             },
             "bytes": report.bytes_sent,
         }
-        write_json(folder / f"round_{round_num}_aggregation.json", aggregation)
+        trainer.writer.json(folder / f"round_{round_num}_aggregation.json", aggregation)
 
 
 def _clusters_json(trainer: FederatedTrainer, clusters: DeptClustersConfig) -> dict[str, Any]:

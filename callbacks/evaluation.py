@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean_figures, summary
-from fl_lightning.files import write_json
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate
@@ -51,8 +50,8 @@ class Evaluation(FederatedCallback):
         self.final, client_mean = self._evaluate(trainer, trainer.federation.departments)
         trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
-            write_json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
-            write_json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
+            trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
+            trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
 
     def _evaluate(self, trainer: FederatedTrainer, states: Mapping[str, Any]) -> tuple[dict[str, Figures], float]:
         """Department figures under the adapters given, and the mean loss over clients; logged as ``eval/*``."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.checkpoint import checkpoints, save_checkpoint
 
 if TYPE_CHECKING:
+    from fl_lightning.federation import FederationState
     from fl_lightning.trainer import FederatedTrainer
 
 
@@ -30,8 +34,11 @@ class RoundCheckpoint(FederatedCallback):
             "callbacks": {type(c).__name__: state for c in trainer.callbacks if (state := c.state_dict())},
             "history": trainer.rows(),
         }
-        folder = trainer.run_folder / "checkpoints" / f"round_{trainer.round_num}"
-        save_checkpoint(folder, trainer.federation, extra)
+        # As it is now: the callbacks' figures grow while the writer works.
+        trainer.writer.submit(partial(self._write, trainer.run_folder, trainer.federation, copy.deepcopy(extra)))
+
+    def _write(self, run_folder: Path, federation: FederationState, extra: dict[str, Any]) -> None:
+        save_checkpoint(run_folder / "checkpoints" / f"round_{federation.round_num}", federation, extra)
         if self.keep:
-            for old in list(checkpoints(trainer.run_folder).values())[: -self.keep]:
+            for old in list(checkpoints(run_folder).values())[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -22,6 +22,7 @@ from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
 from fl_lightning.sampling import sample_clients
+from fl_lightning.writer import BackgroundWriter
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class FederatedTrainer:
         federation: the ``federation`` block.
         training: the ``training`` block.
         seed: the run seed.
-        run_folder: where callbacks write; None for a run that writes nothing.
+        run_folder: where callbacks write, by way of `writer`; None for a run that writes nothing.
 
     Raises:
         ValueError: if there is more than one `FederatedRound`.
@@ -71,6 +72,7 @@ class FederatedTrainer:
             raise ValueError(f"callbacks: got {len(rounds)} FederatedRound, wanted at most one writer of the state")
         writer = rounds[0] if rounds else FederatedRound(self.federation_config, seed=seed)
         self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
+        self.writer = BackgroundWriter()
         self.round_num = 0
         self.data: Mapping[str, ClientData] = {}
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -132,10 +134,12 @@ class FederatedTrainer:
             self._flush_row(self.round_num)
             for round_num in range(self.round_num + 1, self.federation_config.rounds + 1):
                 self._run_round(round_num)
+            self.writer.flush()
             self._call("on_federation_end")
         finally:
             for callback in self.callbacks:
                 callback.on_federation_close(trainer=self)
+            self.writer.close()
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
@@ -174,12 +178,15 @@ class FederatedTrainer:
 
     def _flush_row(self, step: int) -> None:
         if self._row:
-            self.history.append((step, self._row))
-            self.fabric.log_dict(self._row, step=step)
-            self._row = {}
-            for logger in self.fabric.loggers:  # else CSV rows would wait for a hundred more
-                if hasattr(logger, "save"):
-                    logger.save()
+            row, self._row = self._row, {}
+            self.history.append((step, row))
+            self.writer.submit(lambda: self._write_row(step, row))
+
+    def _write_row(self, step: int, row: dict[str, float]) -> None:
+        self.fabric.log_dict(row, step=step)
+        for logger in self.fabric.loggers:  # else CSV rows would wait for a hundred more
+            if hasattr(logger, "save"):
+                logger.save()
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
         """(step, figures) of every row so far, this round's unfinished one included."""

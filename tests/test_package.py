@@ -15,7 +15,7 @@ PACKAGE = Path(fl_lightning.__file__).parent
 REPOSITORY = PACKAGE.parent
 
 LAYERS = {
-    0: ["errors", "seeding", "files", "config", "state", "stopping", "processes", "messages"],
+    0: ["errors", "seeding", "files", "config", "state", "stopping", "processes", "messages", "writer"],
     1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling", "exchange"],
     2: [
         "bundled",

@@ -244,3 +244,16 @@ def test_sampling_does_not_depend_on_where_a_run_was_resumed(data):
     resumed.federation_config.clients_per_round = 1
     assert_same_bits(resumed.fit(make_module(), data, clients=again, resume_from=states[2]), end)
     assert again.rounds == whole.rounds[2:]
+
+
+def test_a_write_that_fails_ends_the_run_with_its_error(data, tmp_path, monkeypatch):
+    from fl_lightning import RoundCheckpoint
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(rounds=50, callbacks=[RoundCheckpoint()], run_folder=tmp_path)
+    monkeypatch.setattr("fl_lightning.callbacks.round_checkpoint.save_checkpoint", fail)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit(make_module(), data, clients=NudgingClients())
+    assert trainer.round_num < 50

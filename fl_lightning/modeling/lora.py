@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,9 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     folder = Path(folder)
     tensors = collect_lora_state(model) if state is None else snapshot(state)
     with atomic_folder(folder) as temporary:
-        config = model.peft_config[ADAPTER]
-        was, config.inference_mode = config.inference_mode, True
-        try:
-            config.save_pretrained(str(temporary))
-        finally:
-            config.inference_mode = was
+        config = copy.copy(model.peft_config[ADAPTER])
+        config.inference_mode = True
+        config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
 
