@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,6 +48,44 @@ def report(
     Console().print(table)
     for key, value in facts.items():
         Console().print(f"{key}: {value}")
-    path = Path(json_to)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"title": title, "against": against, "rows": rows, **facts}, indent=1) + "\n")
+    write_json(json_to, {"title": title, "against": against, "rows": rows, **facts})
+
+
+def write_clients(root: Path, count: int, records: int) -> None:
+    """`count` clients in the four bundled departments, each with `records` of the real records and one to evaluate."""
+    from fl_lightning.bundled import resolve
+
+    sources = sorted(Path(resolve("bundled:departments")).glob("*/"))
+    for index in range(count):
+        source = sources[index % len(sources)]
+        files = sorted(source.glob("*/train.jsonl"))
+        lines = files[index // len(sources) % len(files)].read_text().splitlines()
+        first = (index // len(sources) * records) % max(1, len(lines) - records - 1)
+        folder = root / source.name / f"client_{index // len(sources)}"
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text("\n".join(lines[first : first + records]) + "\n")
+        (folder / "eval.jsonl").write_text(lines[first + records] + "\n")
+
+
+def fit_command(data: Path, output: Path, *arguments: str) -> dict[str, float]:
+    """Run ``fit`` in a process of its own: {"seconds", "rounds_seconds", "peak_mib"} of it."""
+    command = [sys.executable, "-m", "fl_lightning", "fit", "--data", str(data), "--output", str(output), *arguments]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{printed[-3000:]}")
+    rounds = [float(seconds) for seconds in re.findall(r"round \d+ of \d+ · ([\d.]+) s", printed)]
+    return {
+        "seconds": time.perf_counter() - started,
+        "rounds_seconds": sum(rounds),
+        "last_round_seconds": rounds[-1],
+        "peak_mib": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024),
+    }
+
+
+def write_json(path: str, value: Any) -> None:
+    """The figures of a benchmark on disk."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(value, indent=1) + "\n")
