@@ -67,7 +67,7 @@ def write_clients(root: Path, count: int, records: int) -> None:
         (folder / "eval.jsonl").write_text(lines[first + records] + "\n")
 
 
-def fit_command(data: Path, output: Path, *arguments: str) -> dict[str, float]:
+def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, float]:
     """Run ``fit`` in a process of its own: {"seconds", "rounds_seconds", "peak_mib"} of it."""
     command = [sys.executable, "-m", "fl_lightning", "fit", "--data", str(data), "--output", str(output), *arguments]
     started = time.perf_counter()
@@ -80,6 +80,7 @@ def fit_command(data: Path, output: Path, *arguments: str) -> dict[str, float]:
     return {
         "seconds": time.perf_counter() - started,
         "rounds_seconds": sum(rounds),
+        "first_round_seconds": rounds[0],
         "last_round_seconds": rounds[-1],
         "peak_mib": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024),
     }
