@@ -258,7 +258,7 @@ class FabricConfig:
     parallelism: Literal["clients", "data"] = "clients"
     """What several processes share: clients trains whole cohorts on each, data every micro-batch."""
     strategy: str = "auto"
-    """Fabric's strategy."""
+    """How several processes are joined, as in Fabric; fsdp cuts the base model up under parallelism: data."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
 
@@ -270,6 +270,11 @@ class FabricConfig:
         _one_of("fabric.parallelism", self.parallelism, ("clients", "data"))
         _at_least("fabric.devices", self.devices, 1)
         _at_least("fabric.num_nodes", self.num_nodes, 1)
+        if self.strategy == "fsdp" and (self.parallelism != "data" or self.devices * self.num_nodes == 1):
+            raise InputError(
+                f"fabric.strategy: got fsdp with parallelism {self.parallelism} and {self.devices} devices, wanted "
+                "parallelism: data and devices of 2 or more; fsdp cuts one model up over several processes"
+            )
 
 
 def _default_loggers() -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
             accelerator=accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # joins the processes, wraps nothing
             precision=PRECISIONS[precision],
             loggers=loggers or [],
         )

@@ -47,6 +47,9 @@ class LocalClients:
         training: the ``training`` block.
         clients_at_once: clients in a cohort, or ``auto``, see `cohorts`.
         shard: this process's share of every micro-batch, where several processes train the same clients.
+
+    Attributes:
+        in_step: whether every process must run the same forward passes, since each holds a part of the base.
     """
 
     def __init__(
@@ -66,6 +69,10 @@ class LocalClients:
         self._module = module
         # A quantised base is already where it belongs.
         placed = bool(getattr(module.model.get_base_model(), "is_loaded_in_4bit", False))
+        self.in_step = shard is not None and shard.base_too
+        if shard is not None and self.in_step:
+            shard.cut_base(module.model)
+            placed = True
         self._forward = fabric.setup_module(module, move_to_device=not placed)
         self._cohort = LoraCohort(module.model)
         self._precision = fabric.strategy.precision
@@ -165,10 +172,13 @@ class LocalClients:
             examples = [batches[index] if index < len(batches) else [] for batches in micro]
             targets = [max(1, sum(int(e.supervised.sum()) for e in batch)) for batch in examples]
             mine = examples if self._shard is None else self._shard.part(examples)
+            weight = 1.0
+            if self.in_step and not any(mine):  # the others wait for this process's part of the base
+                mine, weight = examples, 0.0
             if any(mine):
                 row = pack(mine).to(device)
                 self._cohort.arrange(row.client_tokens, generators)
-                losses = self._forward(row).loss / (sizes * torch.tensor(targets, device=device))
+                losses = weight * self._forward(row).loss / (sizes * torch.tensor(targets, device=device))
                 self._fabric.backward(losses.sum())
                 total += losses.detach()
         if self._shard is not None:

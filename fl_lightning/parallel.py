@@ -2,7 +2,8 @@
 
 Every process holds the base model and all records. Under ``parallelism: clients`` the first one hands out whole cohorts
 and gets the fitted states back; since cohorts do not depend on who trains them, neither do the results. Under
-``parallelism: data`` every process trains every cohort on its share of each micro-batch and the gradients are summed.
+``parallelism: data`` every process trains every cohort on its share of each micro-batch and the gradients are summed;
+with ``strategy: fsdp`` each holds only a share of the base, too, for a model that outgrows a device.
 The first process alone runs the trainer and writes; the others do what it asks, until it says stop.
 """
 
@@ -21,6 +22,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from fl_lightning import stopping
 from fl_lightning.errors import RunError
@@ -93,9 +96,25 @@ def _lost(rank: int, error: RuntimeError) -> RunError:
 
 @dataclass(frozen=True)
 class Shard:
-    """This process's share of every micro-batch."""
+    """This process's share of every micro-batch, and of the base model where that is cut up too.
+
+    Attributes:
+        fabric: joins the processes.
+        base_too: whether each process holds a part of every frozen weight, which it gathers layer by layer.
+    """
 
     fabric: Fabric
+    base_too: bool = False
+
+    def cut_base(self, model: Any) -> None:
+        """Leave this process a part of the base's weights (FSDP, Zhao et al. 2023, arXiv 2304.11277); adapters stay."""
+        mesh = init_device_mesh(self.fabric.device.type, (self.fabric.world_size,))
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+        blocks = set(getattr(base, "_no_split_modules", None) or ())
+        for module in [m for m in base.modules() if type(m).__name__ in blocks]:
+            fully_shard(module, mesh=mesh, ignored_params=adapters)
+        fully_shard(base, mesh=mesh, ignored_params=adapters)
 
     @property
     def rank(self) -> int:
@@ -184,6 +203,11 @@ class SeveralProcesses:
     def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
         """Each adapter on the client's held-out records, in the order of the jobs."""
         listed = list(jobs)
+        if self.local.in_step:
+            for rank in self._others:
+                clients = [client_id for _, client_id in listed]
+                self._channel.send(rank, {"do": "evaluate", "clients": clients}, [state for state, _ in listed])
+            return self.local.evaluate(listed)
         tokens = [float(sum(map(len, self.local.data[client_id].eval))) for _, client_id in listed]
         owners = spread(tokens, 1 + len(self._others))
         mine = {rank: [i for i, owner in enumerate(owners) if owner == rank] for rank in (0, *self._others)}
@@ -224,7 +248,8 @@ class SeveralProcesses:
     def _obey(self, header: Any, states: list[LoraState]) -> None:
         if header["do"] == "evaluate":
             metrics = self.local.evaluate(zip(states, header["clients"], strict=True))
-            self._channel.send(0, {"metrics": [vars(m) for m in metrics]})
+            if not self.local.in_step:
+                self._channel.send(0, {"metrics": [vars(m) for m in metrics]})
             return
         starts = iter(states)
         for cohort in header["cohorts"]:

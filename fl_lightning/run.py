@@ -175,7 +175,8 @@ def evaluate(run_folder: Path) -> dict[str, Any]:
 
 def _clients(parts: Parts, config: RunConfig) -> Clients:
     at_once, parallelism = config.training.clients_at_once, config.fabric.parallelism
-    return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism)
+    base_too = config.fabric.strategy == "fsdp"
+    return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too)
 
 
 def _restore(

@@ -209,9 +209,20 @@ def make_clients(
     training: TrainingConfig,
     clients_at_once: int | Literal["auto"] = 1,
     parallelism: Parallelism = "clients",
+    base_too: bool = False,
 ) -> Clients:
-    """The clients on this process's device, or on those of all processes that `fabric` was launched with."""
+    """The clients on this process's device, or on those of all processes that `fabric` was launched with.
+
+    Args:
+        fabric: launched.
+        module: around the PEFT model.
+        data: {client_id: tokenised records}.
+        training: the ``training`` block.
+        clients_at_once: clients in a cohort, or ``auto``.
+        parallelism: what several processes share.
+        base_too: under ``data``, whether they share the base model's weights as well.
+    """
     several = fabric.world_size > 1
-    shard = Shard(fabric) if several and parallelism == "data" else None
+    shard = Shard(fabric, base_too) if several and parallelism == "data" else None
     local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard)
     return SeveralProcesses(fabric, local, parallelism) if several else local

@@ -99,6 +99,7 @@ BAD = [
     ("fabric.devices", 0),
     ("fabric.num_nodes", 0),
     ("fabric.parallelism", "layers"),
+    ("fabric.strategy", "fsdp"),
     ("fabric.precision", "fp8"),
     ("logging.loggers", [{}]),
     ("logging.loggers", [{"class_path": 3}]),

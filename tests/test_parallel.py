@@ -35,13 +35,13 @@ data = {c: ClientData(*c.split("/"), train=examples[: 3 + i], eval=examples[-2 -
 fabric = Fabric(accelerator="cpu", devices=1 if parallelism == "one" else 2)
 fabric.launch()
 training = TrainingConfig(learning_rate=1e-2, batch_size=2, accumulate_grad_batches=2)
-kind = "clients" if parallelism == "one" else parallelism
+kind = {"clients": "clients", "one": "clients"}.get(parallelism, "data")
 # An epsilon of rounding size would let noise in tiny gradients grow to whole steps of AdamW.
 class Steady(LoraClientModule):
     def make_optimizer(self, parameters):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, eps=1e-5)
 module = Steady(model, learning_rate=1e-2)
-clients = make_clients(fabric, module, data, training, 2, kind)
+clients = make_clients(fabric, module, data, training, 2, kind, parallelism == "fsdp")
 federation = FederationConfig(rounds=2, client_clusters=ClientClustersConfig(num_clusters=2))
 evaluation = Evaluation()
 trainer = FederatedTrainer(fabric=fabric, callbacks=[evaluation], federation=federation, training=training)
@@ -51,6 +51,9 @@ for d, values in evaluation.final.items():
     tensors[f"{d}|loss"] = torch.tensor(values["loss"])
 for c, values in evaluation.rounds.get("2", {}).get("hr", {}).items():
     tensors[f"{c}|loss"] = torch.tensor(values["loss"])
+if parallelism == "fsdp":
+    weight = model.get_base_model().model.layers[0].mlp.up_proj.weight
+    assert weight.to_local().numel() == weight.numel() // 2
 save_file(tensors, f"{out}/rank{fabric.global_rank}.safetensors")
 """
 
@@ -74,6 +77,12 @@ def run(folder, parallelism, dropout):
     return [load_file(path) for path in sorted(folder.glob("rank*.safetensors"))]
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process finds, without dropout."""
+    return run(tmp_path_factory.mktemp("one") / "run", "one", 0.0)[0]
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     one = run(tmp_path / "one", "one", 0.1)[0]
@@ -89,8 +98,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_client_sum_to_its_gradients(tmp_path):
-    one = run(tmp_path / "one", "one", 0.0)[0]
-    shared = run(tmp_path / "data", "data", 0.0)
+@pytest.mark.parametrize("kind", ["data", "fsdp"])
+def test_two_processes_on_one_client_sum_to_its_gradients(tmp_path, one, kind):
+    shared = run(tmp_path / kind, kind, 0.0)
     for name, tensor in one.items():
         assert (shared[0][name] - tensor).abs().max() <= 1e-6, name
