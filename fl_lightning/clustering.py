@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -12,13 +12,13 @@ import torch
 from fl_lightning.flora import WeightedMean
 from fl_lightning.kmeans import (
     Array,
-    count_distinct,
+    cluster_rows,
     determine_optimal_clusters,
-    exact_reduction,
     kmeans,
     number_by_first_appearance,
+    reduce_rows,
 )
-from fl_lightning.representation import Representation, cosine_similarity, represent
+from fl_lightning.representation import Representation, cosine_similarity, represent, stack_rows
 from fl_lightning.state import LoraState, check_same_layout, flatten
 
 __all__ = [
@@ -42,13 +42,14 @@ class Grouping:
         assignments: {department: cluster id}; ids from 0 by first appearance in sorted department order.
         inertias: {k: within-cluster sum of squared distances} for every k that was tried.
         departments: the order of rows and columns of `cosine`.
-        cosine: cosine similarity of the departments under the representation, shape (n, n).
+        cosine: cosine similarity of the departments under the representation, shape (n, n); None for more than 2,000
+            departments (`kmeans.EXACT_ROWS`), which are clustered without their n × n inner products.
     """
 
     assignments: dict[str, int]
     inertias: dict[int, float]
     departments: list[str]
-    cosine: Array
+    cosine: Array | None
 
     @property
     def n_clusters(self) -> int:
@@ -85,19 +86,20 @@ def group_departments(
         min_clusters: the smallest number of clusters.
         max_clusters: the largest number of clusters.
         n_init: k-means restarts for each k.
-        seed: of the k-means++ starts.
+        seed: of the k-means++ starts and of the sketch.
 
     Returns:
-        The grouping with inertias and similarities.
+        The grouping with inertias and similarities; for more than 2,000 departments inertias are those of a sketch (see
+        `kmeans.sketch`) and similarities are left out.
     """
     if not states:
         raise ValueError("states: got no department, wanted at least one")
-    x = represent(states, representation, reference)
-    n_clusters, inertias = determine_optimal_clusters(x, min_clusters, max_clusters, seed=seed, n_init=n_init)
-    labels, _ = kmeans(exact_reduction(x), n_clusters, seed=seed, n_init=n_init)
+    x = represent(states, representation, reference, dtype=np.float32)
+    found = cluster_rows(x, min_clusters, max_clusters, seed=seed, n_init=n_init)
     names = sorted(states)
-    assignments = dict(zip(names, number_by_first_appearance(labels), strict=True))
-    return Grouping(assignments, inertias, names, cosine_similarity(x))
+    assignments = dict(zip(names, number_by_first_appearance(found.labels), strict=True))
+    gram = found.reduction.gram
+    return Grouping(assignments, found.inertias, names, None if gram is None else cosine_similarity(gram))
 
 
 def department_level_clustering(
@@ -151,10 +153,17 @@ def cluster_states(
     states: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float], assignments: Mapping[str, int]
 ) -> dict[int, LoraState]:
     """The weighted mean state of each cluster, fp32: {cluster id: state}."""
-    means: dict[int, WeightedMean] = {}
-    for name in sorted(states):
-        means.setdefault(assignments[name], WeightedMean()).add(states[name], weights[name])
-    return {c: {n: t.float() for n, t in means[c].value().items()} for c in sorted(means)}
+    clusters = members({name: assignments[name] for name in sorted(states)})
+    return {c: {n: t.float() for n, t in _mean(states, weights, names).items()} for c, names in clusters.items()}
+
+
+def _mean(
+    states: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float], names: Iterable[str]
+) -> LoraState:
+    """Weighted mean of the named states, fp64."""
+    mean = WeightedMean()
+    mean.add_all([(states[name], weights[name]) for name in names])
+    return mean.value()
 
 
 def cluster_aware_average_selected(
@@ -177,7 +186,7 @@ def cluster_aware_average_selected(
         num_clusters: clamped to the number of distinct clients.
         global_mix: share of the department's state, in [0, 1].
         global_state: the department's state θ_d'; None takes the weighted mean of the states.
-        seed: of the k-means++ starts.
+        seed: of the k-means++ starts, and of the sketch that stands in for more than 2,000 clients.
         n_init: k-means restarts.
 
     Returns:
@@ -199,17 +208,13 @@ def cluster_aware_average_selected(
         raise ValueError(f"got num_clusters {num_clusters}, global_mix {global_mix}; wanted ≥ 1 and in [0, 1]")
     check_same_layout([*states.values(), *([] if global_state is None else [global_state])])
     names = sorted(states)
-    x = np.stack([flatten(states[n]).numpy() for n in names])
-    points = exact_reduction(x)
-    wanted = min(num_clusters, count_distinct(points, scale=float((x**2).sum(axis=1).max())))
-    labels, _ = kmeans(points, wanted, seed=seed, n_init=n_init)
+    x = stack_rows((flatten(states[n]).numpy() for n in names), len(names))
+    reduced = reduce_rows(x, limit=num_clusters, seed=seed)
+    labels, _ = kmeans(reduced.points, reduced.distinct, seed=seed, n_init=n_init)
     assignments = dict(zip(names, number_by_first_appearance(labels), strict=True))
     means = cluster_states(states, weights, assignments)
     if global_state is None:
-        overall = WeightedMean()
-        for name in names:
-            overall.add(states[name], weights[name])
-        global_state = overall.value()
+        global_state = _mean(states, weights, names)
     starts = {
         c: {n: (t.double() + global_mix * (global_state[n].double() - t.double())).float() for n, t in mean.items()}
         for c, mean in means.items()

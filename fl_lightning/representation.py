@@ -8,13 +8,14 @@ is where it moved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from fl_lightning.kmeans import Array
+from fl_lightning.kmeans import Array, Matrix
 from fl_lightning.state import flatten, select
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def represent(
     states: Mapping[str, Mapping[str, torch.Tensor]],
     representation: Representation = "delta",
     reference: Mapping[str, torch.Tensor] | None = None,
-) -> Array:
+    dtype: npt.DTypeLike = np.float64,
+) -> Matrix:
     """One vector per department from its A-matrices, in sorted department order.
 
     Args:
@@ -34,31 +36,53 @@ def represent(
         representation: ``delta`` is A − A₀ scaled to unit length, ``raw`` is A, ``subspace`` the orthogonal projector
             on the rows of A of each layer, so that inner products are ``‖Uᵢᵀ Uⱼ‖²_F / r`` averaged over layers.
         reference: the shared start A₀; wanted for ``delta``.
+        dtype: of the result; a vector is computed in fp64 and cast once. The result is the only n × d matrix held.
 
     Returns:
-        Shape (n, d), fp64. Under ``delta`` a department that has not moved is a row of zeros.
+        Shape (n, d). Under ``delta`` a department that has not moved is a row of zeros.
 
     Raises:
         ValueError: an unknown representation, or ``delta`` without reference.
     """
-    names = sorted(states)
-    factors = {name: select(states[name], "a") for name in names}
-    if representation == "raw":
-        return np.stack([flatten(factors[n]).numpy() for n in names])
-    if representation == "subspace":
-        return np.stack([_projectors(factors[n]) for n in names])
-    if representation != "delta":
+    start: Array | None = None
+    if representation == "delta":
+        if reference is None:
+            raise ValueError("representation 'delta' needs reference, the shared start state; got None")
+        start = flatten(select(reference, "a")).numpy()
+    elif representation not in ("raw", "subspace"):
         raise ValueError(f"representation: got {representation!r}, wanted 'delta', 'raw' or 'subspace'")
-    if reference is None:
-        raise ValueError("representation 'delta' needs reference, the shared start state; got None")
-    start = flatten(select(reference, "a")).numpy()
-    rows = np.stack([flatten(factors[n]).numpy() - start for n in names])
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    for name, length in zip(names, lengths[:, 0], strict=True):
-        if length == 0:
-            log.warning("department %s has not moved from the shared start; it is clustered as a zero update", name)
-    scaled: Array = rows / np.where(lengths == 0, 1.0, lengths)
-    return scaled
+
+    def vectors() -> Iterable[Array]:
+        for name in sorted(states):
+            factors = select(states[name], "a")
+            if representation == "subspace":
+                yield _projectors(factors)
+            elif start is None:
+                yield flatten(factors).numpy()
+            else:
+                yield _direction(flatten(factors).numpy() - start, name)
+
+    return stack_rows(vectors(), len(states), dtype)
+
+
+def stack_rows(rows: Iterable[Array], n: int, dtype: npt.DTypeLike = np.float32) -> Matrix:
+    """One matrix of shape (n, d) from n vectors of shape (d,), which may be made one at a time."""
+    x: Matrix = np.empty((0, 0), dtype)
+    for index, row in enumerate(rows):
+        if index == 0:
+            x = np.empty((n, row.size), dtype)
+        x[index] = row
+    return x
+
+
+def _direction(move: Array, name: str) -> Array:
+    """A department's move scaled to unit length; a zero move stays zero and is told in the log."""
+    length = np.linalg.norm(move)
+    if length == 0:
+        log.warning("department %s has not moved from the shared start; it is clustered as a zero update", name)
+        return move
+    direction: Array = move / length
+    return direction
 
 
 def _projectors(factors: Mapping[str, torch.Tensor]) -> Array:
@@ -70,10 +94,15 @@ def _projectors(factors: Mapping[str, torch.Tensor]) -> Array:
     return np.concatenate(flat)
 
 
-def cosine_similarity(x: Array) -> Array:
-    """Cosine of every pair of rows: shape (n, d) in, (n, n) out; zero rows have cosine 0, and 1 with themselves."""
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    unit = x / np.where(lengths == 0, 1.0, lengths)
-    cosine = np.clip(unit @ unit.T, -1.0, 1.0)
+def cosine_similarity(gram: Array) -> Array:
+    """Cosine of every pair of rows from their inner products: shape (n, n) in and out.
+
+    Zero rows, up to the rounding of the inner products, have cosine 0, and 1 with themselves.
+    """
+    norms = gram.diagonal()
+    zero = norms <= 1e-14 * norms.max(initial=0.0)
+    lengths = np.sqrt(np.where(zero, 1.0, norms))
+    cosine: Array = np.clip(gram / lengths[:, None] / lengths[None, :], -1.0, 1.0)
+    cosine[zero, :] = cosine[:, zero] = 0.0
     np.fill_diagonal(cosine, 1.0)
     return cosine

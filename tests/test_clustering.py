@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from fl_lightning import kmeans
 from fl_lightning.clustering import (
     Grouping,
     cluster_aware_average_selected,
@@ -262,3 +263,41 @@ def test_clients_of_other_shapes_with_as_many_elements_are_refused():
     states = {"c0": {A: torch.ones(2, 3)}, "c1": {A: torch.zeros(3, 2)}}
     with pytest.raises(ValueError, match="shape"):
         cluster_aware_average_selected(states, {"c0": 1, "c1": 1}, 2, global_state={A: torch.ones(2, 3)}, seed=0)
+
+
+def spread_out(groups, each, width=3000):
+    draw = torch.Generator().manual_seed(0)
+    middle = 3 * torch.randn(groups, width, generator=draw)
+    return {f"{i:03d}": {A: middle[i % groups] + torch.randn(width, generator=draw)} for i in range(groups * each)}, {
+        f"{i:03d}": i % groups for i in range(groups * each)
+    }
+
+
+def test_one_gram_product_serves_clusters_and_similarities(monkeypatch):
+    calls = []
+    inner = kmeans.gram_matrices
+    monkeypatch.setattr(kmeans, "gram_matrices", lambda x: calls.append(x.dtype) or inner(x))
+    states, wanted = spread_out(3, 4)
+    grouping = group_departments(states, representation="raw", seed=0)
+    assert calls == [np.float32]
+    assert grouping.assignments == wanted
+    x = np.stack([states[n][A].double().numpy() for n in grouping.departments])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(grouping.cosine, x @ x.T, atol=1e-12)
+
+
+def test_more_departments_than_the_exact_path_takes_have_no_similarities(monkeypatch):
+    monkeypatch.setattr(kmeans, "EXACT_ROWS", 30)
+    states, wanted = spread_out(3, 12)
+    grouping = group_departments(states, reference={A: torch.zeros(3000)}, seed=0)
+    assert grouping.assignments == wanted
+    assert grouping.cosine is None
+
+
+def test_many_clients_are_clustered_on_a_sketch(monkeypatch, caplog):
+    monkeypatch.setattr(kmeans, "EXACT_ROWS", 30)
+    states, wanted = spread_out(2, 20)
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        _, ids = cluster_aware_average_selected(states, dict.fromkeys(states, 1), 2, seed=0)
+    assert "clustering 40 rows on a sketch" in caplog.text
+    assert ids == wanted

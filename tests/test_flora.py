@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_lightning import flora
 from fl_lightning.flora import WeightedMean, apply_step, flora_weighted_aggregate
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -207,3 +208,55 @@ def test_the_new_state_lies_between_the_old_one_and_the_mean(seed, momentum):
     new = flora_weighted_aggregate([(client, 1)], start, momentum=momentum)
     low, high = torch.minimum(client[A], start[A]), torch.maximum(client[A], start[A])
     assert bool(((new[A] >= low - 1e-6) & (new[A] <= high + 1e-6)).all())
+
+
+SHAPES = {"a": (3, 5), "b": (), "c": (0, 4), "d": (40, 9), "e": (2,), "f": (1, 7)}
+
+
+def odd_states(count):
+    draw = torch.Generator().manual_seed(1)
+    return [{n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()} for _ in range(count)]
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 17])
+def test_sums_have_the_bits_of_one_fp64_addition_a_state(monkeypatch, block):
+    monkeypatch.setattr(flora, "_BLOCK", block)
+    states, weights = odd_states(5), [3, 1, 4.5, 0.1, 7 / 3]
+    wanted = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in SHAPES.items()}
+    for state, weight in zip(states, weights, strict=True):
+        for n, t in state.items():
+            wanted[n].add_(t.double(), alpha=weight)
+    mean, at_once = WeightedMean(), WeightedMean()
+    for state, weight in zip(states, weights, strict=True):
+        mean.add(state, weight)
+    at_once.add_all(list(zip(states, weights, strict=True)))
+    for n in SHAPES:
+        assert torch.equal(mean.value()[n], wanted[n] / mean.total)
+        assert torch.equal(at_once.value()[n], mean.value()[n])
+
+
+def test_a_list_and_a_generator_give_the_same_bits():
+    pairs = list(zip(odd_states(4), [1, 2.2, 3, 0.7], strict=True))
+    listed, generated = flora_weighted_aggregate(pairs), flora_weighted_aggregate(pair for pair in pairs)
+    assert list(listed) == list(SHAPES)
+    assert all(torch.equal(listed[n], generated[n]) for n in SHAPES)
+
+
+def test_states_may_be_transposed_and_require_gradients():
+    view = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True).T
+    mean = WeightedMean()
+    mean.add({A: view}, 2)
+    assert mean.value()[A].tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    assert not mean.value()[A].requires_grad
+
+
+def test_a_refused_state_among_several_leaves_nothing_of_them():
+    mean = WeightedMean()
+    with pytest.raises(ValueError, match="got shape"):
+        mean.add_all([({A: torch.ones(3)}, 1), ({A: torch.ones(1)}, 1)])
+    mean.add(one(5.0), 2)  # not even the shape of the first
+    assert mean.value()[A].item() == 5.0
+
+
+def test_states_without_tensors_have_a_mean_without_tensors():
+    assert flora_weighted_aggregate([({}, 1), ({}, 2)]) == {}

@@ -1,3 +1,6 @@
+import logging
+import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -6,14 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
+from fl_lightning import kmeans as module
 from fl_lightning.kmeans import (
+    cluster_rows,
     count_distinct,
     determine_optimal_clusters,
     elbow,
     exact_reduction,
+    gram_matrices,
     kmeans,
     number_by_first_appearance,
     points_from_gram,
+    reduce_rows,
+    sketch,
+    sketch_size,
 )
 
 
@@ -227,3 +236,161 @@ def test_answer_is_within_bounds_and_at_most_the_distinct_rows(seed, rows, featu
 def test_reduction_keeps_distances_of_any_matrix(seed, rows, features):
     x = np.random.default_rng(seed).normal(size=(rows, features))
     np.testing.assert_allclose(pairwise(exact_reduction(x)), pairwise(x), rtol=1e-8, atol=1e-9)
+
+
+def test_gram_matrices_by_hand():
+    # Rows (1, 2), (3, 6): mean (2, 4), centred (−1, −2), (1, 2); their products are ±5.
+    centred, raw = gram_matrices(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    np.testing.assert_allclose(centred, [[5, -5], [-5, 5]])
+    np.testing.assert_allclose(raw, [[5, 15], [15, 45]])
+
+
+def test_gram_matrices_are_those_of_the_whole_matrix_in_fp64(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    x = (np.random.default_rng(0).normal(size=(9, 50)) + 3).astype(np.float32)
+    centred, raw = gram_matrices(x)
+    wide = x.astype(np.float64)
+    wide_centred = wide - wide.mean(axis=0)
+    np.testing.assert_allclose(raw, wide @ wide.T, rtol=1e-12)
+    np.testing.assert_allclose(centred, wide_centred @ wide_centred.T, atol=1e-12)
+    assert np.array_equal(centred, centred.T)
+    assert np.array_equal(raw, raw.T)
+
+
+def test_a_large_shared_start_does_not_drown_the_distances():
+    draw = np.random.default_rng(0)
+    x = (1000 * draw.normal(size=300) + 1e-2 * draw.normal(size=(8, 300))).astype(np.float32)
+    np.testing.assert_allclose(pairwise(reduce_rows(x, limit=8, seed=0).points), pairwise(x.astype(float)), rtol=1e-8)
+
+
+def test_every_inertia_is_that_of_scikit_learn_on_the_raw_matrix():
+    x = blobs(4, 30, 600, spread=2.0).astype(np.float32)
+    n_clusters, inertias = determine_optimal_clusters(x, seed=0)
+    raw = {k: KMeans(k, n_init=10, random_state=0).fit(x.astype(np.float64)).inertia_ for k in range(1, 7)}
+    assert n_clusters == elbow(raw, 2, 5) == 4
+    for k, inertia in inertias.items():
+        assert inertia <= raw[k] * (1 + 1e-6) if k > 4 else inertia == pytest.approx(raw[k], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(8, 500), (8, 4)])
+def test_one_reduction_and_one_kmeans_for_each_k(monkeypatch, shape):
+    calls = []
+    for name in ("gram_matrices", "kmeans"):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name, **k: calls.append(name) or inner(*a, **k))
+    found = cluster_rows(np.random.default_rng(0).normal(size=shape), 2, 5, seed=0)
+    assert calls == ["gram_matrices"] + ["kmeans"] * 6
+    assert len(set(found.labels.tolist())) == found.n_clusters
+
+
+def test_labels_are_those_of_the_chosen_number():
+    x = blobs(3, 4, 100)
+    found = cluster_rows(x, 2, 5, seed=0)
+    assert found.n_clusters == 3
+    assert same_partition(found.labels, np.repeat([0, 1, 2], 4))
+
+
+def naive_distinct(points, bound):
+    leaders = []
+    for point in points:
+        if all(((point - other) ** 2).sum() > bound for other in leaders):
+            leaders.append(point)
+    return len(leaders)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 4))
+def test_distinct_points_are_those_of_the_double_loop(seed, rows, features):
+    # Neighbours on a grid of 1 are within the bound 1.5, so chains a–b–c with a, c far apart occur.
+    points = np.random.default_rng(seed).integers(0, 4, size=(rows, features)).astype(float)
+    wanted = naive_distinct(points, 1.5)
+    assert count_distinct(points, scale=1.5, same=1.0) == wanted
+    assert count_distinct(points, scale=1.5, same=1.0, limit=3) == min(wanted, 3)
+
+
+@pytest.mark.parametrize("features", [40, 2000])
+def test_duplicates_among_many_rows_are_counted_once(features):
+    # Two far groups, so that one direction holds nearly everything; 2 · 3 distinct rows, 100 times each.
+    draw = np.random.default_rng(0)
+    rows = np.concatenate([draw.normal(size=(3, features)) + offset for offset in (0.0, 1000.0)])
+    assert reduce_rows(np.tile(rows, (100, 1)).astype(np.float32), limit=50, seed=0).distinct == 6
+
+
+def test_the_matrix_is_read_in_blocks_not_copied(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 512)
+    x = np.random.default_rng(0).standard_normal((50, 60_000), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        reduce_rows(x, limit=7, seed=0)
+        sketch(x, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The matrix has 12 MB; a block of it has 0.2 MB in fp64, and one of the projection 2 MB.
+    assert peak < x.nbytes / 3
+
+
+def test_infinity_in_the_last_block_is_refused():
+    x = np.zeros((3, 5000), dtype=np.float32)
+    x[1, -1] = np.inf
+    with pytest.raises(ValueError, match=r"got shape \(3, 5000\), wanted a finite \(n, d\) matrix"):
+        determine_optimal_clusters(x, seed=0)
+
+
+def test_sketch_size_keeps_the_stated_probability():
+    # eps = 1/4: eps²/2 − eps³/3 = 5/192; 2 · 192/5 · ln(10⁴ · 9999 / 0.01) = 76.8 · 23.0258 = 1768.4
+    assert (module.SKETCH_ERROR, module.SKETCH_FAILURE) == (0.25, 0.01)
+    assert sketch_size(10_000) == 1769
+    n, m = 300, sketch_size(300)
+    assert n * (n - 1) / 2 * 2 * math.exp(-m * 5 / 192 / 2) <= 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sketch_keeps_squared_distances_within_the_stated_error(seed):
+    x = np.random.default_rng(seed).standard_normal((60, 5000), dtype=np.float32)
+    x[:30, :10] += 20  # few features hold most of the distance between halves
+    others = ~np.eye(60, dtype=bool)
+    points = sketch(x, seed=seed)
+    assert points.shape == (60, sketch_size(60))
+    # |a − b|² = |a|² + |b|² − 2 a·b
+    exact, near = (
+        (p**2).sum(1)[:, None] + (p**2).sum(1) - 2 * p @ p.T for p in (x.astype(float), points.astype(float))
+    )
+    assert np.abs(near[others] / exact[others] - 1).max() <= module.SKETCH_ERROR
+
+
+def test_a_sketch_repeats_with_its_seed():
+    x = np.random.default_rng(0).normal(size=(5, 3000))
+    assert np.array_equal(sketch(x, seed=3), sketch(x, seed=3))
+    assert not np.array_equal(sketch(x, seed=3), sketch(x, seed=4))
+
+
+def test_many_rows_are_clustered_on_a_sketch(monkeypatch, caplog):
+    x = blobs(3, 10, 4000, spread=1.0).astype(np.float32)
+    exact, exact_inertias = determine_optimal_clusters(x, seed=0)
+    monkeypatch.setattr(module, "EXACT_ROWS", 20)
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        found = cluster_rows(x, 2, 5, seed=0)
+    wanted = f"clustering 30 rows on a sketch, 4000 features → {sketch_size(30)}: squared distances within 1 ± 0.25"
+    assert wanted in caplog.text
+    assert found.n_clusters == exact == 3
+    assert same_partition(found.labels, np.repeat([0, 1, 2], 10))
+    assert found.reduction.gram is None
+    for k in range(1, 4):
+        assert found.inertias[k] == pytest.approx(exact_inertias[k], rel=0.25)
+
+
+def test_identical_rows_are_one_cluster_on_a_sketch_too(monkeypatch):
+    monkeypatch.setattr(module, "EXACT_ROWS", 20)
+    two = np.random.default_rng(0).standard_normal((2, 3000), dtype=np.float32) + 5
+    assert determine_optimal_clusters(np.tile(two[:1], (41, 1)), seed=0)[0] == 1
+    assert determine_optimal_clusters(np.tile(two, (41, 1)), 3, 5, seed=0)[0] == 2
+
+
+def test_many_rows_of_few_features_need_no_sketch(monkeypatch, caplog):
+    monkeypatch.setattr(module, "EXACT_ROWS", 20)
+    x = blobs(3, 10, 5)
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        found = cluster_rows(x, 2, 5, seed=0)
+    assert "sketch" not in caplog.text
+    np.testing.assert_allclose(pairwise(found.reduction.points), pairwise(x), rtol=1e-9, atol=1e-12)

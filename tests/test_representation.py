@@ -1,11 +1,12 @@
 import logging
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from fl_lightning.representation import cosine_similarity, represent
+from fl_lightning.representation import cosine_similarity, represent, stack_rows
 
 A, A2, B = "q.lora_A.weight", "v.lora_A.weight", "q.lora_B.weight"
 
@@ -101,18 +102,53 @@ def test_subspace_averages_over_layers():
 
 def test_cosine_by_hand():
     # (1, 0) and (1, 1): 1/√2; (1, 0) and (−2, 0): −1; (1, 1) and (−2, 0): −1/√2
-    cosine = cosine_similarity(np.array([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]]))
+    x = np.array([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]])
+    cosine = cosine_similarity(x @ x.T)
     h = 1 / math.sqrt(2)
     np.testing.assert_allclose(cosine, [[1, h, -1], [h, 1, -h], [-1, -h, 1]], atol=1e-12)
 
 
 def test_cosine_of_a_zero_row_is_finite():
-    assert cosine_similarity(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    # Inner products of (0, 0) and (3, 4).
+    assert cosine_similarity(np.array([[0.0, 0.0], [0.0, 25.0]])).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_cosine_stays_in_range_and_symmetric():
     x = np.random.default_rng(0).normal(size=(5, 3))
-    cosine = cosine_similarity(np.concatenate([x, x * 1e-3]))
+    x = np.concatenate([x, x * 1e-3])
+    cosine = cosine_similarity(x @ x.T)
     assert cosine.max() <= 1.0
     assert cosine.min() >= -1.0
     np.testing.assert_allclose(cosine, cosine.T, atol=1e-15)
+
+
+def test_a_zero_row_among_others_is_told_from_rounding():
+    # (0, 0) has inner product 1e-17 with itself after rounding.
+    cosine = cosine_similarity(np.array([[1e-17, 1e-16], [1e-16, 1.0]]))
+    assert cosine.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_rows_are_stacked_in_the_wanted_precision():
+    x = stack_rows((np.array([float(i), 0.1]) for i in range(3)), 3)
+    assert x.dtype == np.float32
+    assert x.tolist() == [[0.0, np.float32(0.1)], [1.0, np.float32(0.1)], [2.0, np.float32(0.1)]]
+
+
+@pytest.mark.parametrize("representation", ["delta", "raw"])
+def test_one_matrix_is_held(representation):
+    # Pages of torch tensors are not traced, NumPy's are: the fp32 matrix has 16 MB, a row in fp64 0.4 MB.
+    states = {f"{i:02d}": {A: random_a(i, 5, 10_000)} for i in range(80)}
+    tracemalloc.start()
+    try:
+        x = represent(states, representation, {A: random_a(99, 5, 10_000)}, dtype=np.float32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert x.dtype == np.float32
+    assert peak < 1.2 * x.nbytes
+
+
+def test_delta_in_fp32_is_the_fp64_one_rounded_once():
+    states = {"hr": {A: random_a(0)}, "ops": {A: random_a(1)}}
+    wide = represent(states, "delta", {A: random_a(2)})
+    assert np.array_equal(represent(states, "delta", {A: random_a(2)}, dtype=np.float32), wide.astype(np.float32))

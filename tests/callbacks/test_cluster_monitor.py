@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fl_lightning import ClusterMonitor
+from fl_lightning import ClusterMonitor, kmeans
 
 
 @pytest.fixture
@@ -61,6 +61,12 @@ def test_similarity_is_the_cosine_of_the_updates(play, script, config, tmp_path)
     # hr (0, 5), it (4, 0), law (-4, -1), ops (8, 0)
     assert got["cosine"][0] == pytest.approx([1.0, 0.0, -1 / 17**0.5, 0.0], abs=1e-6)
     assert got["cosine"][1] == pytest.approx([0.0, 1.0, -4 / 17**0.5, 1.0], abs=1e-6)
+
+
+def test_similarities_that_were_left_out_are_null(play, script, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(kmeans, "EXACT_ROWS", 3)
+    play(script, config, callbacks=[ClusterMonitor()], run_folder=tmp_path)
+    assert read(tmp_path, 1, "similarity")["cosine"] is None
 
 
 def test_client_clusters_list_members_and_assignments(play, script, config, tmp_path):
