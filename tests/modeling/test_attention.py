@@ -195,3 +195,59 @@ def test_generation_of_a_switched_model_equals_the_plain_one(micro_model):
     ids = torch.arange(5, 12)[None]
     arguments = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert model.generate(ids, **arguments).tolist() == plain.generate(ids, **arguments).tolist()
+
+
+def reference_varlen(query, key, value, starts, key_starts, longest, key_longest, *, scale, window_size, enable_gqa):
+    """Flash Attention's form for sequences of any length, one sequence after another with an explicit mask."""
+    assert starts.dtype == torch.int32
+    assert torch.equal(starts, key_starts)
+    sizes = starts.diff().tolist()
+    assert longest == key_longest == max(sizes)
+    left, right = window_size
+    assert right == 0
+    parts = []
+    for q, k, v in zip(*(torch.split(x, sizes) for x in (query, key, value)), strict=True):
+        distance = torch.arange(len(q))[:, None] - torch.arange(len(q))[None, :]
+        mask = (distance >= 0) & ((distance <= left) if left >= 0 else True)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_flash_attention_is_asked_for_what_the_groups_compute(monkeypatch, window, key_heads):
+    from fl_lightning.modeling import attention
+
+    lengths = (7, 1, 12, 3, 3)
+    query = torch.randn(1, 4, sum(lengths), 8)
+    key, value = torch.randn(2, 1, key_heads, sum(lengths), 8)
+    grouped = attend(query, key, value, lengths, scaling=0.3, sliding_window=window)
+    monkeypatch.setattr(attention, "varlen_attn", reference_varlen)
+    monkeypatch.setattr(attention, "takes_any_lengths", lambda query, dropout: True)
+    torch.testing.assert_close(attend(query, key, value, lengths, scaling=0.3, sliding_window=window), grouped)
+
+
+def test_flash_attention_is_left_alone_on_a_cpu():
+    from fl_lightning.modeling.attention import takes_any_lengths
+
+    assert not takes_any_lengths(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), 0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("window", [None, 20])
+def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, window):
+    from fl_lightning.modeling import attention
+
+    lengths, device = (70, 1, 33, 64), torch.device("cuda")
+    query = torch.randn(1, 8, sum(lengths), 64, device=device, dtype=torch.bfloat16)
+    key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
+    if not attention.takes_any_lengths(query, 0.0):
+        pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
+    arguments = packed_kwargs(SimpleNamespace(_attn_implementation=NAME), lengths, device)
+    flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
+    monkeypatch.setattr(attention, "takes_any_lengths", lambda query, dropout: False)
+    grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
+    torch.testing.assert_close(flash.float(), grouped.float(), atol=2e-2, rtol=2e-2)
