@@ -149,6 +149,7 @@ class FederatedTrainer:
         self._call("on_round_start", tasks=tasks)
         for update in self.clients.exchange(tasks, on_step=self._on_step):
             self._call("on_client_end", update=update)
+        self.writer.flush()  # the round before is on disk when this one ends
         self._call("on_aggregate")
         self._call("on_round_end")
         self._flush_row(round_num)

@@ -121,7 +121,7 @@ def test_lost_process_ends_the_run_with_a_reason(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_that_ends_takes_its_processes_with_it_and_resumes(tmp_path, number, code):
     process = start("--rounds", 500, "--output", tmp_path, "--fabric.devices", 2)
-    wait_for("round 1 of 500", process)
+    wait_for("round 2 of 500", process)  # round 1 is on disk by then
     (other,) = children(process.pid)
     process.send_signal(number)
     got, output = finish(process)
