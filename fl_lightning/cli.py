@@ -94,6 +94,7 @@ def evaluate(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print("usage: fl-lightning evaluate --run RUN [--output DIR]\n\nRUN is a run folder, or 'last' under --output.")
         return 0
+    given = ["evaluate", *argv]
     name, argv = _take(argv, "--run")
     output, argv = _take(argv, "--output")
     if argv:
@@ -103,14 +104,20 @@ def evaluate(argv: list[str]) -> int:
     from fl_lightning.files import find_run_folder
 
     folder = find_run_folder(name, Path(output or "lightning_logs"))
-    _quiet()
+    from fl_lightning.arguments import parse_config
+
+    devices = parse_config(["--config", str(folder / "config.yaml")]).fabric.devices
+    with processes.started(devices, given):
+        _quiet()
+        from fl_lightning import run
+
+        _hush()
+        result = run.evaluate(folder)
+    if result is None:
+        return 0
     from rich.console import Console
     from rich.table import Table
 
-    from fl_lightning import run
-
-    _hush()
-    result = run.evaluate(folder)
     table = Table(title=str(folder), title_justify="left")
     table.add_column("department")
     for column in ("loss", "perplexity", "token accuracy"):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torchmetrics import MeanMetric
 
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError
-from fl_lightning.exchange import EvaluationJob, Metrics
+from fl_lightning.exchange import Clients, Metrics
 from fl_lightning.files import read_json, write_json
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState, problem_with
@@ -45,16 +45,8 @@ def mean_figures(departments: Mapping[str, Figures]) -> Figures:
     return as_figures(float(loss.compute()), float(accuracy.compute()))
 
 
-class Evaluator(Protocol):
-    """Whatever can evaluate adapters, such as `LocalClients`."""
-
-    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """The figures of each (state, client_id) job."""
-        ...
-
-
 def evaluate_departments(
-    clients: Evaluator, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
+    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> tuple[dict[str, Figures], float]:
     """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients."""
     results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
@@ -72,7 +64,7 @@ def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[s
 
 
 def evaluate_run(
-    run_folder: Path, data: Mapping[str, ClientData], clients: Evaluator, initial: LoraState
+    run_folder: Path, data: Mapping[str, ClientData], clients: Clients, initial: LoraState
 ) -> dict[str, Any]:
     """Evaluate the adapters of a run folder and write both JSON files anew.
 

@@ -211,7 +211,6 @@ class LocalClients:
             results += self._evaluate([state for state, _ in together], [client_id for _, client_id in together])
         return results
 
-    @torch.no_grad()
     def _evaluate_own(self, tasks: Sequence[ClientTask], states: Sequence[LoraState]) -> dict[str, Metrics]:
         """The figures of fitted adapters on their own clients' held-out records, for the tasks that want them."""
         wanted = [(state, task.client_id) for task, state in zip(tasks, states, strict=True) if task.evaluate]

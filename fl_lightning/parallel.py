@@ -10,7 +10,6 @@ The first process alone runs the trainer and writes; the others do what it asks,
 from __future__ import annotations
 
 import atexit
-import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +32,6 @@ from fl_lightning.state import LoraState
 
 if TYPE_CHECKING:
     from fl_lightning.fit import LocalClients
-
-log = logging.getLogger(__name__)
 
 Parallelism = Literal["clients", "data"]
 Item = TypeVar("Item")

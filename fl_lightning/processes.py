@@ -53,7 +53,8 @@ def started(count: int, argv: Sequence[str]) -> Iterator[None]:
             threading.Thread(target=_watch, args=(child, over), daemon=True).start()
         yield
         for child in children:
-            child.wait(timeout=GRACE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=GRACE)
     finally:
         over.set()
         for child in children:

@@ -36,6 +36,7 @@ from fl_lightning.loggers import make_loggers
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
+from fl_lightning.parallel import SeveralProcesses
 from fl_lightning.seeding import derive_seed
 from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import problem_with
@@ -159,18 +160,26 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     return run_folder
 
 
-def evaluate(run_folder: Path) -> dict[str, Any]:
+def evaluate(run_folder: Path) -> dict[str, Any] | None:
     """Write ``federated_eval.json`` and ``client_eval_all_rounds.json`` of a finished run anew from its adapters.
 
     Returns:
-        What stands in ``federated_eval.json``.
+        What stands in ``federated_eval.json``; None on all processes but the first.
 
     Raises:
         InputError: if the run has no config or no adapters.
     """
     config = load_config(run_folder / "config.yaml")
     parts = prepare(config)
-    return evaluate_run(run_folder, parts.data, _clients(parts, config), collect_lora_state(parts.module.model))
+    clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
+    if not isinstance(clients, SeveralProcesses):
+        return evaluate_run(run_folder, parts.data, clients, initial)
+    if parts.fabric.global_rank > 0:
+        clients.serve()
+        return None
+    result = evaluate_run(run_folder, parts.data, clients, initial)
+    clients.stop()
+    return result
 
 
 def _clients(parts: Parts, config: RunConfig) -> Clients:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,6 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
 from fl_lightning.sampling import sample_clients
 from fl_lightning.writer import BackgroundWriter
-
-log = logging.getLogger(__name__)
 
 
 class FederatedTrainer:

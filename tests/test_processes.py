@@ -1,5 +1,6 @@
 """Runs of several processes from the command line: the same files, and nothing left behind however they end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from fl_lightning import processes
 SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--lora-r", "2", "--learning-rate", "0.005"]
 
 
-def start(*arguments, **options):
-    command = [sys.executable, "-m", "fl_lightning", "fit", *SMALL, *map(str, arguments)]
+def start(*arguments, command="fit", **options):
+    small = SMALL if command == "fit" else []
+    command = [sys.executable, "-m", "fl_lightning", command, *small, *map(str, arguments)]
     environment = {n: v for n, v in os.environ.items() if n not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
     return subprocess.Popen(
         command,
@@ -91,6 +93,12 @@ def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
     assert len(one) == 2 * 8 + 4
     assert one == two
     assert [p.name for p in (tmp_path / "2").iterdir()] == ["version_0"]
+    figures = tmp_path / "2" / "version_0" / "federated_eval.json"
+    before = json.loads(figures.read_text())["mean"]["final"]["loss"]
+    figures.unlink()
+    code, output = finish(start("--run", "last", "--output", tmp_path / "2", command="evaluate"))
+    assert code == 0, output
+    assert json.loads(figures.read_text())["mean"]["final"]["loss"] == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.slow

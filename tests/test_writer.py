@@ -16,11 +16,12 @@ def test_writes_happen_in_order_and_are_done_after_a_flush():
 
 
 def test_writes_happen_beside_the_caller():
-    go, writer = threading.Event(), BackgroundWriter()
-    writer.submit(lambda: go.wait(10))
-    writer.submit(go.is_set)  # would never come to this if the caller had to wait
+    go, writer, done = threading.Event(), BackgroundWriter(), []
+    writer.submit(lambda: done.append(go.wait(10)))
+    assert done == []  # a caller that had to wait would find False
     go.set()
     writer.close()
+    assert done == [True]
 
 
 def test_queue_is_bounded():
@@ -75,3 +76,4 @@ def test_closing_twice_or_unused_is_fine():
     writer.submit(lambda: None)
     writer.close()
     writer.close()
+    assert writer._thread is None

@@ -64,11 +64,6 @@ class Examples(Sequence[Example]):
         """Number of records."""
         return len(self._ends)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all records."""
-        return len(self._ids)
-
 
 def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: str = "records") -> Examples:
     """Tokenise records; prompt and response are tokenised apart, as they are when the model is asked.
