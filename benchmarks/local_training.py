@@ -25,6 +25,7 @@ from fl_lightning.data.packing import epoch_order
 from fl_lightning.exchange import ClientTask
 from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state, load_lora_state
+from fl_lightning.modeling.supervised import last_mlp
 from fl_lightning.seeding import derive_seed
 
 RATE, SEED = 5e-3, 1234
@@ -63,7 +64,10 @@ def gemm_rate(tokens: int, hidden: int, inner: int) -> float:
 
 
 def useful_flops(model: torch.nn.Module, data: dict[str, ClientData]) -> float:
-    """Forward and backward to the inputs: 4 FLOP a weight and token in the body, 4 a weight and target in the head."""
+    """Forward and backward to the inputs: 4 FLOP a weight and token in the body, 4 a weight and target in the head.
+
+    The last layer's MLP is needed at the targets only, and counted there only.
+    """
     config = model.config
     body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lora" not in n)
     head = config.vocab_size * config.hidden_size
@@ -72,7 +76,9 @@ def useful_flops(model: torch.nn.Module, data: dict[str, ClientData]) -> float:
     examples = [e for c in data.values() for e in c.train]
     tokens, targets = sum(map(len, examples)), sum(int(e.supervised.sum()) for e in examples)
     attention = sum(len(e) ** 2 for e in examples) * config.hidden_size * config.num_hidden_layers  # causal half
-    return tokens * (4 * body + 6 * lora) + targets * 4 * head + attention * (2 + 5)
+    mlp = last_mlp(model.get_base_model())
+    unneeded = sum(p.numel() for p in mlp.parameters() if p.ndim == 2) if mlp is not None else 0
+    return tokens * (4 * body + 6 * lora) - (tokens - targets) * 4 * unneeded + targets * 4 * head + attention * (2 + 5)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
+from fl_lightning.modeling.supervised import last_mlp_at
 
 
 class ClientSums(NamedTuple):
@@ -60,21 +61,26 @@ class LoraClientModule(L.LightningModule):
         super().__init__()
         if not learning_rate > 0:
             raise ValueError(f"learning_rate: got {learning_rate}, wanted a number above 0")
-        use_packed_attention(model.get_base_model() if hasattr(model, "get_base_model") else model)
         self.model = model
+        use_packed_attention(self._base())
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self._last_loss: torch.Tensor | None = None
 
+    def _base(self) -> Any:
+        """The transformers model, without PEFT around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
     def forward(self, batch: PackedBatch) -> ClientSums:
-        """Losses and hits of every client in a packed row; the head runs on the supervised positions only."""
-        logits = self.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            logits_to_keep=batch.keep,
-            use_cache=False,
-            **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
-        ).logits[0]
+        """Losses and hits of every client in a packed row; last MLP and head run on the supervised positions only."""
+        with last_mlp_at(self._base(), batch.keep):
+            logits = self.model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                logits_to_keep=batch.keep,
+                use_cache=False,
+                **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
+            ).logits[0]
         losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
         correct = zeros
@@ -91,7 +97,8 @@ class LoraClientModule(L.LightningModule):
         """Check that this architecture keeps the sequences of a packed row apart.
 
         Raises:
-            InputError: if two sequences in a row give another loss than each alone, as recurrent and ALiBi models do.
+            InputError: if a sequence behind another one gives another loss than alone in a plain forward pass of the
+                model, as in recurrent and ALiBi models.
         """
         was, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
@@ -103,7 +110,10 @@ class LoraClientModule(L.LightningModule):
         )
         # Only the later sequence can have seen the other, and its first tokens the most.
         together = float(self(pack([[first], [second]]).to(device)).loss[1])
-        apart = float(self(pack([[second]]).to(device)).loss[0])
+        ids = second.ids.to(device)
+        apart = float(
+            token_cross_entropy(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]).sum()
+        )
         self.model.train(was)
         # In half precision a GPU's kernels round differently for rows of different lengths.
         half = self.model.get_input_embeddings().weight.dtype in (torch.bfloat16, torch.float16)

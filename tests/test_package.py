@@ -33,6 +33,7 @@ LAYERS = {
         "modeling.lora",
         "modeling.cohort",
         "modeling.loss",
+        "modeling.supervised",
         "spill",
         "checkpoint",
     ],
