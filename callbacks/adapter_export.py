@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.modeling.lora import export_lora_adapter
+from fl_lightning.retention import kept_rounds
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate
@@ -21,10 +22,11 @@ class AdapterExport(FederatedCallback):
 
     Args:
         keep_rounds: client exports of the last so many rounds are kept; 0 keeps all.
+        best: and those of so many rounds with the lowest ``eval/loss``.
     """
 
-    def __init__(self, keep_rounds: int = 0) -> None:
-        self.keep_rounds = keep_rounds
+    def __init__(self, keep_rounds: int = 0, best: int = 0) -> None:
+        self.keep_rounds, self.best = keep_rounds, best
         self._rounds: dict[str, dict[str, dict[str, str]]] = {}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -43,8 +45,9 @@ class AdapterExport(FederatedCallback):
         """Export the departments' adapters, write the two indexes, then drop what is no longer kept."""
         if trainer.run_folder is None:
             return
-        old = sorted(self._rounds, key=int)[: -self.keep_rounds] if self.keep_rounds else []
-        dropped = [self._rounds.pop(r) for r in old]
+        rounds = [int(r) for r in self._rounds]
+        keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
+        dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
         places = {}
         for department, state in trainer.federation.departments.items():
             places[department] = f"adapters/{department}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation(FederatedCallback):
@@ -31,14 +35,18 @@ class Evaluation(FederatedCallback):
         """Evaluate the base model: the initial adapter, whose B is zero."""
         if not self.base:
             initial = dict.fromkeys(trainer.federation.departments, trainer.federation.initial)
-            self.base, _ = self._evaluate(trainer, initial)
+            self.base, _ = evaluate_departments(trainer.clients, trainer.data, initial)
             self.final = self.base
+            self._log(trainer, self.base)
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Log what the client found on its own held-out records, unless its update was left out."""
         department, client = update.client_id.split("/", 1)
         metrics = update.metrics
         if metrics is None or client in trainer.report.departments[department].left_out:
+            return
+        if metrics.num_tokens < 1 or not math.isfinite(metrics.loss_sum + metrics.correct):
+            log.warning("round %d: %s sent %s, which are no figures", update.round_num, update.client_id, metrics)
             return
         values = figures(metrics)
         trainer.log({f"{update.client_id}/eval/{name}": value for name, value in values.items()})
@@ -47,19 +55,21 @@ class Evaluation(FederatedCallback):
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the departments' adapters and write both files."""
-        self.final, client_mean = self._evaluate(trainer, trainer.federation.departments)
+        found = trainer.journal.look_up(trainer.round_num, "evaluation")
+        if found is None:
+            found = evaluate_departments(trainer.clients, trainer.data, trainer.federation.departments)
+            trainer.journal.note(trainer.round_num, "evaluation", found)
+        self.final, client_mean = found
+        self._log(trainer, self.final)
         trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
             trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
             trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
 
-    def _evaluate(self, trainer: FederatedTrainer, states: Mapping[str, Any]) -> tuple[dict[str, Figures], float]:
-        """Department figures under the adapters given, and the mean loss over clients; logged as ``eval/*``."""
-        departments, client_mean = evaluate_departments(trainer.clients, trainer.data, states)
+    def _log(self, trainer: FederatedTrainer, departments: Mapping[str, Figures]) -> None:
         for name, values in departments.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
-        return departments, client_mean
 
     def state_dict(self) -> dict[str, Any]:
         """The figures so far."""

@@ -18,13 +18,16 @@ from fl_lightning.flora import WeightedMean, apply_step
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
 from fl_lightning.spill import IN_MEMORY, Spill
-from fl_lightning.state import LoraState, distance, num_bytes, problem_with, select
+from fl_lightning.state import LoraState, distance, norm, num_bytes, problem_with, select
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
+
+MAX_EXAMPLES = 10**9
+"""More records than that are no client's: it claims a weight that would drown the others."""
 
 
 class FederatedRound(FederatedCallback):
@@ -63,9 +66,7 @@ class FederatedRound(FederatedCallback):
         """Check an update and add it to its department's running mean, or leave it out with the reason."""
         department, client = update.client_id.split("/", 1)
         report = trainer.report.departments[department]
-        problem = problem_with(update.state, trainer.federation.initial)
-        if problem is None and update.num_examples < 1:
-            problem = f"num_examples is {update.num_examples}, wanted at least 1"
+        problem = self._problem(update, trainer.federation)
         if problem is not None:
             report.left_out[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
@@ -82,12 +83,27 @@ class FederatedRound(FederatedCallback):
         report.weights[client] = float(update.num_examples)
         report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
 
+    def _problem(self, update: ClientUpdate, state: FederationState) -> str | None:
+        """Why an update may not be averaged: its tensors, its weight, or its distance from where it started."""
+        if problem := problem_with(update.state, state.initial):
+            return problem
+        examples = update.num_examples
+        if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
+            return f"num_examples is {examples!r}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
+        limit = self.config.max_update_norm * norm(state.initial)
+        moved = distance(update.state, state.departments[update.department])
+        if moved > limit:
+            return f"it moved by {moved:.3g}, wanted at most {limit:.3g} (federation.max_update_norm)"
+        return None
+
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
+        self._pass_over_small_departments(trainer.report)
         if not self._means:
             raise RunError(
-                f"round {trainer.round_num}: no valid update from any client; the state of round "
-                f"{trainer.federation.round_num} stands. The log names each client's reason"
+                f"round {trainer.round_num}: no valid update from enough clients of any department (federation."
+                f"min_clients: {self.config.min_clients}); the state of round {trainer.federation.round_num} stands. "
+                "The log names each client's reason"
             )
         before = trainer.federation
         after = self._aggregate(before, trainer.report)
@@ -97,6 +113,22 @@ class FederatedRound(FederatedCallback):
         after.check()
         trainer.federation = after
         self._means, self._shared, self._personal = {}, {}, {}
+
+    def _pass_over_small_departments(self, report: RoundReport) -> None:
+        """A department with fewer valid updates than `min_clients` keeps its state, as if nobody had been asked."""
+        for department in list(self._means):
+            own = report.departments[department]
+            heard = [f"{department}/{client}" for client in own.weights]
+            if len(heard) >= self.config.min_clients:
+                continue
+            problem = f"{len(heard)} valid updates in {department}, wanted {self.config.min_clients}"
+            log.warning("round %d: %s (federation.min_clients); its state stays", report.round_num, problem)
+            del self._means[department]
+            for client_id in heard:
+                for kept in (self._shared, self._personal, self._examples):
+                    kept.pop(client_id, None)
+            own.left_out.update(dict.fromkeys(own.weights, problem))
+            own.weights, own.residual_norms = {}, {}
 
     def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
         """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is shared; ``share: a`` keeps B personal."""

@@ -2,31 +2,34 @@
 
 ``state.safetensors`` holds the tensors that few share (the start, the departments, the starts of client clusters) under
 keys ``kind|number|parameter name``; ``state.json`` says whose number is whose. What each client has for itself is in
-``personal/<department>/<client>.safetensors``, written one at a time.
+``personal/<department>/<client>.safetensors``, written one at a time. ``manifest.json`` has the
+size and SHA-256 of every file.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation import FederationState
-from fl_lightning.files import atomic_folder, check_name, read_json, write_json
+from fl_lightning.files import atomic_folder, check_manifest, check_name, read_json, write_json, write_manifest
 from fl_lightning.state import LoraState
+from fl_lightning.tensor_files import read_state, write_state
+
+log = logging.getLogger(__name__)
 
 SHARED = ("departments", "client_starts")
 
 
 def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any]) -> None:
     """Write state and `extra` (JSON values) to a folder, whole or not at all."""
-    tensors: LoraState = {f"initial||{name}": tensor.contiguous() for name, tensor in state.initial.items()}
+    tensors: LoraState = {f"initial||{name}": tensor for name, tensor in state.initial.items()}
     owners: dict[str, dict[str, int]] = {}
     for kind in SHARED:
         numbers: dict[int, int] = {}  # clients of one cluster share their start, which is written once
@@ -35,9 +38,7 @@ def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any])
             number = numbers.setdefault(id(owned), len(numbers))
             owners[kind][owner] = number
             for name, tensor in owned.items():
-                key = f"{kind}|{number}|{name}"
-                if key not in tensors:
-                    tensors[key] = tensor.clone(memory_format=torch.contiguous_format)
+                tensors.setdefault(f"{kind}|{number}|{name}", tensor)
     facts = {
         "round": state.round_num,
         "examples": state.examples,
@@ -47,12 +48,11 @@ def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any])
         "extra": extra,
     }
     with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / "state.safetensors")
+        write_state(temporary / "state.safetensors", tensors)
         for client_id, own in state.personal.items():
-            path = temporary / "personal" / f"{client_id}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: t.clone(memory_format=torch.contiguous_format) for n, t in own.items()}, path)
+            write_state(temporary / "personal" / f"{client_id}.safetensors", own)
         write_json(temporary / "state.json", facts)
+        write_manifest(temporary)
 
 
 def load_checkpoint(
@@ -67,9 +67,10 @@ def load_checkpoint(
     Raises:
         InputError: if the folder does not hold a whole checkpoint.
     """
+    check_manifest(folder)
     facts = read_json(folder / "state.json")
     try:
-        tensors = load_file(folder / "state.safetensors")
+        tensors = read_state(folder / "state.safetensors")
         initial: LoraState = {}
         kinds: dict[str, dict[str, LoraState]] = {kind: {} for kind in SHARED}
         for key in sorted(tensors):
@@ -80,7 +81,7 @@ def load_checkpoint(
         for client_id in facts["personal"]:
             department, client = client_id.split("/")
             path = folder / "personal" / check_name(department) / f"{check_name(client)}.safetensors"
-            own = load_file(path)
+            own = read_state(path)
             personal[client_id] = own if keep is None else keep(own)
         state = FederationState(
             round_num=facts["round"],
@@ -92,8 +93,33 @@ def load_checkpoint(
             cluster_assignments=facts["cluster_assignments"],
         )
         return state, facts["extra"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+
+
+def newest_checkpoint(
+    run_folder: Path, keep: Callable[[LoraState], Mapping[str, torch.Tensor]] | None = None
+) -> tuple[FederationState, dict[str, Any]] | None:
+    """(state, extra) of the newest whole checkpoint of a run; None where the run has no checkpoint at all.
+
+    Args:
+        run_folder: the run's folder.
+        keep: as for `load_checkpoint`.
+
+    Raises:
+        InputError: if there are checkpoints and none is whole.
+    """
+    found = checkpoints(run_folder)
+    problems = []
+    for folder in reversed(found.values()):
+        try:
+            return load_checkpoint(folder, keep)
+        except InputError as error:
+            log.warning("passing over a checkpoint: %s", error)
+            problems.append(str(error))
+    if problems:
+        raise InputError(f"{run_folder}: none of its {len(found)} checkpoints is whole; the newest: {problems[0]}")
+    return None
 
 
 def checkpoints(run_folder: Path) -> dict[int, Path]:

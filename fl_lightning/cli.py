@@ -1,12 +1,13 @@
 """The command line: ``python -m fl_lightning COMMAND``.
 
-Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 and 143 stopped by a signal with the last round saved.
+Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 and 143 stopped by a signal with the state saved.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import threading
 import warnings
@@ -52,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         _say("error", error)
         return 2
-    except RunError as error:
+    except (RunError, OSError) as error:
         _say("failed", error)
         return 1
     except stopping.Stopped as stop:
         if processes.is_first():
-            print(
-                "stopped; the last complete round is saved: fl-lightning fit --resume last continues", file=sys.stderr
-            )
+            saved = "nothing was saved yet"
+            if stop.run_folder is not None:
+                run = shlex.quote(str(stop.run_folder))
+                saved = f"all that was finished is saved: fl-lightning fit --resume {run} continues"
+            print(f"stopped; {saved}", file=sys.stderr)
         return 128 + stop.number
 
 
@@ -74,7 +77,7 @@ def fit(argv: list[str]) -> int:
     if resume is None:
         config, folder = parse_config(argv), None
     else:
-        from fl_lightning.files import find_run_folder
+        from fl_lightning.run_folder import find_run_folder
 
         root = _take(argv, "--output")[0] or parse_config(argv).output
         folder = find_run_folder(resume, Path(root))
@@ -101,7 +104,7 @@ def evaluate(argv: list[str]) -> int:
         raise InputError(f"unknown argument {argv[0]}{nearest(argv[0], ['--run', '--output'])}")
     if name is None:
         raise InputError("evaluate: no --run, wanted --run RUN with a run folder or 'last'")
-    from fl_lightning.files import find_run_folder
+    from fl_lightning.run_folder import find_run_folder
 
     folder = find_run_folder(name, Path(output or "lightning_logs"))
     from fl_lightning.arguments import parse_config

@@ -226,6 +226,10 @@ class FederationConfig:
     """So many clients of each department take part in a round; null goes by client_fraction."""
     client_fraction: float = 1.0
     """Share of each department's clients that takes part in a round, at least one client; in (0, 1]."""
+    min_clients: int = 1
+    """A department with fewer valid updates in a round keeps its state."""
+    max_update_norm: float = 1000.0
+    """An update that moved farther than so many times the norm of the shared start is left out."""
     flora: FloraConfig = field(default_factory=FloraConfig)
     """Clients into departments."""
     client_clusters: ClientClustersConfig = field(default_factory=ClientClustersConfig)
@@ -239,6 +243,8 @@ class FederationConfig:
         _at_least("federation.rounds", self.rounds, 1)
         _one_of("federation.share", self.share, ("all", "a"))
         _unit("federation.client_fraction", self.client_fraction, zero=False)
+        _at_least("federation.min_clients", self.min_clients, 1)
+        _positive("federation.max_update_norm", self.max_update_norm)
         if self.clients_per_round is not None:
             _at_least("federation.clients_per_round", self.clients_per_round, 1)
             wanted = "1.0 where clients_per_round is given; choose one of the two"
@@ -309,12 +315,15 @@ class RetentionConfig:
     """Client adapters of the last so many rounds."""
     checkpoints: int = 2
     """Checkpoints of the last so many rounds."""
+    best: int = 0
+    """Besides them, exports and checkpoints of so many rounds with the lowest mean evaluation loss."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _check_null(self, "retention.")
         _at_least("retention.client_exports", self.client_exports, 0)
         _at_least("retention.checkpoints", self.checkpoints, 0)
+        _at_least("retention.best", self.best, 0)
 
 
 @dataclass

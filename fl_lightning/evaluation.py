@@ -10,11 +10,11 @@ from typing import Any
 from torchmetrics import MeanMetric
 
 from fl_lightning.data.federation import ClientData
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, RunError
 from fl_lightning.exchange import Clients, Metrics
 from fl_lightning.files import read_json, write_json
 from fl_lightning.modeling.lora import read_lora_adapter
-from fl_lightning.state import LoraState, problem_with
+from fl_lightning.state import LoraState
 
 Figures = dict[str, float]
 
@@ -48,11 +48,21 @@ def mean_figures(departments: Mapping[str, Figures]) -> Figures:
 def evaluate_departments(
     clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> tuple[dict[str, Figures], float]:
-    """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients."""
+    """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients.
+
+    Raises:
+        RunError: if a loss is not finite.
+    """
     results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
     pooled: dict[str, Metrics] = {}
     for client, metrics in zip(data.values(), results, strict=True):
         pooled[client.department] = pooled[client.department] + metrics if client.department in pooled else metrics
+    for department, metrics in pooled.items():
+        if not math.isfinite(metrics.loss_sum):
+            raise RunError(
+                f"the adapter of {department} gives a loss of {metrics.loss_sum} on its held-out records; lower "
+                "training.learning_rate or federation.flora.momentum, or choose another fabric.precision"
+            )
     departments = {d: figures(metrics) for d, metrics in pooled.items()}
     return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
 
@@ -85,10 +95,7 @@ def evaluate_run(
         folder = (run_folder / place).resolve()
         if not folder.is_relative_to(run_folder.resolve()):
             raise InputError(f"{run_folder}: adapter path {place!r} leads out of the run folder")
-        state = read_lora_adapter(folder)
-        if problem := problem_with(state, initial):
-            raise InputError(f"{folder}: does not fit the base model of the run: {problem}")
-        return state
+        return read_lora_adapter(folder, initial)
 
     wanted = {client.department for client in data.values()}
     places = read_json(run_folder / "dept_lora_federated.json")

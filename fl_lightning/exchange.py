@@ -85,11 +85,25 @@ class ClientUpdate:
         return self.client_id.split("/", 1)[0]
 
 
+class CohortJournal(Protocol):
+    """Cohorts that were fitted before this process began, or are fitted now."""
+
+    def recall(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
+        """The updates of just these clients together, in order; None where there are none."""
+        ...
+
+    def record(self, updates: Sequence[ClientUpdate]) -> None:
+        """Keep a cohort's updates."""
+        ...
+
+
 class Clients(Protocol):
     """Where updates come from: this process, several, or a network."""
 
-    def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
-        """Tasks out, updates back, in the order of the tasks."""
+    def exchange(
+        self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
+    ) -> Iterator[ClientUpdate]:
+        """Tasks out, updates back, in the order of the tasks; what the journal has is not asked for again."""
         ...
 
     def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:

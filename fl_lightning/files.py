@@ -1,8 +1,9 @@
-"""Files and run folders: every write is atomic, every name that comes from outside is checked."""
+"""Files: every write is atomic and on the disk when it ends, every name that comes from outside is checked."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary name in the same folder, flush, fsync, rename."""
+    """Write a file whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -49,6 +50,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: without them a whole file may still be gone after a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,78 +88,79 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Where `path` exists its files are replaced one by one, each whole, and those that the new folder lacks are removed:
+    a reader always finds the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    old: Path | None = None
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.replace(path, old / path.name)
-        os.replace(temporary, path)
-    except BaseException:
-        if old is not None and (old / path.name).exists():
-            os.replace(old / path.name, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        files = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
+        for file in files:
+            _sync_file(temporary / file)
+        for folder in (temporary, *(p for p in temporary.rglob("*") if p.is_dir())):
+            sync_folder(folder)
+        if not path.exists():
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+            return
+        for file in files:
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / file, path / file)
+        for old in [p for p in path.rglob("*") if p.is_file() and p.relative_to(path) not in files]:
+            old.unlink()
+        for folder in (path, *(p for p in path.rglob("*") if p.is_dir())):
+            sync_folder(folder)
     finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_output(root: Path) -> None:
-    """Check that a run folder could be made under `root`, without making anything.
-
-    Raises:
-        InputError: if `root` is a file, or may not be written to.
-    """
-    place = root
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise InputError(f"output: {place} is a file, wanted a folder; choose another --output")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"output: {place} may not be written to; choose another --output")
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
-def create_run_folder(root: Path) -> Path:
-    """A new ``version_N`` folder under `root`, N one above the highest there; two processes never get the same one.
-
-    Raises:
-        InputError: if the folder cannot be made.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        while True:
-            taken = [int(m[1]) for p in root.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))]
-            folder = root / f"version_{max(taken, default=-1) + 1}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise InputError(
-            f"output: cannot create a run folder in {root} ({error.strerror}); choose another --output"
-        ) from error
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left anywhere under `folder`."""
+    for path in [p for p in folder.rglob(".*.tmp") if not p.is_symlink()]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def find_run_folder(run: str, root: Path) -> Path:
-    """The run folder that `run` names: a path, or ``last`` for the newest ``version_N`` under `root`.
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Note the size and SHA-256 of every file in a folder in its ``manifest.json``."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    write_json(folder / MANIFEST, {p.relative_to(folder).as_posix(): _facts(p) for p in files})
+
+
+def check_manifest(folder: Path) -> None:
+    """Check that a folder holds what its manifest says.
 
     Raises:
-        InputError: if there is no such run.
+        InputError: naming the first file that is missing or has changed.
     """
-    if run == "last":
-        runs = [p for p in root.glob("version_*") if re.fullmatch(r"version_\d+", p.name) and p.is_dir()]
-        if not runs:
-            raise InputError(f"run 'last': no version_N folder in {root}; run 'fit' first or name another --output")
-        return max(runs, key=lambda p: int(p.name.split("_")[1]))
-    folder = Path(run)
-    if not folder.is_dir() and (root / run).is_dir():
-        folder = root / run
-    if not (folder / "config.yaml").is_file():
-        raise InputError(
-            f"run {run!r}: no config.yaml there; wanted a run folder such as {root / 'version_0'} or 'last'"
-        )
-    return folder
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise InputError(f"{folder / MANIFEST}: got {type(manifest).__name__}, wanted {{file: {{bytes, sha256}}}}")
+    for name, wanted in manifest.items():
+        path = folder.joinpath(*(check_name(part, f"{MANIFEST}: file") for part in name.split("/")))
+        if not path.is_file():
+            raise InputError(f"{path}: missing, though {MANIFEST} names it")
+        if (got := _facts(path)) != wanted:
+            raise InputError(f"{path}: got {got}, wanted {wanted} by {MANIFEST}")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
@@ -20,12 +21,15 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.packing import epoch_order, pack
 from fl_lightning.data.tokenization import Example
-from fl_lightning.exchange import ClientTask, ClientUpdate, EvaluationJob, Metrics, OnStep
+from fl_lightning.errors import RunError
+from fl_lightning.exchange import ClientTask, ClientUpdate, CohortJournal, EvaluationJob, Metrics, OnStep
 from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Shard
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
+
+log = logging.getLogger(__name__)
 
 STEP_TOKENS = {"cpu": 1000, "cuda": 16384}
 """Tokens of a cohort's step that keep the device busy: more falls out of a CPU's cache, fewer leave a GPU idle."""
@@ -65,6 +69,7 @@ class LocalClients:
         self.training = training
         self.clients_at_once = clients_at_once
         self._shard = shard
+        self._at_most: int | None = None
         self._fabric = fabric
         self._module = module
         # A quantised base is already where it belongs.
@@ -79,10 +84,17 @@ class LocalClients:
         self._fresh_precision = copy.deepcopy(self._precision.state_dict())
         module.check_packing()
 
-    def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
-        """Fit the clients of the tasks; updates come in the order of the tasks."""
+    def exchange(
+        self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
+    ) -> Iterator[ClientUpdate]:
+        """Fit the clients of the tasks, but for cohorts in the journal; updates come in the order of the tasks."""
         for cohort in self.cohorts(tasks):
-            yield from self.fit_clients(cohort, on_step)
+            updates = journal.recall(cohort) if journal is not None else None
+            if updates is None:
+                updates = self.fit_clients(cohort, on_step)
+                if journal is not None:
+                    journal.record(updates)
+            yield from updates
 
     def cohorts(self, tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
         """Tasks cut into cohorts, in order: so many clients each, or as many as fill the device's step under ``auto``.
@@ -109,6 +121,30 @@ class LocalClients:
         return groups
 
     def fit_clients(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> list[ClientUpdate]:
+        """Fit a cohort of clients; if memory runs out, it and all later ones in parts of half its size.
+
+        Raises:
+            RunError: if memory runs out with these parts too.
+        """
+        updates: list[ClientUpdate] = []
+        while rest := tasks[len(updates) :]:
+            part = rest[: self._at_most]
+            try:
+                updates += self._fit_together(part, on_step)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                # Where processes share a fit, the others would wait for the step that this one could not take.
+                if len(part) == 1 or self._at_most is not None or self._shard is not None:
+                    raise RunError(
+                        f"{part[0].client_id} and {len(part) - 1} others: out of memory ({str(error)[:120]}); lower "
+                        "training.clients_at_once, training.batch_size, data.max_length or lora.r"
+                    ) from error
+                self._at_most = (len(part) + 1) // 2
+                log.warning("out of memory with %d clients at once; going on with %d", len(part), self._at_most)
+        return updates
+
+    def _fit_together(self, tasks: Sequence[ClientTask], on_step: OnStep | None) -> list[ClientUpdate]:
         """Fit a cohort of clients together, each exactly as if it were alone.
 
         Every client steps its own batches; the loss is the sum of the clients' own means, clipping is per client,
@@ -232,6 +268,11 @@ class LocalClients:
                 correct += sums.correct.double().cpu()
                 targets = [so_far + new for so_far, new in zip(targets, row.client_targets, strict=True)]
         return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(sets[k])) for k in range(len(sets))]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the system by way of torch, had no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def rows(sets: Sequence[Sequence[Example]], budget: int) -> Iterator[list[list[Example]]]:

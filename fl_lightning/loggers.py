@@ -14,14 +14,14 @@ from lightning.fabric.loggers.logger import Logger
 from fl_lightning.errors import InputError
 
 
-def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: int | None = None) -> list[Logger]:
+def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bool = True) -> list[Logger]:
     """Instantiate loggers; those that take ``save_dir`` write into the run folder unless told otherwise.
 
     Args:
         specs: mappings with ``class_path`` and, where wanted, ``init_args``.
         run_folder: the run's folder.
-        first_step: rows from this step on are written anew, so TensorBoard drops what an interrupted run wrote there;
-            None for a new run.
+        fresh: whether the run is new. The rows of a resumed one are all written again, so what TensorBoard's and CSV
+            loggers wrote into its folder goes first.
 
     Raises:
         InputError: naming the logger that cannot be made.
@@ -41,8 +41,11 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, first_step: 
         if "save_dir" in parameters and "save_dir" not in arguments:
             arguments["save_dir"] = str(run_folder)
             arguments.update({k: "" for k in ("name", "version") if _writes_plain_files(cls) and k not in arguments})
-        if class_name == "TensorBoardLogger" and first_step is not None:
-            arguments.setdefault("purge_step", first_step)
+        if not fresh and _writes_plain_files(cls) and arguments.get("save_dir") == str(run_folder):
+            for old in (run_folder / "metrics.csv", *run_folder.glob("events.out.tfevents.*")):
+                old.unlink(missing_ok=True)
+        if not fresh and class_name == "TensorBoardLogger":
+            arguments.setdefault("purge_step", 0)  # elsewhere the old rows stay and are passed over
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")

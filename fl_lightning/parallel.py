@@ -10,6 +10,7 @@ The first process alone runs the trainer and writes; the others do what it asks,
 from __future__ import annotations
 
 import atexit
+import collections
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,16 @@ from torch.distributed.fsdp import fully_shard
 
 from fl_lightning import stopping
 from fl_lightning.errors import RunError
-from fl_lightning.exchange import ClientTask, ClientUpdate, EvaluationJob, Metrics, OnStep, header_of, update_from
+from fl_lightning.exchange import (
+    ClientTask,
+    ClientUpdate,
+    CohortJournal,
+    EvaluationJob,
+    Metrics,
+    OnStep,
+    header_of,
+    update_from,
+)
 from fl_lightning.messages import decode, encode
 from fl_lightning.state import LoraState
 
@@ -168,34 +178,51 @@ class SeveralProcesses:
                 # A thread that waits inside gloo while the interpreter shuts down would abort the process.
                 atexit.register(ear.join, timeout=5.0)
 
-    def exchange(self, tasks: Sequence[ClientTask], on_step: OnStep | None = None) -> Iterator[ClientUpdate]:
-        """Fit the clients of the tasks; updates come in the order of the tasks, each as soon as it can."""
-        cohorts = self.local.cohorts(tasks)
-        if self.parallelism == "data":
-            for rank in self._others:
-                self._ask(rank, cohorts)
-            for cohort in cohorts:
-                yield from self.local.fit_clients(cohort, on_step)
-            return
-        owners = spread([self._tokens(cohort) for cohort in cohorts], 1 + len(self._others))
-        for rank in self._others:
-            self._ask(rank, [cohort for cohort, owner in zip(cohorts, owners, strict=True) if owner == rank])
-        expected = [task.client_id for cohort in cohorts for task in cohort]
-        arrived: dict[str, ClientUpdate] = {}
+    def exchange(
+        self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
+    ) -> Iterator[ClientUpdate]:
+        """Fit the clients of the tasks, but for cohorts in the journal.
+
+        Updates come in the order of the tasks, each as soon as it can; the journal gets them as they arrive.
+        """
+        waiting = collections.deque(self.local.cohorts(tasks))
+        fresh = [cohort for cohort in waiting if journal is None or journal.recall(cohort) is None]
+        missing = {cohort[0].client_id for cohort in fresh}
+        mine, theirs = fresh, dict.fromkeys(self._others, fresh)
+        if self.parallelism == "clients":
+            owners = spread([self._tokens(cohort) for cohort in fresh], 1 + len(self._others))
+            mine, *rest = (
+                [cohort for cohort, owner in zip(fresh, owners, strict=True) if owner == rank]
+                for rank in (0, *self._others)
+            )
+            theirs = dict(zip(self._others, rest, strict=True))
+        for rank, cohorts in theirs.items():
+            self._ask(rank, cohorts)
+        arrived: dict[str, list[ClientUpdate]] = {}
+
+        def keep(updates: list[ClientUpdate]) -> None:
+            arrived[updates[0].client_id] = updates
+            if journal is not None:
+                journal.record(updates)
 
         def ready() -> Iterator[ClientUpdate]:
-            while expected and expected[0] in arrived:
-                yield arrived.pop(expected.pop(0))
+            while waiting:
+                first = waiting[0][0].client_id
+                if first in missing and first not in arrived:
+                    return
+                cohort = waiting.popleft()
+                recalled = None if first in missing or journal is None else journal.recall(cohort)
+                yield from arrived.pop(first) if recalled is None else recalled
 
-        for cohort, owner in zip(cohorts, owners, strict=True):
-            if owner == 0:
-                arrived.update({u.client_id: u for u in self.local.fit_clients(cohort, on_step)})
-                while not self._inbox.empty():
-                    self._take(arrived, on_step)
-                yield from ready()
-        while expected:
-            self._take(arrived, on_step)
+        for cohort in mine:
+            keep(self.local.fit_clients(cohort, on_step))
+            while not self._inbox.empty():
+                keep(self._take(on_step))
             yield from ready()
+        while waiting:
+            yield from ready()
+            if waiting:
+                keep(self._take(on_step))
 
     def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
         """Each adapter on the client's held-out records, in the order of the jobs."""
@@ -258,12 +285,13 @@ class SeveralProcesses:
         headers = [[header_of(task) for task in cohort] for cohort in cohorts]
         self._channel.send(rank, {"do": "fit", "cohorts": headers}, [t.start for cohort in cohorts for t in cohort])
 
-    def _take(self, arrived: dict[str, ClientUpdate], on_step: OnStep | None) -> None:
+    def _take(self, on_step: OnStep | None) -> list[ClientUpdate]:
+        """The next cohort's updates that another process sends."""
         _, header, states = self._receive()
         updates = [update_from(values, state) for values, state in zip(header["updates"], states, strict=True)]
-        arrived.update({update.client_id: update for update in updates})
         if on_step is not None:
             on_step([u.client_id for u in updates], 1.0, sum(u.num_tokens for u in updates))
+        return updates
 
     def _receive(self) -> tuple[int, Any, list[LoraState]]:
         while True:

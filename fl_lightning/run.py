@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fl_lightning import processes, stopping
 from fl_lightning.arguments import parse_config, to_yaml
 from fl_lightning.callbacks import (
     AdapterExport,
@@ -23,23 +27,26 @@ from fl_lightning.callbacks import (
     RichProgress,
     RoundCheckpoint,
 )
-from fl_lightning.checkpoint import checkpoints, load_checkpoint
+from fl_lightning.checkpoint import newest_checkpoint
 from fl_lightning.config import RunConfig
 from fl_lightning.data.federation import ClientData, load_federation
 from fl_lightning.device import launch, make_fabric
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, RunError
 from fl_lightning.evaluation import evaluate_run
 from fl_lightning.exchange import Clients
 from fl_lightning.federation import FederationState
-from fl_lightning.files import check_output, create_run_folder, write_text
+from fl_lightning.files import sweep, write_text
+from fl_lightning.identity import check_identity, fingerprint, identity
+from fl_lightning.journal import Journal
 from fl_lightning.loggers import make_loggers
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import SeveralProcesses
+from fl_lightning.run_folder import CONFIG, check_output, create_run_folder, held, warn_if_tight
 from fl_lightning.seeding import derive_seed
 from fl_lightning.spill import IN_MEMORY, Spill
-from fl_lightning.state import problem_with
+from fl_lightning.state import num_bytes, problem_with
 from fl_lightning.trainer import FederatedTrainer, make_clients
 
 log = logging.getLogger(__name__)
@@ -52,6 +59,7 @@ class Parts:
     fabric: Any
     module: LoraClientModule
     data: dict[str, ClientData]
+    base: str
 
 
 def prepare(config: RunConfig) -> Parts:
@@ -64,6 +72,7 @@ def prepare(config: RunConfig) -> Parts:
     fabric, dtype = make_fabric(config.fabric)
     launch(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    weights = fingerprint(base) if processes.is_first() else ""
     model = create_lora_model(
         base,
         config.lora.r,
@@ -84,62 +93,74 @@ def prepare(config: RunConfig) -> Parts:
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    return Parts(fabric, module, data)
+    return Parts(fabric, module, data, weights)
 
 
-def make_callbacks(config: RunConfig, console: Console | None = None) -> list[FederatedCallback]:
+def make_callbacks(
+    config: RunConfig, console: Console | None = None, run_identity: Mapping[str, Any] | None = None
+) -> list[FederatedCallback]:
     """The callbacks of a run, in the order in which their hooks run; the checkpoint comes last but for the bars."""
+    kept = config.retention
     return [
         FederatedRound(config.federation, seed=config.seed),
         ClientLog(),
         Evaluation(),
         ClusterMonitor(log_metrics=config.logging.cluster_logging, save_metadata=config.logging.save_cluster_metadata),
         MemoryMonitor(),
-        AdapterExport(config.retention.client_exports),
-        RoundCheckpoint(config.retention.checkpoints),
+        AdapterExport(kept.client_exports, kept.best),
+        RoundCheckpoint(kept.checkpoints, kept.best, run_identity),
         RichProgress(console),
     ]
 
 
 def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path | None:
-    """Run `config` from its start, or from the last checkpoint of the run folder `resume`.
+    """Run `config` from its start, or from where the run folder `resume` stopped.
 
     Returns:
         The run folder; None on all processes but the first.
 
     Raises:
-        InputError: for bad input; no run folder is made then.
+        InputError: for bad input; no run folder is made then, and one that is resumed stays as it was.
         RunError: if the run cannot go on.
     """
-    parts = prepare(config)
-    if parts.fabric.global_rank > 0:  # another process of the run: the first one checks, asks and writes
+    if not processes.is_first():  # the first one checks, asks and writes
+        parts = prepare(config)
         trainer = FederatedTrainer(fabric=parts.fabric, training=config.training)
         trainer.fit(parts.module, parts.data, clients=_clients(parts, config))
         return None
-    callbacks = make_callbacks(config, console)
-    state: FederationState | None = None
-    history: list[tuple[int, dict[str, float]]] = []
     if resume is not None:
-        state, history = _restore(resume, callbacks, parts.data)
-        fresh = collect_lora_state(parts.module.model)
-        problem = problem_with(fresh, state.initial)
-        if problem or any(not torch.equal(fresh[name], tensor) for name, tensor in state.initial.items()):
-            raise InputError(
-                f"{resume}: the run began from another adapter ({problem or 'other values'}); "
-                "seed, model and the lora block must stay as they were"
-            )
-    run_folder = resume or create_run_folder(Path(config.output))
-    try:
-        write_text(run_folder / "config.yaml", to_yaml(config))
-        # A resumed run logs its history again, from the base model's row on.
-        loggers: list[Any] = make_loggers(config.logging.loggers, run_folder, None if state is None else 0)
-    except InputError:
-        if resume is None:
+        with held(resume):
+            parts = prepare(config)
+            state, extra = _resumed(config, parts, resume)
+            # A resumed run logs its history again, from the base model's row on.
+            loggers = make_loggers(config.logging.loggers, resume, fresh=False)
+            return _fit(config, parts, resume, loggers, state, extra, console)
+    parts = prepare(config)
+    run_folder = create_run_folder(Path(config.output), to_yaml(config))
+    with held(run_folder):
+        try:
+            loggers = make_loggers(config.logging.loggers, run_folder)
+        except InputError:
             shutil.rmtree(run_folder)
-        raise
+            raise
+        return _fit(config, parts, run_folder, loggers, None, {}, console)
+
+
+def _fit(
+    config: RunConfig,
+    parts: Parts,
+    run_folder: Path,
+    loggers: list[Any],
+    state: FederationState | None,
+    extra: dict[str, Any],
+    console: Console | None,
+) -> Path:
+    """Fit into a run folder that this process holds, from a state with what its checkpoint held besides."""
     parts.fabric, _ = make_fabric(config.fabric, loggers)
-    for logger in loggers:
-        logger.log_hyperparams(config.to_dict())
+    callbacks = make_callbacks(config, console, _identity(config, parts))
+    for callback in callbacks:
+        if type(callback).__name__ in extra.get("callbacks", {}):
+            callback.load_state_dict(extra["callbacks"][type(callback).__name__])
     trainer = FederatedTrainer(
         fabric=parts.fabric,
         callbacks=callbacks,
@@ -150,14 +171,48 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     )
     status = "failed"
     try:
-        trainer.fit(parts.module, parts.data, clients=_clients(parts, config), resume_from=state, history=history)
+        write_text(run_folder / CONFIG, to_yaml(config))
+        for logger in loggers:
+            logger.log_hyperparams(config.to_dict())
+        warn_if_tight(run_folder, _bytes_to_write(config, parts))
+        trainer.fit(
+            parts.module,
+            parts.data,
+            clients=_clients(parts, config),
+            resume_from=state,
+            history=[(step, row) for step, row in extra.get("history", ())],
+            journal=Journal(run_folder / "checkpoints", trainer.writer),
+        )
         status = "success"
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or run_folder}: {error.strerror or error}; what was saved before stands: mend it, then "
+            f"fl-lightning fit --resume {shlex.quote(str(run_folder))}"
+        ) from error
+    except stopping.Stopped as stop:
+        stop.run_folder = run_folder
+        raise
     finally:
         for logger in loggers:  # Fabric never closes its loggers
-            if hasattr(logger, "save"):
-                logger.save()
-            logger.finalize(status)
+            with contextlib.suppress(*(() if status == "success" else (OSError,))):
+                if hasattr(logger, "save"):
+                    logger.save()
+                logger.finalize(status)
     return run_folder
+
+
+def _identity(config: RunConfig, parts: Parts) -> dict[str, Any]:
+    return identity(config, parts.data, parts.base)
+
+
+def _bytes_to_write(config: RunConfig, parts: Parts) -> int:
+    """An estimate of what the run will have on the disk at its end: adapters and checkpoints."""
+    adapter = num_bytes(collect_lora_state(parts.module.model))
+    clients, departments = len(parts.data), len({client.department for client in parts.data.values()})
+    rounds, kept = config.federation.rounds, config.retention
+    exports = min(rounds, kept.client_exports + kept.best) if kept.client_exports else rounds
+    saved = min(rounds, kept.checkpoints + kept.best) if kept.checkpoints else rounds
+    return adapter * (departments + exports * clients + saved * (1 + departments) + clients)
 
 
 def evaluate(run_folder: Path) -> dict[str, Any] | None:
@@ -169,17 +224,20 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if the run has no config or no adapters.
     """
-    config = load_config(run_folder / "config.yaml")
-    parts = prepare(config)
-    clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
-    if not isinstance(clients, SeveralProcesses):
-        return evaluate_run(run_folder, parts.data, clients, initial)
-    if parts.fabric.global_rank > 0:
-        clients.serve()
+    config = load_config(run_folder / CONFIG)
+    if not processes.is_first():
+        parts = prepare(config)
+        clients = _clients(parts, config)
+        if isinstance(clients, SeveralProcesses):
+            clients.serve()
         return None
-    result = evaluate_run(run_folder, parts.data, clients, initial)
-    clients.stop()
-    return result
+    with held(run_folder):
+        parts = prepare(config)
+        clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
+        result = evaluate_run(run_folder, parts.data, clients, initial)
+        if isinstance(clients, SeveralProcesses):
+            clients.stop()
+        return result
 
 
 def _clients(parts: Parts, config: RunConfig) -> Clients:
@@ -188,25 +246,30 @@ def _clients(parts: Parts, config: RunConfig) -> Clients:
     return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too)
 
 
-def _restore(
-    run_folder: Path, callbacks: list[FederatedCallback], data: dict[str, ClientData]
-) -> tuple[FederationState, list[tuple[int, dict[str, float]]]]:
-    found = checkpoints(run_folder)
-    if not found:
-        raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
-    for left_behind in run_folder.glob(".states.*.tmp"):  # by a process that was killed
-        shutil.rmtree(left_behind, ignore_errors=True)
-    state, extra = load_checkpoint(found[max(found)], Spill(run_folder).keep if len(data) > IN_MEMORY else None)
-    departments = {client.department for client in data.values()}
-    if set(state.departments) != departments:
+def _resumed(config: RunConfig, parts: Parts, run_folder: Path) -> tuple[FederationState | None, dict[str, Any]]:
+    """(state, extra) of the newest whole checkpoint; (None, {}) of a run that was stopped before its first one.
+
+    Raises:
+        InputError: if there is none though the run has results, or if it is another run's.
+    """
+    sweep(run_folder)
+    found = newest_checkpoint(run_folder, Spill(run_folder).keep if len(parts.data) > IN_MEMORY else None)
+    if found is None:
+        if any((run_folder / name).exists() for name in ("adapters", "client_exports")):
+            raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
+        log.info("%s was stopped before its first checkpoint and begins anew", run_folder)
+        return None, {}
+    state, extra = found
+    check_identity(extra["identity"], _identity(config, parts))
+    fresh = collect_lora_state(parts.module.model)
+    problem = problem_with(fresh, state.initial)
+    if problem or any(not torch.equal(fresh[name], tensor) for name, tensor in state.initial.items()):
         raise InputError(
-            f"{run_folder}: its departments are {sorted(state.departments)}, data.root has {sorted(departments)}"
+            f"{run_folder}: the run began from another adapter ({problem or 'other values'}), though config and base "
+            "are the same; wanted the versions of torch and peft it began with"
         )
-    for callback in callbacks:
-        if type(callback).__name__ in extra["callbacks"]:
-            callback.load_state_dict(extra["callbacks"][type(callback).__name__])
     log.info("resuming %s after round %d", run_folder, state.round_num)
-    return state, [(step, row) for step, row in extra["history"]]
+    return state, extra
 
 
 def load_config(path: Path) -> RunConfig:

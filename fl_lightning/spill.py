@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+
+from fl_lightning.tensor_files import write_state
 
 IN_MEMORY = 64
 """Up to so many clients' states stay in memory."""
@@ -27,7 +28,7 @@ class SpilledState(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, path: Path, state: Mapping[str, torch.Tensor], spill: Spill) -> None:
-        save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, path)
+        write_state(path, state)
         self._path, self._spill = path, spill
         self._names = list(state)
         weakref.finalize(self, path.unlink, missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,18 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.config import FederationConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
+from fl_lightning.errors import RunError
 from fl_lightning.exchange import Clients, ClientTask
 from fl_lightning.federation import FederationState, RoundReport
 from fl_lightning.fit import LocalClients
+from fl_lightning.journal import Journal
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
 from fl_lightning.sampling import sample_clients
 from fl_lightning.writer import BackgroundWriter
+
+log = logging.getLogger(__name__)
 
 
 class FederatedTrainer:
@@ -70,6 +76,7 @@ class FederatedTrainer:
         writer = rounds[0] if rounds else FederatedRound(self.federation_config, seed=seed)
         self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
         self.writer = BackgroundWriter()
+        self.journal = Journal(None, self.writer)
         self.round_num = 0
         self.data: Mapping[str, ClientData] = {}
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -87,6 +94,7 @@ class FederatedTrainer:
         clients: Clients | None = None,
         resume_from: FederationState | None = None,
         history: Sequence[tuple[int, Mapping[str, float]]] = (),
+        journal: Journal | None = None,
     ) -> FederationState:
         """Run the rounds.
 
@@ -96,6 +104,7 @@ class FederatedTrainer:
             clients: where updates come from; the clients in this process where None.
             resume_from: the state after the last complete round.
             history: the rows logged up to there; they are logged again, since loggers start a resumed run afresh.
+            journal: keeps what a round has worked out until its checkpoint is written; None keeps nothing.
 
         Returns:
             The state after the last round.
@@ -104,6 +113,7 @@ class FederatedTrainer:
             RunError: if a round gets no valid update.
         """
         self.module = module
+        self.journal = journal or Journal(None, self.writer)
         self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
         self.fabric.launch()
         self.clients = clients or make_clients(self.fabric, module, self.data, self.training)
@@ -144,10 +154,19 @@ class FederatedTrainer:
         evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
         tasks = [ClientTask(c, round_num, state.start_of(c), self.seed, evaluate) for c in self._sample(round_num)]
         self._call("on_round_start", tasks=tasks)
-        for update in self.clients.exchange(tasks, on_step=self._on_step):
+        expected = {task.client_id for task in tasks}
+        for update in self.clients.exchange(tasks, self._on_step, self.journal):
+            if update.client_id not in expected or update.round_num != round_num:
+                log.warning("round %d: an update of %r, which nobody asked for", round_num, update.client_id)
+                continue
+            expected.remove(update.client_id)
             self._call("on_client_end", update=update)
         self.writer.flush()  # the round before is on disk when this one ends
-        self._call("on_aggregate")
+        try:
+            self._call("on_aggregate")
+        except RunError:
+            self.journal.forget(round_num)  # else a resumed run would find the same updates again
+            raise
         self._call("on_round_end")
         self._flush_row(round_num)
 
@@ -171,8 +190,14 @@ class FederatedTrainer:
         ]
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Collect figures for the loggers; they go out as one row at the end of the round, its number as the step."""
-        self._row.update(metrics)
+        """Collect figures for the loggers; they go out as one row at the end of the round, its number as the step.
+
+        What is not finite, such as the loss of a client that diverged, is named in the log and left out.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for name in metrics.keys() - finite.keys():
+            log.warning("round %d: %s is %s", self.round_num, name, metrics[name])
+        self._row.update(finite)
 
     def _flush_row(self, step: int) -> None:
         if self._row:

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import json
+import logging
 import random
 
 import pytest
@@ -129,3 +130,21 @@ def write_jsonl():
         return path
 
     return write
+
+
+@pytest.fixture
+def log_messages():
+    """Messages of the package's log, whatever handlers an earlier test left behind."""
+    messages = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            messages.append(f"{record.levelname} {record.getMessage()}")
+
+    logger, handler = logging.getLogger("fl_lightning"), Collect()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from fl_lightning import checkpoint as checkpoint_module
-from fl_lightning.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from fl_lightning.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from fl_lightning.errors import InputError
 from fl_lightning.federation import FederationState
+from fl_lightning.files import write_manifest
 
 A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
 
@@ -94,7 +95,7 @@ def test_a_save_that_fails_midway_leaves_the_old_checkpoint_and_no_temporary(tmp
     assert_equal_states(loaded.initial, federation(0).initial)
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_checkpoint_is_bad_input(tmp_path, name, keep):
     save_checkpoint(tmp_path / "c", federation(), {})
@@ -105,7 +106,7 @@ def test_a_truncated_checkpoint_is_bad_input(tmp_path, name, keep):
         load_checkpoint(tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_a_missing_file_is_bad_input(tmp_path, name):
     save_checkpoint(tmp_path / "c", federation(), {})
     (tmp_path / "c" / name).unlink()
@@ -117,6 +118,7 @@ def test_a_missing_file_is_bad_input(tmp_path, name):
 def test_json_of_another_form_is_bad_input(tmp_path, text):
     save_checkpoint(tmp_path / "c", federation(), {})
     (tmp_path / "c" / "state.json").write_text(text)
+    write_manifest(tmp_path / "c")
     with pytest.raises(InputError, match="not a whole checkpoint"):
         load_checkpoint(tmp_path / "c")
 
@@ -132,7 +134,8 @@ class Trap:
 def test_a_pickle_in_place_of_the_tensors_is_not_run(tmp_path):
     save_checkpoint(tmp_path / "c", federation(), {})
     (tmp_path / "c" / "state.safetensors").write_bytes(pickle.dumps(Trap(str(tmp_path / "run"))))
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    write_manifest(tmp_path / "c")
+    with pytest.raises(InputError, match="state.safetensors: not readable"):
         load_checkpoint(tmp_path / "c")
     assert not (tmp_path / "run").exists()
 
@@ -179,3 +182,27 @@ def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path):
     (tmp_path / "c" / "state.json").write_text(json.dumps(facts))
     with pytest.raises(InputError):
         load_checkpoint(tmp_path / "c")
+
+
+def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
+    save_checkpoint(tmp_path / "c", federation(), {})
+    path = tmp_path / "c" / "state.safetensors"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 13):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="state.safetensors: got .* wanted .* by manifest.json"):
+            load_checkpoint(tmp_path / "c")
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_torn_ones_are_named(tmp_path, log_messages):
+    assert newest_checkpoint(tmp_path) is None
+    for number in (2, 9, 10):
+        save_checkpoint(tmp_path / "checkpoints" / f"round_{number}", federation(), {"number": number})
+    assert newest_checkpoint(tmp_path)[1] == {"number": 10}
+    (tmp_path / "checkpoints" / "round_10" / "state.json").unlink()
+    assert newest_checkpoint(tmp_path)[1] == {"number": 9}
+    assert "round_10/state.json: missing" in log_messages[-1]
+    for number in (2, 9):
+        (tmp_path / "checkpoints" / f"round_{number}" / "manifest.json").write_text("")
+    with pytest.raises(InputError, match="none of its 3 checkpoints is whole; the newest: .*round_10"):
+        newest_checkpoint(tmp_path)

@@ -190,6 +190,8 @@ def test_the_defaults_are_the_documented_ones():
         "share": "all",
         "clients_per_round": None,
         "client_fraction": 1.0,
+        "min_clients": 1,
+        "max_update_norm": 1000.0,
         "flora": {"momentum": 0.1, "use_residual": True},
         "client_clusters": {"num_clusters": 2, "global_mix": 0.2},
         "dept_clusters": {

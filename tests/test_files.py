@@ -1,6 +1,5 @@
 import json
 import os
-import threading
 
 import pytest
 from hypothesis import given
@@ -9,13 +8,14 @@ from hypothesis import strategies as st
 from fl_lightning.errors import InputError
 from fl_lightning.files import (
     atomic_folder,
+    check_manifest,
     check_name,
-    create_run_folder,
-    find_run_folder,
     natural_key,
     read_json,
+    sweep,
     write_bytes,
     write_json,
+    write_manifest,
     write_text,
 )
 
@@ -111,7 +111,7 @@ def test_data_is_on_disk_before_the_name_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))[1])
     write_bytes(tmp_path / "file", b"x")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_json_round_trip_keeps_order(tmp_path):
@@ -166,19 +166,14 @@ def test_a_failing_block_leaves_the_old_folder_and_no_temporary(tmp_path):
     assert (tmp_path / "round_1" / "x").read_text() == "old"
 
 
-@pytest.mark.parametrize("failing_call", [1, 2])
-def test_a_failing_rename_leaves_the_old_folder_in_place(tmp_path, monkeypatch, failing_call):
+def test_a_failing_rename_leaves_the_old_folder_in_place(tmp_path, monkeypatch):
     with atomic_folder(tmp_path / "round_1") as folder:
         (folder / "x").write_text("old")
-    replace, calls = os.replace, []
 
-    def fail_at(source, target):
-        calls.append(source)
-        if len(calls) == failing_call:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail_at)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space left"), atomic_folder(tmp_path / "round_1") as folder:
         (folder / "x").write_text("new")
     monkeypatch.undo()
@@ -186,63 +181,78 @@ def test_a_failing_rename_leaves_the_old_folder_in_place(tmp_path, monkeypatch, 
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
-def test_run_folders_count_from_zero(tmp_path):
-    root = tmp_path / "logs"
-    assert [create_run_folder(root).name for _ in range(3)] == ["version_0", "version_1", "version_2"]
+def test_a_folder_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch):
+    with atomic_folder(tmp_path / "hr") as folder:
+        (folder / "x").write_text("old")
+    replace, seen = os.replace, []
+
+    def watch(source, target):
+        seen.append((tmp_path / "hr" / "x").read_text())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    with atomic_folder(tmp_path / "hr") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "y").write_text("y")
+        (folder / "x").write_text("new")
+    assert seen == ["old", "old"]
+    assert (tmp_path / "hr" / "x").read_text() == "new"
+    assert (tmp_path / "hr" / "inner" / "y").read_text() == "y"
 
 
-def test_run_folder_is_one_above_the_highest_not_the_first_gap(tmp_path):
-    for name in ("version_2", "version_10", "version_x", "other_99", "version_11_old"):
-        (tmp_path / name).mkdir()
-    assert create_run_folder(tmp_path).name == "version_11"
+def test_files_of_a_folder_are_on_the_disk_before_it_has_its_name_and_the_name_before_the_block_is_left(
+    tmp_path, monkeypatch
+):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda h: (done.append(os.readlink(f"/proc/self/fd/{h}")), fsync(h)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), replace(a, b)))
+    with atomic_folder(tmp_path / "round_1") as folder:
+        (folder / "x").write_text("x")
+        temporary = str(folder)
+    assert done == [f"{temporary}/x", temporary, "rename", str(tmp_path)]
 
 
-def test_a_file_called_version_n_is_not_overwritten(tmp_path):
-    (tmp_path / "version_0").write_text("a file")
-    assert create_run_folder(tmp_path).name == "version_1"
+def test_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    keep = [tmp_path / "a.json", tmp_path / "a" / "b.tmp", tmp_path / ".lock"]
+    gone = [tmp_path / ".a.json.x1.tmp", tmp_path / "a" / ".round_1.y2.tmp" / "state.json"]
+    for path in keep + gone:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    sweep(tmp_path)
+    assert all(path.exists() for path in keep)
+    assert not any(path.exists() for path in gone)
+    assert sorted(os.listdir(tmp_path / "a")) == ["b.tmp"]
 
 
-def test_parallel_runs_get_folders_of_their_own(tmp_path):
-    folders = []
-    threads = [threading.Thread(target=lambda: folders.append(create_run_folder(tmp_path).name)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(folders) == [f"version_{i}" for i in range(8)]
+def damaged(folder, how):
+    path = folder / "personal" / "hr.bin"
+    if how == "gone":
+        path.unlink()
+    elif how == "shorter":
+        path.write_bytes(b"12")
+    elif how == "other bytes":
+        path.write_bytes(b"132")
+    elif how == "list":
+        (folder / "manifest.json").write_text("[]")
+    elif how == "outside":
+        (folder / "manifest.json").write_text('{"../x": {}}')
+    else:
+        (folder / "manifest.json").unlink()
 
 
-def test_an_output_that_is_a_file_is_bad_input(tmp_path):
-    (tmp_path / "logs").write_text("a file")
-    with pytest.raises(InputError, match="output: cannot create a run folder in .*logs"):
-        create_run_folder(tmp_path / "logs")
-
-
-def make_run(root, name):
-    (root / name).mkdir(parents=True)
-    (root / name / "config.yaml").write_text("seed: 1\n")
-    return root / name
-
-
-def test_last_is_the_highest_number_not_the_last_in_the_alphabet(tmp_path):
-    for name in ("version_2", "version_10", "version_9"):
-        make_run(tmp_path, name)
-    (tmp_path / "version_99").write_text("a file")
-    assert find_run_folder("last", tmp_path) == tmp_path / "version_10"
-
-
-def test_last_without_runs_says_what_to_do(tmp_path):
-    with pytest.raises(InputError, match="run 'last': no version_N folder in .*run 'fit' first"):
-        find_run_folder("last", tmp_path)
-
-
-def test_a_run_is_found_by_path_and_by_name_under_the_root(tmp_path):
-    folder = make_run(tmp_path, "version_3")
-    assert find_run_folder(str(folder), tmp_path / "elsewhere") == folder
-    assert find_run_folder("version_3", tmp_path) == folder
-
-
-def test_a_folder_without_config_is_not_a_run(tmp_path):
-    (tmp_path / "version_0").mkdir()
-    with pytest.raises(InputError, match="no config.yaml there; wanted a run folder"):
-        find_run_folder(str(tmp_path / "version_0"), tmp_path)
+@pytest.mark.parametrize("how", ["gone", "shorter", "other bytes", "list", "outside", "no manifest"])
+def test_a_manifest_tells_what_has_changed(tmp_path, how):
+    (tmp_path / "personal").mkdir()
+    (tmp_path / "personal" / "hr.bin").write_bytes(b"123")
+    write_manifest(tmp_path)
+    assert read_json(tmp_path / "manifest.json") == {
+        "personal/hr.bin": {
+            "bytes": 3,
+            "sha256": "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3",
+        }
+    }
+    check_manifest(tmp_path)
+    damaged(tmp_path, how)
+    with pytest.raises(InputError, match="hr.bin" if how in ("gone", "shorter", "other bytes") else "manifest.json"):
+        check_manifest(tmp_path)

@@ -42,13 +42,31 @@ def test_save_dir_given_is_kept(tmp_path):
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_resumed_tensorboard_drops_what_stands_from_the_first_step_on(tmp_path):
-    for first_step, steps in ((None, range(1, 7)), (3, [3])):
-        (logger,) = make_loggers([{"class_path": TENSORBOARD}], tmp_path, first_step=first_step)
+def test_a_resumed_run_writes_its_rows_anew_and_no_old_ones_stay_beside_them(tmp_path):
+    for fresh, steps in ((True, range(1, 7)), (False, [1, 2, 3])):
+        loggers = make_loggers([{"class_path": TENSORBOARD}, {"class_path": CSV}], tmp_path, fresh=fresh)
+        for logger in loggers:
+            for step in steps:
+                logger.log_metrics({"loss": float(step)}, step=step)
+            logger.finalize("success")
+    assert len(list(tmp_path.glob("events.*"))) == 1
+    events = EventAccumulator(str(tmp_path), purge_orphaned_data=False).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_what_a_logger_wrote_elsewhere_is_left_alone(tmp_path):
+    spec = {
+        "class_path": TENSORBOARD,
+        "init_args": {"save_dir": str(tmp_path / "elsewhere"), "name": "", "version": ""},
+    }
+    for fresh, steps in ((True, range(1, 7)), (False, [1, 2, 3])):
+        (logger,) = make_loggers([spec], tmp_path, fresh=fresh)
         for step in steps:
             logger.log_metrics({"loss": float(step)}, step=step)
         logger.finalize("success")
-    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(list((tmp_path / "elsewhere").glob("events.*"))) == 2
+    events = EventAccumulator(str(tmp_path / "elsewhere")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
 
 

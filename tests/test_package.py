@@ -15,8 +15,20 @@ PACKAGE = Path(fl_lightning.__file__).parent
 REPOSITORY = PACKAGE.parent
 
 LAYERS = {
-    0: ["errors", "seeding", "files", "config", "state", "stopping", "processes", "messages", "writer"],
-    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling", "exchange"],
+    0: [
+        "errors",
+        "seeding",
+        "files",
+        "run_folder",
+        "config",
+        "state",
+        "tensor_files",
+        "stopping",
+        "processes",
+        "messages",
+        "writer",
+    ],
+    1: ["flora", "kmeans", "representation", "clustering", "mixing", "federation", "sampling", "retention", "exchange"],
     2: [
         "bundled",
         "bundled.tiny_base",
@@ -36,6 +48,8 @@ LAYERS = {
         "modeling.supervised",
         "spill",
         "checkpoint",
+        "journal",
+        "identity",
     ],
     3: ["module", "datamodule", "loggers"],
     4: ["fit", "parallel", "device", "evaluation"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_lightning import processes
+from fl_lightning.checkpoint import checkpoints
 
 SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--lora-r", "2", "--learning-rate", "0.005"]
 
@@ -138,7 +139,7 @@ def test_a_run_that_ends_takes_its_processes_with_it_and_resumes(tmp_path, numbe
     while Path(f"/proc/{other}").exists() and time.monotonic() < limit:
         time.sleep(0.1)
     assert not Path(f"/proc/{other}").exists()
-    done = max(int(p.name.removeprefix("round_")) for p in (tmp_path / "version_0" / "checkpoints").glob("round_*"))
+    done = max(checkpoints(tmp_path / "version_0"))
     code, output = finish(start("--resume", "last", "--output", tmp_path, "--rounds", done + 1, "--fabric.devices", 2))
     assert code == 0, output
     assert (tmp_path / "version_0" / "checkpoints" / f"round_{done + 1}").exists()

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -33,13 +35,28 @@ def test_signal_in_a_run_waits_for_the_next_check(number):
     assert caught.value.number == number
 
 
-def test_second_signal_in_a_run_stops_at_once():
-    reached = False
-    with pytest.raises(stopping.Stopped), stopping.at_safe_points():  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
-    assert not reached
+TWICE = """
+import os, signal
+from fl_lightning import stopping
+stopping.install()
+try:
+    with stopping.at_safe_points():
+        os.kill(os.getpid(), {first})
+        {between}
+        os.kill(os.getpid(), {second})
+        print("reached")
+finally:
+    os.kill(os.getpid(), {second})  # the way out, which may take its time
+    print("reached")
+"""
+
+
+@pytest.mark.parametrize("between", ["pass", "stopping.check()"], ids=["before the safe point", "on the way out"])
+@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGINT", "SIGTERM", 143)])
+def test_second_signal_stops_the_process_at_once(between, first, second, code):
+    text = TWICE.format(first=f"signal.{first}", second=f"signal.{second}", between=between)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "stopped at once\n")
 
 
 def test_check_without_a_signal_goes_on_and_a_request_is_used_up_once():
@@ -55,5 +72,6 @@ def test_request_does_not_outlive_its_run():
     with stopping.at_safe_points():
         os.kill(os.getpid(), signal.SIGINT)
     stopping.check()
+    stopping.install()
     with pytest.raises(stopping.Stopped):
         os.kill(os.getpid(), signal.SIGINT)

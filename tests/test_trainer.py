@@ -19,7 +19,7 @@ class NudgingClients:
     def __init__(self):
         self.rounds = []
 
-    def exchange(self, tasks, on_step=None):
+    def exchange(self, tasks, on_step=None, journal=None):
         self.rounds.append([task.client_id for task in tasks])
         for task in tasks:
             on_step([task.client_id], 1.0, 3)

@@ -11,12 +11,11 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.files import atomic_folder
 from fl_lightning.state import LoraState, problem_with, snapshot
+from fl_lightning.tensor_files import read_state, write_state
 
 ADAPTER = "default"
 
@@ -127,23 +126,25 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
         config = copy.copy(model.peft_config[ADAPTER])
         config.inference_mode = True
         config.save_pretrained(str(temporary))
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_state(temporary / "adapter_model.safetensors", tensors)
     return folder
 
 
-def read_lora_adapter(folder: str | Path) -> LoraState:
-    """The tensors of an adapter folder; only safetensors are read.
+def read_lora_adapter(folder: str | Path, like: Mapping[str, torch.Tensor] | None = None) -> LoraState:
+    """The tensors of an adapter folder, fp32; only safetensors are read, and their header is checked first.
+
+    Args:
+        folder: in PEFT's format.
+        like: a state whose names and shapes the adapter must have, such as a fresh one of the same base.
 
     Raises:
-        InputError: if there is no adapter, or the file is not whole.
+        InputError: if there is no adapter, the file is not whole, it is not like `like`, or a value is not finite.
     """
     path = Path(folder) / "adapter_model.safetensors"
-    try:
-        return snapshot(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: no readable adapter ({error}); wanted a safetensors file in PEFT's format"
-        ) from error
+    state = snapshot(read_state(path, like))
+    if problem := problem_with(state, state):
+        raise InputError(f"{path}: {problem}")
+    return state
 
 
 def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:

@@ -1,6 +1,5 @@
 """Fake clients and tiny hand-made states: rounds whose numbers can be worked out on paper."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +28,7 @@ class FakeClients:
         self.tasks = {}
         self.evaluated = []
 
-    def exchange(self, tasks, on_step=None):
+    def exchange(self, tasks, on_step=None, journal=None):
         for task in tasks:
             self.tasks[task.round_num, task.client_id] = task
             answer = self.script[task.round_num - 1].get(task.client_id)
@@ -95,21 +94,3 @@ def play(plain_config):
         return trainer
 
     return run
-
-
-@pytest.fixture
-def log_messages():
-    """Messages of the package's log, whatever handlers an earlier test left behind."""
-    messages = []
-
-    class Collect(logging.Handler):
-        def emit(self, record):
-            messages.append(f"{record.levelname} {record.getMessage()}")
-
-    logger, handler = logging.getLogger("fl_lightning"), Collect()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield messages
-    logger.removeHandler(handler)
-    logger.setLevel(level)

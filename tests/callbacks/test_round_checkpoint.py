@@ -53,7 +53,7 @@ def test_checkpoint_holds_what_callbacks_keep_and_the_rows(play, script, tmp_pat
     assert extra["history"][1][1]["hr/c0/train/loss"] == 1.5
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (0, [1, 2, 3, 4])])
+@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (0, [0, 1, 2, 3, 4])])
 def test_retention_keeps_the_last_rounds(play, script, tmp_path, keep, left):
     play(script, callbacks=[RoundCheckpoint(keep)], run_folder=tmp_path)
     assert list(checkpoints(tmp_path)) == left
@@ -62,14 +62,14 @@ def test_retention_keeps_the_last_rounds(play, script, tmp_path, keep, left):
 def test_nothing_is_pickled(play, script, tmp_path):
     play(script[:1], callbacks=[RoundCheckpoint()], run_folder=tmp_path)
     names = sorted(p.name for p in (tmp_path / "checkpoints" / "round_1").iterdir())
-    assert names == ["state.json", "state.safetensors"]
+    assert names == ["manifest.json", "state.json", "state.safetensors"]
 
 
 def test_failed_round_leaves_the_last_good_checkpoint(play, script, tmp_path):
     errors = []
     play([script[0], {}], callbacks=[RoundCheckpoint()], run_folder=tmp_path, on_error=errors.append)
     assert len(errors) == 1
-    assert list(checkpoints(tmp_path)) == [1]
+    assert list(checkpoints(tmp_path)) == [0, 1]
     assert load_checkpoint(tmp_path / "checkpoints" / "round_1")[0].round_num == 1
 
 
