@@ -91,11 +91,11 @@ class Ours:
     def __init__(self, work: Path, plan: dict[str, Any]) -> None:
         base, _ = load_base_model(ModelConfig(name_or_path=plan["base"]), dtype=torch.float32)
         model = create_lora_model(base, **plan["lora"])
-        load_lora_state(model, torch.load(work / "start.pt"))
-        self.data = {
-            client_id: ClientData(*client_id.split("/"), [Example(*e) for e in torch.load(work / f"{k}.pt")], [])
-            for k, client_id in enumerate(plan["client_ids"])
-        }
+        load_lora_state(model, torch.load(work / "start.pt", weights_only=True))
+        self.data = {}
+        for k, client_id in enumerate(plan["client_ids"]):
+            examples = [Example(*e) for e in torch.load(work / f"{k}.pt", weights_only=True)]
+            self.data[client_id] = ClientData(*client_id.split("/"), examples, [])
         self.fabric = Fabric(accelerator="cpu", devices=1)
         self.module = LoraClientModule(model, learning_rate=plan["rate"])
         self.training = TrainingConfig(learning_rate=plan["rate"], batch_size=plan["batch_size"])
@@ -201,7 +201,7 @@ def contestants(
     """{kind of figure: {contestant: seconds and loss of one turn}}, everybody warmed up."""
     ours, model = Ours(work, plan), load_model(plan)
     records = [load_records(work, k, plan) for k in range(len(plan["departments"]))]
-    starts = dict.fromkeys(plan["departments"], torch.load(work / "start.pt"))
+    starts = dict.fromkeys(plan["departments"], torch.load(work / "start.pt", weights_only=True))
 
     def whole(script: str, *arguments: object) -> tuple[float, float]:
         seconds, result = process(sys.executable, script, work, *arguments)

@@ -34,7 +34,7 @@ def load_model(plan: dict[str, Any]) -> Any:
 
 def load_records(work: Path, client: int, plan: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
     """A client's records in training order, labels -100 outside of the response."""
-    examples = torch.load(work / f"{client}.pt")
+    examples = torch.load(work / f"{client}.pt", weights_only=True)
     ordered = [examples[i] for i in plan["orders"][client]]
     return [{"input_ids": ids, "labels": ids.masked_fill(~marks, -100)} for ids, marks in ordered]
 
@@ -95,7 +95,7 @@ def trainer_round(
 def trainer_alone(work: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """One round in a process of its own."""
     torch.set_num_threads(plan["threads"])
-    start = torch.load(work / "start.pt")
+    start = torch.load(work / "start.pt", weights_only=True)
     records = [load_records(work, k, plan) for k in range(len(plan["departments"]))]
     _, loss = trainer_round(load_model(plan), dict.fromkeys(plan["departments"], start), records, plan)
     return {"loss": loss}
@@ -133,7 +133,7 @@ def flower(work: Path, plan: dict[str, Any], rounds: int, at_once: int) -> dict[
 
         result = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients).start(
             grid=grid,
-            initial_arrays=ArrayRecord(torch.load(work / "start.pt")),
+            initial_arrays=ArrayRecord(torch.load(work / "start.pt", weights_only=True)),
             num_rounds=rounds,
             train_config=ConfigRecord(),
             evaluate_fn=note_the_time,

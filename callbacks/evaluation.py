@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean_figures, summary
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientUpdate
+    from fl_lightning.exchange import ClientUpdate, Metrics
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ class Evaluation(FederatedCallback):
         metrics = update.metrics
         if metrics is None or client in trainer.report.departments[department].left_out:
             return
-        if metrics.num_tokens < 1 or not math.isfinite(metrics.loss_sum + metrics.correct):
+        values = _figures_of(metrics)
+        if values is None:
             log.warning("round %d: %s sent %s, which are no figures", update.round_num, update.client_id, metrics)
             return
-        values = figures(metrics)
         trainer.log({f"{update.client_id}/eval/{name}": value for name, value in values.items()})
         clients = self.rounds.setdefault(str(update.round_num), {}).setdefault(department, {})
         clients[client] = {**values, "num_examples": metrics.num_examples}
@@ -78,3 +79,13 @@ class Evaluation(FederatedCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.base, self.final, self.rounds = state["base"], state["final"], state["rounds"]
+
+
+def _figures_of(metrics: Metrics) -> Figures | None:
+    """The figures of what a client sent; None where a sum or a figure made of them is no finite number."""
+    sums = vars(metrics).values()
+    # Compared, not converted: a float cannot hold every integer.
+    if any(not isinstance(v, (int, float)) or not abs(v) <= sys.float_info.max for v in sums) or metrics.num_tokens < 1:
+        return None
+    values = figures(metrics)
+    return values if all(map(math.isfinite, values.values())) else None

@@ -89,9 +89,11 @@ class FederatedRound(FederatedCallback):
             return problem
         examples = update.num_examples
         if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-            return f"num_examples is {examples!r}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
+            large = type(examples) is int and examples.bit_length() > 64  # Python writes out no integer of any length
+            got = f"an integer of {examples.bit_length()} bits" if large else repr(examples)[:40]
+            return f"num_examples is {got}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
         limit = self.config.max_update_norm * norm(state.initial)
-        moved = distance(update.state, state.departments[update.department])
+        moved = distance(update.state, state.start_of(update.client_id))
         if moved > limit:
             return f"it moved by {moved:.3g}, wanted at most {limit:.3g} (federation.max_update_norm)"
         return None
@@ -178,8 +180,8 @@ class FederatedRound(FederatedCallback):
     def _mix(self, state: FederationState, report: RoundReport) -> FederationState:
         """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
         clusters = self.config.dept_clusters
-        # Only departments that trained have a weight; the others keep their state and stay out of the means.
-        weights = {d: float(n) for d, n in state.department_examples().items() if n > 0}
+        # Only departments that trained in this round have a weight; the others keep their state, out of the means.
+        weights = {d: float(n) for d, n in state.department_examples().items() if d in self._means}
         heard = {d: state.departments[d] for d in weights}
         if not clusters.enabled:
             return replace(state, cluster_assignments={})

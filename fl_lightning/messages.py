@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fl_lightning.state import LoraState
@@ -55,6 +56,9 @@ def decode(message: bytes) -> tuple[Any, list[LoraState]]:
     start = 8 + int.from_bytes(message[:8], "little")
     if not 8 < start <= len(message):
         raise ValueError(f"message of {len(message)} bytes: its header would end at byte {start}; wanted a whole one")
-    head = json.loads(message[8:start])
-    tensors = load(message[start:])
-    return head["header"], [{name: tensors[key] for name, key in state.items()} for state in head["states"]]
+    try:
+        head = json.loads(message[8:start])
+        tensors = load(message[start:])
+        return head["header"], [{name: tensors[key] for name, key in state.items()} for state in head["states"]]
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"message of {len(message)} bytes: {error}; wanted a whole one") from error

@@ -14,6 +14,9 @@ import torch
 LoraState: TypeAlias = dict[str, torch.Tensor]
 Factor: TypeAlias = Literal["a", "b", "all"]
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes that a client may send; fewer bits are codes of a quantisation, which torch cannot even test for NaN."""
+
 
 def is_lora_a(name: str) -> bool:
     """Whether the parameter is a down-projection A (embeddings' ``lora_embedding_A`` too)."""
@@ -73,20 +76,22 @@ def distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tenso
 def problem_with(update: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> str | None:
     """Why an update may not be averaged into states like `reference`, or None if it may.
 
-    Checked: same names, same shapes, floating point, all finite.
+    Checked: same names, same shapes, dense floating point on a device, all finite in fp32, where the mean ends.
     """
     if missing := sorted(reference.keys() - update.keys()):
         return f"{len(missing)} tensors missing, first {missing[0]}"
-    if extra := sorted(update.keys() - reference.keys()):
-        return f"{len(extra)} unknown tensors, first {extra[0]}"
+    if extra := sorted(update.keys() - reference.keys(), key=str):
+        return f"{len(extra)} unknown tensors, first {ascii(str(extra[0]))[1:-1][:80]}"
     for name, wanted in reference.items():
         got = update[name]
+        if not isinstance(got, torch.Tensor) or got.layout != torch.strided or got.is_meta:
+            return f"{name}: {getattr(got, 'layout', type(got).__name__)}, wanted a dense tensor that is there"
         if got.shape != wanted.shape:
             return f"{name}: shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
-        if not got.is_floating_point():
-            return f"{name}: dtype {got.dtype}, wanted floating point"
-        if not torch.isfinite(got).all():
-            return f"{name}: not finite (NaN or infinity)"
+        if got.dtype not in FLOATS:
+            return f"{name}: dtype {got.dtype}, wanted floating point of 16 to 64 bits"
+        if not torch.isfinite(got.float()).all():
+            return f"{name}: not finite (NaN or infinity) in fp32"
     return None
 
 

@@ -14,12 +14,15 @@ from fl_lightning.config import ModelConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.data.tokenization import Example
+from fl_lightning.errors import RunError
 from fl_lightning.exchange import ClientTask, Metrics
 from fl_lightning.fit import EVAL_ADAPTERS, EVAL_TOKENS, LocalClients, rows
+from fl_lightning.journal import Journal
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, load_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
+from fl_lightning.writer import BackgroundWriter
 
 RATE = 1e-3
 EPS = 1e-5  # AdamW's own 1e-8 turns rounding of the last bit in a vanishing gradient into whole steps
@@ -446,3 +449,231 @@ def fit_fp32_like(micro_model, federation, random_state):
         Fabric(accelerator="cpu", devices=1), SteadyModule(model, learning_rate=RATE), federation, training
     )
     return clients.fit_clients(tasks_for(model, random_state, ids=[2]))[0].state
+
+
+# Memory that runs out
+
+CPU_ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "68719476736 bytes. Error code 12 (Cannot allocate memory)"
+)
+OUT_OF_MEMORY = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB."),
+    "cpu": RuntimeError(CPU_ALLOCATOR),
+    "python": MemoryError(),
+}
+
+
+def room_for(clients, monkeypatch, most, error, at_step=2):
+    """Have the second optimizer step fail for more than `most` clients, once it is taken; gives the sizes tried."""
+    fit, step, tried, steps = clients._fit_together, clients._step, [], []
+
+    def fit_together(tasks, on_step):
+        tried.append(len(tasks))
+        steps.clear()
+        return fit(tasks, on_step)
+
+    def fail(micro, optimizer, generators):
+        losses = step(micro, optimizer, generators)
+        steps.append(losses)
+        if len(micro) > most and len(steps) == at_step:
+            raise error
+        return losses
+
+    monkeypatch.setattr(clients, "_fit_together", fit_together)
+    monkeypatch.setattr(clients, "_step", fail)
+    return tried
+
+
+@pytest.mark.parametrize("at_step", [1, 2])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_clients_that_are_too_many_for_the_memory_are_fitted_in_parts_of_half_the_size(
+    local_clients, random_state, monkeypatch, log_messages, error, at_step
+):
+    settings = {"dropout": 0.1, "batch_size": 4, "local_epochs": 2}
+    clients, model = local_clients(at_once=3, **settings)
+    rounds = [[replace(t, evaluate=True) for t in tasks_for(model, random_state, round_num=r)] for r in (1, 2)]
+    alone = [list(local_clients(at_once=1, **settings)[0].exchange(tasks)) for tasks in rounds]
+    tried = room_for(clients, monkeypatch, 2, error, at_step)
+    for tasks, wanted in zip(rounds, alone, strict=True):
+        updates = list(clients.exchange(tasks))
+        assert [u.client_id for u in updates] == [t.client_id for t in tasks]
+        for update, other in zip(updates, wanted, strict=True):
+            assert_states_close(update.state, other.state, atol=1e-5)
+            assert update.losses == pytest.approx(other.losses, abs=1e-4)
+            assert (update.round_num, update.num_examples, update.num_tokens) == (
+                other.round_num, other.num_examples, other.num_tokens
+            )  # fmt: skip
+            assert update.metrics.loss_sum == pytest.approx(other.metrics.loss_sum, rel=1e-4)
+    assert tried == [3, 2, 1, 2, 1]
+    assert log_messages == ["WARNING out of memory with 3 clients at once; going on with 2"]
+
+
+def test_a_later_cohort_of_other_size_keeps_to_the_smaller_parts(local_clients, random_state, monkeypatch):
+    clients, model = local_clients(at_once=2)
+    tried = room_for(clients, monkeypatch, 1, OUT_OF_MEMORY["torch"], at_step=1)
+    tasks = tasks_for(model, random_state)
+    assert [u.client_id for u in clients.exchange(tasks)] == [t.client_id for t in tasks]
+    assert [u.client_id for u in clients.exchange(tasks[:1])] == ["hr/client_0"]
+    assert [u.client_id for u in clients.exchange(tasks[1:])] == ["hr/client_1", "hr/client_2"]
+    assert tried == [2, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+@pytest.mark.parametrize(
+    ("at_once", "most", "tried", "who"),
+    [
+        (3, 1, [3, 2], "hr/client_0 and 1 others: out of memory"),
+        (2, 0, [2, 1], "hr/client_0 and 0 others: out of memory"),
+        (1, 0, [1], "hr/client_0 and 0 others: out of memory"),
+    ],
+)
+def test_memory_that_runs_out_again_or_for_one_client_ends_the_run_with_advice(
+    local_clients, random_state, monkeypatch, log_messages, error, at_once, most, tried, who
+):
+    clients, model = local_clients(at_once=at_once)
+    seen = room_for(clients, monkeypatch, most, error, at_step=1)
+    with pytest.raises(RunError) as caught:
+        list(clients.exchange(tasks_for(model, random_state)))
+    assert str(caught.value).startswith(who)
+    for advice in ("training.clients_at_once", "training.batch_size", "data.max_length", "lora.r"):
+        assert advice in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert seen == tried
+    assert len(log_messages) == len(tried) - 1
+
+
+def test_processes_that_share_a_fit_do_not_try_again(local_clients, random_state, monkeypatch):
+    clients, model = local_clients(at_once=3)
+    tried = []
+
+    def fail(tasks, on_step):
+        tried.append(len(tasks))
+        raise OUT_OF_MEMORY["torch"]
+
+    monkeypatch.setattr(clients, "_fit_together", fail)
+    monkeypatch.setattr(clients, "_shard", object())
+    with pytest.raises(RunError, match="hr/client_0 and 2 others: out of memory"):
+        list(clients.exchange(tasks_for(model, random_state)))
+    assert tried == [3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: device-side assert triggered"), RuntimeError(""), ValueError("DefaultCPUAllocator")],
+)
+def test_another_error_of_a_fit_passes_through_untouched(local_clients, random_state, monkeypatch, log_messages, error):
+    clients, model = local_clients(at_once=3)
+    tried = room_for(clients, monkeypatch, 0, error, at_step=1)
+    with pytest.raises(type(error)) as caught:
+        list(clients.exchange(tasks_for(model, random_state)))
+    assert caught.value is error
+    assert tried == [3]
+    assert log_messages == []
+
+
+def test_a_fit_that_failed_leaves_nothing_behind(local_clients, random_state, monkeypatch):
+    clients, model = local_clients(at_once=3, dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    wanted = list(clients.exchange(tasks))
+    with monkeypatch.context() as patch:
+        room_for(clients, patch, 0, RuntimeError("something else"))
+        with pytest.raises(RuntimeError, match="something else"):
+            list(clients.exchange(tasks))
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    for one, other in zip(clients.exchange(tasks), wanted, strict=True):
+        assert_states_equal(one.state, other.state)
+        assert one.losses == other.losses
+
+
+# Cohorts that were fitted before
+
+
+class Book:
+    """A journal that knows the updates it is given, by client, and notes what it is told."""
+
+    def __init__(self, known=()):
+        self.known = {update.client_id: update for update in known}
+        self.events = []
+
+    def recall(self, cohort):
+        ids = [task.client_id for task in cohort]
+        return [self.known[i] for i in ids] if self.known.keys() >= set(ids) else None
+
+    def record(self, updates):
+        self.events.append(("record", *[u.client_id[-1] for u in updates]))
+
+
+@pytest.mark.parametrize(
+    ("at_once", "known", "fitted"),
+    [
+        (1, "", [("0",), ("1",), ("2",)]),
+        (1, "1", [("0",), ("2",)]),
+        (1, "02", [("1",)]),
+        (1, "012", []),
+        (2, "2", [("0", "1")]),
+        (2, "01", [("2",)]),
+        (2, "0", [("0", "1"), ("2",)]),  # half of a cohort is none
+        (3, "012", []),
+    ],
+)
+def test_cohorts_in_the_journal_are_not_fitted_again_and_fresh_ones_are_recorded_before_they_are_handed_on(
+    local_clients, random_state, at_once, known, fitted
+):
+    clients, model = local_clients(at_once=at_once, dropout=0.1)
+    tasks = tasks_for(model, random_state)
+    wanted = list(clients.exchange(tasks))
+    book = Book(u for u in wanted if u.client_id[-1] in known)
+    asked = []
+    got = []
+    for update in clients.exchange(tasks, lambda ids, share, tokens: asked.append(tuple(i[-1] for i in ids)), book):
+        book.events.append(("update", update.client_id[-1]))
+        got.append(update)
+    assert sorted(set(asked)) == fitted
+    assert [u.client_id for u in got] == [t.client_id for t in tasks]
+    for one, other in zip(got, wanted, strict=True):
+        assert_states_equal(one.state, other.state)
+        assert (one.losses, one.num_examples, one.num_tokens) == (other.losses, other.num_examples, other.num_tokens)
+    events = []
+    for cohort in clients.cohorts(tasks):
+        ids = tuple(t.client_id[-1] for t in cohort)
+        events += [("record", *ids)] if ids in fitted else []
+        events += [("update", i) for i in ids]
+    assert book.events == events
+
+
+def test_a_cohort_of_several_parts_is_recorded_once_and_whole(local_clients, random_state, monkeypatch):
+    clients, model = local_clients(at_once=3)
+    room_for(clients, monkeypatch, 2, OUT_OF_MEMORY["torch"], at_step=1)
+    book = Book()
+    list(clients.exchange(tasks_for(model, random_state), None, book))
+    assert book.events == [("record", "0", "1", "2")]
+
+
+def test_a_round_that_is_left_midway_goes_on_from_the_journal_on_the_disk(
+    local_clients, random_state, monkeypatch, tmp_path
+):
+    clients, model = local_clients(at_once=1, dropout=0.1)
+    tasks = [replace(task, evaluate=True) for task in tasks_for(model, random_state)]
+    wanted = list(clients.exchange(tasks))
+    writer = BackgroundWriter()
+    journal = Journal(tmp_path, writer)
+    stopped = clients.exchange(tasks, None, journal)
+    assert [next(stopped).client_id for _ in range(2)] == ["hr/client_0", "hr/client_1"]
+    stopped.close()
+    writer.close()
+    fit, asked = clients.fit_clients, []
+
+    def watch(cohort, on_step):
+        asked.extend(task.client_id for task in cohort)
+        return fit(cohort, on_step)
+
+    monkeypatch.setattr(clients, "fit_clients", watch)
+    got = list(clients.exchange(tasks, None, Journal(tmp_path, writer)))
+    writer.close()
+    assert asked == ["hr/client_2"]
+    assert [u.client_id for u in got] == [t.client_id for t in tasks]
+    for one, other in zip(got, wanted, strict=True):
+        assert_states_equal(one.state, other.state)
+        assert (one.losses, one.metrics, one.num_tokens) == (other.losses, other.metrics, other.num_tokens)

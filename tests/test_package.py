@@ -227,6 +227,125 @@ def test_nothing_is_unpickled(module):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("yaml", "load"), ("np", "load")}
 
 
+PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "BaseLoader", "CBaseLoader"}
+SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+SOURCES = sorted(
+    path for top in ("fl_lightning", "callbacks", "benchmarks") for path in (REPOSITORY / top).rglob("*.py")
+)
+
+
+def dangers(text):
+    """What in a source file could run code that comes from a file, a message or a config: (line, what) each."""
+    tree = ast.parse(text)
+    homes = {}  # {name in this file: what it was imported as}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            homes.update({alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names if alias.asname})
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            homes.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+            names = [node.module or "", *(alias.name for alias in node.names)]
+        else:
+            continue
+        found += [(node.lineno, name) for name in names if name.split(".")[0] in PICKLES]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in PICKLES:
+            found.append((node.lineno, f"the word {node.value}"))  # importlib.import_module("pickle")
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        first, dot, rest = name.partition(".")
+        name = homes.get(first, first) + dot + rest
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        loader = given.get("Loader", ast.unparse(node.args[1]) if len(node.args) > 1 else "")
+        if (
+            name.removeprefix("builtins.") in ("eval", "exec", "compile")
+            or name in SHELLS
+            or given.get("shell", "False") != "False"
+            or (name == "torch.load" and given.get("weights_only") != "True")
+            or (name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False")
+            or (name in ("yaml.load", "yaml.load_all") and loader.split(".")[-1] not in SAFE_LOADERS)
+            or re.fullmatch(r"yaml\.(unsafe|full)_load(_all)?", name)
+        ):
+            found.append((node.lineno, ast.unparse(node)))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_source_runs_nothing_that_a_file_says(path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+def test_sources_are_those_of_the_package_the_callbacks_and_the_benchmarks():
+    found = {path.relative_to(REPOSITORY).as_posix() for path in SOURCES}
+    assert {"fl_lightning/trainer.py", "callbacks/federated_round.py", "benchmarks/common.py"} <= found
+    assert len(found) >= len(FILES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "import json, pickle as p",
+        "from pickle import loads",
+        "from cloudpickle.cloudpickle import dumps",
+        "from six.moves import cPickle",
+        "importlib.import_module('pickle')",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "import torch as t; t.load(path)",
+        "from torch import load; load(path)",
+        "from torch import load as read; read(path)",
+        "eval(text)",
+        "exec(text)",
+        "builtins.exec(text)",
+        "compile(text, '', 'exec')",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, None, allow_pickle=flag)",
+        "import numpy; numpy.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "yaml.load(text, yaml.Loader)",
+        "yaml.load(text, Loader=yaml.UnsafeLoader)",
+        "yaml.load_all(text, Loader=yaml.FullLoader)",
+        "yaml.unsafe_load(text)",
+        "from yaml import full_load_all; full_load_all(text)",
+        "subprocess.run('ls', shell=True)",
+        "Popen('ls', shell=flag)",
+        "os.system('ls')",
+        "from os import popen; popen('ls')",
+    ],
+)
+def test_each_danger_is_seen(line):
+    assert len(dangers(f"x = 1\n{line}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.eval()",
+        "model.requires_grad_(False).eval()",
+        "re.compile('a')",
+        "torch.compile(model)",
+        "self.exec(text)",
+        "torch.load(path, weights_only=True)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=False)",
+        "json.load(file)",
+        "yaml.safe_load(text)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "yaml.load(text, yaml.CSafeLoader)",
+        "from safetensors.torch import load; load(data)",
+        "subprocess.run(['ls'], shell=False)",
+        "text = 'nothing is pickled, no eval(x), no shell=True'",
+    ],
+)
+def test_what_is_no_danger_is_let_be(line):
+    assert dangers(line) == []
+
+
 @pytest.mark.parametrize("module", sorted(FILES))
 def test_top_level_callbacks_folder_is_never_imported(module):
     assert not {n for n in imports(FILES[module]) if n.split(".")[0] == "callbacks"}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -257,3 +259,84 @@ def test_a_write_that_fails_ends_the_run_with_its_error(data, tmp_path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         trainer.fit(make_module(), data, clients=NudgingClients())
     assert trainer.round_num < 50
+
+
+class PushyClients(NudgingClients):
+    """Sends more than it was asked for: `extra` makes further updates of each one."""
+
+    def __init__(self, extra, before=False):
+        super().__init__()
+        self.extra, self.before = extra, before
+
+    def exchange(self, tasks, on_step=None, journal=None):
+        for update in super().exchange(tasks, on_step, journal):
+            further = self.extra(update)
+            yield from [*further, update] if self.before else [update, *further]
+
+
+def louder(update):
+    return {name: tensor + 1000 for name, tensor in update.state.items()}
+
+
+UNASKED = {
+    "twice": (lambda u: [replace(u, state=louder(u), num_examples=9)], False),
+    "many times": (lambda u: [u] * 5, False),
+    "of the next round": (lambda u: [replace(u, state=louder(u), round_num=u.round_num + 1)], True),
+    "of the round before": (lambda u: [replace(u, state=louder(u), round_num=u.round_num - 1)], True),
+    "of no round": (lambda u: [replace(u, state=louder(u), round_num=None)], True),
+    "of an unknown client": (lambda u: [replace(u, state=louder(u), client_id=u.client_id + "0")], True),
+    "of an unknown department": (lambda u: [replace(u, state=louder(u), client_id="law/c0")], True),
+    "of a department": (lambda u: [replace(u, state=louder(u), client_id="hr")], True),
+    "of nobody": (lambda u: [replace(u, state={}, client_id="")], True),
+}
+
+
+@pytest.mark.parametrize(("extra", "before"), UNASKED.values(), ids=UNASKED)
+def test_updates_that_nobody_asked_for_are_passed_over_with_a_log_line(data, log_messages, extra, before):
+    heard = []
+
+    class Listen(FederatedCallback):
+        def on_client_end(self, *, trainer, update):
+            heard.append((trainer.round_num, update.client_id))
+
+    plain = make_trainer(momentum=0.5, clustered=True).fit(make_module(), data, clients=NudgingClients())
+    trainer = make_trainer(momentum=0.5, clustered=True, callbacks=[Listen()])
+    state = trainer.fit(make_module(), data, clients=PushyClients(extra, before))
+    assert_same_bits(plain, state)
+    assert state.examples == plain.examples == dict.fromkeys(CLIENTS, 1)
+    assert heard == [(r, c) for r in (1, 2) for c in CLIENTS]
+    assert all(not d.left_out for d in trainer.report.departments.values())
+    wanted = []
+    for client_id in CLIENTS:
+        wanted += extra(ClientUpdate(client_id, 2, {}, 1, 1))
+    lines = [m for m in log_messages if m.startswith("WARNING round 2: an update of ")]
+    assert lines == [f"WARNING round 2: an update of {u.client_id!r}, which nobody asked for" for u in wanted]
+
+
+def test_an_update_of_a_client_that_was_not_sampled_is_passed_over(data, log_messages):
+    class Everybody(NudgingClients):
+        def exchange(self, tasks, on_step=None, journal=None):
+            updates = list(super().exchange(tasks, on_step, journal))
+            asked = {task.client_id for task in tasks}
+            yield from (replace(updates[0], client_id=c) for c in CLIENTS if c not in asked)
+            yield from updates
+
+    trainer = make_trainer(rounds=1)
+    trainer.federation_config.clients_per_round = 1
+    clients = Everybody()
+    state = trainer.fit(make_module(), data, clients=clients)
+    (absent,) = set(CLIENTS) - set(clients.rounds[0])
+    assert sorted(state.examples) == sorted(clients.rounds[0])
+    assert f"WARNING round 1: an update of {absent!r}, which nobody asked for" in log_messages
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_figure_that_is_not_finite_is_named_in_the_log_and_left_out_of_the_row(data, log_messages, value):
+    class Talk(FederatedCallback):
+        def on_round_end(self, *, trainer):
+            trainer.log({"good": 1.0, "bad": value})
+
+    trainer = make_trainer(callbacks=[Talk()])
+    trainer.fit(make_module(), data, clients=NudgingClients())
+    assert trainer.rows() == [(1, {"good": 1.0}), (2, {"good": 1.0})]
+    assert [m for m in log_messages if "bad" in m] == [f"WARNING round {r}: bad is {value}" for r in (1, 2)]

@@ -56,7 +56,7 @@ def create_lora_model(
             )
     config = PeftLoraConfig(
         r=r,
-        lora_alpha=lora_alpha,
+        lora_alpha=int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,  # 16.0 would be written as such
         lora_dropout=lora_dropout,
         target_modules=sorted(target_modules),
         task_type="CAUSAL_LM",
@@ -125,6 +125,9 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     with atomic_folder(folder) as temporary:
         config = copy.copy(model.peft_config[ADAPTER])
         config.inference_mode = True
+        for name, value in vars(config).items():  # a set has another order in every process
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
         config.save_pretrained(str(temporary))
         write_state(temporary / "adapter_model.safetensors", tensors)
     return folder

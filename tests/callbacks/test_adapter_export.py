@@ -122,3 +122,30 @@ def test_without_a_run_folder_nothing_is_written(play, model, shifted, tmp_path,
         model=model,
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_update_of_another_dtype_is_exported_in_fp32(export, shifted, tmp_path, dtype):
+    update = {name: tensor.to(dtype) for name, tensor in shifted(0.5).items()}
+    export([{"hr/client_0": (update, 1)}], callbacks=[AdapterExport()])
+    client, department = (
+        load_file(tmp_path / place / "adapter_model.safetensors")
+        for place in ("client_exports/hr/round_1_client_0", "adapters/hr")
+    )
+    for name, tensor in update.items():
+        assert client[name].dtype == department[name].dtype == torch.float32
+        assert torch.equal(client[name], tensor.float())
+        assert torch.equal(department[name], tensor.float())
+    opened = PeftModel.from_pretrained(make_base(), str(tmp_path / "client_exports" / "hr" / "round_1_client_0"))
+    assert all(torch.isfinite(tensor).all() for tensor in opened(torch.tensor([[1, 2, 3]])).logits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_department_whose_updates_are_all_left_out_keeps_its_adapter_on_the_disk(export, shifted, tmp_path, value):
+    good = {"hr/client_0": (shifted(0.5), 1), "it/client_0": (shifted(0.25), 1)}
+    export([good, {**good, "hr/client_0": (shifted(value), 1)}], callbacks=[AdapterExport()])
+    got = load_file(tmp_path / "adapters" / "hr" / "adapter_model.safetensors")
+    for name, tensor in shifted(0.5).items():
+        assert torch.equal(got[name], tensor)
+    assert sorted(p.name for p in (tmp_path / "client_exports" / "hr").iterdir()) == ["round_1_client_0"]
+    assert list(json.loads((tmp_path / "client_lora_federated.json").read_text())["rounds"]["2"]) == ["it"]

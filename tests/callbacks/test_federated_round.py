@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from fl_lightning import FederatedRound, RunError
+from fl_lightning import ClusterMonitor, FederatedCallback, FederatedRound, RunError
 from fl_lightning.config import FederationConfig
 from fl_lightning.federation import FederationState
 
@@ -273,43 +273,180 @@ def test_one_department_alone_is_one_cluster(play, plain_config, state):
 # Updates that are left out
 
 
-def broken(state, how):
-    update = state((2, 0))
-    if how in ("nan", "inf"):
-        update[B][1, 0] = float(how)
-    elif how == "shape":
-        update[A] = update[A].T.contiguous()
-    elif how == "missing":
-        del update[B]
-    elif how == "unknown":
-        update["v.lora_A.weight"] = torch.zeros(1, 2)
-    elif how == "integer":
-        update[A] = update[A].long()
-    return update, 0 if how == "no examples" else 3
+def poisoned(name, value):
+    def make(update):
+        update[name][0, 0] = value
+        return update
+
+    return make
+
+
+def with_tensor(name, change):
+    return lambda update: {**update, name: change(update[name])}
+
+
+def cast(dtype):
+    return lambda update: {name: tensor.to(dtype) for name, tensor in update.items()}
+
+
+BROKEN = {
+    "nan in A": (poisoned(A, math.nan), "w.lora_A.weight: not finite"),
+    "nan in B": (poisoned(B, math.nan), "w.lora_B.weight: not finite"),
+    "inf in A": (poisoned(A, math.inf), "w.lora_A.weight: not finite"),
+    "inf in B": (poisoned(B, math.inf), "w.lora_B.weight: not finite"),
+    "-inf in A": (poisoned(A, -math.inf), "w.lora_A.weight: not finite"),
+    "-inf in B": (poisoned(B, -math.inf), "w.lora_B.weight: not finite"),
+    "beyond fp32": (with_tensor(A, lambda a: a.double() * 1e39), "not finite (NaN or infinity) in fp32"),
+    "A missing": (lambda update: {B: update[B]}, "1 tensors missing, first w.lora_A.weight"),
+    "B missing": (lambda update: {A: update[A]}, "1 tensors missing, first w.lora_B.weight"),
+    "empty": (lambda update: {}, "2 tensors missing, first w.lora_A.weight"),
+    "unknown": (lambda update: {**update, "v.lora_A.weight": torch.zeros(1, 2)}, "unknown tensors, first v.lora_A"),
+    "unknown in lines": (lambda update: {**update, "v\n" * 99: torch.zeros(1)}, "unknown tensors, first v\\nv\\n"),
+    "unknown number": (lambda update: {**update, 7: torch.zeros(1), "v": torch.zeros(1)}, "2 unknown tensors, first 7"),
+    "transposed": (with_tensor(A, lambda a: a.T.contiguous()), "shape (2, 1), wanted (1, 2)"),
+    "flattened": (with_tensor(B, torch.flatten), "shape (3,), wanted (3, 1)"),
+    "larger": (with_tensor(B, lambda b: torch.zeros(4, 1)), "shape (4, 1), wanted (3, 1)"),
+    "broadcasts": (with_tensor(B, lambda b: torch.zeros(1, 1)), "shape (1, 1), wanted (3, 1)"),
+    "no elements": (with_tensor(A, lambda a: torch.zeros(1, 0)), "shape (1, 0), wanted (1, 2)"),
+    "integer": (cast(torch.int64), "dtype torch.int64, wanted floating point"),
+    "bool": (cast(torch.bool), "dtype torch.bool, wanted floating point"),
+    "complex": (cast(torch.complex64), "dtype torch.complex64, wanted floating point"),
+    "eight bits": (cast(torch.float8_e4m3fn), "dtype torch.float8_e4m3fn, wanted floating point"),
+    "sparse": (with_tensor(A, torch.Tensor.to_sparse), "torch.sparse_coo, wanted a dense tensor"),
+    "on no device": (with_tensor(A, lambda a: a.to("meta")), "wanted a dense tensor that is there"),
+    "list": (with_tensor(A, torch.Tensor.tolist), "list, wanted a dense tensor"),
+    "none": (with_tensor(A, lambda a: None), "NoneType, wanted a dense tensor"),
+    "absurd norm": (with_tensor(A, lambda a: a * 1e6), "it moved by 2e+06, wanted at most 1e+03"),
+    "absurd norm in B": (with_tensor(B, lambda b: b - 1e30), "it moved by 1.73e+30, wanted at most 1e+03"),
+    "norm beyond fp64": (with_tensor(A, lambda a: torch.full_like(a, 3e38)), "federation.max_update_norm"),
+}
+
+NO_COUNTS = [
+    (0, "num_examples is 0,"),
+    (-1, "num_examples is -1,"),
+    (10**9 + 1, "num_examples is 1000000001,"),
+    (-(10**30), "num_examples is an integer of 100 bits"),
+    (10**400, "num_examples is an integer of 1329 bits"),
+    (10**5000, "num_examples is an integer of 16610 bits"),  # which Python refuses to write in decimal
+    (1.5, "num_examples is 1.5,"),
+    (8.0, "num_examples is 8.0,"),
+    (math.nan, "num_examples is nan,"),
+    (math.inf, "num_examples is inf,"),
+    (True, "num_examples is True,"),
+    (None, "num_examples is None,"),
+    ("8", "num_examples is '8',"),
+    ("8" * 10**6, "num_examples is '8888"),
+]
+HOSTILE = [
+    *(pytest.param(change, 3, reason, id=name) for name, (change, reason) in BROKEN.items()),
+    *(pytest.param(lambda update: update, count, reason, id=reason[:40]) for count, reason in NO_COUNTS),
+]
+
+
+def honest_clients(state, round_num=0):
+    return {
+        "hr/c1": (state((4, 0), (1, 0, round_num)), 1),
+        "hr/c2": (state((6, round_num), (0, 1, 0)), 1),
+        "it/c0": (state((1, 5), (2, 0, 0)), 4),
+        "it/c1": (state((0, 7), (0, 0, 3)), 2),
+    }
+
+
+def assert_same_federation(first, second):
+    """Two federation states with the same names, numbers and bits."""
+    assert (first.round_num, first.examples) == (second.round_num, second.examples)
+    assert first.cluster_assignments == second.cluster_assignments
+    for kind in ("departments", "client_starts", "personal"):
+        one, other = getattr(first, kind), getattr(second, kind)
+        assert one.keys() == other.keys(), kind
+        for owner, tensors in one.items():
+            assert tensors.keys() == other[owner].keys()
+            for name, tensor in tensors.items():
+                assert tensor.dtype == other[owner][name].dtype == torch.float32
+                assert torch.equal(tensor.view(torch.int32), other[owner][name].view(torch.int32)), (owner, name)
+
+
+@pytest.mark.parametrize("share", ["all", "a"])
+@pytest.mark.parametrize(("change", "count", "reason"), HOSTILE)
+def test_invalid_update_is_left_out_and_the_round_is_the_one_without_that_client(
+    play, plain_config, state, log_messages, share, change, count, reason
+):
+    config = plain_config(rounds=2, share=share, momentum=0.3, num_clusters=2, enabled=True)
+    wanted = play([honest_clients(state, r) for r in (0, 1)], config)
+    script = [{"hr/c0": (change(state((2, 0))), count), **honest_clients(state, r)} for r in (0, 1)]
+    trainer = play(script, config, callbacks=[ClusterMonitor()])
+    assert_same_federation(trainer.federation, wanted.federation)
+    report, without = trainer.report.departments["hr"], wanted.report.departments["hr"]
+    assert list(report.left_out) == ["c0"]
+    assert reason in report.left_out["c0"]
+    assert len(report.left_out["c0"]) < 200
+    assert {**vars(report), "left_out": {}} == vars(without)
+    assert [row["round/left_out"] for _, row in trainer.history] == [1, 1]
+    for round_num in (1, 2):
+        lines = [m for m in log_messages if m.startswith(f"WARNING round {round_num}: hr/c0 left out: ")]
+        assert len(lines) == 1
+        assert reason in lines[0]
+
+
+def test_a_left_out_client_has_no_weight(play, state):
+    script = [{"hr/c0": (state((math.nan, 0)), 3), "hr/c1": (state((4, 0)), 1), "hr/c2": (state((6, 0)), 1)}]
+    trainer = play(script)
+    assert_numbers(trainer.federation.departments["hr"][A], [5.0, 0.0])
+    assert trainer.report.departments["hr"].weights == {"c1": 0.5, "c2": 0.5}
+    assert trainer.federation.examples == {"hr/c1": 1, "hr/c2": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_updates_of_16_to_64_bits_are_averaged_and_the_state_stays_fp32(play, state, dtype):
+    update = cast(dtype)(state((2, 0.5), (1, 2, 4)))  # numbers that every dtype holds exactly
+    trainer = play([{"hr/c0": (update, 1), "hr/c1": (state((4, 0.5), (3, 2, 0)), 1)}])
+    department = trainer.federation.departments["hr"]
+    assert trainer.report.departments["hr"].left_out == {}
+    assert {tensor.dtype for tensor in department.values()} == {torch.float32}
+    assert_numbers(department[A], [3.0, 0.5])
+    assert_numbers(department[B], [2.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("count", [1, 10**9])
+def test_the_smallest_and_the_largest_count_are_taken(play, state, count):
+    trainer = play([{"hr/c0": (state((2, 0)), count)}])
+    assert trainer.report.departments["hr"].left_out == {}
+    assert trainer.federation.examples == {"hr/c0": count}
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("a", "b", "taken"),
     [
-        ("nan", "not finite"),
-        ("inf", "not finite"),
-        ("shape", "shape (2, 1), wanted (1, 2)"),
-        ("missing", "missing, first w.lora_B.weight"),
-        ("unknown", "unknown tensors, first v.lora_A.weight"),
-        ("integer", "wanted floating point"),
-        ("no examples", "num_examples is 0"),
+        ((4, 4), (0, 0, 0), True),  # from (1, 0): a step of (3, 4), of norm 5 = 5 · ‖(1, 0)‖
+        ((4, 4.001), (0, 0, 0), False),
+        ((1, 0), (-5, 0, 0), True),
+        ((1, 0), (-5.001, 0, 0), False),
+        ((1, 3), (4, 0, 0), True),  # A and B count together
+        ((1, 3.001), (4, 0, 0), False),
     ],
 )
-def test_invalid_update_is_left_out_with_its_reason_and_the_others_go_on(play, state, log_messages, how, reason):
-    script = [{"hr/c0": broken(state, how), "hr/c1": (state((4, 0)), 1), "hr/c2": (state((6, 0)), 1)}]
-    trainer = play(script)
-    report = trainer.report.departments["hr"]
-    assert_numbers(trainer.federation.departments["hr"][A], [5.0, 0.0])
-    assert list(report.left_out) == ["c0"]
-    assert reason in report.left_out["c0"]
-    assert report.weights == {"c1": 0.5, "c2": 0.5}
-    assert trainer.federation.examples == {"hr/c1": 1, "hr/c2": 1}
-    assert any(m.startswith("WARNING") and "hr/c0" in m and reason in m for m in log_messages)
+def test_an_update_may_move_as_far_as_max_update_norm_and_no_farther(play, plain_config, state, a, b, taken):
+    config = plain_config()
+    config.max_update_norm = 5.0
+    trainer = play([{"hr/c0": (state(a, b), 1), "hr/c1": (state(), 1)}], config)
+    assert list(trainer.report.departments["hr"].left_out) == ([] if taken else ["c0"])
+    assert list(trainer.federation.examples) == (["hr/c0", "hr/c1"] if taken else ["hr/c1"])
+
+
+def test_the_limit_grows_with_the_shared_start(play, plain_config, state):
+    config = plain_config()
+    config.max_update_norm = 5.0
+    script = [{"hr/c0": (state((3, 29)), 1), "hr/c1": (state((3, 29.1)), 1)}]
+    trainer = play(script, config, initial=state((3, 4)))  # norm 5: a step of 25
+    assert list(trainer.report.departments["hr"].left_out) == ["c1"]
+
+
+def test_a_client_moves_from_its_own_start_however_far_that_is_from_its_department(play, plain_config, state):
+    # With weights 1 and 9 the department's B is -3.2: c0, which stays where it is, is 7.2 away from it.
+    script = [{"hr/c0": (state((1, 0), (4, 0, 0)), 1), "hr/c1": (state((1, 0), (-4, 0, 0)), 9)}] * 2
+    config = plain_config(rounds=2, share="a")
+    config.max_update_norm = 5.0
+    assert play(script, config).report.departments["hr"].left_out == {}
 
 
 def test_invalid_update_with_share_a_does_not_replace_the_clients_saved_b(play, plain_config, state):
@@ -342,6 +479,97 @@ def test_no_valid_update_anywhere_raises_and_leaves_the_state_of_the_round_befor
 def test_a_round_in_which_no_client_answers_raises(play, plain_config, state):
     with pytest.raises(RunError, match="no valid update"):
         play([{"hr/c0": (state((2, 0)), 1)}, {}], plain_config(rounds=2))
+
+
+# Departments with too few valid updates
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("share", ["all", "a"])
+def test_department_with_fewer_valid_updates_than_min_clients_is_as_if_nobody_had_been_asked(
+    play, plain_config, state, log_messages, share, clustered
+):
+    config = plain_config(
+        rounds=2, share=share, momentum=0.3, num_clusters=2, enabled=clustered, mixing_ratio=0.9, mix="all"
+    )
+    config.min_clients = 2
+    first = honest_clients(state)
+    second = honest_clients(state, round_num=1)
+    seen = []
+
+    class Remember(FederatedCallback):
+        def on_round_end(self, *, trainer):
+            seen.append(trainer.federation)
+
+    few = {**second, "hr/c2": (state((math.nan, 0)), 1)}
+    trainer = play([first, few], config, callbacks=[Remember(), ClusterMonitor()])
+    before, after = seen
+    assert_equal_tensors(after.departments["hr"], before.departments["hr"])
+    assert not all(torch.equal(after.departments["it"][n], t) for n, t in before.departments["it"].items())
+    assert after.examples == {"hr/c1": 1, "hr/c2": 1, "it/c0": 4, "it/c1": 2}
+    for client_id in ("hr/c1", "hr/c2"):
+        assert_equal_tensors(after.start_of(client_id), before.start_of(client_id))
+    nobody = {client_id: update for client_id, update in second.items() if client_id.startswith("it/")}
+    assert_same_federation(after, play([first, nobody], config).federation)
+    report = trainer.report.departments["hr"]
+    assert report.left_out == {
+        "c1": "1 valid updates in hr, wanted 2",
+        "c2": "w.lora_A.weight: not finite (NaN or infinity) in fp32",
+    }
+    assert (report.weights, report.residual_norms, report.drift, report.moved) == ({}, {}, {}, 0.0)
+    assert dict(trainer.history)[2]["round/left_out"] == 2
+    wanted = "WARNING round 2: 1 valid updates in hr, wanted 2 (federation.min_clients); its state stays"
+    assert log_messages.count(wanted) == 1
+
+
+def assert_equal_tensors(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in second.items():
+        assert torch.equal(first[name], tensor), name
+
+
+@pytest.mark.parametrize(("min_clients", "heard"), [(1, ["hr", "it", "law"]), (2, ["hr", "it"]), (3, ["hr"])])
+def test_min_clients_counts_the_valid_updates_of_each_department(play, plain_config, state, min_clients, heard):
+    script = [{f"{d}/c{i}": (state((2, i)), 1) for d, n in (("hr", 3), ("it", 2), ("law", 1)) for i in range(n)}]
+    script[0]["law/c1"] = script[0]["it/c2"] = (state((math.inf, 0)), 1)
+    config = plain_config(enabled=True)
+    config.min_clients = min_clients
+    trainer = play(script, config)
+    assert sorted({client_id.split("/")[0] for client_id in trainer.federation.examples}) == heard
+    assert sorted(trainer.federation.cluster_assignments) == heard
+    for department in {"hr", "it", "law"} - set(heard):
+        assert_equal_tensors(trainer.federation.departments[department], state())
+
+
+def test_a_department_that_was_passed_over_pulls_nobody_in_the_clusters(play, plain_config, state):
+    # all three go the same way: in round 1 one cluster, mean (1 · 5 + 3 · 9 + 1 · 6) / 5 = 7.6
+    first = {"it/c0": (state((5, 0)), 1), "ops/c0": (state((9, 0)), 3), "law/c0": (state((6, 0)), 1)}
+    second = {**first, "ops/c0": (state((math.nan, 0)), 3)}
+    trainer = play([first, second], plain_config(rounds=2, enabled=True, mixing_ratio=1.0))
+    # in round 2 without ops: (5 + 6) / 2
+    assert_numbers(trainer.federation.departments["it"][A], [5.5, 0.0])
+    assert_numbers(trainer.federation.departments["law"][A], [5.5, 0.0])
+    assert_numbers(trainer.federation.departments["ops"][A], [7.6, 0.0])
+
+
+@pytest.mark.parametrize("min_clients", [1, 2])
+def test_no_department_with_enough_valid_updates_ends_the_run(play, plain_config, state, min_clients):
+    errors = []
+    good, bad = state((2, 0)), state((math.nan, 0))
+    script = [
+        {"hr/c0": (good, 1), "hr/c1": (good, 1)},
+        {"hr/c0": (bad if min_clients == 1 else good, 1), "hr/c1": (bad, 1)},
+    ]
+    config = plain_config(rounds=2)
+    config.min_clients = min_clients
+    trainer = play(script, config, on_error=errors.append)
+    assert isinstance(errors[0], RunError)
+    assert (
+        f"round 2: no valid update from enough clients of any department (federation.min_clients: {min_clients})"
+        in str(errors[0])
+    )
+    assert trainer.federation.round_num == 1
+    assert_numbers(trainer.federation.departments["hr"][A], [2.0, 0.0])
 
 
 # Bytes

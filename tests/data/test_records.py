@@ -122,6 +122,99 @@ def test_any_bytes_in_a_file_are_records_or_an_input_error(content, ending):
         assert outcome.startswith(str(path))
 
 
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
+BLANK = st.sampled_from([None, "", " ", "\n\t"])
+VALID = st.one_of(
+    st.tuples(WORDS, WORDS | BLANK, WORDS).map(
+        lambda t: (
+            {"instruction": t[0], "input": t[1], "output": t[2]},
+            [("user", f"{t[0]}\n\n{t[1]}" if (t[1] or "").strip() else t[0]), ("assistant", t[2])],
+        )
+    ),
+    st.tuples(WORDS, WORDS).map(
+        lambda t: ({"prompt": t[0], "completion": t[1]}, [("user", t[0]), ("assistant", t[1])])
+    ),
+    WORDS.map(lambda t: ({"text": t}, [("text", t)])),
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), WORDS), max_size=3).flatmap(
+        lambda turns: WORDS.map(
+            lambda last: (
+                {"messages": [{"role": r, "content": c} for r, c in [*turns, ("assistant", last)]]},
+                [*turns, ("assistant", last)],
+            )
+        )
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(VALID, min_size=1, max_size=5), st.booleans(), st.sampled_from([".jsonl", ".json"]))
+def test_valid_records_come_back_as_they_were_written(pairs, plain, ending):
+    values = [{**value, "id": 7} for value, _ in pairs]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"train{ending}"
+        lines = "\n".join(json.dumps(value, ensure_ascii=plain) for value in values)
+        path.write_text(lines if ending == ".jsonl" else json.dumps(values, ensure_ascii=plain), encoding="utf-8")
+        records = read_records(path)
+    assert [[(turn.role, turn.content) for turn in record] for record in records] == [turns for _, turns in pairs]
+
+
+def line_problem(line):
+    """Whether a line of JSONL is neither blank nor a record, worked out for the line alone."""
+    try:
+        text = line.decode()
+        if text.strip():
+            parse_record(json.loads(text))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+LINE = st.one_of(
+    VALID.map(lambda pair: json.dumps(pair[0]).encode()),
+    st.sampled_from([b"", b"  ", b"{", b'{"text": NaN}', b'{"text": "a"}{}', b'{"text": "\\ud800"}', b"\0"]),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=12).map(str.encode),
+    st.tuples(VALID, st.integers(0, 60), st.sampled_from(b'"{}[]:,\\x0')).map(
+        lambda t: flipped(json.dumps(t[0][0]).encode(), t[1], t[2])
+    ),
+)
+
+
+def flipped(line, place, byte):
+    return line[: place % len(line)] + bytes([byte]) + line[place % len(line) + 1 :]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(LINE, max_size=6))
+def test_the_first_bad_line_is_named_by_file_and_number_or_there_is_none(lines):
+    bad = [number for number, line in enumerate(lines, start=1) if line_problem(line)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.jsonl"
+        path.write_bytes(b"\n".join(lines))
+        try:
+            outcome = len(read_records(path))
+        except InputError as error:
+            outcome = str(error)
+    if bad:
+        assert outcome.startswith(f"{path}:{bad[0]}: ")
+        assert "\n" not in outcome
+        return
+    count = sum(bool(line.decode().strip()) for line in lines)
+    assert outcome == count if count else outcome.startswith(f"{path}: no records")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+@pytest.mark.parametrize("depths", [range(800, 1000, 7), [3000], [100_000]])
+def test_values_nested_to_any_depth_are_refused(tmp_path, ending, depths):
+    path = tmp_path / f"train{ending}"
+    for depth in depths:  # what the JSON reader still takes may be too deep for whoever shows the value
+        record = '{"text": ' + "[" * depth + "]" * depth + "}"
+        path.write_text(record if ending == ".jsonl" else f"[{record}]")
+        with pytest.raises(InputError) as caught:
+            read_records(path)
+        assert str(caught.value).startswith(str(path))
+
+
 def test_jsonl_is_read_in_order_and_blank_lines_are_passed_over(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"text": "a"}\n\n  \n{"text": "b"}\n')
