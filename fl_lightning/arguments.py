@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +44,12 @@ SHORTCUTS = {
 }
 SWITCHES = {"--dept-clustering": "true", "--no-dept-clustering": "false", "--load-in-4bit": "true"}
 
+TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
+MAX_VALUES = 100_000
+"""More than any config has; YAML of a few lines can mean billions by anchors within anchors."""
+MAX_DIGITS = 100
+YAML_FORM = "wanted lines of 'key: value', those of a block indented by spaces"
+
 
 def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConfig:
     """The config that arguments mean: ``--config FILE``, dotted overrides and shortcuts, the later one wins.
@@ -62,8 +70,8 @@ def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConf
         namespace = parser.parse_args(arguments)
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         values = instantiate(namespace)
-    names = [f.name for f in dataclasses.fields(RunConfig)]
-    return RunConfig(**{name: getattr(values, name) for name in names})
+        names = [f.name for f in dataclasses.fields(RunConfig)]
+        return RunConfig(**{name: getattr(values, name) for name in names})
 
 
 def make_parser(prog: str) -> Any:
@@ -160,21 +168,26 @@ def check_keys(path: Path) -> None:
     Raises:
         InputError: naming file, line and the nearest key.
     """
+    if os.path.exists(path) and not path.is_file():  # a FIFO would wait for its writer
+        raise InputError(f"--config {path}: cannot be read (not a regular file); wanted a YAML file")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        _check_values(path, root)
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read ({error.strerror}); wanted a YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--config {path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{path}{line}: not valid YAML ({reason})") from error
+        raise InputError(f"{path}{line}: not valid YAML ({reason}); {YAML_FORM}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML (nested too deeply); {YAML_FORM}") from error
     if root is None:
         raise InputError(f"{path}: no key in the file; wanted at least one such as 'seed: 1234', or leave out --config")
     if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{path}:1: got {root.tag.rsplit(':', 1)[-1]}, wanted a mapping of keys such as 'federation:'")
+        raise InputError(f"{path}:1: got {_shown(root)}, wanted a mapping of keys such as 'federation:'")
     _check_mapping(path, root, "", known_keys())
 
 
@@ -183,7 +196,7 @@ def _check_mapping(path: Path, node: yaml.MappingNode, prefix: str, known: dict[
     siblings = {key for key in siblings if "." not in key}
     seen: set[str] = set()
     for key_node, value_node in node.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
+        key, line = _shown(key_node), key_node.start_mark.line + 1
         if key not in siblings:
             home = sorted(k for k in known if k.rsplit(".", 1)[-1] == key)
             hint = f"; did you mean '{home[0]}'?" if home else nearest(key, siblings)
@@ -193,8 +206,46 @@ def _check_mapping(path: Path, node: yaml.MappingNode, prefix: str, known: dict[
         seen.add(key)
         if known[prefix + key] is not None:
             if not isinstance(value_node, yaml.MappingNode):
-                raise InputError(f"{path}:{line}: '{prefix}{key}' wants keys of its own, got {value_node.value!r}")
+                got = _shown(value_node, repr)
+                raise InputError(f"{path}:{line}: '{prefix}{key}' wants keys of its own, got {got}")
             _check_mapping(path, value_node, f"{prefix}{key}.", known)
+
+
+def _check_values(path: Path, root: yaml.Node | None) -> None:
+    """Check what the reader of the values gives up at or grows on: tags, and anchors that multiply."""
+    count = 0
+
+    def visit(node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
+        nonlocal count
+        count += 1
+        where = f"{path}:{node.start_mark.line + 1}"
+        if node in above:
+            raise InputError(f"{where}: got an anchor that contains itself; write the values out")
+        if count > MAX_VALUES:
+            raise InputError(f"{where}: got anchors that make over {MAX_VALUES:,} values; write the values out")
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
+            raise InputError(f"{where}: got the tag {node.tag!r}, wanted a plain value; remove the tag")
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+                raise InputError(f"{where}: got an integer of {len(node.value):,} digits, wanted at most {MAX_DIGITS}")
+        else:
+            for item in node.value:
+                for child in item if isinstance(item, tuple) else (item,):
+                    visit(child, (*above, node))
+
+    if root is not None:
+        visit(root, ())
+
+
+def _bare(text: str) -> str:
+    return repr(text)[1:-1]  # without line ends
+
+
+def _shown(node: yaml.Node, scalar: Callable[[str], str] = _bare) -> str:
+    """A value for a message: its kind, or a scalar as it is written."""
+    if isinstance(node, yaml.CollectionNode):
+        return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    return "null" if node.tag.endswith(":null") else scalar(node.value[:80])
 
 
 @contextlib.contextmanager
@@ -207,8 +258,6 @@ def _one_line_errors(arguments: Sequence[str]) -> Iterator[None]:
         raise InputError(_tidy(str(error), arguments)) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(_tidy(str(error), arguments)) from error
-    except RecursionError as error:
-        raise InputError("the config refers to itself; wanted YAML without anchors that contain themselves") from error
 
 
 def _tidy(message: str, arguments: Sequence[str]) -> str:
@@ -216,14 +265,19 @@ def _tidy(message: str, arguments: Sequence[str]) -> str:
     if text.lower().startswith("unrecognized arguments:"):
         flag = text.split(":", 1)[1].split()[0]
         key = flag.lstrip("-").partition("=")[0]
-        return f"unknown argument {flag}{nearest(key, [*known_keys(), *(s[2:] for s in SHORTCUTS)])}"
-    for argument in arguments:
-        key = argument.removeprefix("--").partition("=")[0]
-        if f"'{key}'" in text:
-            return f"--{key}: {text}"
-    for path in _config_files(arguments):
-        for key in sorted(known_keys(), key=len, reverse=True):
-            if f"'{key}'" in text and (line := _line_of(path, key)):
+        hint = nearest(key, [*known_keys(), *(s[2:] for s in SHORTCUTS)])
+        return f"unknown argument {flag}{hint or ', wanted one that --help lists'}"
+    text = text.replace(": expected one argument", ": no value, wanted one")
+    if match := re.fullmatch(r"'([\w.]+)': Expected an? (.+)\. Got value: (.*)", text):
+        wanted = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("typing.Literal", "one of ")
+        text = f"{match[1]}: got {match[3]}, wanted {wanted}"
+    named = {key for key in known_keys() if f"'{key}'" in text or text.startswith((f"{key}: ", f"{key}["))}
+    given = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
+    for key in sorted(named, key=len, reverse=True):
+        if key in given:
+            return text if text.startswith(key) else f"--{key}: {text}"
+        for path in reversed([*_config_files(arguments)]):
+            if line := _line_of(path, key):
                 return f"{path}:{line}: {text}"
     return text
 

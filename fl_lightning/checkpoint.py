@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,16 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation import FederationState
-from fl_lightning.files import atomic_folder, check_manifest, check_name, read_json, write_json, write_manifest
-from fl_lightning.state import LoraState
+from fl_lightning.files import (
+    MANIFEST,
+    atomic_folder,
+    check_manifest,
+    check_name,
+    read_json,
+    write_json,
+    write_manifest,
+)
+from fl_lightning.state import LoraState, problem_with
 from fl_lightning.tensor_files import read_state, write_state
 
 log = logging.getLogger(__name__)
@@ -67,9 +75,12 @@ def load_checkpoint(
     Raises:
         InputError: if the folder does not hold a whole checkpoint.
     """
-    check_manifest(folder)
-    facts = read_json(folder / "state.json")
+    named = check_manifest(folder)
     try:
+        facts = _facts(folder / "state.json")
+        files = ["state.json", "state.safetensors", *(f"personal/{c}.safetensors" for c in facts["personal"])]
+        if unnamed := [name for name in files if name not in named]:
+            raise ValueError(f"{MANIFEST} does not name {unnamed[0]}")
         tensors = read_state(folder / "state.safetensors")
         initial: LoraState = {}
         kinds: dict[str, dict[str, LoraState]] = {kind: {} for kind in SHARED}
@@ -77,11 +88,16 @@ def load_checkpoint(
             kind, number, name = key.split("|", 2)
             target = initial if kind == "initial" else kinds[kind].setdefault(number, {})
             target[name] = tensors[key]
+        for number, department in kinds["departments"].items():
+            _check_fit(f"departments|{number}", department, initial)
+        for number, start in kinds["client_starts"].items():
+            _check_fit(f"client_starts|{number}", start, {name: initial[name] for name in start})
         personal: dict[str, Mapping[str, torch.Tensor]] = {}
         for client_id in facts["personal"]:
             department, client = client_id.split("/")
             path = folder / "personal" / check_name(department) / f"{check_name(client)}.safetensors"
             own = read_state(path)
+            _check_fit(client_id, own, {name: initial[name] for name in own})
             personal[client_id] = own if keep is None else keep(own)
         state = FederationState(
             round_num=facts["round"],
@@ -95,6 +111,77 @@ def load_checkpoint(
         return state, facts["extra"]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What stands in ``state.json``, its form checked.
+
+    Raises:
+        InputError: naming the first entry of another form.
+    """
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: got {type(facts).__name__}, wanted an object")
+    owners = facts["owners"] if isinstance(facts.get("owners"), dict) else {}
+    personal = facts.get("personal")
+    forms = {
+        "round": _is_count(facts.get("round")),
+        "examples": _are_counts(facts.get("examples")) and all(facts["examples"].values()),
+        "cluster_assignments": _are_counts(facts.get("cluster_assignments")),
+        "personal": isinstance(personal, list) and all(isinstance(client_id, str) for client_id in personal),
+        "extra": isinstance(facts.get("extra"), dict),
+        **{f"owners.{kind}": _are_counts(owners.get(kind)) for kind in SHARED},
+    }
+    if bad := [name for name, ok in forms.items() if not ok]:
+        raise InputError(f"{path}: {bad[0]} is missing or of another form, wanted what `save_checkpoint` writes")
+    for clients in (facts["examples"], facts["cluster_assignments"]):
+        _check_departments(path, clients, owners["departments"])
+    return facts
+
+
+def _check_extra(folder: Path, state: FederationState, extra: Mapping[str, Any]) -> None:
+    """Check the form of what a run keeps beside its state, as far as it is there.
+
+    Raises:
+        InputError: naming the first entry of another form.
+    """
+    history, callbacks = extra.get("history", []), extra.get("callbacks", {})
+    identity = extra.get("identity", {"config": {}, "clients": {}, "base": ""})
+    forms = {
+        "history": isinstance(history, list) and all(map(_is_row, history)),
+        "callbacks": isinstance(callbacks, dict) and all(isinstance(values, dict) for values in callbacks.values()),
+        "identity": _is_identity(identity),
+    }
+    if bad := [name for name, ok in forms.items() if not ok]:
+        raise InputError(f"{folder / 'state.json'}: extra.{bad[0]} is of another form, wanted what a run writes")
+    _check_departments(folder / "state.json", identity["clients"], state.departments)
+
+
+def _check_departments(path: Path, clients: Iterable[str], departments: Collection[str]) -> None:
+    if homeless := {client_id.split("/")[0] for client_id in clients} - set(departments):
+        raise InputError(f"{path}: departments: {min(homeless)} has clients and no adapter, wanted both")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and isinstance(value[1], dict)
+
+
+def _is_identity(value: object) -> bool:
+    forms = {"config": dict, "clients": dict, "base": str}
+    return isinstance(value, dict) and all(isinstance(value.get(name), form) for name, form in forms.items())
+
+
+def _check_fit(what: str, state: LoraState, initial: LoraState) -> None:
+    if problem := problem_with(state, initial):
+        raise ValueError(f"{what}: {problem}")
 
 
 def newest_checkpoint(
@@ -113,12 +200,19 @@ def newest_checkpoint(
     problems = []
     for folder in reversed(found.values()):
         try:
-            return load_checkpoint(folder, keep)
+            loaded = load_checkpoint(folder, keep)
+            _check_extra(folder, *loaded)
         except InputError as error:
-            log.warning("passing over a checkpoint: %s", error)
             problems.append(str(error))
+            continue
+        for problem in problems:
+            log.warning("passing over a checkpoint: %s", problem)
+        return loaded
     if problems:
-        raise InputError(f"{run_folder}: none of its {len(found)} checkpoints is whole; the newest: {problems[0]}")
+        raise InputError(
+            f"{run_folder}: none of its {len(found)} checkpoints is whole; the newest: {problems[0]}; "
+            "put a whole one there, or start a new run"
+        )
     return None
 
 

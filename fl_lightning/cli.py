@@ -151,12 +151,13 @@ def _take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     for item in items:
         if item == flag:
             value = next(items, None)
-            if value is None or value.startswith("--"):
-                raise InputError(f"{flag}: no value, wanted one")
         elif item.startswith(f"{flag}="):
             value = item.partition("=")[2]
         else:
             rest.append(item)
+            continue
+        if not value or value.startswith("--"):
+            raise InputError(f"{flag}: no value, wanted one")
     return value, rest
 
 

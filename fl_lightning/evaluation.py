@@ -91,26 +91,39 @@ def evaluate_run(
         InputError: if an adapter is missing or does not fit the base.
     """
 
-    def read(place: str) -> LoraState:
-        folder = (run_folder / place).resolve()
+    def read(index: Path, whose: str, place: object) -> LoraState:
+        if not isinstance(place, str) or "\0" in place:
+            raise InputError(f"{index}: {whose}: got {place!r}, wanted a folder within the run")
+        try:
+            folder = (run_folder / place).resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.12's and older for links in a circle
+            raise InputError(f"{run_folder / place}: links in a circle; wanted an adapter's folder") from error
         if not folder.is_relative_to(run_folder.resolve()):
-            raise InputError(f"{run_folder}: adapter path {place!r} leads out of the run folder")
+            raise InputError(
+                f"{run_folder}: {whose}: adapter path {place!r} leads out of the run folder; wanted one within it"
+            )
         return read_lora_adapter(folder, initial)
 
     wanted = {client.department for client in data.values()}
-    places = read_json(run_folder / "dept_lora_federated.json")
-    if missing := sorted(wanted - set(places)):
-        raise InputError(f"{run_folder}: no adapter of department {missing[0]} in dept_lora_federated.json")
+    index = run_folder / "dept_lora_federated.json"
+    places = read_json(index)
+    if not isinstance(places, dict):
+        raise InputError(f"{index}: got {type(places).__name__}, wanted {{department: folder}}")
+    if missing := sorted(wanted - places.keys()):
+        raise InputError(f"{run_folder}: no adapter of department {missing[0]} in {index.name}, wanted one")
+    exported = _read_exports(run_folder / "client_lora_federated.json")
     base, _ = evaluate_departments(clients, data, dict.fromkeys(wanted, initial))
-    final, _ = evaluate_departments(clients, data, {d: read(places[d]) for d in sorted(wanted)})
+    final, _ = evaluate_departments(clients, data, {d: read(index, d, places[d]) for d in sorted(wanted)})
     rounds: dict[str, Any] = {}
-    for round_num, departments in read_json(run_folder / "client_lora_federated.json")["rounds"].items():
+    index = run_folder / "client_lora_federated.json"
+    for round_num, departments in exported.items():
         for department, exports in departments.items():
             ids = {client: f"{department}/{client}" for client in exports}
             for client_id in ids.values():
                 if client_id not in data:
-                    raise InputError(f"{run_folder}: it has an adapter of {client_id}, which is not in data.root")
-            results = clients.evaluate((read(place), ids[client]) for client, place in exports.items())
+                    strange = f"it has an adapter of {client_id}, which is not in data.root"
+                    raise InputError(f"{run_folder}: {strange}; wanted the data of the run")
+            results = clients.evaluate((read(index, ids[c], place), ids[c]) for c, place in exports.items())
             rounds.setdefault(round_num, {})[department] = {
                 client: {**figures(metrics), "num_examples": metrics.num_examples}
                 for client, metrics in zip(exports, results, strict=True)
@@ -119,3 +132,14 @@ def evaluate_run(
     write_json(run_folder / "federated_eval.json", result)
     write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})
     return result
+
+
+def _read_exports(index: Path) -> dict[str, dict[str, dict[str, object]]]:
+    """{round: {department: {client: folder}}}."""
+    value = read_json(index)
+    rounds: Any = value.get("rounds") if isinstance(value, dict) else None
+    ok = isinstance(rounds, dict) and all(isinstance(departments, dict) for departments in rounds.values())
+    if not ok or not all(isinstance(clients, dict) for places in rounds.values() for clients in places.values()):
+        raise InputError(f"{index}: wanted {{rounds: {{round: {{department: {{client: folder}}}}}}}}, as fit writes it")
+    found: dict[str, dict[str, dict[str, object]]] = rounds
+    return found

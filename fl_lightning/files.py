@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,15 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: if the file is missing or is not JSON.
     """
+    if os.path.exists(path) and not path.is_file():  # a FIFO would wait for its writer
+        raise InputError(f"{path}: cannot be read (not a regular file); wanted a JSON file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); wanted a JSON file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not valid JSON ({reason}); wanted it as it was written") from error
 
 
 @contextlib.contextmanager
@@ -141,8 +144,11 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {p.relative_to(folder).as_posix(): _facts(p) for p in files})
 
 
-def check_manifest(folder: Path) -> None:
+def check_manifest(folder: Path) -> Collection[str]:
     """Check that a folder holds what its manifest says.
+
+    Returns:
+        The names of the files that it vouches for.
 
     Raises:
         InputError: naming the first file that is missing or has changed.
@@ -151,11 +157,12 @@ def check_manifest(folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise InputError(f"{folder / MANIFEST}: got {type(manifest).__name__}, wanted {{file: {{bytes, sha256}}}}")
     for name, wanted in manifest.items():
-        path = folder.joinpath(*(check_name(part, f"{MANIFEST}: file") for part in name.split("/")))
+        path = folder.joinpath(*(check_name(part, f"{folder / MANIFEST}: file") for part in name.split("/")))
         if not path.is_file():
             raise InputError(f"{path}: missing, though {MANIFEST} names it")
         if (got := _facts(path)) != wanted:
             raise InputError(f"{path}: got {got}, wanted {wanted} by {MANIFEST}")
+    return manifest.keys()
 
 
 def _facts(path: Path) -> dict[str, Any]:

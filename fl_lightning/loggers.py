@@ -26,16 +26,10 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
     Raises:
         InputError: naming the logger that cannot be made.
     """
-    loggers = []
-    for index, spec in enumerate(specs):
-        where = f"logging.loggers[{index}]: {spec['class_path']}"
-        module_name, _, class_name = spec["class_path"].rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: cannot be imported ({error}); wanted the path of a Lightning logger") from error
-        if not (isinstance(cls, type) and issubclass(cls, Logger)):
-            raise InputError(f"{where}: is not a Lightning logger")
+    places = [f"logging.loggers[{index}]: {spec['class_path']}" for index, spec in enumerate(specs)]
+    classes = [_import(where, spec["class_path"]) for where, spec in zip(places, specs, strict=True)]
+    loggers: list[Logger] = []
+    for where, spec, cls in zip(places, specs, classes, strict=True):
         arguments = dict(spec.get("init_args", {}))
         parameters = inspect.signature(cls).parameters
         if "save_dir" in parameters and "save_dir" not in arguments:
@@ -44,7 +38,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
         if not fresh and _writes_plain_files(cls) and arguments.get("save_dir") == str(run_folder):
             for old in (run_folder / "metrics.csv", *run_folder.glob("events.out.tfevents.*")):
                 old.unlink(missing_ok=True)
-        if not fresh and class_name == "TensorBoardLogger":
+        if not fresh and cls.__name__ == "TensorBoardLogger":
             arguments.setdefault("purge_step", 0)  # elsewhere the old rows stay and are passed over
         try:
             with warnings.catch_warnings():
@@ -54,6 +48,17 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
         except (TypeError, ValueError, ImportError, OSError) as error:
             raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     return loggers
+
+
+def _import(where: str, path: str) -> type[Logger]:
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: cannot be imported ({error}); wanted the path of a Lightning logger") from error
+    if not (isinstance(cls, type) and issubclass(cls, Logger)):
+        raise InputError(f"{where}: is not a Lightning logger; wanted the path of one")
+    return cls
 
 
 def _writes_plain_files(cls: type) -> bool:

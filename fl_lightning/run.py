@@ -260,6 +260,8 @@ def _resumed(config: RunConfig, parts: Parts, run_folder: Path) -> tuple[Federat
         log.info("%s was stopped before its first checkpoint and begins anew", run_folder)
         return None, {}
     state, extra = found
+    if "identity" not in extra:
+        raise InputError(f"{run_folder}: its checkpoint does not say what the run is made of; start a new run")
     check_identity(extra["identity"], _identity(config, parts))
     fresh = collect_lora_state(parts.module.model)
     problem = problem_with(fresh, state.initial)

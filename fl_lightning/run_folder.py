@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -28,7 +29,7 @@ def check_output(root: Path) -> None:
         InputError: if `root` is a file, or may not be written to.
     """
     place = root
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:  # false too for a name that is too long
         place = place.parent
     if not place.is_dir():
         raise InputError(f"output: {place} is a file, wanted a folder; choose another --output")
@@ -78,9 +79,18 @@ def held(run_folder: Path) -> Iterator[None]:
     """Hold a run folder while this block runs; the system lets go of it when the process dies, however it does.
 
     Raises:
-        InputError: if another process holds it.
+        InputError: if another process holds it, or its lock file cannot be written.
     """
-    handle = os.open(run_folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    path = run_folder / LOCK
+    try:  # a run folder may come from somebody else: what a link leads to is not emptied
+        if os.path.exists(path) and not path.is_file():
+            raise OSError(errno.EINVAL, "not a plain file")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); remove it, or copy the run to a folder that may be written "
+            "to; wanted a plain file"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,9 +128,9 @@ def find_run_folder(run: str, root: Path) -> Path:
             raise InputError(f"run 'last': no version_N folder in {root}; run 'fit' first or name another --output")
         return max(runs, key=lambda p: int(p.name.split("_")[1]))
     folder = Path(run)
-    if not folder.is_dir() and (root / run).is_dir():
+    if not os.path.isdir(folder) and os.path.isdir(root / run):  # false too for a name that is too long
         folder = root / run
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):
         raise InputError(
             f"run {run!r}: no config.yaml there; wanted a run folder such as {root / 'version_0'} or 'last'"
         )

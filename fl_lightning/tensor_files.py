@@ -6,6 +6,7 @@ unpickled.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,8 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor] | None = None) -> Lo
     Raises:
         InputError: if it is no regular file, too large, no whole safetensors file, or not like `like`.
     """
-    if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path}: {'a link' if path.is_symlink() else 'no file there'}; wanted a safetensors file")
+    if os.path.islink(path) or not os.path.isfile(path):  # false too for a name that is too long
+        raise InputError(f"{path}: {'a link' if os.path.islink(path) else 'no file there'}; wanted a safetensors file")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path}: got {size:,} bytes, wanted at most {MAX_BYTES:,}")
     try:

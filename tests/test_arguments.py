@@ -192,7 +192,7 @@ def test_a_misspelt_flag_suggests(flag, suggestion):
 
 
 def test_a_flag_like_no_other_is_named():
-    assert refused("--xyzzy") == "unknown argument --xyzzy"
+    assert refused("--xyzzy") == "unknown argument --xyzzy, wanted one that --help lists"
 
 
 def test_a_stray_word_is_refused():
@@ -215,11 +215,12 @@ def test_a_stray_word_is_refused():
     ],
 )
 def test_a_wrong_type_names_the_key_in_arguments_and_the_line_in_a_file(config_file, key, value):
-    assert refused(f"--{key}={value}").startswith(f"--{key}: ")
+    assert refused(f"--{key}={value}").startswith((f"{key}: got ", f"--{key}: '{key}'"))
     parts = key.split(".")
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(parts[:-1]))
     path = config_file(f"{text}{'  ' * (len(parts) - 1)}{parts[-1]}: {value}\n")
-    assert refused("--config", path).startswith(f"{path}:{len(parts)}: '{key}'")
+    where = f"{path}:{len(parts)}: "
+    assert refused("--config", path).startswith((f"{where}{key}: got ", f"{where}'{key}'"))
 
 
 @pytest.mark.parametrize("key", ["seed", "output", "lora.r", "lora.target_modules", "federation.flora.momentum"])
@@ -259,7 +260,7 @@ def test_a_plain_value_where_keys_are_wanted_is_refused(config_file):
 
 def test_a_list_instead_of_keys_is_refused(config_file):
     path = config_file("- seed\n")
-    assert refused("--config", path).startswith(f"{path}:1: got seq, wanted a mapping")
+    assert refused("--config", path).startswith(f"{path}:1: got a list, wanted a mapping")
 
 
 def test_a_missing_file_is_named():
@@ -267,7 +268,7 @@ def test_a_missing_file_is_named():
 
 
 def test_a_folder_instead_of_a_file_is_named(tmp_path):
-    assert refused("--config", str(tmp_path)).startswith(f"--config {tmp_path}: cannot be read (Is a directory)")
+    assert refused("--config", str(tmp_path)).startswith(f"--config {tmp_path}: cannot be read (not a regular file)")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):
@@ -389,3 +390,93 @@ def test_random_values_of_known_keys_are_parsed_or_refused(tmp_path, key, value)
     except (InputError, SystemExit):
         return
     assert isinstance(config, RunConfig)
+
+
+ODD = SCALARS | st.binary(max_size=4) | st.dates() | st.text(alphabet="\0\n\ud7ff\U0001f600:#-é{", max_size=4)
+NESTED = st.recursive(
+    ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD, inner, max_size=3), max_leaves=6
+)
+NAMES = sorted({part for key in known_keys() for part in key.split(".")} | {"config", "print_config", "help", "<<"})
+PLAIN = sorted(k for k, block in known_keys().items() if block is None)
+BLOCKS = sorted(k for k, block in known_keys().items() if block is not None)
+
+
+def with_keys(values):
+    """{dotted key: value} as nested mappings; a key below a plain value is dropped."""
+    root = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        place = root
+        for part in parents:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[last] = value
+    return root
+
+
+def parsed_or_refused(path):
+    """The config of a file, or None where it is refused in one line; anything else is an error."""
+    result = outcome("--config", str(path))
+    if isinstance(result, RunConfig):
+        return result
+    assert result.removeprefix("--config ").startswith(str(path)) or "wanted" in result
+    assert "\n" not in result
+    return None
+
+
+@pytest.mark.parametrize("text", ['"ab\\ncd": 1', 'lora: {"ab\\ncd": 1}', '"\\n": 1'])
+def test_a_key_with_a_line_end_is_refused_in_one_line(config_file, text):
+    refused("--config", config_file(text))
+
+
+@QUICK
+@given(
+    st.dictionaries(st.sampled_from(PLAIN), NESTED, max_size=3),
+    st.dictionaries(st.sampled_from(BLOCKS), NESTED, max_size=1),
+)
+def test_any_values_of_any_known_keys_are_parsed_or_refused(tmp_path, plain, blocks):
+    path = tmp_path / "random.yaml"
+    path.write_text(yaml.safe_dump(with_keys({**plain, **blocks}), allow_unicode=True), encoding="utf-8")
+    config = parsed_or_refused(path)
+    if config is not None and not blocks:
+        assert parse_config(["--config", str(path)]) == config
+
+
+@QUICK
+@given(
+    st.dictionaries(st.sampled_from(NAMES) | ODD, NESTED, min_size=1, max_size=3), st.none() | st.sampled_from(BLOCKS)
+)
+@example({"print_config": None}, None)
+@example({"help": True}, None)
+@example({"config": "random.yaml"}, None)
+@example({"<<": {"seed": 3}}, None)
+def test_any_keys_anywhere_are_parsed_or_refused(tmp_path, values, block):
+    path = tmp_path / "random.yaml"
+    path.write_text(yaml.safe_dump(values if block is None else nest(block, values)), encoding="utf-8")
+    config = parsed_or_refused(path)
+    known = known_keys()
+    prefix = "" if block is None else f"{block}."
+    if any(not isinstance(key, str) or prefix + key not in known for key in values):
+        assert config is None
+
+
+@QUICK
+@given(
+    st.binary(max_size=40)
+    | st.text(max_size=40).map(str.encode)
+    | st.text(max_size=12).map(lambda t: t.encode("utf-16"))
+)
+@example(b"seed: 1\x85lora: 2")
+@example("\ufeffseed: 1".encode())
+@example(b"seed: \xed\xa0\x80")
+@example(b"? {? {? {}}}")
+@example(b"seed: &a *a")
+@example(b"%YAML 9.9\n---\nseed: 1")
+@example(b"[" * 5000)
+@example(b"- " * 5000)
+@example(b"seed: " + b"9" * 5000)
+@example(b"lora: {r: " + b"{a: " * 2000)
+def test_any_bytes_as_a_config_are_parsed_or_refused(tmp_path, content):
+    path = tmp_path / "random.yaml"
+    path.write_bytes(content)
+    parsed_or_refused(path)

@@ -16,6 +16,7 @@ import yaml
 from fl_lightning.checkpoint import checkpoints
 from fl_lightning.cli import main
 
+GOOD = '{"prompt": "a", "completion": "b"}\n'
 SMALL = ["--clients-per-dept", "1", "--max-records", "2", "--device-map", "cpu"]
 
 
@@ -41,104 +42,15 @@ def command(*arguments):
     return [sys.executable, "-m", "fl_lightning", *map(str, arguments)]
 
 
-def write_client(root, train, name="hr/client_0"):
-    folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
+def write_client(root, train):
+    folder = root / "hr" / "client_0"
+    folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text(train)
-    (folder / "eval.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (folder / "eval.jsonl").write_text(GOOD)
     return folder / "train.jsonl"
 
 
-# Bad input: (arguments after the command, words that must stand in the one line). {tmp} is the test's folder.
-
-GOOD = '{"prompt": "a", "completion": "b"}\n'
-
-
-def data(tmp):
-    write_client(tmp / "empty", "")
-    write_client(tmp / "malformed", GOOD + '{"prompt": "a", "completion"\n')
-    write_client(tmp / "unanswered", GOOD + GOOD + '{"instruction": "Add", "input": "1 1"}\n')
-    write_client(tmp / "unsafe", GOOD, "hr/client 0;rm")
-    write_client(tmp / "binary", GOOD).write_bytes(b"\xff\xfe\x00")
-    (tmp / "no_department").mkdir()
-    (tmp / "misspelt.yaml").write_text("seed: 1\nfederation:\n  ronds: 3\n")
-    (tmp / "misplaced.yaml").write_text("seed: 1\nrounds: 3\n")
-    (tmp / "wrong_type.yaml").write_text("seed: 1\nfederation:\n  rounds: many\n")
-    (tmp / "broken.yaml").write_text("seed: 1\nfederation: [\n")
-    (tmp / "list.yaml").write_text("- seed\n")
-    (tmp / "twice.yaml").write_text("seed: 1\nseed: 2\n")
-    (tmp / "file").write_text("")
-
-
-BAD = {
-    "missing data folder": ("fit --data {tmp}/nowhere", ["data.root", "{tmp}/nowhere", "wanted a folder"]),
-    "no department": ("fit --data {tmp}/no_department", ["no department in {tmp}/no_department"]),
-    "empty client file": ("fit --data {tmp}/empty", ["{tmp}/empty/hr/client_0/train.jsonl"]),
-    "malformed line": ("fit --data {tmp}/malformed", ["{tmp}/malformed/hr/client_0/train.jsonl:2"]),
-    "no response": (
-        "fit --data {tmp}/unanswered",
-        ["{tmp}/unanswered/hr/client_0/train.jsonl:3", "response", "'output'"],
-    ),
-    "unsafe name": ("fit --data {tmp}/unsafe", ["client 0;rm", "rename"]),
-    "not text": ("fit --data {tmp}/binary", ["{tmp}/binary/hr/client_0/train.jsonl"]),
-    "too many clients": ("fit --clients-per-dept 99", ["data.clients_per_dept", "customer_support", "4 clients", "99"]),
-    "misspelt key": ("fit --config {tmp}/misspelt.yaml", ["{tmp}/misspelt.yaml:3", "federation.ronds", "'rounds'"]),
-    "misplaced key": ("fit --config {tmp}/misplaced.yaml", ["{tmp}/misplaced.yaml:2", "'federation.rounds'"]),
-    "wrong type": ("fit --config {tmp}/wrong_type.yaml", ["{tmp}/wrong_type.yaml:3", "rounds", "many"]),
-    "broken YAML": ("fit --config {tmp}/broken.yaml", ["{tmp}/broken.yaml:", "not valid YAML"]),
-    "list as config": ("fit --config {tmp}/list.yaml", ["{tmp}/list.yaml:1", "wanted a mapping"]),
-    "key twice": ("fit --config {tmp}/twice.yaml", ["{tmp}/twice.yaml:2", "twice"]),
-    "missing config": ("fit --config {tmp}/none.yaml", ["--config {tmp}/none.yaml", "cannot be read"]),
-    "config without value": ("fit --config", ["--config"]),
-    "misspelt flag": ("fit --ronds 3", ["--ronds", "did you mean 'rounds'"]),
-    "misspelt dotted key": ("fit --federation.ronds=3", ["federation.ronds", "did you mean 'federation.rounds'"]),
-    "stray word": ("fit everything", ["everything"]),
-    "no rounds": ("fit --rounds 0", ["federation.rounds", "got 0", "at least 1"]),
-    "negative rounds": ("fit --rounds -1", ["federation.rounds", "-1", "at least 1"]),
-    "rounds not a number": ("fit --rounds many", ["federation.rounds", "many"]),
-    "rounds without value": ("fit --rounds --seed 1", ["--rounds", "no value"]),
-    "zero rate": ("fit --learning-rate 0", ["training.learning_rate", "above 0"]),
-    "infinite rate": ("fit --learning-rate inf", ["training.learning_rate", "inf"]),
-    "zero momentum": ("fit --federation.flora.momentum=0", ["federation.flora.momentum", "above 0"]),
-    "ratio above one": ("fit --global-mix 1.5", ["federation.client_clusters.global_mix", "1.5", "[0, 1]"]),
-    "zero rank": ("fit --lora-r 0", ["lora.r", "at least 1"]),
-    "full dropout": ("fit --lora-dropout 1", ["lora.lora_dropout", "[0, 1)"]),
-    "unknown dtype": ("fit --dtype fp8", ["fabric.precision", "fp8"]),
-    "fp16 on a CPU": ("fit --dtype fp16", ["fabric.precision", "fp16"]),
-    "no such module": ("fit --target-modules nope_proj", ["target_modules", "nope_proj"]),
-    "unknown model": ("fit --model.name_or_path=no-such-org/no-such-model", ["model.name_or_path", "no-such-org"]),
-    "model folder without model": ("fit --model.name_or_path={tmp}/no_department", ["no config.json in {tmp}"]),
-    "unknown bundled model": ("fit --model.name_or_path=bundled:tiny_bas", ["did you mean 'tiny_base'"]),
-    "output is a file": ("fit --output {tmp}/file", ["{tmp}/file"]),
-    "nothing to resume": ("fit --resume last --output {tmp}/out", ["'last'", "{tmp}/out"]),
-    "run to resume is missing": ("fit --resume {tmp}/none --output {tmp}/out", ["{tmp}/none", "config.yaml"]),
-    "resume without value": ("fit --resume", ["--resume", "no value"]),
-    "evaluate without run": ("evaluate", ["--run"]),
-    "evaluate a missing run": ("evaluate --run {tmp}/none", ["{tmp}/none"]),
-    "evaluate nothing": ("evaluate --run last --output {tmp}/out", ["'last'", "{tmp}/out"]),
-    "evaluate with a misspelt flag": ("evaluate --rum last", ["--rum", "did you mean '--run'"]),
-    "unknown command": ("fitt --rounds 1", ["'fitt'", "did you mean 'fit'"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capfd):
-    data(tmp_path)
-    arguments, words = BAD[case]
-    argv = arguments.format(tmp=tmp_path).split()
-    if argv[0] == "fit":
-        defaults = {"--output": tmp_path / "out", "--clients-per-dept": "1", "--device-map": "cpu"}
-        extra = [str(x) for flag, value in defaults.items() if flag not in argv for x in (flag, value)]
-        argv[1:1] = extra
-    assert main(argv) == 2
-    out, err = capfd.readouterr()
-    lines = err.splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word.format(tmp=tmp_path) in lines[0]
-    assert "Traceback" not in out + err
-    assert list(tmp_path.rglob("version_*")) == []
+# Bad input; tests/test_bad_input.py has the table
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -150,12 +62,12 @@ def test_missing_gpu_is_bad_input(tmp_path, capfd):
 
 @pytest.mark.slow
 def test_bad_data_in_a_process_of_its_own_is_one_line_too(tmp_path):
-    data(tmp_path)
-    argv = command("fit", "--data", tmp_path / "malformed", "--output", tmp_path / "out", *SMALL)
+    train = write_client(tmp_path / "data", GOOD + '{"prompt": "a", "completion"\n')
+    argv = command("fit", "--data", tmp_path / "data", "--output", tmp_path / "out", *SMALL)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"{tmp_path}/malformed/hr/client_0/train.jsonl:2" in done.stderr
+    assert f"{train}:2" in done.stderr
 
 
 # Good input

@@ -8,7 +8,10 @@ Anything else in the root is ignored.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +51,15 @@ def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[
         InputError: no such folder, no department, an unsafe name, or fewer clients than asked for.
     """
     folder = bundled.resolve(str(root))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # false too for a name that is too long
         raise InputError(f"data.root: {root} is not a folder; wanted a folder of departments")
     found: dict[str, list[ClientFiles]] = {}
-    for place in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+    with _readable():
+        places = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    for place in places:
         department = place.name.removesuffix(SUFFIX)
-        clients = _clients_of(place, department)
+        with _readable():
+            clients = _clients_of(place, department)
         if not clients:
             continue
         check_name(department, f"{place}: department")
@@ -71,6 +77,16 @@ def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[
                 f"wanted {clients_per_dept}; ask for fewer or add clients"
             )
     return {department: found[department][:clients_per_dept] for department in sorted(found)}
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}); wanted a folder that may be listed and entered"
+        ) from error
 
 
 def _clients_of(place: Path, department: str) -> list[ClientFiles]:

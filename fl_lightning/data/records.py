@@ -7,6 +7,7 @@ Accepted: ``{"instruction", "input", "output"}``, ``{"prompt", "completion"}``, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def parse_record(value: object) -> Record:
         return [Turn("user", _text(value, "prompt")), Turn("assistant", _text(value, "completion", "response"))]
     if "text" in value:
         return [Turn("text", _text(value, "text"))]
-    raise ValueError(f"got keys {sorted(map(str, value))}, wanted {FORMS}")
+    raise ValueError(f"got keys {str(sorted(value))[:200]}, wanted {FORMS}")
 
 
 def _text(value: Mapping[str, Any], key: str, what: str = "text") -> str:
@@ -81,7 +82,7 @@ def _parse_messages(messages: object) -> Record:
             raise ValueError(f"message {number}: wanted an object with role {', '.join(ROLES)} and content")
         turns.append(Turn(message["role"], _text(message, "content")))
     if not any(turn.supervised for turn in turns):
-        raise ValueError("no response: no message has the role assistant")
+        raise ValueError("no response: no message has the role assistant, wanted at least one")
     return turns
 
 
@@ -93,6 +94,8 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         InputError: naming file and line (or index), for anything that is not a record, or if there is none.
     """
+    if os.path.exists(path) and not path.is_file():  # a FIFO would wait for its writer
+        raise InputError(f"{path}: cannot be read (not a regular file); wanted a JSONL file of records")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -111,21 +114,22 @@ def _read_lines(path: Path, text: str) -> list[Record]:
         if not line.strip():
             continue
         try:
-            records.append(parse_record(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno})") from error
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: {str(error) or 'nested too deeply'}") from error
+            raise InputError(f"{path}:{number}: not valid JSON ({_reason(error)}); wanted one record a line") from error
+        try:
+            records.append(parse_record(value))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
     return records
 
 
 def _read_list(path: Path, text: str) -> list[Record]:
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{path}{line}: not valid JSON ({_reason(error)}); wanted a list of records") from error
     if not isinstance(values, list):
         raise InputError(f"{path}: got {type(values).__name__}, wanted a list of records")
     records = []
@@ -135,3 +139,10 @@ def _read_list(path: Path, text: str) -> list[Record]:
         except ValueError as error:
             raise InputError(f"{path}: record {index}: {error}") from error
     return records
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON; of `json`'s own messages the line is left out, which is not that of the file."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

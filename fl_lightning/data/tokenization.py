@@ -137,4 +137,6 @@ def _render(turns: Sequence[Turn], tokenizer: Any, where: str, *, add_generation
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except Exception as error:  # jinja raises whatever the template's author chose
-        raise InputError(f"{where}: the tokenizer's chat template refuses it ({error})") from error
+        raise InputError(
+            f"{where}: the tokenizer's chat template refuses it ({error}); wanted turns it takes"
+        ) from error

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fl_lightning import bundled
@@ -20,6 +19,8 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import use_packed_attention
 
 log = logging.getLogger(__name__)
+
+WHOLE = "a causal language model with config.json, all its weights and its tokenizer, or a GGUF file"
 
 
 def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Any, Any]:
@@ -43,8 +44,8 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
         if not path.is_file():
             raise InputError(f"model.name_or_path: no file {path}; wanted a GGUF file, a folder or a Hub id")
         source, arguments["gguf_file"] = str(path.parent), path.name
-    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if not (path / "config.json").is_file():
+    elif os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if not os.path.isfile(path / "config.json"):  # false too for a name that is too long
             raise InputError(f"model.name_or_path: no config.json in {path}; wanted a model folder or a Hub id")
         source = str(path)
     else:
@@ -52,8 +53,15 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
     quantised = {"quantization_config": _nf4(dtype), "device_map": {"": str(device)}} if config.load_in_4bit else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments, **quantised)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **arguments, **quantised
+        )
+        # Where something is missing transformers only logs it, and goes on with random weights and an empty vocabulary.
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(f"{len(missing)} weights missing, first {missing[0]}")
+        if len(tokenizer) <= len(tokenizer.added_tokens_encoder):
+            raise ValueError("the tokenizer has no vocabulary: tokenizer.json is missing")
+    except Exception as error:  # what a broken model makes transformers, tokenizers, gguf and torch raise has no end
         raise InputError(_why(name, source, error)) from error
     if config.load_in_4bit:
         for module in model.modules():
@@ -85,7 +93,7 @@ def _nf4(dtype: torch.dtype) -> Any:
 def _why(name: str, source: str, error: BaseException) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if Path(source).exists():
-        return f"model.name_or_path: {name} cannot be loaded from {source} ({reason})"
+        return f"model.name_or_path: {name} cannot be loaded from {source} ({reason}); wanted {WHOLE}"
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     tried = f"folder ./{source}, the local Hub cache" + ("" if offline else ", the Hub")
     return (

@@ -66,7 +66,11 @@ def create_lora_model(
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:300]}; choose others") from error
+        except RuntimeError as error:
+            raise InputError(
+                f"lora.r: got {r}, for which there is no memory ({str(error)[:80]}); choose less"
+            ) from error
 
 
 def collect_lora_state(model: PeftModel) -> LoraState:
