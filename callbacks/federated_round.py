@@ -17,6 +17,7 @@ from fl_lightning.federation import DepartmentReport, FederationState, RoundRepo
 from fl_lightning.flora import WeightedMean, apply_step
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
+from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import LoraState, distance, norm, num_bytes, problem_with, select
 
@@ -40,6 +41,7 @@ class FederatedRound(FederatedCallback):
 
     def __init__(self, config: FederationConfig | None = None, *, seed: int = 1234) -> None:
         self.config = config or FederationConfig()
+        self.policy = share_policy(self.config.share)
         self.seed = seed
         self._means: dict[str, WeightedMean] = {}
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
@@ -58,7 +60,7 @@ class FederatedRound(FederatedCallback):
         self._means = {}
         self._shared, self._personal, self._examples = {}, {}, {}
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in trainer.federation.departments})
-        down = sum(num_bytes(select(task.start, self.config.share)) for task in tasks)
+        down = sum(num_bytes(select(task.start, self.policy.sends(trainer.round_num))) for task in tasks)
         report.bytes_sent = {"client/up": 0, "client/down": down}
         trainer.report = report
 
@@ -71,14 +73,14 @@ class FederatedRound(FederatedCallback):
             report.left_out[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
             return
-        shared = select(update.state, self.config.share)
+        shared = select(update.state, self.policy.sends(trainer.round_num))
         sent = trainer.report.bytes_sent
         sent[update.client_id] = num_bytes(shared)
         sent["client/up"] += num_bytes(shared)
         self._means.setdefault(department, WeightedMean()).add(shared, update.num_examples)
         self._shared[update.client_id] = self._keep(shared)
-        if self.config.share == "a":
-            self._personal[update.client_id] = self._keep(select(update.state, "b"))
+        if self.policy.keeps != "none":
+            self._personal[update.client_id] = self._keep(select(update.state, self.policy.keeps))
         self._examples[update.client_id] = update.num_examples
         report.weights[client] = float(update.num_examples)
         report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
@@ -133,16 +135,16 @@ class FederatedRound(FederatedCallback):
             own.weights, own.residual_norms = {}, {}
 
     def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
-        """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is shared; ``share: a`` keeps B personal."""
-        flora, share = self.config.flora, self.config.share
+        """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is sent; what clients keep is exported."""
+        flora, sent = self.config.flora, self.policy.sends(report.round_num)
         examples = {**state.examples, **self._examples}
         personal = {**state.personal, **self._personal}
         departments = dict(state.departments)
         for department, mean in self._means.items():
-            previous = select(state.departments[department], share)
+            previous = select(state.departments[department], sent)
             new = apply_step(mean.value(), previous, flora.momentum, flora.use_residual)
             departments[department] = {**state.departments[department], **new}
-            if share == "a":
+            if self.policy.keeps != "none":
                 departments[department].update(mean_personal(personal, examples, department))
             own = report.departments[department]
             own.moved = distance(new, previous)
@@ -152,7 +154,7 @@ class FederatedRound(FederatedCallback):
 
     def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""
-        clusters, share = self.config.client_clusters, self.config.share
+        clusters, sent = self.config.client_clusters, self.policy.sends(report.round_num)
         if clusters.num_clusters == 1:
             return {}
         starts = dict(state.client_starts)
@@ -169,10 +171,11 @@ class FederatedRound(FederatedCallback):
                 self._examples,
                 clusters.num_clusters,
                 clusters.global_mix,
-                global_state=select(state.departments[department], share),
+                global_state=select(state.departments[department], sent),
                 seed=derive_seed(self.seed, "client_clusters", report.round_num, department),
             )
-            starts.update(new)
+            for client_id, start in new.items():  # a round may send one factor only; the other's start stays
+                starts[client_id] = {**starts.get(client_id, {}), **start}
             ids = {client_id.split("/", 1)[1]: cluster for client_id, cluster in assignments.items()}
             report.departments[department].client_clusters = ids
         return starts

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from fl_lightning.combinations import check_combination
 from fl_lightning.errors import InputError
 
 TINY_BASE = "bundled:tiny_base"
@@ -130,6 +131,8 @@ class TrainingConfig:
     """Clip each client's gradient to this norm; 0 turns it off."""
     weight_decay: float = 0.0
     """Of AdamW, on the LoRA factors."""
+    proximal_mu: float = 0.0
+    """FedProx: adds proximal_mu / 2 times the squared distance from the start to each client's loss; 0 turns it off."""
     clients_at_once: int | Literal["auto"] = "auto"
     """Clients trained together in one forward pass, or auto."""
 
@@ -140,7 +143,7 @@ class TrainingConfig:
         _positive("training.learning_rate", self.learning_rate)
         _at_least("training.batch_size", self.batch_size, 1)
         _at_least("training.accumulate_grad_batches", self.accumulate_grad_batches, 1)
-        for key in ("max_grad_norm", "weight_decay"):
+        for key in ("max_grad_norm", "weight_decay", "proximal_mu"):
             value = getattr(self, key)
             _check(math.isfinite(value) and value >= 0, f"training.{key}", value, "a finite number of 0 or more")
         at_once = self.clients_at_once
@@ -220,8 +223,9 @@ class FederationConfig:
 
     rounds: int = 10
     """Number of rounds."""
-    share: Literal["all", "a"] = "all"
-    """all sends A and B; a sends A and keeps each client's B with the client."""
+    share: Literal["all", "a", "b", "freeze_a", "alternate", "none"] = "all"
+    """all sends A and B; a sends A and keeps B with the client; b the reverse; freeze_a trains and sends B alone;
+    alternate B in odd rounds and A in even ones; none sends nothing."""
     clients_per_round: int | None = None
     """So many clients of each department take part in a round; null goes by client_fraction."""
     client_fraction: float = 1.0
@@ -241,7 +245,7 @@ class FederationConfig:
         """Check the ranges."""
         _check_null(self, "federation.")
         _at_least("federation.rounds", self.rounds, 1)
-        _one_of("federation.share", self.share, ("all", "a"))
+        _one_of("federation.share", self.share, ("all", "a", "b", "freeze_a", "alternate", "none"))
         _unit("federation.client_fraction", self.client_fraction, zero=False)
         _at_least("federation.min_clients", self.min_clients, 1)
         _positive("federation.max_update_norm", self.max_update_norm)
@@ -249,6 +253,7 @@ class FederationConfig:
             _at_least("federation.clients_per_round", self.clients_per_round, 1)
             wanted = "1.0 where clients_per_round is given; choose one of the two"
             _check(self.client_fraction == 1.0, "federation.client_fraction", self.client_fraction, wanted)
+        check_combination(self)
 
 
 @dataclass

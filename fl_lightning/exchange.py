@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from fl_lightning.state import LoraState
+from fl_lightning.state import Factor, LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
 """Called after each optimizer step with the cohort's client ids, the share done in (0, 1], and the step's tokens."""
@@ -25,6 +25,7 @@ class ClientTask:
         start: the state it starts from.
         run_seed: the client's draws come from seeds hashed from it, the round and the client.
         evaluate: whether the fitted adapter is to be evaluated on the client's held-out records.
+        trains: the factor that is trained; the other one stays as it is in `start`.
     """
 
     client_id: str
@@ -32,6 +33,7 @@ class ClientTask:
     start: Mapping[str, torch.Tensor]
     run_seed: int
     evaluate: bool = False
+    trains: Factor = "all"
 
     @property
     def department(self) -> str:

@@ -153,7 +153,8 @@ class LocalClients:
         started = time.perf_counter()
         plans = [self._plan(task) for task in tasks]
         self._precision.load_state_dict(self._fresh_precision)  # no client inherits another's loss scale
-        self._cohort.load([task.start for task in tasks], self._fabric.device)
+        self._cohort.load([task.start for task in tasks], self._fabric.device, tasks[0].trains)
+        starts = [p.detach().clone() for p in self._cohort.parameters()] if self.training.proximal_mu else []
         made = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
         device = self._fabric.device
@@ -169,7 +170,7 @@ class LocalClients:
         with self._cohort.attached():
             for step in range(steps):
                 micro = [plan[step] if step < len(plan) else [] for plan in plans]
-                losses.append(self._step(micro, optimizer, generators))
+                losses.append(self._step(micro, optimizer, generators, starts))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
@@ -199,6 +200,7 @@ class LocalClients:
         micro: list[list[list[Example]]],
         optimizer: torch.optim.Optimizer,
         generators: list[torch.Generator | np.random.Generator],
+        starts: list[torch.Tensor],
     ) -> torch.Tensor:
         """One optimizer step: `micro[k]` holds client k's micro-batches of its window, perhaps a partial one."""
         device = self._fabric.device
@@ -221,6 +223,8 @@ class LocalClients:
             total = self._shard.sum(total, self._cohort.parameters())
         # fp16: clip the true gradients, not the scaled ones; the scaler keeps its books by the inner optimizer.
         self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
+        if self.training.proximal_mu:
+            self._cohort.pull_gradients(starts, self.training.proximal_mu)
         self._cohort.clip_gradients(self.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 
 LoraState: TypeAlias = dict[str, torch.Tensor]
-Factor: TypeAlias = Literal["a", "b", "all"]
+Factor: TypeAlias = Literal["a", "b", "all", "none"]
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that a client may send; fewer bits are codes of a quantisation, which torch cannot even test for NaN."""
@@ -29,7 +29,7 @@ def is_lora_b(name: str) -> bool:
 
 
 def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
-    """The tensors of one factor (``a`` or ``b``) or of both (``all``), not copied.
+    """The tensors of one factor (``a`` or ``b``), of both (``all``) or of neither (``none``), not copied.
 
     Raises:
         ValueError: for another factor.
@@ -38,6 +38,7 @@ def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
         "a": is_lora_a,
         "b": is_lora_b,
         "all": lambda name: is_lora_a(name) or is_lora_b(name),
+        "none": lambda name: False,
     }
     if factor not in tests:
         raise ValueError(f"factor: got {factor!r}, wanted one of {sorted(tests)}")

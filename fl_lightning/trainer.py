@@ -25,6 +25,7 @@ from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
 from fl_lightning.sampling import sample_clients
+from fl_lightning.sharing import share_policy
 from fl_lightning.writer import BackgroundWriter
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,11 @@ class FederatedTrainer:
         self.round_num = round_num
         state = self.federation
         evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
-        tasks = [ClientTask(c, round_num, state.start_of(c), self.seed, evaluate) for c in self._sample(round_num)]
+        trains = share_policy(self.federation_config.share).trains(round_num)
+        tasks = [
+            ClientTask(client_id, round_num, state.start_of(client_id), self.seed, evaluate, trains)
+            for client_id in self._sample(round_num)
+        ]
         self._call("on_round_start", tasks=tasks)
         expected = {task.client_id for task in tasks}
         for update in self.clients.exchange(tasks, self._on_step, self.journal):

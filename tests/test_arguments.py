@@ -208,7 +208,7 @@ def test_a_stray_word_is_refused():
         ("lora.target_modules", "3"),
         ("training.clients_at_once", "many"),
         ("model.load_in_4bit", "1"),
-        ("federation.share", "b"),
+        ("federation.share", "c"),
         ("federation.flora.momentum", "fast"),
         ("federation.dept_clusters.mix", "none"),
         ("fabric.precision", "fp64"),

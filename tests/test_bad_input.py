@@ -253,7 +253,7 @@ CONFIGS = {
     "negative seed": ("seed: -1\n", [":1", "seed", "-1"]),
     "huge seed": ("seed: 1" + "0" * 5000 + "\n", [":1", "5,001 digits"]),
     "huge exponent": ("training:\n  learning_rate: 1.0e+999\n", [":2", "training.learning_rate", "inf"]),
-    "unknown choice": ("federation:\n  share: b\n", [":2", "federation.share", "b"]),
+    "unknown choice": ("federation:\n  share: c\n", [":2", "federation.share", "c"]),
     "word as list": ("lora:\n  target_modules: q_proj\n", [":2", "lora.target_modules", "q_proj"]),
     "empty list": ("lora:\n  target_modules: []\n", [":2", "lora.target_modules"]),
     "numbers in a list": ("lora:\n  target_modules: [1, 2]\n", [":2", "lora.target_modules"]),

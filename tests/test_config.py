@@ -77,7 +77,7 @@ BAD = [
     ("federation.clients_per_round", 0),
     ("federation.client_fraction", 0.0),
     ("federation.client_fraction", 1.5),
-    ("federation.share", "b"),
+    ("federation.share", "c"),
     ("federation.flora.momentum", 0.0),
     ("federation.flora.momentum", -0.1),
     ("federation.flora.momentum", 1.01),

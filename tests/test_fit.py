@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -91,10 +92,14 @@ def test_clients_trained_together_equal_each_one_trained_alone(local_clients, ra
         assert max((alone.state[n] - task.start[n]).abs().max().item() for n in alone.state) > RATE
 
 
-def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, weight_decay=0.0):
+def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, weight_decay=0.0, mu=0.0, trains="all"):
     """PEFT's own layers, one sequence at a time, torch's AdamW and clip_grad_norm_."""
     load_lora_state(model, task.start)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and trains != "all":
+            parameter.requires_grad_(f"lora_{trains.upper()}" in name)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=weight_decay, eps=EPS)
     batches = []
     for epoch in range(epochs):
@@ -113,6 +118,8 @@ def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, w
             loss = total / sum(int(e.supervised.sum()) for e in batch) / len(group)
             loss.backward()
             losses[-1] += loss.item()
+        if mu:
+            (mu / 2 * sum((p - old).square().sum() for p, old in zip(parameters, before, strict=True))).backward()
         if max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
@@ -121,22 +128,27 @@ def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, w
 
 
 @pytest.mark.parametrize(
-    ("kind", "window", "max_norm", "decay"),
+    ("kind", "window", "max_norm", "decay", "mu", "trains"),
     [
-        ("qwen", 1, 0.1, 0.0),
-        ("qwen", 2, 0.1, 0.0),
-        ("qwen", 1, 0.0, 0.1),
-        ("llama", 1, 0.1, 0.0),
-        ("gpt2", 2, 1.0, 0.0),
+        ("qwen", 1, 0.1, 0.0, 0.0, "all"),
+        ("qwen", 2, 0.1, 0.0, 0.0, "all"),
+        ("qwen", 1, 0.0, 0.1, 0.0, "all"),
+        ("llama", 1, 0.1, 0.0, 0.0, "all"),
+        ("gpt2", 2, 1.0, 0.0, 0.0, "all"),
+        ("qwen", 2, 0.1, 0.0, 3.0, "all"),
+        ("qwen", 1, 0.0, 0.0, 3.0, "b"),
+        ("qwen", 1, 0.1, 0.1, 0.0, "a"),
+        ("llama", 1, 0.1, 0.0, 0.0, "b"),
     ],
 )
 def test_cohort_of_one_equals_a_plain_loop_with_peft(
-    local_clients, micro_model, federation, random_state, kind, window, max_norm, decay
+    local_clients, micro_model, federation, random_state, kind, window, max_norm, decay, mu, trains
 ):
     settings = {"batch_size": 4, "accumulate_grad_batches": window, "max_grad_norm": max_norm, "weight_decay": decay}
+    settings["proximal_mu"] = mu
     clients, model = local_clients(kind, **settings)
     clients._module.weight_decay = decay
-    task = tasks_for(model, random_state, ids=[2])[0]
+    task = dataclasses.replace(tasks_for(model, random_state, ids=[2])[0], trains=trains)
     update = clients.fit_clients([task])[0]
     plain = create_lora_model(
         micro_model(kind), r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS.get(kind, ["q_proj", "v_proj"])
@@ -144,10 +156,13 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
     plain.get_base_model().set_attn_implementation("eager")
     state, losses = plain_loop(
         plain, federation["hr/client_2"].train, task,
-        batch_size=4, window=window, epochs=1, max_norm=max_norm, weight_decay=decay,
+        batch_size=4, window=window, epochs=1, max_norm=max_norm, weight_decay=decay, mu=mu, trains=trains,
     )  # fmt: skip
     assert update.losses == pytest.approx(losses, abs=1e-4)
     assert_states_close(update.state, state, atol=1e-6)
+    for name, tensor in update.state.items():
+        trained = trains == "all" or f"lora_{trains.upper()}" in name
+        assert torch.equal(tensor, task.start[name]) is not trained
 
 
 def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients, random_state):
@@ -473,8 +488,8 @@ def room_for(clients, monkeypatch, most, error, at_step=2):
         steps.clear()
         return fit(tasks, on_step)
 
-    def fail(micro, optimizer, generators):
-        losses = step(micro, optimizer, generators)
+    def fail(micro, optimizer, generators, starts):
+        losses = step(micro, optimizer, generators, starts)
         steps.append(losses)
         if len(micro) > most and len(steps) == at_step:
             raise error

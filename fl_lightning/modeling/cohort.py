@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import ADAPTER, lora_layers
-from fl_lightning.state import LoraState
+from fl_lightning.state import Factor, LoraState
 
 
 @dataclass
@@ -61,18 +61,20 @@ class LoraCohort:
             p = float(getattr(dropout, "p", 0.0))
             self._sites.append(_Site(name, layer, float(layer.scaling[ADAPTER]), p, empty, empty))
 
-    def load(self, states: Sequence[Mapping[str, torch.Tensor]], device: torch.device | str) -> None:
-        """Take the states of K clients; new fp32 parameters on `device`."""
+    def load(
+        self, states: Sequence[Mapping[str, torch.Tensor]], device: torch.device | str, trains: Factor = "all"
+    ) -> None:
+        """Take the states of K clients; new fp32 parameters on `device`, of which one factor, or both, is trained."""
         self.size = len(states)
         for site in self._sites:
             a = torch.stack([state[f"{site.name}.lora_A.weight"] for state in states])
             b = torch.stack([state[f"{site.name}.lora_B.weight"] for state in states])
-            site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True))
-            site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True))
+            site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True), trains in ("a", "all"))
+            site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True), trains in ("b", "all"))
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of every layer; the first dimension of each is the client."""
-        return [p for site in self._sites for p in (site.a, site.b)]
+        """What is trained of A and B of every layer; the first dimension of each is the client."""
+        return [p for site in self._sites for p in (site.a, site.b) if p.requires_grad]
 
     def state(self, index: int) -> LoraState:
         """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
@@ -81,6 +83,18 @@ class LoraCohort:
             found[f"{site.name}.lora_A.weight"] = site.a[index].detach().to("cpu", torch.float32, copy=True)
             found[f"{site.name}.lora_B.weight"] = site.b[index].detach().to("cpu", torch.float32, copy=True)
         return dict(sorted(found.items()))
+
+    @torch.no_grad()
+    def pull_gradients(self, starts: Sequence[torch.Tensor], strength: float) -> None:
+        """Add the gradient of ``strength / 2 · ‖θ_k − θ_k,start‖²`` to each client's (FedProx).
+
+        Args:
+            starts: what `parameters` held when the fit began.
+            strength: μ.
+        """
+        for parameter, start in zip(self.parameters(), starts, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=strength)
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> None:

@@ -1,0 +1,49 @@
+"""Which choices of the ``federation`` block go together: a table of those that do not, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fl_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from fl_lightning.config import FederationConfig
+
+
+def check_combination(federation: FederationConfig) -> None:
+    """Check that the choices make sense together.
+
+    Raises:
+        InputError: with the reason and what to choose instead.
+    """
+    for applies, reason in NONSENSE:
+        if applies(federation):
+            raise InputError(f"federation.share: got {federation.share!r}; {reason}")
+
+
+def _clusters_departments(federation: FederationConfig) -> bool:
+    return federation.dept_clusters.enabled
+
+
+NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
+    (
+        lambda f: f.share == "none" and _clusters_departments(f),
+        "nothing is sent, so departments have nothing to compare or to mix; wanted dept_clusters.enabled: false "
+        "(--no-dept-clustering)",
+    ),
+    (
+        lambda f: f.share == "none" and f.client_clusters.num_clusters > 1,
+        "nothing is sent, so clients cannot be clustered; wanted client_clusters.num_clusters: 1 (--num-clusters 1)",
+    ),
+    (
+        lambda f: f.share == "freeze_a" and _clusters_departments(f),
+        "A stays as it was drawn, and departments are clustered by their A; wanted dept_clusters.enabled: false "
+        "(--no-dept-clustering)",
+    ),
+    (
+        lambda f: f.share == "b" and _clusters_departments(f) and f.dept_clusters.mix == "a",
+        "clients keep their A, so a mixed A reaches nobody; wanted dept_clusters.mix: all, or dept_clusters.enabled: "
+        "false (--no-dept-clustering)",
+    ),
+)
