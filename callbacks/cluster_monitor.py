@@ -43,6 +43,9 @@ class ClusterMonitor(FederatedCallback):
                 metrics[f"round/bytes/{level}"] = report.bytes_sent[level]
         for name, department in report.departments.items():
             metrics[f"{name}/moved"] = department.moved
+            metrics[f"{name}/step_size"] = department.step_size
+            if department.aggregation_error is not None:
+                metrics[f"{name}/aggregation_error"] = department.aggregation_error
             for client, norm in department.residual_norms.items():
                 metrics[f"{name}/{client}/residual_norm"] = norm
                 metrics[f"{name}/{client}/drift"] = department.drift[client]
@@ -87,6 +90,10 @@ class ClusterMonitor(FederatedCallback):
                     "drift": d.drift,
                     "moved": d.moved,
                     "left_out": d.left_out,
+                    "scaled": d.scaled,
+                    "step_size": d.step_size,
+                    "aggregation_error": d.aggregation_error,
+                    "layer_errors": d.layer_errors,
                 }
                 for name, d in report.departments.items()
             },

@@ -5,27 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cluster_states, group_departments
+from fl_lightning.combiners.error import averaging_error
 from fl_lightning.config import FederationConfig
+from fl_lightning.department import next_state
 from fl_lightning.errors import RunError
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
-from fl_lightning.flora import WeightedMean, apply_step
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import LoraState, distance, norm, num_bytes, problem_with, select
+from fl_lightning.weighting import Facts
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 MAX_EXAMPLES = 10**9
 """More records than that are no client's: it claims a weight that would drown the others."""
@@ -43,7 +46,8 @@ class FederatedRound(FederatedCallback):
         self.config = config or FederationConfig()
         self.policy = share_policy(self.config.share)
         self.seed = seed
-        self._means: dict[str, WeightedMean] = {}
+        self._heard: list[str] = []
+        self._facts: dict[str, Facts] = {}
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
         self._shared: dict[str, Mapping[str, torch.Tensor]] = {}
         self._personal: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -56,8 +60,8 @@ class FederatedRound(FederatedCallback):
             self._keep = Spill(trainer.run_folder).keep
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
-        """Clear the running sums and count what goes down to the clients."""
-        self._means = {}
+        """Forget the round before and count what goes down to the clients."""
+        self._heard, self._facts = [], {}
         self._shared, self._personal, self._examples = {}, {}, {}
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in trainer.federation.departments})
         down = sum(num_bytes(select(task.start, self.policy.sends(trainer.round_num))) for task in tasks)
@@ -65,7 +69,7 @@ class FederatedRound(FederatedCallback):
         trainer.report = report
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Check an update and add it to its department's running mean, or leave it out with the reason."""
+        """Check an update and keep it for its department, or leave it out with the reason."""
         department, client = update.client_id.split("/", 1)
         report = trainer.report.departments[department]
         problem = self._problem(update, trainer.federation)
@@ -77,12 +81,13 @@ class FederatedRound(FederatedCallback):
         sent = trainer.report.bytes_sent
         sent[update.client_id] = num_bytes(shared)
         sent["client/up"] += num_bytes(shared)
-        self._means.setdefault(department, WeightedMean()).add(shared, update.num_examples)
+        if department not in self._heard:
+            self._heard.append(department)
         self._shared[update.client_id] = self._keep(shared)
         if self.policy.keeps != "none":
             self._personal[update.client_id] = self._keep(select(update.state, self.policy.keeps))
         self._examples[update.client_id] = update.num_examples
-        report.weights[client] = float(update.num_examples)
+        self._facts[update.client_id] = Facts(update.num_examples, update.num_tokens, tuple(update.losses))
         report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
 
     def _problem(self, update: ClientUpdate, state: FederationState) -> str | None:
@@ -94,6 +99,10 @@ class FederatedRound(FederatedCallback):
             large = type(examples) is int and examples.bit_length() > 64  # Python writes out no integer of any length
             got = f"an integer of {examples.bit_length()} bits" if large else repr(examples)[:40]
             return f"num_examples is {got}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
+        try:
+            Facts(examples, update.num_tokens, tuple(update.losses))
+        except (TypeError, ValueError) as error:
+            return str(error)
         limit = self.config.max_update_norm * norm(state.initial)
         moved = distance(update.state, state.start_of(update.client_id))
         if moved > limit:
@@ -103,7 +112,7 @@ class FederatedRound(FederatedCallback):
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
         self._pass_over_small_departments(trainer.report)
-        if not self._means:
+        if not self._heard:
             raise RunError(
                 f"round {trainer.round_num}: no valid update from enough clients of any department (federation."
                 f"min_clients: {self.config.min_clients}); the state of round {trainer.federation.round_num} stands. "
@@ -116,41 +125,59 @@ class FederatedRound(FederatedCallback):
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
-        self._means, self._shared, self._personal = {}, {}, {}
+        self._shared, self._personal = {}, {}
+
+    def _clients_of(self, department: str) -> list[str]:
+        """Ids of the department's clients whose updates are valid, in the order of the tasks."""
+        return [client_id for client_id in self._shared if client_id.split("/", 1)[0] == department]
 
     def _pass_over_small_departments(self, report: RoundReport) -> None:
         """A department with fewer valid updates than `min_clients` keeps its state, as if nobody had been asked."""
-        for department in list(self._means):
-            own = report.departments[department]
-            heard = [f"{department}/{client}" for client in own.weights]
+        for department in list(self._heard):
+            own, heard = report.departments[department], self._clients_of(department)
             if len(heard) >= self.config.min_clients:
                 continue
             problem = f"{len(heard)} valid updates in {department}, wanted {self.config.min_clients}"
             log.warning("round %d: %s (federation.min_clients); its state stays", report.round_num, problem)
-            del self._means[department]
+            self._heard.remove(department)
             for client_id in heard:
-                for kept in (self._shared, self._personal, self._examples):
+                for kept in (self._shared, self._personal, self._examples, self._facts):
                     kept.pop(client_id, None)
-            own.left_out.update(dict.fromkeys(own.weights, problem))
-            own.weights, own.residual_norms = {}, {}
+            own.left_out.update(dict.fromkeys(own.residual_norms, problem))
+            own.residual_norms = {}
 
     def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
-        """2a. FLoRA, ``θ_d' = θ_d + momentum Σ w_c (θ_c − θ_d)``, on what is sent; what clients keep is exported."""
-        flora, sent = self.config.flora, self.policy.sends(report.round_num)
+        """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
+        sent = self.policy.sends(report.round_num)
         examples = {**state.examples, **self._examples}
         personal = {**state.personal, **self._personal}
-        departments = dict(state.departments)
-        for department, mean in self._means.items():
+        departments, server = dict(state.departments), dict(state.server)
+        for department in self._heard:
+            own, clients = report.departments[department], self._clients_of(department)
             previous = select(state.departments[department], sent)
-            new = apply_step(mean.value(), previous, flora.momentum, flora.use_residual)
-            departments[department] = {**state.departments[department], **new}
+            updates, facts = {c: self._shared[c] for c in clients}, {c: self._facts[c] for c in clients}
+            try:
+                after = next_state(
+                    self.config, report.round_num, previous, updates, facts, state.server.get(department, {})
+                )
+            except ValueError as error:
+                raise RunError(f"round {report.round_num}: {department}: {error}") from error
+            departments[department] = {**state.departments[department], **after.state}
             if self.policy.keeps != "none":
                 departments[department].update(mean_personal(personal, examples, department))
-            own = report.departments[department]
-            own.moved = distance(new, previous)
-            own.weights = {c: w / mean.total for c, w in own.weights.items()}
-            own.drift = {c: distance(new, self._shared[f"{department}/{c}"]) for c in own.weights}
-        return replace(state, departments=departments, personal=personal, examples=examples)
+            if after.memory:
+                server[department] = after.memory
+            for client_id, reason in after.left_out.items():
+                log.warning("round %d: %s left out: %s", report.round_num, client_id, reason)
+            own.moved, own.step_size = distance(after.state, previous), after.step_size
+            own.left_out.update(_without_department(after.left_out))
+            own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
+            if self.config.measure_error and sent == "all" and after.weights:
+                heard = {c: updates[c] for c in after.weights}
+                off = averaging_error(heard, after.weights, 1.0)
+                own.aggregation_error, own.layer_errors = off.overall, off.layers
+            own.drift = {c: distance(after.state, self._shared[f"{department}/{c}"]) for c in own.residual_norms}
+        return replace(state, departments=departments, personal=personal, examples=examples, server=server)
 
     def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""
@@ -158,8 +185,9 @@ class FederatedRound(FederatedCallback):
         if clusters.num_clusters == 1:
             return {}
         starts = dict(state.client_starts)
-        for department in self._means:
-            clients = {c: s for c, s in self._shared.items() if c.split("/", 1)[0] == department}
+        for department in self._heard:
+            left_out = report.departments[department].left_out
+            clients = {c: self._shared[c] for c in self._clients_of(department) if c.split("/", 1)[1] not in left_out}
             if len(clients) < clusters.num_clusters and not self._clamped:
                 self._clamped = True
                 log.info(
@@ -184,7 +212,7 @@ class FederatedRound(FederatedCallback):
         """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
         clusters = self.config.dept_clusters
         # Only departments that trained in this round have a weight; the others keep their state, out of the means.
-        weights = {d: float(n) for d, n in state.department_examples().items() if d in self._means}
+        weights = {d: float(n) for d, n in state.department_examples().items() if d in self._heard}
         heard = {d: state.departments[d] for d in weights}
         if not clusters.enabled:
             return replace(state, cluster_assignments={})
@@ -206,3 +234,7 @@ class FederatedRound(FederatedCallback):
         report.bytes_sent.update({"department/up": travels, "department/down": travels})
         departments = {**state.departments, **mixed}
         return replace(state, departments=departments, cluster_assignments=grouping.assignments)
+
+
+def _without_department(by_id: Mapping[str, Value]) -> dict[str, Value]:
+    return {client_id.split("/", 1)[1]: value for client_id, value in by_id.items()}

@@ -19,7 +19,12 @@ def check_combination(federation: FederationConfig) -> None:
     """
     for applies, reason in NONSENSE:
         if applies(federation):
-            raise InputError(f"federation.share: got {federation.share!r}; {reason}")
+            raise InputError(f"federation: got {_choices(federation)}; {reason}")
+
+
+def _choices(federation: FederationConfig) -> str:
+    guard, server = federation.guard.name, federation.server
+    return f"share {federation.share}, guard {guard}, server step {server.step}, schedule {server.schedule}"
 
 
 def _clusters_departments(federation: FederationConfig) -> bool:
@@ -35,6 +40,24 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
     (
         lambda f: f.share == "none" and f.client_clusters.num_clusters > 1,
         "nothing is sent, so clients cannot be clustered; wanted client_clusters.num_clusters: 1 (--num-clusters 1)",
+    ),
+    (
+        lambda f: not f.flora.use_residual and (f.server.step != "sgd" or f.server.schedule != "constant"),
+        "flora.use_residual: false takes the mean as it is, without a step; wanted server.step: sgd and "
+        "server.schedule: constant, or flora.use_residual: true",
+    ),
+    (
+        lambda f: f.guard.name in ("median", "trimmed_mean") and f.server.schedule == "agreement",
+        "the guard gives no weights by which the clients' agreement could be measured; wanted another "
+        "server.schedule or guard.name",
+    ),
+    (
+        lambda f: f.guard.name in ("median", "trimmed_mean") and f.weighting != "examples",
+        "the guard takes every client alike; wanted weighting: examples, or another guard.name",
+    ),
+    (
+        lambda f: f.share == "none" and f.guard.name != "none",
+        "nothing is sent, so there is nothing to guard; wanted guard.name: none",
     ),
     (
         lambda f: f.share == "freeze_a" and _clusters_departments(f),

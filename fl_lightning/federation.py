@@ -25,6 +25,7 @@ class FederationState:
         personal: {client_id: the client's own B}, where ``share: a``.
         examples: {client_id: num_examples} of every client heard of.
         cluster_assignments: {department: cluster id} of the last round.
+        server: {department: what its server step remembers}, tensors named ``letter/parameter``.
     """
 
     round_num: int
@@ -34,6 +35,7 @@ class FederationState:
     personal: dict[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     cluster_assignments: dict[str, int] = field(default_factory=dict)
+    server: dict[str, LoraState] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:
@@ -91,6 +93,10 @@ class DepartmentReport:
         drift: {client: ‖θ_c − θ_d'‖} over what is shared.
         moved: ‖θ_d' − θ_d‖.
         left_out: {client: reason} of updates that were not averaged.
+        scaled: {client: factor below 1} of updates that a guard shortened.
+        step_size: how much of the mean residual the department moved by, or its server step's rate.
+        aggregation_error: ``‖Σ w B A − B̄ Ā‖ / ‖Σ w B A‖`` over all layers, where both factors are averaged.
+        layer_errors: the same by layer.
         client_clusters: {client: cluster id}; empty where client clusters are off.
     """
 
@@ -100,6 +106,10 @@ class DepartmentReport:
     moved: float = 0.0
     left_out: dict[str, str] = field(default_factory=dict)
     client_clusters: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
+    step_size: float = 0.0
+    aggregation_error: float | None = None
+    layer_errors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,12 +2,23 @@ import pytest
 
 from fl_lightning import InputError
 from fl_lightning.combinations import NONSENSE
-from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig
+from fl_lightning.config import (
+    ClientClustersConfig,
+    DeptClustersConfig,
+    FederationConfig,
+    FloraConfig,
+    GuardConfig,
+    ServerConfig,
+)
 
 
-def config(share, clusters=1, **dept):
+def config(share, clusters=1, *, guard="none", server=None, weighting="examples", residual=True, **dept):
     return FederationConfig(
         share=share,
+        weighting=weighting,
+        guard=GuardConfig(name=guard),
+        server=ServerConfig(**(server or {})),
+        flora=FloraConfig(use_residual=residual),
         client_clusters=ClientClustersConfig(num_clusters=clusters),
         dept_clusters=DeptClustersConfig(**{"enabled": bool(dept), **dept}),
     )
@@ -18,12 +29,20 @@ BAD = {
     "clients without anything sent": (("none", 2), {}, "--num-clusters 1"),
     "departments by an A that nobody trains": (("freeze_a", 1), {"mix": "a"}, "--no-dept-clustering"),
     "mixing an A that clients keep": (("b", 1), {"mix": "a"}, "mix: all"),
+    "a step without a residual": (("all", 1), {"server": {"step": "fedadam"}, "residual": False}, "use_residual: true"),
+    "agreement without weights": (("all", 1), {"guard": "median", "server": {"schedule": "agreement"}}, "guard.name"),
+    "weights in vain": (
+        ("all", 1),
+        {"guard": "trimmed_mean", "weighting": "tokens"},
+        "weighting: examples",
+    ),
+    "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "dept", "fix"), BAD.values(), ids=BAD)
 def test_nonsense_is_refused_with_its_reason_and_what_to_choose(arguments, dept, fix):
-    with pytest.raises(InputError, match=f"federation.share: got '{arguments[0]}'; .*wanted .*{fix}"):
+    with pytest.raises(InputError, match=f"federation: got share {arguments[0]}, .*wanted .*{fix}"):
         config(*arguments, **dept)
 
 

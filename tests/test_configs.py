@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import fl_lightning
-from fl_lightning import run
+from fl_lightning import bundled, run
 from fl_lightning.arguments import known_keys, parse_config
 from fl_lightning.config import TINY_BASE, RunConfig
 
@@ -40,15 +40,30 @@ def test_config_parses_to_what_stands_in_it(path):
         assert got[key] == value, key
 
 
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    """Four bundled departments with three clients, two training records and one to evaluate each."""
+    folder = tmp_path_factory.mktemp("departments")
+    for source in sorted(bundled.resolve("bundled:departments").glob("*/client_[012]")):
+        place = folder / source.relative_to(source.parents[1])
+        place.mkdir(parents=True)
+        for split, count in (("train", 2), ("eval", 1)):
+            lines = (source / f"{split}.jsonl").read_text().splitlines(keepends=True)
+            (place / f"{split}.jsonl").write_text("".join(lines[:count]))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(FOLDER).as_posix())
-def test_config_runs_a_round_on_the_tiny_base(path, tmp_path):
+def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     written = yaml.safe_load(path.read_text())
     model = written.get("model", {})
-    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "1", "--output", str(tmp_path)]
-    bundled = model.get("name_or_path", TINY_BASE) == TINY_BASE
-    other = [] if bundled else [f"--model.name_or_path={TINY_BASE}", "--model.revision=null"]
-    cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", "bundled:departments"]
+    krum = "krum" in written.get("federation", {}).get("guard", {}).get("name", "")  # 2 f + 3 clients
+    clients = "3" if krum else "1"
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", str(tmp_path)]
+    tiny = model.get("name_or_path", TINY_BASE) == TINY_BASE
+    other = [] if tiny else [f"--model.name_or_path={TINY_BASE}", "--model.revision=null"]
+    cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", str(little)]
     config = parse_config(["--config", str(path), *small, *other, *cpu])
     assert config.model.load_in_4bit == model.get("load_in_4bit", False)
     folder = run.fit(config)
@@ -130,5 +145,5 @@ def test_every_field_of_the_config_has_a_docstring_below_it():
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 11
+    assert len(blocks) == 13
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)

@@ -47,7 +47,7 @@ def test_select_does_not_copy():
 
 
 def test_select_refuses_another_factor():
-    with pytest.raises(ValueError, match=r"factor: got 'c', wanted one of \['a', 'all', 'b'\]"):
+    with pytest.raises(ValueError, match=r"factor: got 'c', wanted one of \['a', 'all', 'b', 'none'\]"):
         select(state(), "c")
 
 

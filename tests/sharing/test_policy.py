@@ -39,9 +39,7 @@ def test_every_trained_factor_is_sent_or_kept_and_nothing_is_both(name):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(
-        InputError, match="got 'freeze', wanted one of all, .*did you mean 'freeze_a'"
-    ):
+    with pytest.raises(InputError, match="got 'freeze', wanted one of all, .*did you mean 'freeze_a'"):
         share_policy("freeze")
 
 

@@ -1,0 +1,83 @@
+"""Guards, weightings and server steps in rounds: reported, remembered, resumed."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fl_lightning import ClusterMonitor, RoundCheckpoint, RunError
+from fl_lightning.checkpoint import load_checkpoint
+from fl_lightning.config import GuardConfig, ServerConfig
+
+A, B = "w.lora_A.weight", "w.lora_B.weight"
+
+
+@pytest.fixture
+def configured(plain_config):
+    def make(rounds=1, **changes):
+        return dataclasses.replace(plain_config(rounds=rounds), **changes)
+
+    return make
+
+
+def round_of(state, bad=(-90.0, -90.0)):
+    honest = {f"hr/c{i}": (state((2 + 0.1 * i, 1), (1, 0, 0)), 1) for i in range(6)}
+    return {**honest, "hr/c6": (state(bad, (-50, 0, 0)), 1)}
+
+
+def test_a_client_that_the_guard_leaves_out_is_reported_logged_and_counted(play, configured, state, log_messages):
+    trainer = play([round_of(state)], configured(guard=GuardConfig(name="outlier")), callbacks=[ClusterMonitor()])
+    report = trainer.report.departments["hr"]
+    assert list(report.left_out) == ["c6"]
+    assert any("hr/c6 left out" in message for message in log_messages)
+    assert trainer.rows()[-1][1]["round/left_out"] == 1
+    assert report.weights == {f"c{i}": pytest.approx(1 / 6) for i in range(6)}
+    assert set(report.drift) == {f"c{i}" for i in range(7)}  # what it sent is still measured
+    assert trainer.federation.departments["hr"][A][0, 0].item() == pytest.approx(2.25)
+
+
+def test_a_client_that_is_left_out_stays_out_of_the_client_clusters(play, configured, state):
+    from fl_lightning.config import ClientClustersConfig
+
+    config = configured(guard=GuardConfig(name="outlier"), client_clusters=ClientClustersConfig(2, 0.0))
+    trainer = play([round_of(state)], config)
+    assert set(trainer.report.departments["hr"].client_clusters) == {f"c{i}" for i in range(6)}
+    assert "hr/c6" not in trainer.federation.client_starts
+
+
+def test_too_few_clients_for_krum_end_the_run_with_the_numbers(play, configured, state):
+    with pytest.raises(RunError, match="round 1: hr: .*wanted"):
+        play([{"hr/c0": (state(), 1)}], configured(guard=GuardConfig(name="krum")))
+
+
+def test_a_server_step_goes_on_from_its_memory_after_a_resume(play, configured, state, tmp_path):
+    config = configured(rounds=4, server=ServerConfig(step="fedavgm", beta1=0.5))
+    script = [{"hr/c0": (state((4, r), (r, 1, 0)), 2), "hr/c1": (state((0, r), (0, r, 0)), 1)} for r in range(4)]
+    whole = play(script, config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path).federation
+    for round_num in (1, 2, 3):
+        resumed, _ = load_checkpoint(tmp_path / "checkpoints" / f"round_{round_num}")
+        assert set(resumed.server["hr"]) == {"m/" + A, "m/" + B}
+        again = play(script, config, resume=resumed).federation
+        for name, tensor in whole.departments["hr"].items():
+            assert torch.equal(again.departments["hr"][name], tensor)
+        for name, tensor in whole.server["hr"].items():
+            assert torch.equal(again.server["hr"][name], tensor)
+
+
+def test_the_aggregation_error_is_that_of_the_means_product(play, configured, state):
+    # one layer, A of shape (1, 2), B of (3, 1), equal weights: A = (2, 0) and (0, 2), B = e1 and e2
+    # mean product: half of 2 at (1, 1) and at (2, 2): norm √2; product of means: (½, ½, 0)ᵀ (1, 1): all four ½
+    script = [{"hr/c0": (state((2, 0), (1, 0, 0)), 1), "hr/c1": (state((0, 2), (0, 1, 0)), 1)}]
+    trainer = play(script, configured(), callbacks=[ClusterMonitor()])
+    report = trainer.report.departments["hr"]
+    assert report.aggregation_error == pytest.approx(math.sqrt(4 * 0.25) / math.sqrt(2))
+    assert report.layer_errors == {"w": pytest.approx(report.aggregation_error)}
+    assert trainer.rows()[-1][1]["hr/aggregation_error"] == report.aggregation_error
+
+
+@pytest.mark.parametrize("changes", [{"measure_error": False}, {"share": "a"}])
+def test_no_aggregation_error_where_it_is_off_or_one_factor_alone_is_sent(play, configured, state, changes):
+    trainer = play([{"hr/c0": (state((2, 0), (1, 0, 0)), 1)}], configured(**changes), callbacks=[ClusterMonitor()])
+    assert trainer.report.departments["hr"].aggregation_error is None
+    assert "hr/aggregation_error" not in trainer.rows()[-1][1]
