@@ -66,7 +66,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     paths = [p for p in sorted(METHODS.glob("*.yaml")) if not args.only or p.stem in args.only]
     with tempfile.TemporaryDirectory(prefix="methods-") as folder:
-        rows = {path.stem: measure(path, args, folder) for path in paths}
+        rows = {}
+        for path in paths:
+            rows[path.stem] = measure(path, args, folder)
+            write_json(args.json, {"rounds": args.rounds, "records": args.records, "rows": rows})  # it takes its time
     title = f"{args.rounds} rounds, {args.clients} clients a department, {args.records} records a client"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
@@ -78,7 +81,6 @@ def main() -> None:
         table.add_row(name, f"{row['department']:.3f}", own, f"{row['KiB up']:.0f}", error, f"{row['seconds']:.0f}")
     Console().print(table)
     Console().print(f"loss of the base: {next(iter(rows.values()))['base']:.3f}")
-    write_json(args.json, {"title": title, "rows": rows})
 
 
 if __name__ == "__main__":

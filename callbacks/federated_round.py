@@ -15,6 +15,7 @@ from fl_lightning.combiners.error import averaging_error
 from fl_lightning.config import FederationConfig
 from fl_lightning.department import next_state
 from fl_lightning.errors import RunError
+from fl_lightning.evaluation import leave_one_out
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
@@ -119,7 +120,7 @@ class FederatedRound(FederatedCallback):
                 "The log names each client's reason"
             )
         before = trainer.federation
-        after = self._aggregate(before, trainer.report)
+        after = self._aggregate(before, trainer)
         after = replace(after, client_starts=self._client_clusters(after, trainer.report))
         after = self._mix(after, trainer.report)
         after = replace(after, round_num=trainer.round_num)
@@ -146,8 +147,9 @@ class FederatedRound(FederatedCallback):
             own.left_out.update(dict.fromkeys(own.residual_norms, problem))
             own.residual_norms = {}
 
-    def _aggregate(self, state: FederationState, report: RoundReport) -> FederationState:
+    def _aggregate(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
+        report = trainer.report
         sent = self.policy.sends(report.round_num)
         examples = {**state.examples, **self._examples}
         personal = {**state.personal, **self._personal}
@@ -156,10 +158,13 @@ class FederatedRound(FederatedCallback):
             own, clients = report.departments[department], self._clients_of(department)
             previous = select(state.departments[department], sent)
             updates, facts = {c: self._shared[c] for c in clients}, {c: self._facts[c] for c in clients}
+            memory, measured = state.server.get(department, {}), {}
+            if self.config.weighting == "contribution":
+                ids = [client_id for client_id, client in trainer.data.items() if client.department == department]
+                whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
+                measured = {"loss_with": whole, "loss_without": without}
             try:
-                after = next_state(
-                    self.config, report.round_num, previous, updates, facts, state.server.get(department, {})
-                )
+                after = next_state(self.config, report.round_num, previous, updates, facts, memory, measured)
             except ValueError as error:
                 raise RunError(f"round {report.round_num}: {department}: {error}") from error
             departments[department] = {**state.departments[department], **after.state}

@@ -56,6 +56,11 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         "the guard takes every client alike; wanted weighting: examples, or another guard.name",
     ),
     (
+        lambda f: f.weighting == "contribution" and f.share in ("a", "b", "none"),
+        "clients keep a factor, so the loss of their mean says little of them; wanted share: all, freeze_a or "
+        "alternate, or another weighting",
+    ),
+    (
         lambda f: f.share == "none" and f.guard.name != "none",
         "nothing is sent, so there is nothing to guard; wanted guard.name: none",
     ),

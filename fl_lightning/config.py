@@ -303,8 +303,8 @@ class FederationConfig:
     """An update that moved farther than so many times the norm of the shared start is left out."""
     measure_error: bool = True
     """Log how far the mean of the factors is from the mean of their products, where both are sent."""
-    weighting: Literal["examples", "tokens", "uniform", "loss_improvement"] = "examples"
-    """What a client's weight in its department's mean goes by."""
+    weighting: Literal["examples", "tokens", "uniform", "loss_improvement", "contribution"] = "examples"
+    """What a client's weight in its department's mean goes by; contribution evaluates the mean without each client."""
     flora: FloraConfig = field(default_factory=FloraConfig)
     """Clients into departments."""
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -321,7 +321,11 @@ class FederationConfig:
         _check_null(self, "federation.")
         _at_least("federation.rounds", self.rounds, 1)
         _one_of("federation.share", self.share, ("all", "a", "b", "freeze_a", "alternate", "none"))
-        _one_of("federation.weighting", self.weighting, ("examples", "tokens", "uniform", "loss_improvement"))
+        _one_of(
+            "federation.weighting",
+            self.weighting,
+            ("examples", "tokens", "uniform", "loss_improvement", "contribution"),
+        )
         _unit("federation.client_fraction", self.client_fraction, zero=False)
         _at_least("federation.min_clients", self.min_clients, 1)
         _positive("federation.max_update_norm", self.max_update_norm)

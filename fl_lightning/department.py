@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -66,6 +67,7 @@ def next_state(
     updates: Mapping[str, Mapping[str, torch.Tensor]],
     facts: Mapping[str, Facts],
     memory: Mapping[str, torch.Tensor],
+    measured: Mapping[str, Any] | None = None,
 ) -> NextState:
     """A department's next state.
 
@@ -76,6 +78,7 @@ def next_state(
         updates: {client_id: θ_c}, over what is sent, all finite and of the layout of `previous`.
         facts: {client_id: figures}, of the same clients.
         memory: `NextState.memory` of the round before; empty at the start.
+        measured: what ``weighting: contribution`` goes by, see `fl_lightning.weighting.contribution`.
 
     Raises:
         ValueError: if the guard cannot work with so few clients.
@@ -87,7 +90,7 @@ def next_state(
         >>> round(got.state["lora_A"].item(), 4), got.weights
         (0.325, {'hr/a': 0.25, 'hr/b': 0.75})
     """
-    given = make_weighting(config.weighting)(facts)
+    given = make_weighting(config.weighting, **(measured or {}))(facts)
     weights = {client_id: weight for client_id, weight in given.items() if weight > 0}
     left_out = dict.fromkeys(given.keys() - weights.keys(), f"weight 0 by {config.weighting}")
     scales: dict[str, float] = {}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchmetrics import MeanMetric
 
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.exchange import Clients, Metrics
 from fl_lightning.files import read_json, write_json
+from fl_lightning.flora import WeightedMean
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState
 
@@ -65,6 +67,45 @@ def evaluate_departments(
             )
     departments = {d: figures(metrics) for d, metrics in pooled.items()}
     return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
+
+
+def leave_one_out(
+    clients: Clients,
+    client_ids: Sequence[str],
+    department: LoraState,
+    updates: Mapping[str, Mapping[str, torch.Tensor]],
+    examples: Mapping[str, int],
+) -> tuple[float, dict[str, float]]:
+    """Losses of a department's mean with all its clients, and without each of them.
+
+    That is n + 1 adapters on the held-out records of the department, for n updates.
+
+    Args:
+        clients: evaluates adapters.
+        client_ids: whose held-out records are looked at.
+        department: its state; what the updates do not name is taken from here.
+        updates: {client_id: what it sent}.
+        examples: {client_id: weight in the mean}.
+
+    Returns:
+        (loss with all, {client_id: loss without it}); the second is empty for a single client.
+    """
+
+    def mean(left_out: str | None) -> LoraState:
+        total = WeightedMean()
+        for client_id in updates:
+            if client_id != left_out:
+                total.add(updates[client_id], examples[client_id])
+        return {**department, **{name: tensor.float() for name, tensor in total.value().items()}}
+
+    candidates: list[str | None] = [None, *(updates if len(updates) > 1 else ())]
+    jobs = ((state, c) for candidate in candidates for state in [mean(candidate)] for c in client_ids)
+    results = clients.evaluate(jobs)
+    losses = {}
+    for number, candidate in enumerate(candidates):
+        own = results[number * len(client_ids) : (number + 1) * len(client_ids)]
+        losses[candidate] = sum(m.loss_sum for m in own) / sum(m.num_tokens for m in own)
+    return losses.pop(None), {str(client_id): loss for client_id, loss in losses.items()}
 
 
 def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[str, Any]:

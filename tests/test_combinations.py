@@ -36,6 +36,7 @@ BAD = {
         {"guard": "trimmed_mean", "weighting": "tokens"},
         "weighting: examples",
     ),
+    "the worth of half an adapter": (("a", 1), {"weighting": "contribution"}, "share: all"),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 

@@ -179,4 +179,4 @@ def test_config_names_every_method_there_is():
 
     assert choices(GuardConfig, "name") == set(GUARDS)
     assert choices(ServerConfig, "step") == set(SERVER_STEPS)
-    assert choices(FederationConfig, "weighting") == set(WEIGHTINGS) - {"contribution"}
+    assert choices(FederationConfig, "weighting") == set(WEIGHTINGS)

@@ -41,6 +41,7 @@ class FakeClients:
 
     def evaluate(self, jobs):
         """A loss that can be read off the state: the sum of A, over as many tokens as there are records."""
+        jobs = list(jobs)
         self.evaluated.extend(jobs)
         sizes = [len(self.data[client_id].eval) for _, client_id in jobs]
         return [Metrics(float(s[A].sum()) * n, 0.5 * n, n, n) for (s, _), n in zip(jobs, sizes, strict=True)]

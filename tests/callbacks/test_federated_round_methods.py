@@ -81,3 +81,20 @@ def test_no_aggregation_error_where_it_is_off_or_one_factor_alone_is_sent(play, 
     trainer = play([{"hr/c0": (state((2, 0), (1, 0, 0)), 1)}], configured(**changes), callbacks=[ClusterMonitor()])
     assert trainer.report.departments["hr"].aggregation_error is None
     assert "hr/aggregation_error" not in trainer.rows()[-1][1]
+
+
+def test_contribution_weighs_by_what_the_mean_loses_without_a_client(play, configured, state):
+    # the fake client's loss is the sum of A. With all: (6 + 3 + 0) / 3 = 3; without c0 1.5, c1 3, c2 4.5:
+    # only without c2 it is worse, so c2 alone counts
+    script = [{f"hr/c{i}": (state((value, 0), (i, 0, 0)), 1) for i, value in enumerate([6, 3, 0])}]
+    trainer = play(script, configured(weighting="contribution"))
+    report = trainer.report.departments["hr"]
+    assert report.weights == {"c2": 1.0}
+    assert set(report.left_out) == {"c0", "c1"}
+    assert trainer.federation.departments["hr"][A].tolist() == [[0.0, 0.0]]
+    assert trainer.federation.departments["hr"][B].flatten().tolist() == [2.0, 0.0, 0.0]
+
+
+def test_contribution_of_a_single_client_is_everything(play, configured, state):
+    trainer = play([{"hr/c0": (state((6, 0)), 1)}], configured(weighting="contribution"))
+    assert trainer.report.departments["hr"].weights == {"c0": 1.0}
