@@ -17,6 +17,7 @@ from fl_lightning.department import next_state
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation import leave_one_out
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
+from fl_lightning.guards.krum import clients_wanted
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
@@ -115,9 +116,9 @@ class FederatedRound(FederatedCallback):
         self._pass_over_small_departments(trainer.report)
         if not self._heard:
             raise RunError(
-                f"round {trainer.round_num}: no valid update from enough clients of any department (federation."
-                f"min_clients: {self.config.min_clients}); the state of round {trainer.federation.round_num} stands. "
-                "The log names each client's reason"
+                f"round {trainer.round_num}: no valid update from enough clients of any department "
+                f"(federation.min_clients: {self.config.min_clients}), guard {self.config.guard.name}; the state of "
+                f"round {trainer.federation.round_num} stands. The log names each client's reason"
             )
         before = trainer.federation
         after = self._aggregate(before, trainer)
@@ -133,13 +134,16 @@ class FederatedRound(FederatedCallback):
         return [client_id for client_id in self._shared if client_id.split("/", 1)[0] == department]
 
     def _pass_over_small_departments(self, report: RoundReport) -> None:
-        """A department with fewer valid updates than `min_clients` keeps its state, as if nobody had been asked."""
+        """A department with fewer valid updates than are needed keeps its state, as if nobody had been asked."""
+        guard, needed, key = self.config.guard, self.config.min_clients, "federation.min_clients"
+        if guard.name in ("krum", "multi_krum") and clients_wanted(guard.f) > needed:
+            needed, key = clients_wanted(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
         for department in list(self._heard):
             own, heard = report.departments[department], self._clients_of(department)
-            if len(heard) >= self.config.min_clients:
+            if len(heard) >= needed:
                 continue
-            problem = f"{len(heard)} valid updates in {department}, wanted {self.config.min_clients}"
-            log.warning("round %d: %s (federation.min_clients); its state stays", report.round_num, problem)
+            problem = f"{len(heard)} valid updates in {department}, wanted {needed}"
+            log.warning("round %d: %s (%s); its state stays", report.round_num, problem, key)
             self._heard.remove(department)
             for client_id in heard:
                 for kept in (self._shared, self._personal, self._examples, self._facts):

@@ -46,8 +46,17 @@ def test_a_client_that_is_left_out_stays_out_of_the_client_clusters(play, config
     assert "hr/c6" not in trainer.federation.client_starts
 
 
-def test_too_few_clients_for_krum_end_the_run_with_the_numbers(play, configured, state):
-    with pytest.raises(RunError, match="round 1: hr: .*wanted"):
+def test_a_department_with_too_few_clients_for_krum_keeps_its_state(play, configured, state, log_messages):
+    few = {"it/c0": (state((9, 9)), 1)}
+    trainer = play([{**round_of(state), **few}], configured(guard=GuardConfig(name="krum", f=1)))
+    assert trainer.federation.departments["it"][A].tolist() == [[1.0, 0.0]]
+    assert trainer.federation.departments["hr"][A].tolist() != [[1.0, 0.0]]
+    assert trainer.report.departments["it"].left_out == {"c0": "1 valid updates in it, wanted 5"}
+    assert any("(federation.guard: krum with f = 1); its state stays" in message for message in log_messages)
+
+
+def test_too_few_clients_for_krum_everywhere_end_the_run(play, configured, state):
+    with pytest.raises(RunError, match="round 1: no valid update from enough clients .*guard krum"):
         play([{"hr/c0": (state(), 1)}], configured(guard=GuardConfig(name="krum")))
 
 
