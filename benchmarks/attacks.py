@@ -140,9 +140,9 @@ def main() -> None:
             except RunError:  # Krum has too few clients left where some were refused before it looked
                 loss, out = float("inf"), []
             named = {f"client_{w.rsplit('_', 1)[1]}" for w in who}
-            rows[guard][title] = {"relative": loss / clean, "left out": out, "named": named <= set(out)}
+            rows[guard][title] = {"relative": loss / clean, "left out": out, "named": bool(named) and named <= set(out)}
         found = rows[guard].values()
-        table.add_row(guard, *(f"{r['relative']:.2f}{' !' if r['named'] and r['left out'] else ''}" for r in found))
+        table.add_row(guard, *(f"{r['relative']:.2f}{' !' if r['named'] else ''}" for r in found))
     Console(width=160).print(table)
     Console().print("! the guard, or the check of updates, left the hostile clients out by name")
     write_json(args.json, {"clean": clean, "rounds": args.rounds, "records": args.records, "rows": rows})
