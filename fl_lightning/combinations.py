@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fl_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from fl_lightning.config import FederationConfig
+    from fl_lightning.federation_config import FederationConfig
 
 
 def check_combination(federation: FederationConfig) -> None:

@@ -132,10 +132,10 @@ def test_defaults_are_those_of_the_contract():
 def test_every_field_of_the_config_has_a_docstring_below_it():
     import ast
 
-    from fl_lightning import config
+    from fl_lightning import config, federation_config
 
-    tree = ast.parse(Path(config.__file__).read_text())
-    for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config)]
+    for cls in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
         fields = [i for i, node in enumerate(cls.body) if isinstance(node, ast.AnnAssign)]
         for index in fields:
             after = cls.body[index + 1]
