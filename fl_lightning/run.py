@@ -156,6 +156,10 @@ def _fit(
     console: Console | None,
 ) -> Path:
     """Fit into a run folder that this process holds, from a state with what its checkpoint held besides."""
+    tokens = sum(len(example) for client in parts.data.values() for example in client.train)
+    log.info("%d clients, %d training tokens an epoch", len(parts.data), tokens)
+    if state is not None:
+        log.info("resuming %s after round %d", run_folder, state.round_num)
     parts.fabric, _ = make_fabric(config.fabric, loggers)
     callbacks = make_callbacks(config, console, _identity(config, parts))
     for callback in callbacks:
@@ -270,7 +274,6 @@ def _resumed(config: RunConfig, parts: Parts, run_folder: Path) -> tuple[Federat
             f"{run_folder}: the run began from another adapter ({problem or 'other values'}), though config and base "
             "are the same; wanted the versions of torch and peft it began with"
         )
-    log.info("resuming %s after round %d", run_folder, state.round_num)
     return state, extra
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from fl_lightning.data.layout import find_clients, read_splits
 from fl_lightning.data.tokenization import Example, encode
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,4 @@ def load_federation(
                 encode(training, tokenizer, max_length, str(files.train)),
                 encode(held_out, tokenizer, max_length, str(files.eval or files.train)),
             )
-    tokens = sum(len(e) for c in data.values() for e in c.train)
-    log.info("%d clients, %d training tokens an epoch", len(data), tokens)
     return data
