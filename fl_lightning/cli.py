@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except stopping.Stopped as stop:
         if processes.is_first():
-            saved = "nothing was saved yet"
+            saved = "nothing was written"
             if stop.run_folder is not None:
                 run = shlex.quote(str(stop.run_folder))
                 saved = f"all that was finished is saved: fl-lightning fit --resume {run} continues"
