@@ -211,8 +211,9 @@ class FederatedRound(FederatedCallback):
                 global_state=select(state.departments[department], sent),
                 seed=derive_seed(self.seed, "client_clusters", report.round_num, department),
             )
-            for client_id, start in new.items():  # a round may send one factor only; the other's start stays
-                starts[client_id] = {**starts.get(client_id, {}), **start}
+            for client_id, start in new.items():
+                before = starts.get(client_id, {})  # a round may send one factor only; the other's start stays
+                starts[client_id] = start if before.keys() <= start.keys() else {**before, **start}
             ids = {client_id.split("/", 1)[1]: cluster for client_id, cluster in assignments.items()}
             report.departments[department].client_clusters = ids
         return starts

@@ -631,3 +631,10 @@ def test_states_on_disk_give_the_round_that_states_in_memory_give(
     gc.collect()
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) == (4 if share == "a" else 0)  # each client's own B, of the last round alone
+
+
+def test_clients_of_one_cluster_share_one_start_round_after_round(play, plain_config, state):
+    # which a checkpoint then writes once, however many clients there are
+    updates = {f"hr/c{i}": (state((9.0 * (i % 2), i % 2)), 1) for i in range(6)}
+    starts = play([updates] * 2, plain_config(rounds=2, num_clusters=2)).federation.client_starts
+    assert len({id(start) for start in starts.values()}) == 2
