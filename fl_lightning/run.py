@@ -131,10 +131,11 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     if resume is not None:
         with held(resume):
             parts = prepare(config)
-            state, extra = _resumed(config, parts, resume)
+            run_identity = identity(config, parts.data, parts.base)
+            state, extra = _resumed(parts, resume, run_identity)
             # A resumed run logs its history again, from the base model's row on.
             loggers = make_loggers(config.logging.loggers, resume, fresh=False)
-            return _fit(config, parts, resume, loggers, state, extra, console)
+            return _fit(config, parts, resume, loggers, run_identity, state, extra, console)
     parts = prepare(config)
     run_folder = create_run_folder(Path(config.output), to_yaml(config))
     with held(run_folder):
@@ -143,7 +144,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         except InputError:
             shutil.rmtree(run_folder)
             raise
-        return _fit(config, parts, run_folder, loggers, None, {}, console)
+        return _fit(config, parts, run_folder, loggers, identity(config, parts.data, parts.base), None, {}, console)
 
 
 def _fit(
@@ -151,6 +152,7 @@ def _fit(
     parts: Parts,
     run_folder: Path,
     loggers: list[Any],
+    run_identity: dict[str, Any],
     state: FederationState | None,
     extra: dict[str, Any],
     console: Console | None,
@@ -161,7 +163,7 @@ def _fit(
     if state is not None:
         log.info("resuming %s after round %d", run_folder, state.round_num)
     parts.fabric, _ = make_fabric(config.fabric, loggers)
-    callbacks = make_callbacks(config, console, _identity(config, parts))
+    callbacks = make_callbacks(config, console, run_identity)
     for callback in callbacks:
         if type(callback).__name__ in extra.get("callbacks", {}):
             callback.load_state_dict(extra["callbacks"][type(callback).__name__])
@@ -205,10 +207,6 @@ def _fit(
     return run_folder
 
 
-def _identity(config: RunConfig, parts: Parts) -> dict[str, Any]:
-    return identity(config, parts.data, parts.base)
-
-
 def _bytes_to_write(config: RunConfig, parts: Parts) -> int:
     """An estimate of what the run will have on the disk at its end: adapters and checkpoints."""
     adapter = num_bytes(collect_lora_state(parts.module.model))
@@ -250,7 +248,9 @@ def _clients(parts: Parts, config: RunConfig) -> Clients:
     return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too)
 
 
-def _resumed(config: RunConfig, parts: Parts, run_folder: Path) -> tuple[FederationState | None, dict[str, Any]]:
+def _resumed(
+    parts: Parts, run_folder: Path, run_identity: dict[str, Any]
+) -> tuple[FederationState | None, dict[str, Any]]:
     """(state, extra) of the newest whole checkpoint; (None, {}) of a run that was stopped before its first one.
 
     Raises:
@@ -266,7 +266,7 @@ def _resumed(config: RunConfig, parts: Parts, run_folder: Path) -> tuple[Federat
     state, extra = found
     if "identity" not in extra:
         raise InputError(f"{run_folder}: its checkpoint does not say what the run is made of; start a new run")
-    check_identity(extra["identity"], _identity(config, parts))
+    check_identity(extra["identity"], run_identity)
     fresh = collect_lora_state(parts.module.model)
     problem = problem_with(fresh, state.initial)
     if problem or any(not torch.equal(fresh[name], tensor) for name, tensor in state.initial.items()):

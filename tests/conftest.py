@@ -148,3 +148,20 @@ def log_messages():
     yield messages
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def cut_departments():
+    """Function that fills a folder with the bundled departments, cut to so many clients and records of each split."""
+    from fl_lightning import bundled
+
+    def cut(folder, clients, train, evaluation):
+        for source in sorted(bundled.resolve("bundled:departments").glob(f"*/client_[0-{clients - 1}]")):
+            place = folder / source.relative_to(source.parents[1])
+            place.mkdir(parents=True)
+            for split, count in (("train", train), ("eval", evaluation)):
+                lines = (source / f"{split}.jsonl").read_text().splitlines(keepends=True)
+                (place / f"{split}.jsonl").write_text("".join(lines[:count]))
+        return folder
+
+    return cut

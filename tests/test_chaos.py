@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning import bundled
 from fl_lightning.cli import main
 
 _spec = importlib.util.spec_from_file_location("chaos", Path(__file__).parent.parent / "benchmarks" / "chaos.py")
@@ -29,16 +28,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(cut_departments, tmp_path_factory):
     """Four bundled departments, two clients each, 4 training and 2 held-out records."""
-    folder = tmp_path_factory.mktemp("departments")
-    for source in sorted(bundled.resolve("bundled:departments").glob("*/client_[01]")):
-        place = folder / source.relative_to(source.parents[1])
-        place.mkdir(parents=True)
-        for split, count in (("train", 4), ("eval", 2)):
-            lines = (source / f"{split}.jsonl").read_text().splitlines(keepends=True)
-            (place / f"{split}.jsonl").write_text("".join(lines[:count]))
-    return folder
+    return cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
 
 
 def interfere(arguments, log, call, *, trouble):

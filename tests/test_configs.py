@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import fl_lightning
-from fl_lightning import bundled, run
+from fl_lightning import run
 from fl_lightning.arguments import known_keys, parse_config
 from fl_lightning.config import TINY_BASE, RunConfig
 
@@ -41,16 +41,9 @@ def test_config_parses_to_what_stands_in_it(path):
 
 
 @pytest.fixture(scope="module")
-def little(tmp_path_factory):
+def little(cut_departments, tmp_path_factory):
     """Four bundled departments with three clients, two training records and one to evaluate each."""
-    folder = tmp_path_factory.mktemp("departments")
-    for source in sorted(bundled.resolve("bundled:departments").glob("*/client_[012]")):
-        place = folder / source.relative_to(source.parents[1])
-        place.mkdir(parents=True)
-        for split, count in (("train", 2), ("eval", 1)):
-            lines = (source / f"{split}.jsonl").read_text().splitlines(keepends=True)
-            (place / f"{split}.jsonl").write_text("".join(lines[:count]))
-    return folder
+    return cut_departments(tmp_path_factory.mktemp("departments"), 3, 2, 1)
 
 
 @pytest.mark.slow

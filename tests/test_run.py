@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from fl_lightning import InputError, ModelConfig, bundled, load_base_model, run
+from fl_lightning import InputError, ModelConfig, load_base_model, run
 from fl_lightning.arguments import parse_config
 from fl_lightning.checkpoint import checkpoints
 from fl_lightning.config import RunConfig
@@ -21,17 +21,9 @@ SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--learning-rate", "5e
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(cut_departments, tmp_path_factory):
     """The bundled departments, cut to 8 training and 4 held-out records a client."""
-    folder = tmp_path_factory.mktemp("departments")
-    for department in DEPARTMENTS:
-        for client in CLIENTS:
-            (folder / department / client).mkdir(parents=True)
-            for split, count in (("train", 8), ("eval", 4)):
-                place = f"{department}/{client}/{split}.jsonl"
-                lines = (bundled.resolve("bundled:departments") / place).read_text().splitlines(keepends=True)
-                (folder / place).write_text("".join(lines[:count]))
-    return folder
+    return cut_departments(tmp_path_factory.mktemp("departments"), len(CLIENTS), 8, 4)
 
 
 @pytest.fixture(scope="module")
