@@ -4,7 +4,10 @@ Processes are forked from one that has done the imports. A life ends by SIGKILL 
 the disk, so every step of every write is a place to die at; `benchmarks/chaos.py` kills at random moments instead.
 """
 
+import contextlib
+import ctypes
 import errno
+import gc
 import importlib.util
 import os
 import random
@@ -197,6 +200,10 @@ def rss_of_rounds(arguments, log, path):
 
     def noting(self, *, trainer):
         plain(self, trainer=trainer)
+        trainer.writer.flush()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc alone: what is free goes back and is not counted
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         with open(path, "a") as file:
             file.write(f"{memory_monitor.resident_mib()}\n")
 
@@ -221,7 +228,7 @@ def test_thirty_rounds_need_no_more_memory_than_ten(data, life, tmp_path):
     rss = [float(line) for line in (tmp_path / "rss").read_text().split()]
     assert len(rss) == 30
     early, late = sorted(rss[5:10])[2], sorted(rss[25:])[2]
-    assert late < 1.03 * early, rss
+    assert late < 1.01 * early, rss
 
 
 if sys.platform == "darwin":
