@@ -30,14 +30,14 @@ class AdapterExport(FederatedCallback):
         self._rounds: dict[str, dict[str, dict[str, str]]] = {}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Export a client's adapter, unless its update was left out."""
-        if trainer.run_folder is None:
+        """Export a client's adapter, unless its update was left out or it is the pool of all."""
+        if trainer.run_folder is None or update.client_id not in trainer.data:
             return
         department, client = update.client_id.split("/", 1)
         if client in trainer.report.departments[department].left_out:
             return
         place = Path("client_exports") / department / f"round_{update.round_num}_{client}"
-        self._export(trainer, place, update.state)
+        self._export(trainer, place, trainer.tasks[update.client_id].adapter(update.state))
         this_round = self._rounds.setdefault(str(update.round_num), {})
         this_round.setdefault(department, {})[client] = place.as_posix()
 
@@ -49,9 +49,9 @@ class AdapterExport(FederatedCallback):
         keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
         dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
         places = {}
-        for department, state in trainer.federation.departments.items():
+        for department in trainer.federation.departments:
             places[department] = f"adapters/{department}"
-            self._export(trainer, places[department], state)
+            self._export(trainer, places[department], trainer.federation.adapter(department))
         trainer.writer.json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
         trainer.writer.json(trainer.run_folder / "dept_lora_federated.json", places)
         for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):

@@ -48,7 +48,10 @@ class ClusterMonitor(FederatedCallback):
                 metrics[f"{name}/aggregation_error"] = department.aggregation_error
             for client, norm in department.residual_norms.items():
                 metrics[f"{name}/{client}/residual_norm"] = norm
-                metrics[f"{name}/{client}/drift"] = department.drift[client]
+                if client in department.drift:
+                    metrics[f"{name}/{client}/drift"] = department.drift[client]
+            for client, error in department.rank_errors.items():
+                metrics[f"{name}/{client}/rank_error"] = error
         if report.grouping is not None:
             metrics["round/n_clusters"] = report.grouping.n_clusters
             for name, cluster in report.grouping.assignments.items():
@@ -94,6 +97,7 @@ class ClusterMonitor(FederatedCallback):
                     "step_size": d.step_size,
                     "aggregation_error": d.aggregation_error,
                     "layer_errors": d.layer_errors,
+                    "rank_errors": d.rank_errors,
                 }
                 for name, d in report.departments.items()
             },

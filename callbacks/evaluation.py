@@ -58,7 +58,8 @@ class Evaluation(FederatedCallback):
         """Evaluate the departments' adapters and write both files."""
         found = trainer.journal.look_up(trainer.round_num, "evaluation")
         if found is None:
-            found = evaluate_departments(trainer.clients, trainer.data, trainer.federation.departments)
+            adapters = {department: trainer.federation.adapter(department) for department in self.base}
+            found = evaluate_departments(trainer.clients, trainer.data, adapters)
             trainer.journal.note(trainer.round_num, "evaluation", found)
         self.final, client_mean = found
         self._log(trainer, self.final)

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from fl_lightning.admission import problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cluster_states, group_departments
-from fl_lightning.combiners.error import averaging_error
+from fl_lightning.combiners.error import averaging_error, result_error
+from fl_lightning.combiners.singular import product_distance, side_by_side
 from fl_lightning.config import FederationConfig
-from fl_lightning.department import next_state
+from fl_lightning.department import NextState, next_state
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation import leave_one_out
+from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.guards.krum import clients_wanted
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
-from fl_lightning.state import LoraState, distance, norm, num_bytes, problem_with, select
+from fl_lightning.state import LoraState, distance, norm, num_bytes, select
 from fl_lightning.weighting import Facts
 
 if TYPE_CHECKING:
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
-
-MAX_EXAMPLES = 10**9
-"""More records than that are no client's: it claims a weight that would drown the others."""
 
 
 class FederatedRound(FederatedCallback):
@@ -65,8 +65,10 @@ class FederatedRound(FederatedCallback):
         """Forget the round before and count what goes down to the clients."""
         self._heard, self._facts = [], {}
         self._shared, self._personal, self._examples = {}, {}, {}
-        report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in trainer.federation.departments})
-        down = sum(num_bytes(select(task.start, self.policy.sends(trainer.round_num))) for task in tasks)
+        departments = {task.department for task in tasks} if self.policy.pools else trainer.federation.departments
+        report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
+        sent = self.policy.sends(trainer.round_num)
+        down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen) for task in tasks)
         report.bytes_sent = {"client/up": 0, "client/down": down}
         trainer.report = report
 
@@ -74,7 +76,9 @@ class FederatedRound(FederatedCallback):
         """Check an update and keep it for its department, or leave it out with the reason."""
         department, client = update.client_id.split("/", 1)
         report = trainer.report.departments[department]
-        problem = self._problem(update, trainer.federation)
+        task = trainer.tasks[update.client_id]
+        limit = self.config.max_update_norm * norm(trainer.federation.initial)
+        problem = problem_with_update(update, task, limit)
         if problem is not None:
             report.left_out[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
@@ -90,26 +94,9 @@ class FederatedRound(FederatedCallback):
             self._personal[update.client_id] = self._keep(select(update.state, self.policy.keeps))
         self._examples[update.client_id] = update.num_examples
         self._facts[update.client_id] = Facts(update.num_examples, update.num_tokens, tuple(update.losses))
-        report.residual_norms[client] = distance(shared, trainer.federation.departments[department])
-
-    def _problem(self, update: ClientUpdate, state: FederationState) -> str | None:
-        """Why an update may not be averaged: its tensors, its weight, or its distance from where it started."""
-        if problem := problem_with(update.state, state.initial):
-            return problem
-        examples = update.num_examples
-        if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-            large = type(examples) is int and examples.bit_length() > 64  # Python writes out no integer of any length
-            got = f"an integer of {examples.bit_length()} bits" if large else repr(examples)[:40]
-            return f"num_examples is {got}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
-        try:
-            Facts(examples, update.num_tokens, tuple(update.losses))
-        except (TypeError, ValueError) as error:
-            return str(error)
-        limit = self.config.max_update_norm * norm(state.initial)
-        moved = distance(update.state, state.start_of(update.client_id))
-        if moved > limit:
-            return f"it moved by {moved:.3g}, wanted at most {limit:.3g} (federation.max_update_norm)"
-        return None
+        by_factors = self.config.combiner not in KEEP_PRODUCTS and not self.policy.pools
+        origin = trainer.federation.departments[department] if by_factors else task.start
+        report.residual_norms[client] = distance(shared, origin)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
@@ -121,9 +108,13 @@ class FederatedRound(FederatedCallback):
                 f"round {trainer.federation.round_num} stands. The log names each client's reason"
             )
         before = trainer.federation
-        after = self._aggregate(before, trainer)
-        after = replace(after, client_starts=self._client_clusters(after, trainer.report))
-        after = self._mix(after, trainer.report)
+        if self.policy.pools:
+            (own,) = self._shared.values()
+            after = replace(before, departments={department: dict(own) for department in before.departments})
+        else:
+            after = self._aggregate(before, trainer)
+            after = replace(after, client_starts=self._client_clusters(after, trainer.report))
+            after = self._mix(after, trainer.report)
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
@@ -157,7 +148,7 @@ class FederatedRound(FederatedCallback):
         sent = self.policy.sends(report.round_num)
         examples = {**state.examples, **self._examples}
         personal = {**state.personal, **self._personal}
-        departments, server = dict(state.departments), dict(state.server)
+        departments, server, products = dict(state.departments), dict(state.server), dict(state.products)
         for department in self._heard:
             own, clients = report.departments[department], self._clients_of(department)
             previous = select(state.departments[department], sent)
@@ -168,7 +159,11 @@ class FederatedRound(FederatedCallback):
                 whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
                 measured = {"loss_with": whole, "loss_without": without}
             try:
-                after = next_state(self.config, report.round_num, previous, updates, facts, memory, measured)
+                after = next_state(
+                    self.config, report.round_num, previous, updates, facts, memory, measured,
+                    product=state.products.get(department),
+                    gains={c: trainer.tasks[c].gain for c in clients},
+                )  # fmt: skip
             except ValueError as error:
                 raise RunError(f"round {report.round_num}: {department}: {error}") from error
             departments[department] = {**state.departments[department], **after.state}
@@ -176,17 +171,36 @@ class FederatedRound(FederatedCallback):
                 departments[department].update(mean_personal(personal, examples, department))
             if after.memory:
                 server[department] = after.memory
+            if after.product:
+                products[department] = after.product
             for client_id, reason in after.left_out.items():
                 log.warning("round %d: %s left out: %s", report.round_num, client_id, reason)
-            own.moved, own.step_size = distance(after.state, previous), after.step_size
             own.left_out.update(_without_department(after.left_out))
-            own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
-            if self.config.measure_error and sent == "all" and after.weights:
-                heard = {c: updates[c] for c in after.weights}
-                off = averaging_error(heard, after.weights, 1.0)
+            self._measure(trainer, department, after)
+        return replace(
+            state, departments=departments, personal=personal, examples=examples, server=server, products=products
+        )
+
+    def _measure(self, trainer: FederatedTrainer, department: str, after: NextState) -> None:
+        """How the department moved, and what its clients' coming together cost."""
+        own, before = trainer.report.departments[department], trainer.federation
+        own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
+        own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
+        heard = {client_id: self._shared[client_id] for client_id in after.weights}
+        measured = self.config.measure_error and bool(heard)
+        if self.config.combiner in KEEP_PRODUCTS:
+            adapter = side_by_side([after.state, after.product])
+            own.moved = product_distance(adapter, before.adapter(department))
+            if measured:
+                whole = {client_id: trainer.tasks[client_id].adapter(state) for client_id, state in heard.items()}
+                off = result_error(whole, after.weights, 1.0, adapter, 1.0)
                 own.aggregation_error, own.layer_errors = off.overall, off.layers
-            own.drift = {c: distance(after.state, self._shared[f"{department}/{c}"]) for c in own.residual_norms}
-        return replace(state, departments=departments, personal=personal, examples=examples, server=server)
+            return
+        own.moved = distance(after.state, before.departments[department])
+        own.drift = {c: distance(after.state, self._shared[f"{department}/{c}"]) for c in own.residual_norms}
+        if measured and self.policy.sends(trainer.round_num) == "all":
+            off = averaging_error(heard, after.weights, 1.0)
+            own.aggregation_error, own.layer_errors = off.overall, off.layers
 
     def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fl_lightning.combiners.singular import at_ranks_of
 from fl_lightning.errors import InputError
 from fl_lightning.federation import FederationState
 from fl_lightning.files import (
@@ -32,7 +33,10 @@ from fl_lightning.tensor_files import read_state, write_state
 
 log = logging.getLogger(__name__)
 
-SHARED = ("departments", "client_starts", "server")
+SHARED = ("departments", "client_starts", "server", "products")
+
+LATER = ("server", "products")
+"""Kinds that older checkpoints do not know."""
 
 
 def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any]) -> None:
@@ -94,6 +98,8 @@ def load_checkpoint(
             _check_fit(f"client_starts|{number}", start, {name: initial[name] for name in start})
         for number, memory in kinds["server"].items():
             _check_fit(f"server|{number}", memory, {name: initial[name.split("/", 1)[1]] for name in memory})
+        for number, product in kinds["products"].items():
+            _check_fit(f"products|{number}", product, at_ranks_of(product, initial))
         personal: dict[str, Mapping[str, torch.Tensor]] = {}
         for client_id in facts["personal"]:
             department, client = client_id.split("/")
@@ -106,6 +112,7 @@ def load_checkpoint(
             initial=initial,
             departments={d: kinds["departments"][str(n)] for d, n in facts["owners"]["departments"].items()},
             client_starts={c: kinds["client_starts"][str(n)] for c, n in facts["owners"]["client_starts"].items()},
+            products={d: kinds["products"][str(n)] for d, n in facts["owners"].get("products", {}).items()},
             server={d: kinds["server"][str(n)] for d, n in facts["owners"].get("server", {}).items()},
             personal=personal,
             examples=facts["examples"],
@@ -133,7 +140,7 @@ def _facts(path: Path) -> dict[str, Any]:
         "cluster_assignments": _are_counts(facts.get("cluster_assignments")),
         "personal": isinstance(personal, list) and all(isinstance(client_id, str) for client_id in personal),
         "extra": isinstance(facts.get("extra"), dict),
-        **{f"owners.{kind}": _are_counts(owners.get(kind, {} if kind == "server" else None)) for kind in SHARED},
+        **{f"owners.{kind}": _are_counts(owners.get(kind, {} if kind in LATER else None)) for kind in SHARED},
     }
     if bad := [name for name, ok in forms.items() if not ok]:
         raise InputError(f"{path}: {bad[0]} is missing or of another form, wanted what `save_checkpoint` writes")

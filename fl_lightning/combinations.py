@@ -9,6 +9,7 @@ from fl_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from fl_lightning.federation_config import FederationConfig
+    from fl_lightning.lora_config import LoraConfig
 
 
 def check_combination(federation: FederationConfig) -> None:
@@ -22,13 +23,33 @@ def check_combination(federation: FederationConfig) -> None:
             raise InputError(f"federation: got {_choices(federation)}; {reason}")
 
 
+def check_ranks(lora: LoraConfig, federation: FederationConfig) -> None:
+    """Check that clients of several ranks or scales are combined by what can combine them.
+
+    Raises:
+        InputError: with the reason and what to choose instead.
+    """
+    if lora.is_mixed() and federation.combiner not in ("stack", "svd"):
+        raise InputError(
+            f"lora.profiles: got clients of several ranks or scales with federation.combiner {federation.combiner}, "
+            "which averages factors of one shape; wanted combiner: stack or svd"
+        )
+
+
 def _choices(federation: FederationConfig) -> str:
     guard, server = federation.guard.name, federation.server
-    return f"share {federation.share}, guard {guard}, server step {server.step}, schedule {server.schedule}"
+    return (
+        f"share {federation.share}, combiner {federation.combiner}, guard {guard}, server step {server.step}, "
+        f"schedule {server.schedule}"
+    )
 
 
 def _clusters_departments(federation: FederationConfig) -> bool:
     return federation.dept_clusters.enabled
+
+
+def _by_products(federation: FederationConfig) -> bool:
+    return federation.combiner in ("stack", "residual", "svd")
 
 
 NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
@@ -73,5 +94,47 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         lambda f: f.share == "b" and _clusters_departments(f) and f.dept_clusters.mix == "a",
         "clients keep their A, so a mixed A reaches nobody; wanted dept_clusters.mix: all, or dept_clusters.enabled: "
         "false (--no-dept-clustering)",
+    ),
+    (
+        lambda f: f.combiner != "flora" and (f.server.step != "sgd" or f.server.schedule != "constant"),
+        "only flora takes a step towards the mean, the other combiners take the mean itself; wanted server.step: sgd "
+        "and server.schedule: constant, or combiner: flora",
+    ),
+    (
+        lambda f: _by_products(f) and f.share != "all",
+        "products need both factors of every client; wanted share: all, or combiner: flora or fedavg",
+    ),
+    (
+        lambda f: _by_products(f) and f.guard.name != "none",
+        "the guards judge factors, and these combiners add up products; wanted guard.name: none, or combiner: flora "
+        "or fedavg",
+    ),
+    (
+        lambda f: _by_products(f) and f.client_clusters.num_clusters > 1,
+        "a client that starts from its cluster's factors would not start from the exact product; wanted "
+        "client_clusters.num_clusters: 1 (--num-clusters 1), or combiner: flora or fedavg",
+    ),
+    (
+        lambda f: _by_products(f) and f.weighting == "contribution",
+        "the worth of a client is measured on means of factors; wanted another weighting, or combiner: flora or fedavg",
+    ),
+    (
+        lambda f: f.combiner in ("stack", "svd") and _clusters_departments(f),
+        "departments keep no A that could be compared with another's; wanted dept_clusters.enabled: false "
+        "(--no-dept-clustering), or combiner: residual",
+    ),
+    (
+        lambda f: f.share == "central" and (_clusters_departments(f) or f.client_clusters.num_clusters > 1),
+        "one client has all records, so there is nobody to cluster; wanted dept_clusters.enabled: false "
+        "(--no-dept-clustering) and client_clusters.num_clusters: 1 (--num-clusters 1)",
+    ),
+    (
+        lambda f: f.share == "central" and (f.guard.name, f.weighting, f.combiner) != ("none", "examples", "fedavg"),
+        "one client has all records and its state is taken as it is; wanted combiner: fedavg, guard.name: none and "
+        "weighting: examples",
+    ),
+    (
+        lambda f: f.share == "central" and (f.clients_per_round is not None or f.client_fraction < 1),
+        "one client has all records, so nobody is sampled; wanted clients_per_round: null and client_fraction: 1.0",
     ),
 )

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fl_lightning.combinations import check_ranks
 from fl_lightning.errors import InputError
 from fl_lightning.federation_config import (
     ClientClustersConfig,
@@ -19,6 +20,7 @@ from fl_lightning.federation_config import (
     GuardConfig,
     ServerConfig,
 )
+from fl_lightning.lora_config import LoraConfig, LoraProfile
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "GuardConfig",
     "LoggingConfig",
     "LoraConfig",
+    "LoraProfile",
     "ModelConfig",
     "RetentionConfig",
     "RunConfig",
@@ -63,29 +66,6 @@ class ModelConfig:
         """Check the ranges."""
         check_null(self, "model.")
         check(bool(self.name_or_path.strip()), "model.name_or_path", self.name_or_path, "a Hub id or a path")
-
-
-@dataclass
-class LoraConfig:
-    """The LoRA adapters: ``h = W0 x + (lora_alpha / r) B A x``."""
-
-    r: int = 8
-    """Rank."""
-    lora_alpha: float = 16
-    """Scale; the update is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.05
-    """Dropout on the input of A, in [0, 1)."""
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get an adapter."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_null(self, "lora.")
-        at_least("lora.r", self.r, 1)
-        positive("lora.lora_alpha", self.lora_alpha)
-        check(0 <= self.lora_dropout < 1, "lora.lora_dropout", self.lora_dropout, "a number in [0, 1)")
-        ok = bool(self.target_modules) and all(name.strip() for name in self.target_modules)
-        check(ok, "lora.target_modules", self.target_modules, "at least one module name, such as q_proj")
 
 
 @dataclass
@@ -252,6 +232,7 @@ class RunConfig:
         """Check the ranges."""
         check_null(self, "")
         at_least("seed", self.seed, 0)
+        check_ranks(self.lora, self.federation)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they stand in config.yaml."""

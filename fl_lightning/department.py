@@ -2,7 +2,8 @@
 
 ``θ_d' = step(θ_d, Σ w_c s_c (θ_c − θ_d) / Σ w_c)`` over what is sent: the weights by `fl_lightning.weighting`, the
 selection and the factors s_c by `fl_lightning.guards`, the step by `fl_lightning.server`. With the defaults that is
-``θ_d + momentum Σ w_c (θ_c − θ_d)``, FLoRA's residual aggregation.
+``θ_d + momentum Σ w_c (θ_c − θ_d)``, FLoRA's residual aggregation. The combiners that keep products weigh, and do
+the rest in `fl_lightning.exact`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from fl_lightning.config import FederationConfig
+from fl_lightning.exact import KEEP_PRODUCTS, combine_products
 from fl_lightning.flora import WeightedMean
 from fl_lightning.guards import Selection, centre, make_guard
 from fl_lightning.server import make_server_step
@@ -33,6 +35,8 @@ class NextState:
         left_out: {client_id: reason}.
         scaled: {client_id: factor below 1}.
         step_size: of this round.
+        product: P_d, where the combiner keeps one.
+        rank_errors: {client_id: relative error of what it starts from next}, under svd.
     """
 
     state: LoraState
@@ -41,6 +45,8 @@ class NextState:
     left_out: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, float] = field(default_factory=dict)
     step_size: float = 0.0
+    product: LoraState = field(default_factory=dict)
+    rank_errors: dict[str, float] = field(default_factory=dict)
 
 
 class Residual(Mapping[str, torch.Tensor]):
@@ -68,6 +74,9 @@ def next_state(
     facts: Mapping[str, Facts],
     memory: Mapping[str, torch.Tensor],
     measured: Mapping[str, Any] | None = None,
+    *,
+    product: Mapping[str, torch.Tensor] | None = None,
+    gains: Mapping[str, float] | None = None,
 ) -> NextState:
     """A department's next state.
 
@@ -75,10 +84,13 @@ def next_state(
         config: the ``federation`` block: ``weighting``, ``guard``, ``flora`` and ``server``.
         round_num: from 1; some schedules go by it.
         previous: θ_d, over what is sent.
-        updates: {client_id: θ_c}, over what is sent, all finite and of the layout of `previous`.
+        updates: {client_id: θ_c}, over what is sent, all finite and of the layout of `previous`; of any rank where the
+            combiner takes that.
         facts: {client_id: figures}, of the same clients.
         memory: `NextState.memory` of the round before; empty at the start.
         measured: what ``weighting: contribution`` goes by, see `fl_lightning.weighting.contribution`.
+        product: P_d before, where the combiner keeps one.
+        gains: {client_id: its scale over the common one}; 1 where None.
 
     Raises:
         ValueError: if the guard cannot work with so few clients.
@@ -94,6 +106,13 @@ def next_state(
     weights = {client_id: weight for client_id, weight in given.items() if weight > 0}
     left_out = dict.fromkeys(given.keys() - weights.keys(), f"weight 0 by {config.weighting}")
     scales: dict[str, float] = {}
+    if config.combiner in KEEP_PRODUCTS:
+        gains = dict.fromkeys(weights, 1.0) if gains is None else {c: gains[c] for c in weights}
+        heard = {c: updates[c] for c in weights}
+        found = combine_products(config.combiner, previous, product or {}, heard, weights, gains)
+        shares = _shares(weights)
+        errors = found.rank_errors
+        return NextState(found.factors, {}, shares, left_out, {}, 1.0, found.product, errors)
     if config.guard.name == "none":
         mean = WeightedMean()
         for client_id, weight in weights.items():
@@ -109,14 +128,17 @@ def next_state(
             middle, weights = judged, {}
         target = {name: previous[name].double() + middle[name].double() for name in middle}
     size = _step_size(config, round_num, previous, target, updates, weights, scales)
-    if config.flora.use_residual:
+    if config.combiner == "flora" and config.flora.use_residual:
         state, remembered = _server_step(config, size, previous, target, memory)
     else:
         state, remembered = {name: tensor.float() for name, tensor in target.items()}, {}
-    total = sum(weights.values())
-    shares = {client_id: weight / total for client_id, weight in weights.items()}
     scaled = {client_id: scale for client_id, scale in scales.items() if scale < 1}
-    return NextState(state, remembered, shares, left_out, scaled, size)
+    return NextState(state, remembered, _shares(weights), left_out, scaled, size)
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {client_id: weight / total for client_id, weight in weights.items()}
 
 
 def _step_size(

@@ -115,7 +115,12 @@ def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[s
 
 
 def evaluate_run(
-    run_folder: Path, data: Mapping[str, ClientData], clients: Clients, initial: LoraState
+    run_folder: Path,
+    data: Mapping[str, ClientData],
+    clients: Clients,
+    initial: LoraState,
+    *,
+    any_rank: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the adapters of a run folder and write both JSON files anew.
 
@@ -124,6 +129,7 @@ def evaluate_run(
         data: {client_id: records}.
         clients: evaluates adapters.
         initial: the fresh adapter, which leaves the base as it is.
+        any_rank: whether the run's adapters may be of other ranks than that.
 
     Returns:
         What stands in ``federated_eval.json``.
@@ -143,7 +149,7 @@ def evaluate_run(
             raise InputError(
                 f"{run_folder}: {whose}: adapter path {place!r} leads out of the run folder; wanted one within it"
             )
-        return read_lora_adapter(folder, initial)
+        return read_lora_adapter(folder, initial, any_rank=any_rank)
 
     wanted = {client.department for client in data.values()}
     index = run_folder / "dept_lora_federated.json"

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from fl_lightning.combiners.singular import side_by_side
 from fl_lightning.state import Factor, LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
@@ -26,6 +27,8 @@ class ClientTask:
         run_seed: the client's draws come from seeds hashed from it, the round and the client.
         evaluate: whether the fitted adapter is to be evaluated on the client's held-out records.
         trains: the factor that is trained; the other one stays as it is in `start`.
+        gain: the client's scale lora_alpha / r over that of adapters without a profile.
+        frozen: a product that stands beside what is trained and stays as it is, at the common scale; empty for none.
     """
 
     client_id: str
@@ -34,11 +37,19 @@ class ClientTask:
     run_seed: int
     evaluate: bool = False
     trains: Factor = "all"
+    gain: float = 1.0
+    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def department(self) -> str:
         """The part of the id before the slash."""
         return self.client_id.split("/", 1)[0]
+
+    def adapter(self, state: Mapping[str, torch.Tensor]) -> LoraState:
+        """The whole adapter that a trained state of this task stands for, at the common scale."""
+        if not self.frozen:
+            return side_by_side([state], [self.gain])
+        return side_by_side([state, self.frozen], [self.gain, 1.0])
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class Clients(Protocol):
 
 def header_of(item: ClientTask | ClientUpdate) -> dict[str, Any]:
     """A task or an update without its tensors, as JSON values."""
-    values = {name: value for name, value in vars(item).items() if name not in ("start", "state")}
+    values = {name: value for name, value in vars(item).items() if name not in ("start", "state", "frozen")}
     if values.get("metrics") is not None:
         values["metrics"] = vars(values["metrics"])
     return values

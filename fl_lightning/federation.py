@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fl_lightning.clustering import Grouping
+from fl_lightning.combiners.singular import side_by_side
 from fl_lightning.flora import WeightedMean
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
@@ -26,6 +27,8 @@ class FederationState:
         examples: {client_id: num_examples} of every client heard of.
         cluster_assignments: {department: cluster id} of the last round.
         server: {department: what its server step remembers}, tensors named ``letter/parameter``.
+        products: {department: what it knows beside its factors}, in singular vectors (`combiners.singular`), of any
+            rank; only where the combiner is stack, residual or svd.
     """
 
     round_num: int
@@ -36,6 +39,7 @@ class FederationState:
     examples: dict[str, int] = field(default_factory=dict)
     cluster_assignments: dict[str, int] = field(default_factory=dict)
     server: dict[str, LoraState] = field(default_factory=dict)
+    products: dict[str, LoraState] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:
@@ -55,6 +59,11 @@ class FederationState:
         department = client_id.split("/", 1)[0]
         layers = (self.personal.get(client_id), self.client_starts.get(client_id), self.departments[department])
         return ChainMap(*(layer for layer in layers if layer is not None))  # type: ignore[arg-type]
+
+    def adapter(self, department: str) -> LoraState:
+        """The department's whole adapter: its factors, and what it knows beside them."""
+        product = self.products.get(department)
+        return side_by_side([self.departments[department], *([product] if product else [])])
 
     def department_examples(self) -> dict[str, int]:
         """{department: training records of all its clients heard of}; the weights in a cluster's mean."""
@@ -95,8 +104,10 @@ class DepartmentReport:
         left_out: {client: reason} of updates that were not averaged.
         scaled: {client: factor below 1} of updates that a guard shortened.
         step_size: how much of the mean residual the department moved by, or its server step's rate.
-        aggregation_error: ``‖Σ w B A − B̄ Ā‖ / ‖Σ w B A‖`` over all layers, where both factors are averaged.
+        aggregation_error: how far the department's product is from its clients' mean product,
+            ``‖Σ w s B A − P‖ / ‖Σ w s B A‖`` over all layers; under flora P is the product of the mean factors.
         layer_errors: the same by layer.
+        rank_errors: {client: the same of the best product of the client's rank, which it starts from}; under svd.
         client_clusters: {client: cluster id}; empty where client clusters are off.
     """
 
@@ -110,6 +121,7 @@ class DepartmentReport:
     step_size: float = 0.0
     aggregation_error: float | None = None
     layer_errors: dict[str, float] = field(default_factory=dict)
+    rank_errors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -148,9 +148,12 @@ class FederationConfig:
 
     rounds: int = 10
     """Number of rounds."""
-    share: Literal["all", "a", "b", "freeze_a", "alternate", "none"] = "all"
+    share: Literal["all", "a", "b", "freeze_a", "alternate", "none", "central"] = "all"
     """all sends A and B; a sends A and keeps B with the client; b the reverse; freeze_a trains and sends B alone;
-    alternate B in odd rounds and A in even ones; none sends nothing."""
+    alternate B in odd rounds and A in even ones; none sends nothing; central trains on all records in one place."""
+    combiner: Literal["flora", "fedavg", "stack", "residual", "svd"] = "flora"
+    """How a department's clients come together: flora steps towards the mean of the factors, fedavg takes it; stack and
+    residual keep the exact mean of the products, svd its best approximation at each client's rank."""
     clients_per_round: int | None = None
     """So many clients of each department take part in a round; null goes by client_fraction."""
     client_fraction: float = 1.0
@@ -178,7 +181,8 @@ class FederationConfig:
         """Check the ranges."""
         check_null(self, "federation.")
         at_least("federation.rounds", self.rounds, 1)
-        one_of("federation.share", self.share, ("all", "a", "b", "freeze_a", "alternate", "none"))
+        one_of("federation.share", self.share, ("all", "a", "b", "freeze_a", "alternate", "none", "central"))
+        one_of("federation.combiner", self.combiner, ("flora", "fedavg", "stack", "residual", "svd"))
         one_of(
             "federation.weighting",
             self.weighting,

@@ -153,7 +153,13 @@ class LocalClients:
         started = time.perf_counter()
         plans = [self._plan(task) for task in tasks]
         self._precision.load_state_dict(self._fresh_precision)  # no client inherits another's loss scale
-        self._cohort.load([task.start for task in tasks], self._fabric.device, tasks[0].trains)
+        self._cohort.load(
+            [task.start for task in tasks],
+            self._fabric.device,
+            tasks[0].trains,
+            gains=[task.gain for task in tasks],
+            frozen=[task.frozen for task in tasks],
+        )
         starts = [p.detach().clone() for p in self._cohort.parameters()] if self.training.proximal_mu else []
         made = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(made))
@@ -253,7 +259,8 @@ class LocalClients:
 
     def _evaluate_own(self, tasks: Sequence[ClientTask], states: Sequence[LoraState]) -> dict[str, Metrics]:
         """The figures of fitted adapters on their own clients' held-out records, for the tasks that want them."""
-        wanted = [(state, task.client_id) for task, state in zip(tasks, states, strict=True) if task.evaluate]
+        pairs = zip(tasks, states, strict=True)
+        wanted = [(task.adapter(state), task.client_id) for task, state in pairs if task.evaluate]
         return dict(zip((client_id for _, client_id in wanted), self.evaluate(wanted), strict=True))
 
     def _evaluate(self, states: Sequence[LoraState], client_ids: Sequence[str]) -> list[Metrics]:

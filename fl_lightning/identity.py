@@ -34,6 +34,10 @@ MAY_CHANGE = (
 """Keys that a resumed run may give another value; of the paths, what they lead to must be the same."""
 
 
+WHOLE = ("lora.profiles",)
+"""Mappings whose keys are the user's: one more or less is a change."""
+
+
 def identity(config: RunConfig, data: Mapping[str, ClientData], base: str) -> dict[str, Any]:
     """JSON values that are equal for equal runs.
 
@@ -89,7 +93,7 @@ def _fixed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = prefix + name
         if key in MAY_CHANGE:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in WHOLE:
             found.update(_fixed(value, f"{key}."))
         else:
             found[key] = value

@@ -275,15 +275,17 @@ class SeveralProcesses:
             if not self.local.in_step:
                 self._channel.send(0, {"metrics": [vars(m) for m in metrics]})
             return
-        starts = iter(states)
+        given = iter(states)
         for cohort in header["cohorts"]:
-            updates = self.local.fit_clients([ClientTask(**task, start=next(starts)) for task in cohort])
+            tasks = [ClientTask(**task, start=next(given), frozen=next(given)) for task in cohort]
+            updates = self.local.fit_clients(tasks)
             if self.parallelism == "clients":
                 self._channel.send(0, {"updates": [header_of(u) for u in updates]}, [u.state for u in updates])
 
     def _ask(self, rank: int, cohorts: Sequence[Sequence[ClientTask]]) -> None:
         headers = [[header_of(task) for task in cohort] for cohort in cohorts]
-        self._channel.send(rank, {"do": "fit", "cohorts": headers}, [t.start for cohort in cohorts for t in cohort])
+        states = [state for cohort in cohorts for task in cohort for state in (task.start, task.frozen)]
+        self._channel.send(rank, {"do": "fit", "cohorts": headers}, states)
 
     def _take(self, on_step: OnStep | None) -> list[ClientUpdate]:
         """The next cohort's updates that another process sends."""

@@ -33,6 +33,7 @@ from fl_lightning.data.federation import ClientData, load_federation
 from fl_lightning.device import launch, make_fabric
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.evaluation import evaluate_run
+from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.exchange import Clients
 from fl_lightning.federation import FederationState
 from fl_lightning.files import sweep, write_text
@@ -45,6 +46,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import SeveralProcesses
 from fl_lightning.run_folder import CONFIG, check_output, create_run_folder, held, warn_if_tight
 from fl_lightning.seeding import derive_seed
+from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import num_bytes, problem_with
 from fl_lightning.trainer import FederatedTrainer, make_clients
@@ -79,6 +81,7 @@ def prepare(config: RunConfig) -> Parts:
         config.lora.lora_alpha,
         config.lora.lora_dropout,
         config.lora.target_modules,
+        use_rslora=config.lora.use_rslora,
         seed=derive_seed(config.seed, "lora_A"),
     )
     data = load_federation(
@@ -90,6 +93,7 @@ def prepare(config: RunConfig) -> Parts:
         eval_fraction=config.data.eval_fraction,
         seed=config.seed,
     )
+    config.lora.check_names(data)
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
@@ -172,6 +176,7 @@ def _fit(
         callbacks=callbacks,
         federation=config.federation,
         training=config.training,
+        lora=config.lora,
         seed=config.seed,
         run_folder=run_folder,
     )
@@ -236,7 +241,8 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     with held(run_folder):
         parts = prepare(config)
         clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
-        result = evaluate_run(run_folder, parts.data, clients, initial)
+        any_rank = config.federation.combiner in KEEP_PRODUCTS
+        result = evaluate_run(run_folder, parts.data, clients, initial, any_rank=any_rank)
         if isinstance(clients, SeveralProcesses):
             clients.stop()
         return result
@@ -245,7 +251,10 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
 def _clients(parts: Parts, config: RunConfig) -> Clients:
     at_once, parallelism = config.training.clients_at_once, config.fabric.parallelism
     base_too = config.fabric.strategy == "fsdp"
-    return make_clients(parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too)
+    pools = share_policy(config.federation.share).pools
+    return make_clients(
+        parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too, pools=pools
+    )
 
 
 def _resumed(

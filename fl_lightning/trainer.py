@@ -14,9 +14,10 @@ from lightning.fabric import Fabric
 from fl_lightning import stopping
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
-from fl_lightning.config import FederationConfig, TrainingConfig
-from fl_lightning.data.federation import ClientData
+from fl_lightning.config import FederationConfig, LoraConfig, TrainingConfig
+from fl_lightning.data.federation import POOL, ClientData, pooled
 from fl_lightning.errors import RunError
+from fl_lightning.exact import Starts
 from fl_lightning.exchange import Clients, ClientTask
 from fl_lightning.federation import FederationState, RoundReport
 from fl_lightning.fit import LocalClients
@@ -39,6 +40,7 @@ class FederatedTrainer:
         callbacks: in the order in which their hooks run; a `FederatedRound` is put first if there is none.
         federation: the ``federation`` block.
         training: the ``training`` block.
+        lora: the ``lora`` block, for the profiles in it; the model's own rank and scale for everybody where None.
         seed: the run seed.
         run_folder: where callbacks write, by way of `writer`; None for a run that writes nothing.
 
@@ -63,11 +65,14 @@ class FederatedTrainer:
         callbacks: Sequence[FederatedCallback] = (),
         federation: FederationConfig | None = None,
         training: TrainingConfig | None = None,
+        lora: LoraConfig | None = None,
         seed: int = 1234,
         run_folder: Path | None = None,
     ) -> None:
         self.federation_config = federation or FederationConfig()
         self.training = training or TrainingConfig()
+        self.lora = lora or LoraConfig()
+        self.policy = share_policy(self.federation_config.share)
         self.seed = seed
         self.run_folder = run_folder
         self.fabric = fabric or Fabric(accelerator="auto", devices=1)
@@ -79,6 +84,7 @@ class FederatedTrainer:
         self.writer = BackgroundWriter()
         self.journal = Journal(None, self.writer)
         self.round_num = 0
+        self.tasks: dict[str, ClientTask] = {}
         self.data: Mapping[str, ClientData] = {}
         self.history: list[tuple[int, dict[str, float]]] = []
         self._row: dict[str, float] = {}
@@ -117,20 +123,27 @@ class FederatedTrainer:
         self.journal = journal or Journal(None, self.writer)
         self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
         self.fabric.launch()
-        self.clients = clients or make_clients(self.fabric, module, self.data, self.training)
+        self.lora.check_names(self.data)
+        pools = self.policy.pools
+        self.clients = clients or make_clients(self.fabric, module, self.data, self.training, pools=pools)
         departments = {client.department for client in self.data.values()}
         self.federation = resume_from or FederationState.begin(collect_lora_state(module.model), departments)
         self.federation.check()
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
         if isinstance(self.clients, SeveralProcesses) and self.fabric.global_rank > 0:
+            names, states = sorted(departments), self.clients.serve()
+            products = dict(zip(names, states[len(names) :], strict=True))
             return replace(
-                self.federation, departments=dict(zip(sorted(departments), self.clients.serve(), strict=True))
+                self.federation,
+                departments=dict(zip(names, states[: len(names)], strict=True)),
+                products={name: product for name, product in products.items() if product},
             )
         with stopping.at_safe_points():
             self._run(history)
         if isinstance(self.clients, SeveralProcesses):
-            self.clients.stop([state for _, state in sorted(self.federation.departments.items())])
+            factors = [self.federation.departments[name] for name in sorted(departments)]
+            self.clients.stop([*factors, *(self.federation.products.get(name, {}) for name in sorted(departments))])
         return self.federation
 
     def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -151,13 +164,8 @@ class FederatedTrainer:
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
-        state = self.federation
-        evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
-        trains = share_policy(self.federation_config.share).trains(round_num)
-        tasks = [
-            ClientTask(client_id, round_num, state.start_of(client_id), self.seed, evaluate, trains)
-            for client_id in self._sample(round_num)
-        ]
+        tasks = [self._pool_task(round_num)] if self.policy.pools else self._tasks(round_num)
+        self.tasks = {task.client_id: task for task in tasks}
         self._call("on_round_start", tasks=tasks)
         expected = {task.client_id for task in tasks}
         for update in self.clients.exchange(tasks, self._on_step, self.journal):
@@ -172,8 +180,26 @@ class FederatedTrainer:
         except RunError:
             self.journal.forget(round_num)  # else a resumed run would find the same updates again
             raise
+        self.tasks = {}  # they hold on to the states that the clients started from
         self._call("on_round_end")
         self._flush_row(round_num)
+
+    def _tasks(self, round_num: int) -> list[ClientTask]:
+        """A fit for each client that is asked, departments in order."""
+        evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
+        trains = self.policy.trains(round_num)
+        starts = Starts(self.federation_config.combiner, self.federation, round_num, self.seed)
+        tasks = []
+        for client_id in self._sample(round_num):
+            gain = self.lora.gain(client_id)
+            start, frozen = starts.of(client_id, self.lora.rank(client_id), gain)
+            tasks.append(ClientTask(client_id, round_num, start, self.seed, evaluate, trains, gain, frozen))
+        return tasks
+
+    def _pool_task(self, round_num: int) -> ClientTask:
+        """The fit of the one client that has all records; all departments are alike."""
+        start = next(iter(self.federation.departments.values()))
+        return ClientTask(POOL, round_num, start, self.seed, trains=self.policy.trains(round_num))
 
     def _sample(self, round_num: int) -> list[str]:
         """The clients that are asked in this round, departments in order."""
@@ -238,6 +264,8 @@ def make_clients(
     clients_at_once: int | Literal["auto"] = 1,
     parallelism: Parallelism = "clients",
     base_too: bool = False,
+    *,
+    pools: bool = False,
 ) -> Clients:
     """The clients on this process's device, or on those of all processes that `fabric` was launched with.
 
@@ -249,7 +277,9 @@ def make_clients(
         clients_at_once: clients in a cohort, or ``auto``.
         parallelism: what several processes share.
         base_too: under ``data``, whether they share the base model's weights as well.
+        pools: whether there is one more client, `POOL`, with all records.
     """
+    data = {**data, POOL: pooled(data)} if pools else data
     several = fabric.world_size > 1
     shard = Shard(fabric, base_too) if several and parallelism == "data" else None
     local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard)

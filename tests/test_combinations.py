@@ -12,9 +12,10 @@ from fl_lightning.config import (
 )
 
 
-def config(share, clusters=1, *, guard="none", server=None, weighting="examples", residual=True, **dept):
+def config(share, clusters=1, *, guard="none", server=None, weighting="examples", residual=True, other=None, **dept):
     return FederationConfig(
         share=share,
+        **(other or {}),
         weighting=weighting,
         guard=GuardConfig(name=guard),
         server=ServerConfig(**(server or {})),
@@ -37,6 +38,31 @@ BAD = {
         "weighting: examples",
     ),
     "the worth of half an adapter": (("a", 1), {"weighting": "contribution"}, "share: all"),
+    "a step of a combiner that takes the mean": (
+        ("all", 1),
+        {"other": {"combiner": "fedavg"}, "server": {"step": "fedadam"}},
+        "combiner: flora",
+    ),
+    "products of one factor": (("a", 1), {"other": {"combiner": "stack"}}, "share: all"),
+    "a guard of products": (("all", 1), {"other": {"combiner": "svd"}, "guard": "median"}, "guard.name: none"),
+    "products and client clusters": (("all", 2), {"other": {"combiner": "residual"}}, "--num-clusters 1"),
+    "the worth of a client in products": (
+        ("all", 1),
+        {"other": {"combiner": "residual"}, "weighting": "contribution"},
+        "another weighting",
+    ),
+    "departments without an A of their own": (
+        ("all", 1),
+        {"other": {"combiner": "svd"}, "mix": "all"},
+        "combiner: residual",
+    ),
+    "clusters of one pool": (("central", 2), {"other": {"combiner": "fedavg"}}, "--num-clusters 1"),
+    "a mean of one pool": (("central", 1), {"other": {"combiner": "flora"}}, "combiner: fedavg"),
+    "a sample of one pool": (
+        ("central", 1),
+        {"other": {"combiner": "fedavg", "client_fraction": 0.5}},
+        "client_fraction: 1.0",
+    ),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 
@@ -45,6 +71,11 @@ BAD = {
 def test_nonsense_is_refused_with_its_reason_and_what_to_choose(arguments, dept, fix):
     with pytest.raises(InputError, match=f"federation: got share {arguments[0]}, .*wanted .*{fix}"):
         config(*arguments, **dept)
+
+
+@pytest.mark.parametrize("combiner", ["fedavg", "residual"])
+def test_combiners_that_keep_an_a_go_with_clusters_of_departments(combiner):
+    config("all", 1, other={"combiner": combiner}, mix="a")
 
 
 def test_every_row_of_the_table_is_tested():

@@ -209,6 +209,8 @@ def test_the_defaults_are_the_documented_ones():
         "lora_alpha": 16,
         "lora_dropout": 0.05,
         "target_modules": ["q_proj", "v_proj"],
+        "use_rslora": False,
+        "profiles": {},
     }
     assert (config["data"]["clients_per_dept"], config["data"]["max_records"]) == (3, 128)
     training = config["training"]
@@ -217,6 +219,7 @@ def test_the_defaults_are_the_documented_ones():
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",
+        "combiner": "flora",
         "clients_per_round": None,
         "client_fraction": 1.0,
         "min_clients": 1,

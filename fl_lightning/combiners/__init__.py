@@ -9,16 +9,19 @@ Works on A alone. Inexact in the product as fedavg is; with a momentum below one
 ``fedavg``: the mean of each factor. Works on A alone. Inexact in the product by the covariance of B and A over clients,
 which grows with what the clients learn apart; `error.averaging_error` says by how much.
 
-``stack``: factors side by side. Exact for any ranks, but the rank is the sum of all clients' and would grow every
-round, so the product has to go into the base and clients have to start afresh with B = 0; what travels down to each
-client is what all of them together sent up.
+``stack``: factors side by side. Exact for any ranks, but the rank is the sum of all clients' and grows every round.
+The product stands beside the factors, which start afresh with B = 0; what travels down to each client is what all of
+them together have sent up.
 
-``residual``: the mean of the factors for the clients, and what it misses for the base. Exact at the clients' rank,
-which has to be one for all; the base moves by a low-rank residual every round, which every client must get.
+``residual``: the mean of the factors for the clients, and beside them what it misses. Exact at the clients' rank, which
+has to be one for all; the product beside the factors grows by a low-rank residual every round, which every client must
+get.
 
-``svd``: the best approximation of ΔW at each client's own rank. Serves clients of any ranks, leaves the base alone, and
-says what was cut off. B and A come back in another gauge than they went, so that A cannot be compared with A₀, nor with
-itself a round before, and running averages of factors lose their sense.
+``svd``: the best approximation of ΔW at each client's own rank. Serves clients of any ranks, and says what was cut off.
+B and A come back in another gauge than they went, so that A cannot be compared with A₀, nor with itself a round before,
+and running averages of factors lose their sense.
+
+`fl_lightning.exact` says what a run makes of the last three.
 """
 
 from __future__ import annotations
@@ -41,10 +44,10 @@ class Combiner:
     Attributes:
         function: the method itself.
         paper: arXiv number.
-        exact: whether the result holds the mean product (with what goes into the base).
+        exact: whether the result holds the mean product (with what stands beside the factors).
         same_rank: all clients must have one rank, and one scale.
         both_factors: clients must hand over B as well as A.
-        writes_base: part of the result goes into the base, which must be floating point and writable: not 4 bit.
+        beside: part of the result stands beside the factors and is not trained; the papers write it into the base.
         changes_rank: the result has another rank than the clients.
         keeps_gauge: A of the result can be compared with the clients' A, as clustering and mixing do.
     """
@@ -54,7 +57,7 @@ class Combiner:
     exact: bool = False
     same_rank: bool = False
     both_factors: bool = False
-    writes_base: bool = False
+    beside: bool = False
     changes_rank: bool = False
     keeps_gauge: bool = False
 
@@ -62,14 +65,14 @@ class Combiner:
 COMBINERS: dict[str, Combiner] = {
     "flora": Combiner(flora_weighted_aggregate, "2003.00295", same_rank=True, keeps_gauge=True),
     "fedavg": Combiner(average_factors, "1602.05629", same_rank=True, keeps_gauge=True),
-    "stack": Combiner(stack_factors, "2409.05976", exact=True, both_factors=True, writes_base=True, changes_rank=True),
+    "stack": Combiner(stack_factors, "2409.05976", exact=True, both_factors=True, beside=True, changes_rank=True),
     "residual": Combiner(
         average_with_residual,
         "2410.09432",
         exact=True,
         same_rank=True,
         both_factors=True,
-        writes_base=True,
+        beside=True,
         keeps_gauge=True,
     ),
     "svd": Combiner(truncated_svd, "2402.11505", both_factors=True),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_lightning.data.layout import find_clients, read_splits
 from fl_lightning.data.tokenization import Example, encode
+from fl_lightning.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,22 @@ class ClientData:
     def client_id(self) -> str:
         """``department/client``."""
         return f"{self.department}/{self.client}"
+
+
+POOL = "pooled/all"
+"""The one client of `pooled`."""
+
+
+def pooled(data: Mapping[str, ClientData]) -> ClientData:
+    """All clients' training records as one client's, in the order of the clients; it has no held-out records.
+
+    Raises:
+        InputError: if a department is called as the pool is.
+    """
+    department, client = POOL.split("/")
+    if any(own.department == department for own in data.values()):
+        raise InputError(f"data.root: a department is called {department!r}; wanted another name under share: central")
+    return ClientData(department, client, [example for own in data.values() for example in own.train], [])
 
 
 def load_federation(

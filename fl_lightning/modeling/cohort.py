@@ -1,13 +1,16 @@
 """K clients' adapters on one base model: stacked LoRA factors that train in one forward pass.
 
 The frozen base is the same for everybody, so its forward and backward are shared; each client's tokens, a segment of
-the packed row, go through that client's own A and B: ``h = W0 x + (lora_alpha / r) B_k A_k x``. The factors of all
-clients lie in one tensor a layer, so that one elementwise optimizer (AdamW) steps all clients exactly as K would.
+the packed row, go through that client's own A and B: ``h = W0 x + s_k B_k A_k x``, with s_k = lora_alpha / r. The
+factors of all clients lie in one tensor a layer, so that one elementwise optimizer (AdamW) steps all clients exactly as
+K would. A client of a lower rank than another has zeros in place of what it lacks: in both factors, so that their
+gradients are zero and they stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +27,13 @@ from fl_lightning.state import Factor, LoraState
 
 @dataclass
 class _Site:
-    """A LoRA layer, with its factors stacked: A of shape (K, r, in_features), B of shape (K, out_features, r)."""
+    """A LoRA layer, with its factors stacked: A of shape (K, r, in_features), B of shape (K, out_features, r).
+
+    Attributes:
+        gains: s_k of the clients over the model's own, shape (K, 1, 1); None where all are 1.
+        ranks: of the clients.
+        frozen: (A, B) of each stretch of clients with the same product beside their factors; None for none.
+    """
 
     name: str
     layer: Any
@@ -32,6 +41,9 @@ class _Site:
     dropout: float
     a: torch.nn.Parameter
     b: torch.nn.Parameter
+    gains: torch.Tensor | None = None
+    ranks: tuple[int, ...] = ()
+    frozen: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...] = ()
 
 
 class LoraCohort:
@@ -50,6 +62,7 @@ class LoraCohort:
         self.size = 0
         self._sites: list[_Site] = []
         self._segments: tuple[int, ...] = ()
+        self._stretches: list[int] = []
         self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
         for name, layer in lora_layers(model).items():
             if layer.lora_embedding_A or layer.lora_variant:
@@ -62,15 +75,44 @@ class LoraCohort:
             self._sites.append(_Site(name, layer, float(layer.scaling[ADAPTER]), p, empty, empty))
 
     def load(
-        self, states: Sequence[Mapping[str, torch.Tensor]], device: torch.device | str, trains: Factor = "all"
+        self,
+        states: Sequence[Mapping[str, torch.Tensor]],
+        device: torch.device | str,
+        trains: Factor = "all",
+        *,
+        gains: Sequence[float] | None = None,
+        frozen: Sequence[Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
-        """Take the states of K clients; new fp32 parameters on `device`, of which one factor, or both, is trained."""
+        """Take the states of K clients; new fp32 parameters on `device`, of which one factor, or both, is trained.
+
+        Args:
+            states: of any ranks.
+            device: where to.
+            trains: the factor that is trained.
+            gains: each client's scale lora_alpha / r over the model's own; all 1 where None.
+            frozen: for each client a product that stands beside its factors at the model's scale and is not trained, or
+                an empty mapping. Neighbours that give the very same tensors share their computation.
+        """
         self.size = len(states)
+        beside = list(frozen or [{}] * self.size)
+        same = itertools.groupby(beside, key=lambda state: [id(tensor) for tensor in state.values()])
+        stretches = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
+        self._stretches = [length for _, length in stretches]
+        uneven = gains is not None and any(gain != 1.0 for gain in gains)
         for site in self._sites:
-            a = torch.stack([state[f"{site.name}.lora_A.weight"] for state in states])
-            b = torch.stack([state[f"{site.name}.lora_B.weight"] for state in states])
+            name_a, name_b = f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight"
+            site.ranks = tuple(state[name_a].shape[0] for state in states)
+            a = torch.stack([_padded(state[name_a], 0, max(site.ranks)) for state in states])
+            b = torch.stack([_padded(state[name_b], 1, max(site.ranks)) for state in states])
             site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True), trains in ("a", "all"))
             site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True), trains in ("b", "all"))
+            site.gains = torch.tensor(gains, dtype=torch.float32, device=device).view(-1, 1, 1) if uneven else None
+            site.frozen = tuple(
+                (site.scaling * state[name_a].to(device, torch.float32), state[name_b].to(device, torch.float32))
+                if state
+                else None
+                for state, _ in stretches
+            )
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What is trained of A and B of every layer; the first dimension of each is the client."""
@@ -80,8 +122,10 @@ class LoraCohort:
         """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
         found = {}
         for site in self._sites:
-            found[f"{site.name}.lora_A.weight"] = site.a[index].detach().to("cpu", torch.float32, copy=True)
-            found[f"{site.name}.lora_B.weight"] = site.b[index].detach().to("cpu", torch.float32, copy=True)
+            rank = site.ranks[index]
+            a, b = site.a[index, :rank], site.b[index, :, :rank]
+            found[f"{site.name}.lora_A.weight"] = a.detach().to("cpu", torch.float32, copy=True).contiguous()
+            found[f"{site.name}.lora_B.weight"] = b.detach().to("cpu", torch.float32, copy=True).contiguous()
         return dict(sorted(found.items()))
 
     @torch.no_grad()
@@ -145,22 +189,42 @@ class LoraCohort:
         return add_update
 
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
-        """``(lora_alpha / r) B_k A_k x`` on each client's segment: (1, T, in_features) to (1, T, out_features)."""
+        """``s_k B_k A_k x`` on each client's segment, and what is frozen: (1, T, in) to (1, T, out_features)."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
         parts = []
         # unbind and not indexing: its backward is one stack, where that of K selections fills K whole tensors.
-        down, up = (site.a * site.scaling).unbind(0), site.b.unbind(0)
+        scaled = site.a * (site.scaling if site.gains is None else site.scaling * site.gains)
+        down, up = scaled.unbind(0), site.b.unbind(0)
         for k, part in enumerate(torch.split(x, list(self._segments), dim=1)):
             if part.shape[1]:
                 dropped = self._drop(part, site.dropout, k)
                 parts.append(linear(linear(dropped, down[k]), up[k]))
+        update = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return update if all(pair is None for pair in site.frozen) else update + self._frozen(site, x, update)
+
+    def _frozen(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """What the products beside the factors add."""
+        parts, clients = [], iter(self._segments)
+        lengths = [sum(itertools.islice(clients, stretch)) for stretch in self._stretches]
+        for pair, part in zip(site.frozen, torch.split(x, lengths, dim=1), strict=True):
+            if part.shape[1]:
+                nothing = update.new_zeros(1, part.shape[1], update.shape[2])
+                parts.append(nothing if pair is None else linear(linear(part, pair[0]), pair[1]))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _drop(self, x: torch.Tensor, p: float, client: int) -> torch.Tensor:
         if p == 0.0 or self._generators is None:
             return x
         return x * keep_mask(x, p, self._generators[client])
+
+
+def _padded(factor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
+    """A factor with zeros up to a rank, which is its size in that dimension."""
+    missing = rank - factor.shape[dim]
+    if not missing:
+        return factor
+    return torch.nn.functional.pad(factor, (0, 0, 0, missing) if dim == 0 else (0, missing))
 
 
 def keep_mask(x: torch.Tensor, p: float, generator: torch.Generator | np.random.Generator) -> torch.Tensor:

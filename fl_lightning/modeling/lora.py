@@ -12,9 +12,10 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
+from fl_lightning.combiners.singular import at_ranks_of, of_one_rank
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.files import atomic_folder
-from fl_lightning.state import LoraState, problem_with, snapshot
+from fl_lightning.state import LoraState, is_lora_a, problem_with, snapshot
 from fl_lightning.tensor_files import read_state, write_state
 
 ADAPTER = "default"
@@ -27,6 +28,7 @@ def create_lora_model(
     lora_dropout: float = 0.05,
     target_modules: Sequence[str] = ("q_proj", "v_proj"),
     *,
+    use_rslora: bool = False,
     seed: int = 0,
 ) -> PeftModel:
     """Wrap a causal LM with LoRA adapters: A drawn from `seed` (Kaiming uniform), B = 0.
@@ -35,6 +37,7 @@ def create_lora_model(
         model: a transformers causal language model; it is changed in place, as PEFT does.
         r: rank.
         lora_alpha: scale; the update is ``(lora_alpha / r) B A x``.
+        use_rslora: ``lora_alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
         lora_dropout: dropout on the input of A.
         target_modules: names of the linear layers.
         seed: of A₀; the same seed gives the same A₀ whatever was drawn before.
@@ -59,6 +62,7 @@ def create_lora_model(
         lora_alpha=int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,  # 16.0 would be written as such
         lora_dropout=lora_dropout,
         target_modules=sorted(target_modules),
+        use_rslora=use_rslora,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +116,8 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     Args:
         model: gives the adapter's config, and the tensors where `state` is None.
         folder: where to; an adapter that stands there is replaced.
-        state: the tensors to write.
+        state: the tensors to write, at the scale of the model's adapter; of another rank than that, ``r`` and
+            ``lora_alpha`` are written accordingly.
 
     Returns:
         The folder.
@@ -125,10 +130,14 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = Path(folder)
-    tensors = collect_lora_state(model) if state is None else snapshot(state)
+    tensors = collect_lora_state(model) if state is None else snapshot(of_one_rank(state))
     with atomic_folder(folder) as temporary:
         config = copy.copy(model.peft_config[ADAPTER])
         config.inference_mode = True
+        rank = next(tensor.shape[0] for name, tensor in tensors.items() if is_lora_a(name))
+        if rank != config.r:
+            config.lora_alpha *= (rank / config.r) ** (0.5 if config.use_rslora else 1)
+            config.r = rank
         for name, value in vars(config).items():  # a set has another order in every process
             if isinstance(value, set):
                 setattr(config, name, sorted(value))
@@ -137,19 +146,22 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     return folder
 
 
-def read_lora_adapter(folder: str | Path, like: Mapping[str, torch.Tensor] | None = None) -> LoraState:
+def read_lora_adapter(
+    folder: str | Path, like: Mapping[str, torch.Tensor] | None = None, *, any_rank: bool = False
+) -> LoraState:
     """The tensors of an adapter folder, fp32; only safetensors are read, and their header is checked first.
 
     Args:
         folder: in PEFT's format.
         like: a state whose names and shapes the adapter must have, such as a fresh one of the same base.
+        any_rank: whether its ranks may be others than those of `like`.
 
     Raises:
         InputError: if there is no adapter, the file is not whole, it is not like `like`, or a value is not finite.
     """
     path = Path(folder) / "adapter_model.safetensors"
-    state = snapshot(read_state(path, like))
-    if problem := problem_with(state, state):
+    state = snapshot(read_state(path, None if any_rank else like))
+    if problem := problem_with(state, at_ranks_of(state, like) if any_rank and like else state):
         raise InputError(f"{path}: {problem}")
     return state
 

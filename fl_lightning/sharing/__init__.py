@@ -6,7 +6,7 @@ Example:
 """
 
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.sharing import alternate, freeze_a, local_only, share_a, share_all, share_b
+from fl_lightning.sharing import alternate, central, freeze_a, local_only, share_a, share_all, share_b
 from fl_lightning.sharing.policy import SharePolicy
 
 __all__ = ["SHARE_POLICIES", "SharePolicy", "share_policy"]
@@ -18,6 +18,7 @@ SHARE_POLICIES: dict[str, SharePolicy] = {
     "freeze_a": freeze_a.POLICY,
     "alternate": alternate.POLICY,
     "none": local_only.POLICY,
+    "central": central.POLICY,
 }
 
 

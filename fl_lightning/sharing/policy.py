@@ -18,11 +18,13 @@ class SharePolicy:
         sends: the factor that clients send and departments average, by round number.
         keeps: the factor that stays with each client, survives rounds, and is averaged only into the department's
             exported adapter, from which a new client starts.
+        pools: whether all clients' records are trained on in one place instead.
     """
 
     trains: Callable[[int], Factor]
     sends: Callable[[int], Factor]
     keeps: Literal["a", "b", "all", "none"]
+    pools: bool = False
 
 
 def always(factor: Factor) -> Callable[[int], Factor]:

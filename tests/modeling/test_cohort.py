@@ -245,3 +245,78 @@ def test_adapter_on_the_head_is_right_or_refused(adapted, random_state, make_exa
         with cohort.attached():
             cohort.arrange(row.client_tokens)
             torch.testing.assert_close(module(row).loss, wanted, atol=1e-4, rtol=0)
+
+
+def cut(state, rank):
+    """The first rows of A and columns of B."""
+    return {n: (t[:rank] if "lora_A" in n else t[:, :rank]).contiguous() for n, t in state.items()}
+
+
+def test_clients_of_several_ranks_and_scales_train_as_each_would_alone(adapted, random_state, make_examples):
+    module, model = adapted()
+    ranks, gains = (1, 4, 2), (2.0, 1.0, 0.5)
+    states = [cut(random_state(model, seed), rank) for seed, rank in enumerate(ranks)]
+    clients = [make_examples(count, seed=count) for count in (1, 3, 2)]
+
+    def trained(chosen):
+        cohort = LoraCohort(model)
+        cohort.load([states[k] for k in chosen], "cpu", gains=[gains[k] for k in chosen])
+        optimizer = torch.optim.AdamW(cohort.parameters(), lr=1e-2, weight_decay=0.1, eps=1e-5)
+        row = pack([clients[k] for k in chosen])
+        with cohort.attached():
+            for _ in range(3):
+                cohort.arrange(row.client_tokens)
+                module(row).mean_loss().sum().backward()
+                cohort.clip_gradients(0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+        return [cohort.state(index) for index in range(len(chosen))]
+
+    together, alone = trained([0, 1, 2]), [trained([k])[0] for k in range(3)]
+    for k in range(3):
+        assert {n: t.shape for n, t in together[k].items()} == {n: t.shape for n, t in states[k].items()}
+        assert all(t.is_contiguous() for t in together[k].values())
+        for name, tensor in together[k].items():
+            torch.testing.assert_close(tensor, alone[k][name], atol=1e-5, rtol=0)
+            assert not torch.equal(tensor, states[k][name])
+
+
+@pytest.mark.parametrize("kind", ["qwen", "gpt2"])
+def test_gain_and_frozen_product_are_as_if_they_were_in_the_adapter(adapted, random_state, make_examples, kind):
+    module, model = adapted(kind)
+    factors, beside = cut(random_state(model, 0), 2), random_state(model, 1)
+    other = cut(random_state(model, 2), 3)
+    whole = {n: torch.cat([factors[n] * (0.5 if "lora_B" in n else 1), beside[n]], int("lora_B" in n)) for n in factors}
+    row = pack([make_examples(2, seed=k) for k in range(4)])
+    cohort = LoraCohort(model)
+    losses = []
+    for states, gains, frozen in (
+        ([factors, factors, other, factors], [0.5, 0.5, 1.0, 0.5], [beside, beside, {}, beside]),
+        ([whole, whole, other, whole], None, None),
+    ):
+        cohort.load(states, "cpu", gains=gains, frozen=frozen)
+        with torch.no_grad(), cohort.attached():
+            cohort.arrange(row.client_tokens)
+            losses.append(module(row).loss)
+            cohort.arrange([*row.client_tokens[:2], 0, sum(row.client_tokens[2:])])  # nobody of the third stretch
+            module(row)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=0)
+
+
+def test_frozen_products_get_no_gradient_and_let_it_through(adapted, random_state, make_examples):
+    module, model = adapted("qwen", targets=["q_proj", "down_proj"])
+    factors, beside = random_state(model, 0), random_state(model, 1)
+    row = pack([make_examples(3)])
+    gradients = []
+    for state, frozen in (
+        (factors, [beside]),
+        ({n: torch.cat([factors[n], beside[n]], int("lora_B" in n)) for n in factors}, None),
+    ):
+        cohort = LoraCohort(model)
+        cohort.load([state], "cpu", frozen=frozen)
+        with cohort.attached():
+            cohort.arrange(row.client_tokens)
+            module(row).loss.sum().backward()
+        gradients.append([p.grad[0] for p in cohort.parameters()])
+    for own, both in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, both[: own.shape[0], : own.shape[1]], atol=1e-5, rtol=0)

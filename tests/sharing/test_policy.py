@@ -12,6 +12,7 @@ TABLE = {
     "freeze_a": (["b"] * 3, ["b"] * 3, "none"),
     "alternate": (["b", "a", "b"], ["b", "a", "b"], "none"),
     "none": (["all"] * 3, ["none"] * 3, "all"),
+    "central": (["all"] * 3, ["all"] * 3, "none"),
 }
 
 
@@ -48,4 +49,9 @@ def test_the_config_knows_the_name(name):
     from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 
     off = {"client_clusters": ClientClustersConfig(num_clusters=1), "dept_clusters": DeptClustersConfig(enabled=False)}
-    assert FederationConfig(share=name, **off).share == name
+    combiner = "fedavg" if name == "central" else "flora"
+    assert FederationConfig(share=name, combiner=combiner, **off).share == name
+
+
+def test_central_alone_pools():
+    assert [name for name, policy in SHARE_POLICIES.items() if policy.pools] == ["central"]
