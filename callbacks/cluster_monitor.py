@@ -46,6 +46,8 @@ class ClusterMonitor(FederatedCallback):
             metrics[f"{name}/step_size"] = department.step_size
             if department.aggregation_error is not None:
                 metrics[f"{name}/aggregation_error"] = department.aggregation_error
+            if department.epsilon is not None and department.clip is not None:
+                metrics[f"{name}/epsilon"], metrics[f"{name}/clip"] = department.epsilon, department.clip
             for client, norm in department.residual_norms.items():
                 metrics[f"{name}/{client}/residual_norm"] = norm
                 if client in department.drift:
@@ -98,6 +100,8 @@ class ClusterMonitor(FederatedCallback):
                     "aggregation_error": d.aggregation_error,
                     "layer_errors": d.layer_errors,
                     "rank_errors": d.rank_errors,
+                    "epsilon": d.epsilon,
+                    "clip": d.clip,
                 }
                 for name, d in report.departments.items()
             },

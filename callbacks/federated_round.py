@@ -15,13 +15,14 @@ from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cl
 from fl_lightning.combiners.error import averaging_error, result_error
 from fl_lightning.combiners.singular import product_distance, side_by_side
 from fl_lightning.config import FederationConfig
-from fl_lightning.department import NextState, next_state
+from fl_lightning.department import NextState, Release, next_state
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation import leave_one_out
 from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.guards.krum import clients_wanted
 from fl_lightning.mixing import mix_with_cluster_average
+from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
@@ -57,9 +58,13 @@ class FederatedRound(FederatedCallback):
         self._clamped = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
-        """Many clients' states go to disk."""
+        """Many clients' states go to disk; an account of privacy is opened, or goes on."""
         if len(trainer.data) > IN_MEMORY:
             self._keep = Spill(trainer.run_folder).keep
+        if self.config.guard.name == "dp" and trainer.federation.privacy is None:
+            numbers, departments = self.config.privacy, trainer.federation.departments
+            ledger = Ledger.begin(departments, numbers.clip, numbers.noise_seed)
+            trainer.federation = replace(trainer.federation, privacy=ledger)
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Forget the round before and count what goes down to the clients."""
@@ -100,7 +105,10 @@ class FederatedRound(FederatedCallback):
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
-        self._pass_over_small_departments(trainer.report)
+        if self.config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
+            self._heard = sorted({task.department for task in trainer.tasks.values()})
+        else:
+            self._pass_over_small_departments(trainer.report)
         if not self._heard:
             raise RunError(
                 f"round {trainer.round_num}: no valid update from enough clients of any department "
@@ -148,12 +156,14 @@ class FederatedRound(FederatedCallback):
         sent = self.policy.sends(report.round_num)
         examples = {**state.examples, **self._examples}
         personal = {**state.personal, **self._personal}
+        ledger = state.privacy
         departments, server, products = dict(state.departments), dict(state.server), dict(state.products)
         for department in self._heard:
             own, clients = report.departments[department], self._clients_of(department)
             previous = select(state.departments[department], sent)
             updates, facts = {c: self._shared[c] for c in clients}, {c: self._facts[c] for c in clients}
             memory, measured = state.server.get(department, {}), {}
+            asked = [client_id for client_id, task in trainer.tasks.items() if task.department == department]
             if self.config.weighting == "contribution":
                 ids = [client_id for client_id, client in trainer.data.items() if client.department == department]
                 whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
@@ -163,11 +173,18 @@ class FederatedRound(FederatedCallback):
                     self.config, report.round_num, previous, updates, facts, memory, measured,
                     product=state.products.get(department),
                     gains={c: trainer.tasks[c].gain for c in clients},
+                    release=None if ledger is None else Release(
+                        ledger.key_of(report.round_num, department), ledger.clips[department], len(asked)
+                    ),
                 )  # fmt: skip
             except ValueError as error:
                 raise RunError(f"round {report.round_num}: {department}: {error}") from error
             departments[department] = {**state.departments[department], **after.state}
-            if self.policy.keeps != "none":
+            if ledger is not None and after.clip is not None:
+                numbers, own.clip = self.config.privacy, ledger.clips[department]
+                ledger = ledger.released(department, asked, after.clip)
+                own.epsilon = ledger.epsilon(department, numbers.noise_multiplier, numbers.delta)
+            elif self.policy.keeps != "none":
                 departments[department].update(mean_personal(personal, examples, department))
             if after.memory:
                 server[department] = after.memory
@@ -178,8 +195,9 @@ class FederatedRound(FederatedCallback):
             own.left_out.update(_without_department(after.left_out))
             self._measure(trainer, department, after)
         return replace(
-            state, departments=departments, personal=personal, examples=examples, server=server, products=products
-        )
+            state, departments=departments, personal=personal, examples=examples, server=server, products=products,
+            privacy=ledger,
+        )  # fmt: skip
 
     def _measure(self, trainer: FederatedTrainer, department: str, after: NextState) -> None:
         """How the department moved, and what its clients' coming together cost."""
@@ -187,7 +205,7 @@ class FederatedRound(FederatedCallback):
         own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
         own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
         heard = {client_id: self._shared[client_id] for client_id in after.weights}
-        measured = self.config.measure_error and bool(heard)
+        measured = self.config.measure_error and bool(heard) and before.privacy is None
         if self.config.combiner in KEEP_PRODUCTS:
             adapter = side_by_side([after.state, after.product])
             own.moved = product_distance(adapter, before.adapter(department))
@@ -236,7 +254,9 @@ class FederatedRound(FederatedCallback):
         """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
         clusters = self.config.dept_clusters
         # Only departments that trained in this round have a weight; the others keep their state, out of the means.
-        weights = {d: float(n) for d, n in state.department_examples().items() if d in self._heard}
+        # Under differential privacy all weigh the same: how many records a client has is its own affair.
+        counts = state.department_examples()
+        weights = {d: 1.0 if state.privacy else float(counts[d]) for d in counts if d in self._heard}
         heard = {d: state.departments[d] for d in weights}
         if not clusters.enabled:
             return replace(state, cluster_assignments={})

@@ -127,7 +127,8 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     rounds = trainer.federation_config.rounds
     table = Table(title=f"round {trainer.round_num} of {rounds} · {seconds:.1f} s", title_justify="left")
     table.add_column("department")
-    for column in ("loss before", "loss after", "cluster", "KiB sent", "left out"):
+    private = any(department.epsilon is not None for department in report.departments.values())
+    for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
     for name, department in report.departments.items():
         sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
@@ -139,6 +140,7 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
             "–" if cluster is None else str(cluster),
             f"{sent / 1024:.1f}",
             ", ".join(department.left_out) or "–",
+            *([] if not private else ["–" if department.epsilon is None else f"{department.epsilon:.2f}"]),
         )
     if after and before:
         mean = [sum(values.values()) / len(values) for values in (before, after)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fl_lightning.files import (
     write_json,
     write_manifest,
 )
+from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.tensor_files import read_state, write_state
 
@@ -57,6 +59,7 @@ def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any])
         "cluster_assignments": state.cluster_assignments,
         "owners": owners,
         "personal": list(state.personal),
+        **({"privacy": asdict(state.privacy)} if state.privacy is not None else {}),
         "extra": extra,
     }
     with atomic_folder(folder) as temporary:
@@ -115,6 +118,7 @@ def load_checkpoint(
             products={d: kinds["products"][str(n)] for d, n in facts["owners"].get("products", {}).items()},
             server={d: kinds["server"][str(n)] for d, n in facts["owners"].get("server", {}).items()},
             personal=personal,
+            privacy=Ledger(**facts["privacy"]) if "privacy" in facts else None,
             examples=facts["examples"],
             cluster_assignments=facts["cluster_assignments"],
         )
@@ -140,6 +144,7 @@ def _facts(path: Path) -> dict[str, Any]:
         "cluster_assignments": _are_counts(facts.get("cluster_assignments")),
         "personal": isinstance(personal, list) and all(isinstance(client_id, str) for client_id in personal),
         "extra": isinstance(facts.get("extra"), dict),
+        "privacy": "privacy" not in facts or _is_ledger(facts["privacy"]),
         **{f"owners.{kind}": _are_counts(owners.get(kind, {} if kind in LATER else None)) for kind in SHARED},
     }
     if bad := [name for name, ok in forms.items() if not ok]:
@@ -178,6 +183,13 @@ def _is_count(value: object) -> bool:
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_ledger(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"key", "clips", "rounds"} or not isinstance(value["key"], str):
+        return False
+    clips = value["clips"].values() if isinstance(value["clips"], dict) else [None]
+    return all(isinstance(clip, float) and clip > 0 for clip in clips) and _are_counts(value["rounds"])
 
 
 def _is_row(value: object) -> bool:

@@ -137,4 +137,21 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         lambda f: f.share == "central" and (f.clients_per_round is not None or f.client_fraction < 1),
         "one client has all records, so nobody is sampled; wanted clients_per_round: null and client_fraction: 1.0",
     ),
+    (
+        lambda f: f.guard.name == "dp" and f.weighting != "uniform",
+        "what one client can do is bounded only where all weigh the same; wanted weighting: uniform",
+    ),
+    (
+        lambda f: f.guard.name == "dp" and f.client_clusters.num_clusters > 1,
+        "a client that starts from its cluster's mean would see it without noise; wanted "
+        "client_clusters.num_clusters: 1 (--num-clusters 1)",
+    ),
+    (
+        lambda f: f.guard.name == "dp" and f.server.schedule == "agreement",
+        "the step would follow the clients' own updates, without noise; wanted another server.schedule",
+    ),
+    (
+        lambda f: f.guard.name == "dp" and f.min_clients > 1,
+        "a department whose state stays shows that few answered; wanted min_clients: 1",
+    ),
 )

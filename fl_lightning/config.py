@@ -21,6 +21,7 @@ from fl_lightning.federation_config import (
     ServerConfig,
 )
 from fl_lightning.lora_config import LoraConfig, LoraProfile
+from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LoraConfig",
     "LoraProfile",
     "ModelConfig",
+    "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",
     "ServerConfig",

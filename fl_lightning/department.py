@@ -18,10 +18,26 @@ from fl_lightning.config import FederationConfig
 from fl_lightning.exact import KEEP_PRODUCTS, combine_products
 from fl_lightning.flora import WeightedMean
 from fl_lightning.guards import Selection, centre, make_guard
+from fl_lightning.privacy import default_count_noise, mean_noise_multiplier, next_clip, noisy_mean
 from fl_lightning.server import make_server_step
 from fl_lightning.server.schedule import step_size
 from fl_lightning.state import LoraState, distance, norm
 from fl_lightning.weighting import Facts, make_weighting
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a department's round under differential privacy goes by, besides the config.
+
+    Attributes:
+        key: what the noise is drawn from, of this round alone.
+        clip: C.
+        asked: clients that were asked.
+    """
+
+    key: str
+    clip: float
+    asked: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class NextState:
         step_size: of this round.
         product: P_d, where the combiner keeps one.
         rank_errors: {client_id: relative error of what it starts from next}, under svd.
+        clip: C of the next round, under dp.
     """
 
     state: LoraState
@@ -47,6 +64,7 @@ class NextState:
     step_size: float = 0.0
     product: LoraState = field(default_factory=dict)
     rank_errors: dict[str, float] = field(default_factory=dict)
+    clip: float | None = None
 
 
 class Residual(Mapping[str, torch.Tensor]):
@@ -77,6 +95,7 @@ def next_state(
     *,
     product: Mapping[str, torch.Tensor] | None = None,
     gains: Mapping[str, float] | None = None,
+    release: Release | None = None,
 ) -> NextState:
     """A department's next state.
 
@@ -91,6 +110,7 @@ def next_state(
         measured: what ``weighting: contribution`` goes by, see `fl_lightning.weighting.contribution`.
         product: P_d before, where the combiner keeps one.
         gains: {client_id: its scale over the common one}; 1 where None.
+        release: wanted where the guard is dp.
 
     Raises:
         ValueError: if the guard cannot work with so few clients.
@@ -102,6 +122,8 @@ def next_state(
         >>> round(got.state["lora_A"].item(), 4), got.weights
         (0.325, {'hr/a': 0.25, 'hr/b': 0.75})
     """
+    if release is not None:
+        return _private(config, round_num, previous, updates, memory, release)
     given = make_weighting(config.weighting, **(measured or {}))(facts)
     weights = {client_id: weight for client_id, weight in given.items() if weight > 0}
     left_out = dict.fromkeys(given.keys() - weights.keys(), f"weight 0 by {config.weighting}")
@@ -128,12 +150,61 @@ def next_state(
             middle, weights = judged, {}
         target = {name: previous[name].double() + middle[name].double() for name in middle}
     size = _step_size(config, round_num, previous, target, updates, weights, scales)
-    if config.combiner == "flora" and config.flora.use_residual:
-        state, remembered = _server_step(config, size, previous, target, memory)
-    else:
-        state, remembered = {name: tensor.float() for name, tensor in target.items()}, {}
+    state, remembered = _moved(config, size, previous, target, memory)
     scaled = {client_id: scale for client_id, scale in scales.items() if scale < 1}
     return NextState(state, remembered, _shares(weights), left_out, scaled, size)
+
+
+def _private(
+    config: FederationConfig,
+    round_num: int,
+    previous: Mapping[str, torch.Tensor],
+    updates: Mapping[str, Mapping[str, torch.Tensor]],
+    memory: Mapping[str, torch.Tensor],
+    release: Release,
+) -> NextState:
+    """A department's next state from the clipped mean with noise; it has its noise even where nobody answered."""
+    numbers, z, asked = config.privacy, config.privacy.noise_multiplier, release.asked
+    adaptive = numbers.target_quantile is not None
+    count_noise = max(default_count_noise(asked), z)  # the paper's, but for few clients as much as goes with z
+    found = noisy_mean(
+        {client_id: Residual(state, previous) for client_id, state in updates.items()},
+        clip=release.clip,
+        noise_multiplier=mean_noise_multiplier(z, count_noise) if adaptive else z,
+        asked=asked,
+        seed=release.key,
+        like=previous,
+    )
+    clip = release.clip
+    if numbers.target_quantile is not None:
+        clip = next_clip(
+            clip,
+            found.below,
+            present=len(updates),
+            asked=asked,
+            seed=release.key,
+            quantile=numbers.target_quantile,
+            rate=numbers.clip_rate,
+            count_noise=count_noise,
+        )
+    target = {name: previous[name].double() + found.mean[name] for name in found.mean}
+    size = _step_size(config, round_num, previous, target, updates, {}, {})
+    state, remembered = _moved(config, size, previous, target, memory)
+    shares = _shares(dict.fromkeys(updates, 1.0))
+    return NextState(state, remembered, shares, {}, found.clipped, size, clip=clip)
+
+
+def _moved(
+    config: FederationConfig,
+    size: float,
+    previous: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    memory: Mapping[str, torch.Tensor],
+) -> tuple[LoraState, LoraState]:
+    """(state, memory) after a step towards the target, or at the target where the combiner takes it as it is."""
+    if config.combiner == "flora" and config.flora.use_residual:
+        return _server_step(config, size, previous, target, memory)
+    return {name: tensor.float() for name, tensor in target.items()}, {}
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from fl_lightning.clustering import Grouping
 from fl_lightning.combiners.singular import side_by_side
 from fl_lightning.flora import WeightedMean
+from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
 
@@ -27,6 +28,7 @@ class FederationState:
         examples: {client_id: num_examples} of every client heard of.
         cluster_assignments: {department: cluster id} of the last round.
         server: {department: what its server step remembers}, tensors named ``letter/parameter``.
+        privacy: what has been released so far, under ``guard.name: dp``.
         products: {department: what it knows beside its factors}, in singular vectors (`combiners.singular`), of any
             rank; only where the combiner is stack, residual or svd.
     """
@@ -40,6 +42,7 @@ class FederationState:
     cluster_assignments: dict[str, int] = field(default_factory=dict)
     server: dict[str, LoraState] = field(default_factory=dict)
     products: dict[str, LoraState] = field(default_factory=dict)
+    privacy: Ledger | None = None
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:
@@ -109,6 +112,8 @@ class DepartmentReport:
         layer_errors: the same by layer.
         rank_errors: {client: the same of the best product of the client's rank, which it starts from}; under svd.
         client_clusters: {client: cluster id}; empty where client clusters are off.
+        epsilon: of a client of this department, over all rounds so far; None without differential privacy.
+        clip: the norm to which its updates were clipped; None without differential privacy.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -122,6 +127,8 @@ class DepartmentReport:
     aggregation_error: float | None = None
     layer_errors: dict[str, float] = field(default_factory=dict)
     rank_errors: dict[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    clip: float | None = None
 
 
 @dataclass

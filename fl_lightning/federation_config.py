@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fl_lightning.combinations import check_combination
+from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive, unit
 
 
@@ -63,9 +64,9 @@ class GuardConfig:
     """Protection of the mean against clients that are broken or hostile; each key belongs to the guards named."""
 
     name: Literal[
-        "none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean"
+        "none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean", "dp"
     ] = "none"
-    """How a department's clients are judged."""
+    """How a department's clients are judged; dp clips them and adds noise, by the numbers under federation.privacy."""
     max_norm: float | None = None
     """norm_clip: longer updates are scaled down to it; null takes the median length of the round."""
     min_cosine: float = -0.5
@@ -81,7 +82,17 @@ class GuardConfig:
         """Check the ranges."""
         check_null(self, "federation.guard.")
         block = "federation.guard"
-        choices = ("none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean")
+        choices = (
+            "none",
+            "norm_clip",
+            "outlier",
+            "krum",
+            "multi_krum",
+            "geometric_median",
+            "median",
+            "trimmed_mean",
+            "dp",
+        )
         one_of(f"{block}.name", self.name, choices)
         if self.max_norm is not None:
             positive(f"{block}.max_norm", self.max_norm)
@@ -172,6 +183,8 @@ class FederationConfig:
     """What a department does with the clients' mean residual."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Protection of the mean."""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """The numbers of guard.name: dp."""
     client_clusters: ClientClustersConfig = field(default_factory=ClientClustersConfig)
     """Clusters of clients inside a department."""
     dept_clusters: DeptClustersConfig = field(default_factory=DeptClustersConfig)

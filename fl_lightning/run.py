@@ -44,6 +44,7 @@ from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import SeveralProcesses
+from fl_lightning.privacy import epsilon
 from fl_lightning.run_folder import CONFIG, check_output, create_run_folder, held, warn_if_tight
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
@@ -94,6 +95,9 @@ def prepare(config: RunConfig) -> Parts:
         seed=config.seed,
     )
     config.lora.check_names(data)
+    if config.federation.guard.name == "dp":  # fails here, and not after a round, where the library is missing
+        privacy = config.federation.privacy
+        epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )

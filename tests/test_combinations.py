@@ -63,6 +63,18 @@ BAD = {
         {"other": {"combiner": "fedavg", "client_fraction": 0.5}},
         "client_fraction: 1.0",
     ),
+    "privacy by unequal weights": (("all", 1), {"guard": "dp"}, "weighting: uniform"),
+    "privacy and client clusters": (("all", 2), {"guard": "dp", "weighting": "uniform"}, "--num-clusters 1"),
+    "privacy and a step by the clients' agreement": (
+        ("all", 1),
+        {"guard": "dp", "weighting": "uniform", "server": {"schedule": "agreement"}},
+        "another server.schedule",
+    ),
+    "privacy and a least number of clients": (
+        ("all", 1),
+        {"guard": "dp", "weighting": "uniform", "other": {"min_clients": 2}},
+        "min_clients: 1",
+    ),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 

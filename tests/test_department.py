@@ -177,6 +177,6 @@ def test_config_names_every_method_there_is():
         (field,) = [f for f in dataclasses.fields(block) if f.name == name]
         return {word.strip(" \"'\n") for word in field.type.split("[", 1)[1].rstrip("]").split(",")}
 
-    assert choices(GuardConfig, "name") == set(GUARDS)
+    assert choices(GuardConfig, "name") == {*GUARDS, "dp"}
     assert choices(ServerConfig, "step") == set(SERVER_STEPS)
     assert choices(FederationConfig, "weighting") == set(WEIGHTINGS)

@@ -1,0 +1,64 @@
+"""What has been released so far, and what the noise is drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fl_lightning.privacy.accountant import epsilon
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A federation's account of privacy.
+
+    Attributes:
+        key: secret; the noise of every round and department is drawn from a hash of it.
+        clips: {department: its clipping norm C in the next round}.
+        rounds: {client_id: rounds in which it was asked and something was released}.
+    """
+
+    key: str
+    clips: dict[str, float]
+    rounds: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, departments: Iterable[str], clip: float, noise_seed: int | None = None) -> Ledger:
+        """An empty account; without a seed the key is drawn from the system's entropy.
+
+        Example:
+            >>> Ledger.begin(["hr"], 1.0).key == Ledger.begin(["hr"], 1.0).key
+            False
+        """
+        key = secrets.token_hex(32) if noise_seed is None else f"seed {noise_seed}"
+        return cls(key, dict.fromkeys(sorted(departments), clip))
+
+    def key_of(self, round_num: int, department: str) -> str:
+        """What the noise of one release is drawn from: 64 hexadecimal digits."""
+        return hashlib.sha256(f"{self.key}/{round_num}/{department}".encode()).hexdigest()
+
+    def released(self, department: str, asked: Iterable[str], clip: float) -> Ledger:
+        """The account after a department has released a round.
+
+        Args:
+            department: whose.
+            asked: the clients that were asked, whether they answered or not.
+            clip: C of its next round.
+        """
+        rounds = {**self.rounds, **{client_id: self.rounds.get(client_id, 0) + 1 for client_id in asked}}
+        return replace(self, clips={**self.clips, department: clip}, rounds=rounds)
+
+    def epsilon(self, department: str, noise_multiplier: float, delta: float) -> float:
+        """ε of those clients of a department that were asked most often.
+
+        Who is asked is drawn from the run's seed, which clients know; so no amplification by sampling is counted, and a
+        client pays for the rounds in which it was asked.
+        """
+        most = _most(self.rounds, department)
+        return epsilon(noise_multiplier, most, delta, clients=1, asked=1)
+
+
+def _most(rounds: Mapping[str, int], department: str) -> int:
+    return max((n for client_id, n in rounds.items() if client_id.split("/", 1)[0] == department), default=0)

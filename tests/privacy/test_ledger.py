@@ -1,0 +1,27 @@
+import pytest
+
+from fl_lightning.privacy import epsilon
+from fl_lightning.privacy.ledger import Ledger
+
+
+def test_a_department_costs_what_its_most_asked_client_does():
+    pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
+    ledger = Ledger.begin(["hr", "it"], 2.0)
+    assert ledger.epsilon("hr", 1.0, 1e-5) == 0.0
+    for asked in (["hr/a", "hr/b"], ["hr/a"], ["hr/c"]):
+        ledger = ledger.released("hr", asked, 1.5)
+    assert ledger.rounds == {"hr/a": 2, "hr/b": 1, "hr/c": 1}
+    assert ledger.epsilon("hr", 1.0, 1e-5) == epsilon(1.0, 2, 1e-5, clients=1, asked=1)
+    assert ledger.epsilon("it", 1.0, 1e-5) == 0.0
+    assert ledger.clips == {"hr": 1.5, "it": 2.0}
+
+
+def test_keys_are_secret_and_differ_by_round_and_department():
+    ledger = Ledger.begin(["hr"], 1.0)
+    assert len(ledger.key) == 64
+    assert len({ledger.key_of(1, "hr"), ledger.key_of(2, "hr"), ledger.key_of(1, "it")}) == 3
+    assert ledger.key_of(1, "hr") == ledger.key_of(1, "hr")
+
+
+def test_a_seed_makes_the_key_the_same_again():
+    assert Ledger.begin(["hr"], 1.0, 7) == Ledger.begin(["hr"], 1.0, 7) != Ledger.begin(["hr"], 1.0, 8)

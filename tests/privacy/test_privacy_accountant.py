@@ -1,0 +1,158 @@
+import math
+import sys
+from statistics import NormalDist
+
+import pytest
+
+from fl_lightning.errors import InputError
+from fl_lightning.privacy import epsilon, noise_multiplier_for
+
+try:
+    import dp_accounting
+except ImportError:
+    dp_accounting = None
+
+needs_library = pytest.mark.skipif(dp_accounting is None, reason="dp-accounting is not installed (privacy extra)")
+
+
+def everybody(z, rounds, delta=1e-5):
+    return epsilon(z, rounds, delta, clients=8, asked=8)
+
+
+def sampled(z, rounds, asked, delta=1e-5):
+    return epsilon(z, rounds, delta, clients=1000, asked=asked)
+
+
+def delta_of_a_gaussian(sigma, eps):
+    """Balle and Wang 2018, theorem 8: Φ(1 / 2σ − εσ) − e^ε Φ(−1 / 2σ − εσ); erfc keeps the tails."""
+
+    def phi(x):
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    return phi(0.5 / sigma - eps * sigma) - math.exp(eps) * phi(-0.5 / sigma - eps * sigma)
+
+
+def epsilon_of_a_gaussian(sigma, delta):
+    low, high = 0.0, 500.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if delta_of_a_gaussian(sigma, middle) > delta else (low, middle)
+    return high
+
+
+@needs_library
+@pytest.mark.parametrize("z", [0.5, 1.0, 2.0, 4.0, 20.0])
+@pytest.mark.parametrize("rounds", [1, 10, 100])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8])
+def test_rounds_are_one_gaussian_of_the_closed_form(z, rounds, delta):
+    wanted = epsilon_of_a_gaussian(z / math.sqrt(rounds), delta)
+    assert everybody(z, rounds, delta) == pytest.approx(wanted, rel=1e-3 if wanted < 1 else 1e-9)
+
+
+@needs_library
+@pytest.mark.parametrize(("z", "rounds"), [(2.0, 10), (4.0, 1), (4.0, 100)])
+def test_privacy_loss_distributions_say_the_same(z, rounds):
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    wanted = accountant.compose(dp_accounting.GaussianDpEvent(z), rounds).get_epsilon(1e-5)
+    assert everybody(z, rounds) == pytest.approx(wanted, rel=1e-6)
+
+
+@needs_library
+def test_one_round_worked_by_tables():
+    # σ = 1, ε = 1: Φ(-0.5) - e Φ(-1.5) = 0.3085375 - 2.7182818 · 0.0668072
+    assert epsilon(1.0, 1, 0.3085375 - 2.7182818 * 0.0668072, clients=1, asked=1) == pytest.approx(1.0, abs=1e-5)
+    assert NormalDist().cdf(-1.5) == pytest.approx(0.0668072, abs=1e-7)
+
+
+@needs_library
+def test_more_noise_costs_less_and_more_rounds_cost_more():
+    for cost in (everybody, lambda z, rounds: sampled(z, rounds, 50)):
+        by_noise = [cost(z, 10) for z in (0.3, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)]
+        assert by_noise == sorted(by_noise, reverse=True)
+        assert len(set(by_noise)) == len(by_noise)
+        by_rounds = [cost(2.0, rounds) for rounds in (0, 1, 2, 5, 10, 100, 1000)]
+        assert by_rounds == sorted(by_rounds)
+        assert by_rounds[0] == 0.0
+    assert everybody(2.0, 10, 1e-3) < everybody(2.0, 10, 1e-5)
+
+
+@needs_library
+def test_no_noise_costs_everything_and_endless_noise_nothing():
+    assert everybody(0.0, 1) == sampled(0.0, 1, 10) == math.inf
+    assert everybody(1e9, 1) == sampled(1e9, 1, 10) == 0.0
+    assert math.isfinite(everybody(1e-3, 1000))
+    assert sampled(1e-3, 1000, 10) == everybody(1e-3, 1000)
+
+
+@needs_library
+@pytest.mark.parametrize("z", [0.5, 1.0, 4.0, 20.0])
+def test_fewer_clients_never_cost_more(z):
+    costs = [sampled(z, 10, asked) for asked in (10, 50, 100, 200, 500, 900, 1000)]
+    assert costs == sorted(costs)
+    assert costs[-1] == everybody(z, 10)
+    assert costs[-2] == costs[-1]  # where nearly all are asked the draw hides nothing
+
+
+@needs_library
+@pytest.mark.parametrize(("z", "rounds", "asked"), [(1.0, 10, 50), (2.0, 100, 50), (4.0, 10, 100), (10.0, 100, 20)])
+def test_a_draw_hides_no_more_than_can_be_proved_that_it_does_not(z, rounds, asked):
+    # Reached: all others send -C. The client in question sends +C, or -C as they do; when it is drawn, which is with
+    # probability q, the sum is another by 2 C. These two are the pair of Poisson sampling with noise multiplier z / 2.
+    pair = dp_accounting.PoissonSampledDpEvent(asked / 1000, dp_accounting.GaussianDpEvent(z / 2))
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-3)
+    least = accountant.compose(pair, rounds).get_epsilon(1e-5)
+    assert least < sampled(z, rounds, asked) < everybody(z, rounds)
+
+
+@needs_library
+def test_the_orders_are_as_good_as_all_of_the_library():
+    for z, rounds, asked in ((1.0, 10, 50), (4.0, 100, 50), (4.0, 100, 10)):
+        event = dp_accounting.SampledWithoutReplacementDpEvent(1000, asked, dp_accounting.GaussianDpEvent(z / 2))
+        accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+        wanted = accountant.compose(event, rounds).get_epsilon(1e-5)
+        assert sampled(z, rounds, asked) == pytest.approx(wanted, rel=0.01)
+
+
+@needs_library
+@pytest.mark.parametrize("asked", [8, 1])
+@pytest.mark.parametrize("wanted", [0.5, 3.0, 20.0])
+def test_the_noise_that_is_found_costs_no_more_and_hardly_less(wanted, asked):
+    z = noise_multiplier_for(wanted, 10, 1e-5, clients=8, asked=asked)
+    assert epsilon(z, 10, 1e-5, clients=8, asked=asked) <= wanted
+    assert epsilon(z * (1 - 2e-4), 10, 1e-5, clients=8, asked=asked) > wanted
+
+
+@needs_library
+def test_the_noise_for_a_cost_worked_by_hand():
+    # ten rounds of 4 are one of 4 / √10, the cost of which is known from the closed form
+    wanted = epsilon_of_a_gaussian(4 / math.sqrt(10), 1e-5)
+    assert noise_multiplier_for(wanted, 10, 1e-5, clients=8, asked=8) == pytest.approx(4.0, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise_multiplier": -1.0}, "noise_multiplier: got -1.0"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier: got inf"),
+        ({"rounds": -1}, "rounds: got -1, wanted at least 0"),
+        ({"delta": 0.0}, r"delta: got 0.0, wanted a number in \(0, 1\)"),
+        ({"delta": 1.0}, "delta: got 1.0"),
+        ({"asked": 9}, "asked: got 9 of 8 clients"),
+        ({"asked": 0}, "asked: got 0 of 8 clients"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        epsilon(**{"noise_multiplier": 1.0, "rounds": 1, "delta": 1e-5, "clients": 8, "asked": 8, **arguments})
+
+
+@pytest.mark.parametrize(("wanted", "rounds", "message"), [(0.0, 1, "epsilon: got 0.0"), (1.0, 0, "rounds: got 0")])
+def test_costs_out_of_range_are_refused(wanted, rounds, message):
+    with pytest.raises(ValueError, match=message):
+        noise_multiplier_for(wanted, rounds, 1e-5, clients=8, asked=8)
+
+
+def test_without_the_library_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(InputError, match=r"pip install 'fl_lightning\[privacy\]'"):
+        everybody(1.0, 1)
