@@ -38,7 +38,7 @@ def measure(path: Path, args: argparse.Namespace, folder: str) -> dict[str, floa
         run_folder = run.fit(config, console=Console(file=nowhere))
     seconds = time.perf_counter() - started
     final = read_json(run_folder / "federated_eval.json")["mean"]
-    own = read_json(run_folder / "client_eval_all_rounds.json")["rounds"][str(args.rounds)]
+    own = read_json(run_folder / "client_eval_all_rounds.json")["rounds"].get(str(args.rounds), {})
     losses = [client["loss"] for department in own.values() for client in department.values()]
     notes = [read_json(p) for p in sorted((run_folder / "cluster_metadata").glob("round_*_aggregation.json"))]
     errors = [d["aggregation_error"] for d in notes[-1]["departments"].values()]
@@ -46,7 +46,7 @@ def measure(path: Path, args: argparse.Namespace, folder: str) -> dict[str, floa
     return {
         "base": final["base"]["loss"],
         "department": final["final"]["loss"],
-        "client": statistics.fmean(losses),
+        "client": statistics.fmean(losses) if losses else None,
         "KiB up": sum(note["bytes"]["client/up"] for note in notes) / 1024,
         "error": statistics.fmean(known) if known else None,
         "seconds": seconds,
@@ -77,7 +77,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, row in sorted(rows.items(), key=lambda item: item[1]["department"]):
         error = "–" if row["error"] is None else f"{row['error']:.3f}"
-        own = f"{row['client']:.3f}"
+        own = "–" if row["client"] is None else f"{row['client']:.3f}"
         table.add_row(name, f"{row['department']:.3f}", own, f"{row['KiB up']:.0f}", error, f"{row['seconds']:.0f}")
     Console().print(table)
     Console().print(f"loss of the base: {next(iter(rows.values()))['base']:.3f}")

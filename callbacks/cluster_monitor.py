@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering import members
+from fl_lightning.clustering import Grouping, members
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig
@@ -22,11 +23,15 @@ class ClusterMonitor(FederatedCallback):
     Args:
         log_metrics: send figures to the loggers and the assignment to the log.
         save_metadata: write ``cluster_metadata/round_R_*.json``.
+        truth: {department: true cluster}, where it is known; gives ``round/ari``, the adjusted Rand index.
     """
 
-    def __init__(self, *, log_metrics: bool = True, save_metadata: bool = True) -> None:
+    def __init__(
+        self, *, log_metrics: bool = True, save_metadata: bool = True, truth: Mapping[str, int] | None = None
+    ) -> None:
         self.log_metrics = log_metrics
         self.save_metadata = save_metadata
+        self.truth = truth
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Log and write."""
@@ -56,11 +61,21 @@ class ClusterMonitor(FederatedCallback):
                 metrics[f"{name}/{client}/rank_error"] = error
         if report.grouping is not None:
             metrics["round/n_clusters"] = report.grouping.n_clusters
+            metrics.update({f"round/{name}": value for name, value in self._quality(report.grouping).items()})
             for name, cluster in report.grouping.assignments.items():
                 metrics[f"{name}/cluster"] = cluster
             groups = " | ".join(", ".join(names) for names in report.grouping.clusters.values())
             log.info("round %d: clusters %s", report.round_num, groups)
         trainer.log(metrics)
+
+    def _quality(self, grouping: Grouping) -> dict[str, float]:
+        known = [name for name in grouping.assignments if self.truth is not None and name in self.truth]
+        if self.truth is None or len(known) < 2:
+            return grouping.quality
+        from sklearn.metrics import adjusted_rand_score
+
+        labels = [[side[name] for name in known] for side in (self.truth, grouping.assignments)]
+        return {**grouping.quality, "ari": float(adjusted_rand_score(*labels))}
 
     def _save(self, trainer: FederatedTrainer, folder: Path) -> None:
         report, round_num = trainer.report, trainer.round_num
@@ -122,4 +137,7 @@ def _clusters_json(trainer: FederatedTrainer, clusters: DeptClustersConfig) -> d
         "inertias": {str(k): inertia for k, inertia in grouping.inertias.items()},
         "method": clusters.method,
         "select": clusters.select,
+        **({"scores": {str(k): score for k, score in grouping.scores.items()}} if grouping.scores else {}),
+        **({"p_values": {str(k): p for k, p in grouping.p_values.items()}} if grouping.p_values else {}),
+        **({"quality": grouping.quality} if grouping.quality else {}),
     }

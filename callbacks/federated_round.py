@@ -11,13 +11,14 @@ import torch
 
 from fl_lightning.admission import problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering import Grouping, cluster_aware_average_selected, cluster_states, group_departments
+from fl_lightning.clustering import cluster_aware_average_selected, cluster_states
 from fl_lightning.combiners.error import averaging_error, result_error
 from fl_lightning.combiners.singular import product_distance, side_by_side
 from fl_lightning.config import FederationConfig
 from fl_lightning.department import NextState, Release, next_state
+from fl_lightning.department_groups import Evidence, group_round
 from fl_lightning.errors import RunError
-from fl_lightning.evaluation import leave_one_out
+from fl_lightning.evaluation import cross_losses, leave_one_out
 from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.guards.krum import clients_wanted
@@ -122,7 +123,7 @@ class FederatedRound(FederatedCallback):
         else:
             after = self._aggregate(before, trainer)
             after = replace(after, client_starts=self._client_clusters(after, trainer.report))
-            after = self._mix(after, trainer.report)
+            after = self._mix(after, trainer)
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
@@ -250,9 +251,9 @@ class FederatedRound(FederatedCallback):
             report.departments[department].client_clusters = ids
         return starts
 
-    def _mix(self, state: FederationState, report: RoundReport) -> FederationState:
+    def _mix(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
-        clusters = self.config.dept_clusters
+        clusters, report = self.config.dept_clusters, trainer.report
         # Only departments that trained in this round have a weight; the others keep their state, out of the means.
         # Under differential privacy all weigh the same: how many records a client has is its own affair.
         counts = state.department_examples()
@@ -260,12 +261,11 @@ class FederatedRound(FederatedCallback):
         heard = {d: state.departments[d] for d in weights}
         if not clusters.enabled:
             return replace(state, cluster_assignments={})
-        grouping: Grouping = group_departments(
-            heard,
-            reference=state.initial,
-            representation=clusters.representation,
-            min_clusters=clusters.min_clusters,
-            max_clusters=clusters.max_clusters,
+        grouping, memory = group_round(
+            clusters,
+            self._evidence(trainer, state, heard),
+            previous=state.cluster_assignments,
+            memory=state.grouping,
             seed=derive_seed(self.seed, "dept_clusters", report.round_num),
         )
         report.grouping = grouping
@@ -277,7 +277,22 @@ class FederatedRound(FederatedCallback):
         travels = sum(num_bytes(select(s, clusters.mix)) for s in heard.values())
         report.bytes_sent.update({"department/up": travels, "department/down": travels})
         departments = {**state.departments, **mixed}
-        return replace(state, departments=departments, cluster_assignments=grouping.assignments)
+        assignments = {**state.cluster_assignments, **grouping.assignments}
+        return replace(state, departments=departments, cluster_assignments=assignments, grouping=memory)
+
+    def _evidence(self, trainer: FederatedTrainer, state: FederationState, heard: Mapping[str, LoraState]) -> Evidence:
+        """What departments are compared by, as far as the config wants it."""
+        clusters, losses = self.config.dept_clusters, None
+        moves: dict[str, LoraState] = {}
+        if clusters.select == "dynamic":
+            left_out = {f"{d}/{c}" for d in heard for c in trainer.report.departments[d].left_out}
+            for client_id in (c for c in self._shared if c not in left_out):
+                sent, start = self._shared[client_id], trainer.tasks[client_id].start
+                moves[client_id] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
+        if clusters.representation == "cross_loss":
+            losses = cross_losses(trainer.clients, trainer.data, heard)
+        weights = {client_id: float(self._examples[client_id]) for client_id in moves}
+        return Evidence(heard, state.initial, moves, weights, losses)
 
 
 def _without_department(by_id: Mapping[str, Value]) -> dict[str, Value]:

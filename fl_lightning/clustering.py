@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -43,13 +43,20 @@ class Grouping:
         inertias: {k: within-cluster sum of squared distances} for every k that was tried.
         departments: the order of rows and columns of `cosine`.
         cosine: cosine similarity of the departments under the representation, shape (n, n); None for more than 2,000
-            departments (`kmeans.EXACT_ROWS`), which are clustered without their n × n inner products.
+            departments (`kmeans.EXACT_ROWS`), which are clustered without their n × n inner products, and for
+            representations that are no inner products.
+        scores: {k: what the rule that chose k went by}, where it is not the inertias.
+        p_values: {k: p of "k clusters are enough"}, under the rule dynamic.
+        quality: silhouette, Davies–Bouldin and Calinski–Harabasz figures, those that are defined.
     """
 
     assignments: dict[str, int]
     inertias: dict[int, float]
     departments: list[str]
     cosine: Array | None
+    scores: dict[int, float] = field(default_factory=dict)
+    p_values: dict[int, float] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_clusters(self) -> int:

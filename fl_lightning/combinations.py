@@ -154,4 +154,26 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         lambda f: f.guard.name == "dp" and f.min_clients > 1,
         "a department whose state stays shows that few answered; wanted min_clients: 1",
     ),
+    (
+        lambda f: _clusters_departments(f) and f.dept_clusters.representation == "product" and f.share != "all",
+        "products are compared, and a factor stays with the clients; wanted share: all, or another "
+        "dept_clusters.representation",
+    ),
+    (
+        lambda f: (
+            _clusters_departments(f)
+            and (f.dept_clusters.select, f.dept_clusters.representation) == ("dynamic", "cross_loss")
+        ),
+        "clients' fits are compared by their factors, and losses between departments say nothing of them; wanted "
+        "another dept_clusters.select or dept_clusters.representation",
+    ),
+    (
+        lambda f: (
+            _clusters_departments(f)
+            and f.guard.name == "dp"
+            and (f.dept_clusters.select == "dynamic" or f.dept_clusters.representation == "cross_loss")
+        ),
+        "clients' own fits and losses, without noise, would decide who is mixed; wanted another dept_clusters.select "
+        "and dept_clusters.representation",
+    ),
 )

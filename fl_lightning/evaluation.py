@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torchmetrics import MeanMetric
 
@@ -67,6 +69,22 @@ def evaluate_departments(
             )
     departments = {d: figures(metrics) for d, metrics in pooled.items()}
     return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
+
+
+def cross_losses(
+    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
+) -> npt.NDArray[np.float64]:
+    """Loss of department i's adapter on j's held-out records: shape (n, n), departments sorted."""
+    names = sorted(states)
+    jobs = [(name, client_id) for name in names for client_id, client in data.items() if client.department in states]
+    results = clients.evaluate((states[name], client_id) for name, client_id in jobs)
+    sums, tokens = np.zeros((2, len(names), len(names)))
+    for (name, client_id), metrics in zip(jobs, results, strict=True):
+        place = names.index(name), names.index(data[client_id].department)
+        sums[place] += metrics.loss_sum
+        tokens[place] += metrics.num_tokens
+    found: npt.NDArray[np.float64] = sums / tokens
+    return found
 
 
 def leave_one_out(

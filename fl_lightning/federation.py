@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class FederationState:
         examples: {client_id: num_examples} of every client heard of.
         cluster_assignments: {department: cluster id} of the last round.
         server: {department: what its server step remembers}, tensors named ``letter/parameter``.
+        grouping: what the clusters of departments go by from round to round, JSON values.
         privacy: what has been released so far, under ``guard.name: dp``.
         products: {department: what it knows beside its factors}, in singular vectors (`combiners.singular`), of any
             rank; only where the combiner is stack, residual or svd.
@@ -43,6 +45,7 @@ class FederationState:
     server: dict[str, LoraState] = field(default_factory=dict)
     products: dict[str, LoraState] = field(default_factory=dict)
     privacy: Ledger | None = None
+    grouping: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,10 +125,11 @@ class DeptClustersConfig:
 
     enabled: bool = True
     """false leaves every department to itself."""
-    method: Literal["kmeans"] = "kmeans"
-    """k-means++ and Lloyd."""
-    select: Literal["elbow"] = "elbow"
-    """How the number of clusters is chosen."""
+    method: Literal["kmeans", "agglomerative", "spectral"] = "kmeans"
+    """k-means++ and Lloyd, average linkage, or k-means on eigenvectors of the similarities."""
+    select: Literal["elbow", "silhouette", "eigengap", "fixed", "dynamic"] = "elbow"
+    """How the number of clusters is chosen; fixed takes min_clusters, dynamic as many, from 1, as the clients can tell
+    apart."""
     min_clusters: int = 2
     """The smallest number of clusters."""
     max_clusters: int = 5
@@ -136,21 +138,33 @@ class DeptClustersConfig:
     """Share of the cluster's average in a department's next state, in [0, 1]."""
     mix: Literal["a", "all"] = "a"
     """a mixes the A-matrices only, all mixes B too."""
-    representation: Literal["delta", "raw", "subspace"] = "delta"
-    """delta compares the directions of A - A0, raw compares A, subspace the row spaces of A."""
+    representation: Literal["delta", "raw", "subspace", "subspace_residual", "product", "cross_loss"] = "delta"
+    """delta compares the directions of A - A0, raw compares A, subspace the row spaces of A, subspace_residual those
+    beyond A0's, product the directions of BA, cross_loss how each adapter does on the others' held-out records."""
+    smoothing: float = 0.0
+    """Share of earlier rounds in what departments are compared by, in [0, 1)."""
+    patience: int = 1
+    """Clusters change only if others are better in so many rounds running; 1 changes at once."""
+    margin: float = 0.02
+    """How much better, where patience is above 1."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_null(self, "federation.dept_clusters.")
         block = "federation.dept_clusters"
-        one_of(f"{block}.method", self.method, ("kmeans",))
-        one_of(f"{block}.select", self.select, ("elbow",))
+        one_of(f"{block}.method", self.method, ("kmeans", "agglomerative", "spectral"))
+        one_of(f"{block}.select", self.select, ("elbow", "silhouette", "eigengap", "fixed", "dynamic"))
         at_least(f"{block}.min_clusters", self.min_clusters, 1)
         wanted = f"at least min_clusters ({self.min_clusters})"
         check(self.max_clusters >= self.min_clusters, f"{block}.max_clusters", self.max_clusters, wanted)
         unit(f"{block}.mixing_ratio", self.mixing_ratio)
         one_of(f"{block}.mix", self.mix, ("a", "all"))
-        one_of(f"{block}.representation", self.representation, ("delta", "raw", "subspace"))
+        names = ("delta", "raw", "subspace", "subspace_residual", "product", "cross_loss")
+        one_of(f"{block}.representation", self.representation, names)
+        check(0 <= self.smoothing < 1, f"{block}.smoothing", self.smoothing, "a number in [0, 1)")
+        at_least(f"{block}.patience", self.patience, 1)
+        ok = math.isfinite(self.margin) and self.margin >= 0
+        check(ok, f"{block}.margin", self.margin, "a finite number of 0 or more")
 
 
 @dataclass

@@ -30,6 +30,7 @@ from fl_lightning.callbacks import (
 from fl_lightning.checkpoint import newest_checkpoint
 from fl_lightning.config import RunConfig
 from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.data.layout import true_clusters
 from fl_lightning.device import launch, make_fabric
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.evaluation import evaluate_run
@@ -113,7 +114,11 @@ def make_callbacks(
         FederatedRound(config.federation, seed=config.seed),
         ClientLog(),
         Evaluation(),
-        ClusterMonitor(log_metrics=config.logging.cluster_logging, save_metadata=config.logging.save_cluster_metadata),
+        ClusterMonitor(
+            log_metrics=config.logging.cluster_logging,
+            save_metadata=config.logging.save_cluster_metadata,
+            truth=true_clusters(config.data.root),
+        ),
         MemoryMonitor(),
         AdapterExport(kept.client_exports, kept.best),
         RoundCheckpoint(kept.checkpoints, kept.best, run_identity),

@@ -75,6 +75,17 @@ BAD = {
         {"guard": "dp", "weighting": "uniform", "other": {"min_clients": 2}},
         "min_clients: 1",
     ),
+    "products of a factor that stays": (("a", 1), {"mix": "a", "representation": "product"}, "share: all"),
+    "clients' fits by losses": (
+        ("all", 1),
+        {"mix": "a", "representation": "cross_loss", "select": "dynamic"},
+        "another dept_clusters.select",
+    ),
+    "privacy and clusters by clients": (
+        ("all", 1),
+        {"mix": "a", "select": "dynamic", "guard": "dp", "weighting": "uniform"},
+        "another dept_clusters.select",
+    ),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 

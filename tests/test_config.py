@@ -57,6 +57,11 @@ BAD = [
     ("federation.privacy.clip_rate", 0.0),
     ("federation.privacy.noise_seed", -1),
     ("federation.combiner", "mean"),
+    ("federation.dept_clusters.smoothing", 1.0),
+    ("federation.dept_clusters.smoothing", NAN),
+    ("federation.dept_clusters.patience", 0),
+    ("federation.dept_clusters.margin", -0.1),
+    ("federation.dept_clusters.margin", INF),
     ("lora.lora_alpha", 0),
     ("lora.lora_alpha", -1.0),
     ("lora.lora_alpha", INF),
@@ -273,6 +278,9 @@ def test_the_defaults_are_the_documented_ones():
             "mixing_ratio": 0.3,
             "mix": "a",
             "representation": "delta",
+            "smoothing": 0.0,
+            "patience": 1,
+            "margin": 0.02,
         },
     }
     assert config["fabric"] == {

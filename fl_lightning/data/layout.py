@@ -9,6 +9,7 @@ Anything else in the root is ignored.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -38,6 +39,24 @@ class ClientFiles:
     def client_id(self) -> str:
         """``department/client``."""
         return f"{self.department}/{self.client}"
+
+
+def true_clusters(root: str | Path) -> dict[str, int] | None:
+    """{department: true cluster} where the data say it: ``true_department_clusters`` in ``structure.json``.
+
+    Returns:
+        None where there is no such file, or it says something else.
+
+    Example:
+        >>> true_clusters("bundled:departments")
+        {'finance': 0, 'customer_support': 0, 'engineering': 1, 'hr': 2}
+    """
+    path = bundled.resolve(str(root)) / "structure.json"
+    try:
+        clusters = json.loads(path.read_text())["true_department_clusters"]
+        return {str(name): number for number, names in enumerate(clusters) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[str, list[ClientFiles]]:

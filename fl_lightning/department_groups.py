@@ -1,0 +1,156 @@
+"""A round's clusters of departments: relate, smooth, cluster, settle, and keep the clusters' numbers over rounds.
+
+Everything is in `fl_lightning.grouping`; the described system, k-means with the elbow on A-matrices, stays with
+`fl_lightning.clustering`, which scales to any number of departments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_lightning.clustering import Grouping, group_departments
+from fl_lightning.config import DeptClustersConfig
+from fl_lightning.grouping import Clients, Partition, Relation, group, match, no_partition, relate, settle, smooth
+from fl_lightning.grouping.dynamic import adjusted_share
+from fl_lightning.grouping.quality import assess
+from fl_lightning.grouping.rules import mean_silhouette
+from fl_lightning.kmeans import EXACT_ROWS, Array
+from fl_lightning.representation import cosine_similarity
+
+States = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a round knows of its departments.
+
+    Attributes:
+        states: {department: θ_d'}.
+        reference: the shared start.
+        moves: {client_id: A₀ + θ_c − its start}, for the rule ``dynamic``: where its fit alone would have led from the
+            shared start, whatever its department knew already.
+        weights: {client_id: its weight}.
+        losses: of department i's adapter on j's held-out records, for ``cross_loss``.
+    """
+
+    states: States
+    reference: Mapping[str, torch.Tensor]
+    moves: States
+    weights: Mapping[str, float]
+    losses: Array | None = None
+
+
+def group_round(
+    config: DeptClustersConfig,
+    evidence: Evidence,
+    *,
+    previous: Mapping[str, int],
+    memory: Mapping[str, Any],
+    seed: int,
+) -> tuple[Grouping, dict[str, Any]]:
+    """The departments' clusters in a round.
+
+    Args:
+        config: the ``dept_clusters`` block.
+        evidence: of this round.
+        previous: {department: cluster id} of the round before, whose numbers go on.
+        memory: what this gave the round before; empty at first.
+        seed: of everything that is drawn.
+
+    Returns:
+        (clusters, memory for the next round, JSON values).
+
+    Raises:
+        ValueError: if the states do not fit the representation.
+    """
+    plain = config.method == "kmeans" and config.select == "elbow" and not config.smoothing and config.patience == 1
+    if plain and config.representation in ("raw", "delta", "subspace"):
+        found = group_departments(
+            evidence.states,
+            reference=evidence.reference,
+            representation=config.representation,
+            min_clusters=config.min_clusters,
+            max_clusters=config.max_clusters,
+            seed=seed,
+        )
+        return replace(found, assignments=match(previous, found.assignments)), {}
+    if len(evidence.states) > EXACT_ROWS:
+        raise ValueError(
+            f"dept_clusters: got {len(evidence.states)} departments, wanted at most {EXACT_ROWS} for method "
+            f"{config.method}, select {config.select}, representation {config.representation}; kmeans and elbow on "
+            "delta, raw or subspace take more"
+        )
+    now = relate(evidence.states, config.representation, reference=evidence.reference, losses=evidence.losses)
+    before = _read(memory.get("relation"))
+    relation = smooth(before, now, config.smoothing) if config.smoothing else now
+    clients = _clients(config, evidence) if config.select == "dynamic" else None
+    partition = group(
+        relation,
+        method=config.method,
+        select=config.select,
+        min_clusters=config.min_clusters,
+        max_clusters=config.max_clusters,
+        clients=clients,
+        seed=seed,
+    )
+    kept: dict[str, Any] = {"relation": _written(relation)} if config.smoothing else {}
+    assignments = match(previous, partition.assignments)
+    if config.patience > 1:
+        state = settle(
+            memory.get("hysteresis") or no_partition(),
+            partition.assignments,
+            lambda labels: _score(relation, clients, labels),
+            margin=config.margin,
+            patience=config.patience,
+        )
+        kept["hysteresis"], assignments = state, dict(state["held"])
+    return _grouping(relation, partition, assignments), kept
+
+
+def _clients(config: DeptClustersConfig, evidence: Evidence) -> Clients:
+    representation = "delta" if config.representation == "raw" else config.representation
+    relation = relate(evidence.moves, representation, reference=evidence.reference)
+    owners = {client_id: client_id.split("/", 1)[0] for client_id in evidence.moves}
+    return Clients(relation, owners, evidence.weights)
+
+
+def _score(relation: Relation, clients: Clients | None, labels: Mapping[str, int]) -> float:
+    """How well a partition fits the round: what it explains of the clients, or else its silhouette."""
+    ordered = [labels[name] for name in relation.names]
+    return mean_silhouette(relation, ordered) if clients is None else adjusted_share(clients, ordered)
+
+
+def _grouping(relation: Relation, partition: Partition, assignments: dict[str, int]) -> Grouping:
+    points, choice = relation.points, partition.choice
+    cosine = None if relation.gram is None else cosine_similarity(relation.gram)
+    inertias = {}
+    for k, labels in {len(set(assignments.values())): assignments}.items():
+        rows = np.array([labels[name] for name in relation.names])
+        inertias[k] = float(
+            sum(((points[rows == c] - points[rows == c].mean(0)) ** 2).sum() for c in set(rows.tolist()))
+        )
+    quality = assess(relation, assignments)
+    figures = {name: value for name, value in vars(quality).items() if value is not None}
+    return Grouping(assignments, inertias, relation.names, cosine, dict(choice.scores), dict(choice.p_values), figures)
+
+
+def _written(relation: Relation) -> dict[str, Any]:
+    gram = None if relation.gram is None else relation.gram.tolist()
+    return {
+        "names": relation.names,
+        "dissimilarity": relation.dissimilarity.tolist(),
+        "gram": gram,
+        "scale": relation.scale,
+    }
+
+
+def _read(written: Mapping[str, Any] | None) -> Relation | None:
+    if written is None:
+        return None
+    gram = None if written["gram"] is None else np.array(written["gram"])
+    return Relation(list(written["names"]), np.array(written["dissimilarity"]), gram, float(written["scale"]))
