@@ -75,7 +75,7 @@ class FederatedRound(FederatedCallback):
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
         sent = self.policy.sends(trainer.round_num)
         down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen) for task in tasks)
-        report.bytes_sent = {"client/up": 0, "client/down": down}
+        report.bytes_sent = {"client/up": 0, "client/down": 0 if self.policy.pools else down}
         trainer.report = report
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -91,8 +91,9 @@ class FederatedRound(FederatedCallback):
             return
         shared = select(update.state, self.policy.sends(trainer.round_num))
         sent = trainer.report.bytes_sent
-        sent[update.client_id] = num_bytes(shared)
-        sent["client/up"] += num_bytes(shared)
+        if not self.policy.pools:  # else records have travelled, and no adapter does
+            sent[update.client_id] = num_bytes(shared)
+            sent["client/up"] += num_bytes(shared)
         if department not in self._heard:
             self._heard.append(department)
         self._shared[update.client_id] = self._keep(shared)

@@ -144,6 +144,7 @@ def test_central_trains_on_everything_and_gives_every_department_one_adapter(fin
     losses = read(folder, "federated_eval.json")["mean"]
     assert losses["final"]["loss"] < losses["base"]["loss"]
     assert list(checkpoints(folder)) == [1, 2]
+    assert read(folder, "cluster_metadata/round_1_aggregation.json")["bytes"] == {"client/up": 0, "client/down": 0}
     before = read(folder, "federated_eval.json")
     assert run.evaluate(folder) == before
 

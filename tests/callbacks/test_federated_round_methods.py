@@ -107,3 +107,46 @@ def test_contribution_weighs_by_what_the_mean_loses_without_a_client(play, confi
 def test_contribution_of_a_single_client_is_everything(play, configured, state):
     trainer = play([{"hr/c0": (state((6, 0)), 1)}], configured(weighting="contribution"))
     assert trainer.report.departments["hr"].weights == {"c0": 1.0}
+
+
+def grouped(plain_config, **dept):
+    return plain_config(rounds=1, **{"enabled": True, "min_clusters": 1, **dept})
+
+
+def six(state, apart):
+    """Two departments of three clients: one went right, the other up, or both right."""
+    moves = {"hr": (5.0, 0.0), "it": (0.0, 5.0) if apart else (5.0, 0.0)}
+    return {
+        f"{d}/c{i}": (state((1 + x + 0.1 * i, y - 0.1 * i), (1, 0, 0)), 1 + i)
+        for d, (x, y) in moves.items()
+        for i in range(3)
+    }
+
+
+def test_clusters_by_losses_evaluate_every_department_on_every_other(play, plain_config, state):
+    config = grouped(plain_config, representation="cross_loss", select="fixed", max_clusters=1)
+    trainer = play([six(state, apart=True)], config)
+    evaluated = [client_id for _, client_id in trainer.clients.evaluated]
+    assert {client_id: evaluated.count(client_id) for client_id in evaluated} == {
+        f"{d}/c{i}": 2 for d in ("hr", "it") for i in range(3)
+    }
+    assert trainer.report.grouping.cosine is None
+
+
+def test_dynamic_judges_by_the_clients_own_fits(play, plain_config, state):
+    trainer = play([six(state, apart=True)], grouped(plain_config, select="dynamic", mixing_ratio=0.0))
+    assert trainer.report.grouping.n_clusters == 1  # ten ways to deal six clients are too few for any test
+    assert trainer.report.grouping.p_values == {1: 1.0}
+
+
+def test_what_grouping_remembers_is_in_the_checkpoint(play, plain_config, state, tmp_path):
+    config = grouped(plain_config, smoothing=0.5, patience=2, select="silhouette", max_clusters=2)
+    trainer = play([six(state, apart=True)], config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path)
+    loaded = load_checkpoint(tmp_path / "checkpoints" / "round_1")[0]
+    assert loaded.grouping == trainer.federation.grouping
+    assert set(loaded.grouping) == {"relation", "hysteresis"}
+    two = dataclasses.replace(config, rounds=2)
+    script = [six(state, apart=True)] * 2
+    resumed, straight = play(script, two, resume=loaded).federation, play(script, two).federation
+    assert resumed.grouping == straight.grouping
+    assert all(torch.equal(resumed.departments["hr"][n], straight.departments["hr"][n]) for n in (A, B))

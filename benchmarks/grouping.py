@@ -1,0 +1,173 @@
+"""Which grouping finds the truth: adjusted Rand index on the bundled departments, and what it says of one pool.
+
+    python benchmarks/grouping.py [--rounds 5] [--seeds 3] [--records 32] [--null 100]
+
+Recovery: departments train without being mixed, at the momentum of the default; after every round each representation,
+method and rule groups the very same states. Null: all records of all departments are shuffled and dealt to four
+departments of three clients, one round is trained, and the rule `dynamic` should answer one cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import random
+import statistics
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from common import write_json
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import adjusted_rand_score
+
+from fl_lightning import (
+    FederatedDataModule,
+    FederatedTrainer,
+    FederationConfig,
+    LoraClientModule,
+    ModelConfig,
+    TrainingConfig,
+    create_lora_model,
+    load_base_model,
+)
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
+from fl_lightning.data.federation import ClientData
+from fl_lightning.data.layout import true_clusters
+from fl_lightning.department_groups import Evidence, group_round
+from fl_lightning.evaluation import cross_losses
+from fl_lightning.trainer import make_clients
+
+REPRESENTATIONS = ("raw", "delta", "subspace", "subspace_residual", "product", "cross_loss")
+METHODS = ("kmeans", "agglomerative", "spectral")
+RULES = ("elbow", "silhouette", "eigengap", "dynamic")
+
+
+class Groupings(FederatedCallback):
+    """Groups the departments of every round in every way; reads, and changes nothing."""
+
+    def __init__(self, ways: list[tuple[str, str, str]], seed: int) -> None:
+        self.ways, self.seed = ways, seed
+        self.starts: dict[str, Any] = {}
+        self.moves: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
+        self.found: dict[tuple[int, str, str, str], dict[str, int]] = {}
+
+    def on_round_start(self, *, trainer: Any, tasks: Any) -> None:
+        self.starts, self.moves = {task.client_id: task.start for task in tasks}, {}
+
+    def on_client_end(self, *, trainer: Any, update: Any) -> None:
+        start, initial = self.starts[update.client_id], trainer.federation.initial
+        self.moves[update.client_id] = {n: initial[n] + t - start[n] for n, t in update.state.items()}
+        self.weights[update.client_id] = float(update.num_examples)
+
+    def on_round_end(self, *, trainer: Any) -> None:
+        states, losses = trainer.federation.departments, None
+        if any(way[0] == "cross_loss" for way in self.ways):
+            losses = cross_losses(trainer.clients, trainer.data, states)
+        evidence = Evidence(states, trainer.federation.initial, self.moves, self.weights, losses)
+        for representation, method, rule in self.ways:
+            config = DeptClustersConfig(representation=representation, method=method, select=rule)
+            grouping, _ = group_round(config, evidence, previous={}, memory={}, seed=self.seed)
+            self.found[trainer.round_num, representation, method, rule] = grouping.assignments
+
+
+def run(
+    module: Any, data: Any, rounds: int, seed: int, ways: list[tuple[str, str, str]], clients: Any, momentum: float
+) -> Groupings:
+    """One federation, grouped after every round."""
+    watch = Groupings(ways, seed)
+    plain = FederationConfig(
+        rounds=rounds,
+        client_clusters=ClientClustersConfig(num_clusters=1),
+        dept_clusters=DeptClustersConfig(enabled=False),
+    )
+    plain.flora.momentum = momentum
+    trainer = FederatedTrainer(
+        fabric=Fabric(accelerator="cpu", devices=1), callbacks=[watch], federation=plain, seed=seed,
+        training=TrainingConfig(learning_rate=5e-3),
+    )  # fmt: skip
+    trainer.fit(module, data, clients=clients)
+    return watch
+
+
+def one_pool(data: dict[str, ClientData], seed: int, records: int) -> dict[str, ClientData]:
+    """Four departments of three clients, dealt from all records."""
+    pool = [example for client in data.values() for example in client.train]
+    random.Random(seed).shuffle(pool)
+    dealt = {}
+    for index, (department, client) in enumerate(itertools.product("abcd", range(3))):
+        own = pool[index * records : (index + 1) * records]
+        dealt[f"{department}/client_{client}"] = ClientData(department, f"client_{client}", own, own[:1])
+    return dealt
+
+
+def main() -> None:
+    """Both parts, then their tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--records", type=int, default=32)
+    parser.add_argument("--momentum", type=float, default=0.1)
+    parser.add_argument("--null", type=int, default=100)
+    parser.add_argument("--null-rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", default="lightning_logs/benchmarks/grouping.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+    model = create_lora_model(base, seed=1)
+    module = LoraClientModule(model, learning_rate=5e-3)
+    datamodule = FederatedDataModule(
+        "bundled:departments", tokenizer, clients_per_dept=3, max_records=max(args.records, 16)
+    )
+    data = datamodule.federation()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    few = {c: dataclasses.replace(d, train=list(d.train)[: args.records]) for c, d in data.items()}
+    ways = [
+        way
+        for way in itertools.product(REPRESENTATIONS, METHODS, RULES)
+        if way[0] != "cross_loss" or way[2] != "dynamic"
+    ]
+    truth = true_clusters("bundled:departments") or {}
+    scores: dict[str, list[list[float]]] = {}
+    clients = make_clients(fabric, module, few, TrainingConfig(learning_rate=5e-3), "auto")
+    for seed in range(args.seeds):
+        watch = run(module, few, args.rounds, seed, ways, clients, args.momentum)
+        names = sorted(truth)
+        for way in ways:
+            row = [watch.found[(r, *way)] for r in range(1, args.rounds + 1)]
+            ari = [adjusted_rand_score([truth[n] for n in names], [found[n] for n in names]) for found in row]
+            scores.setdefault(" ".join(way), []).append(ari)
+    write_json(args.json, {"arguments": vars(args), "ari": scores})
+    rounds = ", ".join(map(str, range(1, args.rounds + 1)))
+    table = Table(title=f"mean ARI over {args.seeds} seeds after rounds {rounds}", title_justify="left")
+    for column in ("representation, method, rule", "ARI by round", "mean"):
+        table.add_column(column)
+    for name, own in sorted(scores.items(), key=lambda item: -statistics.fmean(map(statistics.fmean, item[1]))):
+        by_round = [statistics.fmean(column) for column in zip(*own, strict=True)]
+        table.add_row(name, "  ".join(f"{value:5.2f}" for value in by_round), f"{statistics.fmean(by_round):.2f}")
+    Console().print(table)
+    null = [(r, m, "dynamic") for r, m in itertools.product(("delta", "product", "subspace_residual"), METHODS[:2])]
+    ones: dict[str, list[int]] = {}
+    for draw in range(args.null):
+        dealt = one_pool(few, draw, 16)
+        pool = make_clients(fabric, module, dealt, TrainingConfig(learning_rate=5e-3), "auto")
+        watch = run(module, dealt, args.null_rounds, draw, null, pool, args.momentum)
+        for way in null:
+            for r in range(1, args.null_rounds + 1):
+                n = len(set(watch.found[(r, *way)].values()))
+                ones.setdefault(f"{way[0]} {way[1]} round {r}", []).append(n)
+    write_json(args.json, {"arguments": vars(args), "ari": scores, "null": ones})
+    for name, counts in ones.items():
+        Console().print(f"one pool, {name}: one cluster in {counts.count(1)} of {len(counts)}")
+
+
+if __name__ == "__main__":
+    main()
