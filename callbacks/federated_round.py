@@ -16,7 +16,7 @@ from fl_lightning.combiners.error import averaging_error, result_error
 from fl_lightning.combiners.singular import product_distance, side_by_side
 from fl_lightning.config import FederationConfig
 from fl_lightning.department import NextState, Release, next_state
-from fl_lightning.department_groups import Evidence, group_round
+from fl_lightning.department_groups import Evidence, group_clients, group_round
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation import cross_losses, leave_one_out
 from fl_lightning.exact import KEEP_PRODUCTS
@@ -123,7 +123,7 @@ class FederatedRound(FederatedCallback):
             after = replace(before, departments={department: dict(own) for department in before.departments})
         else:
             after = self._aggregate(before, trainer)
-            after = replace(after, client_starts=self._client_clusters(after, trainer.report))
+            after = replace(after, client_starts=self._client_clusters(after, trainer))
             after = self._mix(after, trainer)
         after = replace(after, round_num=trainer.round_num)
         after.check()
@@ -222,8 +222,9 @@ class FederatedRound(FederatedCallback):
             off = averaging_error(heard, after.weights, 1.0)
             own.aggregation_error, own.layer_errors = off.overall, off.layers
 
-    def _client_clusters(self, state: FederationState, report: RoundReport) -> dict[str, LoraState]:
+    def _client_clusters(self, state: FederationState, trainer: FederatedTrainer) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""
+        report = trainer.report
         clusters, sent = self.config.client_clusters, self.policy.sends(report.round_num)
         if clusters.num_clusters == 1:
             return {}
@@ -237,13 +238,15 @@ class FederatedRound(FederatedCallback):
                     "federation.client_clusters.num_clusters %d is more than the clients of %s; clamped to %d",
                     clusters.num_clusters, department, len(clients),
                 )  # fmt: skip
+            seed = derive_seed(self.seed, "client_clusters", report.round_num, department)
             new, assignments = cluster_aware_average_selected(
                 clients,
                 self._examples,
                 clusters.num_clusters,
                 clusters.global_mix,
                 global_state=select(state.departments[department], sent),
-                seed=derive_seed(self.seed, "client_clusters", report.round_num, department),
+                assignments=group_clients(clusters, clients, trainer.federation.departments[department], seed=seed),
+                seed=seed,
             )
             for client_id, start in new.items():
                 before = starts.get(client_id, {})  # a round may send one factor only; the other's start stays
@@ -262,13 +265,12 @@ class FederatedRound(FederatedCallback):
         heard = {d: state.departments[d] for d in weights}
         if not clusters.enabled:
             return replace(state, cluster_assignments={})
-        grouping, memory = group_round(
-            clusters,
-            self._evidence(trainer, state, heard),
-            previous=state.cluster_assignments,
-            memory=state.grouping,
-            seed=derive_seed(self.seed, "dept_clusters", report.round_num),
-        )
+        evidence, before = self._evidence(trainer, state, heard), state.cluster_assignments
+        seed = derive_seed(self.seed, "dept_clusters", report.round_num)
+        try:
+            grouping, memory = group_round(clusters, evidence, previous=before, memory=state.grouping, seed=seed)
+        except ValueError as error:
+            raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
         report.grouping = grouping
         means = cluster_states(heard, weights, grouping.assignments)
         mixed = {

@@ -180,6 +180,7 @@ def cluster_aware_average_selected(
     global_mix: float = 0.2,
     *,
     global_state: Mapping[str, torch.Tensor] | None = None,
+    assignments: Mapping[str, int] | None = None,
     seed: int,
     n_init: int = 10,
 ) -> tuple[dict[str, LoraState], dict[str, int]]:
@@ -193,6 +194,7 @@ def cluster_aware_average_selected(
         num_clusters: clamped to the number of distinct clients.
         global_mix: share of the department's state, in [0, 1].
         global_state: the department's state θ_d'; None takes the weighted mean of the states.
+        assignments: {client: cluster id}, where they are known; None finds them.
         seed: of the k-means++ starts, and of the sketch that stands in for more than 2,000 clients.
         n_init: k-means restarts.
 
@@ -215,10 +217,11 @@ def cluster_aware_average_selected(
         raise ValueError(f"got num_clusters {num_clusters}, global_mix {global_mix}; wanted ≥ 1 and in [0, 1]")
     check_same_layout([*states.values(), *([] if global_state is None else [global_state])])
     names = sorted(states)
-    x = stack_rows((flatten(states[n]).numpy() for n in names), len(names))
-    reduced = reduce_rows(x, limit=num_clusters, seed=seed)
-    labels, _ = kmeans(reduced.points, reduced.distinct, seed=seed, n_init=n_init)
-    assignments = dict(zip(names, number_by_first_appearance(labels), strict=True))
+    if assignments is None:
+        x = stack_rows((flatten(states[n]).numpy() for n in names), len(names))
+        reduced = reduce_rows(x, limit=num_clusters, seed=seed)
+        labels, _ = kmeans(reduced.points, reduced.distinct, seed=seed, n_init=n_init)
+        assignments = dict(zip(names, number_by_first_appearance(labels), strict=True))
     means = cluster_states(states, weights, assignments)
     if global_state is None:
         global_state = _mean(states, weights, names)
@@ -226,4 +229,4 @@ def cluster_aware_average_selected(
         c: {n: (t.double() + global_mix * (global_state[n].double() - t.double())).float() for n, t in mean.items()}
         for c, mean in means.items()
     }
-    return {name: starts[assignments[name]] for name in names}, assignments
+    return {name: starts[assignments[name]] for name in names}, dict(assignments)

@@ -176,4 +176,13 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         "clients' own fits and losses, without noise, would decide who is mixed; wanted another dept_clusters.select "
         "and dept_clusters.representation",
     ),
+    (
+        lambda f: (
+            f.client_clusters.num_clusters > 1
+            and (f.client_clusters.method, f.client_clusters.representation) != ("kmeans", "raw")
+            and (f.share not in ("all", "a") or (f.share == "a" and f.client_clusters.representation == "product"))
+        ),
+        "clients are compared by factors that they do not all send; wanted client_clusters.representation: raw with "
+        "method: kmeans, or share: all",
+    ),
 )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fl_lightning.clustering import Grouping, group_departments
-from fl_lightning.config import DeptClustersConfig
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 from fl_lightning.grouping import Clients, Partition, Relation, group, match, no_partition, relate, settle, smooth
 from fl_lightning.grouping.dynamic import adjusted_share
 from fl_lightning.grouping.quality import assess
@@ -110,6 +110,24 @@ def group_round(
         )
         kept["hysteresis"], assignments = state, dict(state["held"])
     return _grouping(relation, partition, assignments), kept
+
+
+def group_clients(
+    config: ClientClustersConfig, states: States, department: Mapping[str, torch.Tensor], *, seed: int
+) -> dict[str, int] | None:
+    """{client: cluster id} inside a department; None where k-means on all that is sent is wanted.
+
+    Args:
+        config: the ``client_clusters`` block.
+        states: {client: what it sent}.
+        department: the state that they began the round from.
+        seed: of everything that is drawn.
+    """
+    if (config.method, config.representation) == ("kmeans", "raw"):
+        return None
+    relation = relate(states, config.representation, reference=department)
+    k = config.num_clusters
+    return group(relation, method=config.method, select="fixed", min_clusters=k, max_clusters=k, seed=seed).assignments
 
 
 def _clients(config: DeptClustersConfig, evidence: Evidence) -> Clients:

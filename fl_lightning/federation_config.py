@@ -111,12 +111,21 @@ class ClientClustersConfig:
     """1 turns them off: every client starts from its department's state."""
     global_mix: float = 0.2
     """Share of the department's state in a client's next start, in [0, 1]."""
+    method: Literal["kmeans", "agglomerative", "spectral"] = "kmeans"
+    """As for departments."""
+    representation: Literal["raw", "delta", "subspace", "subspace_residual", "product"] = "raw"
+    """raw compares all that is sent; the others as for departments, delta and subspace_residual from the department's
+    state."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_null(self, "federation.client_clusters.")
         at_least("federation.client_clusters.num_clusters", self.num_clusters, 1)
         unit("federation.client_clusters.global_mix", self.global_mix)
+        block = "federation.client_clusters"
+        one_of(f"{block}.method", self.method, ("kmeans", "agglomerative", "spectral"))
+        names = ("raw", "delta", "subspace", "subspace_residual", "product")
+        one_of(f"{block}.representation", self.representation, names)
 
 
 @dataclass

@@ -13,14 +13,14 @@ from fl_lightning.config import (
 
 
 def config(share, clusters=1, *, guard="none", server=None, weighting="examples", residual=True, other=None, **dept):
+    changes = {"client_clusters": ClientClustersConfig(num_clusters=clusters), **(other or {})}
     return FederationConfig(
         share=share,
-        **(other or {}),
+        **changes,
         weighting=weighting,
         guard=GuardConfig(name=guard),
         server=ServerConfig(**(server or {})),
         flora=FloraConfig(use_residual=residual),
-        client_clusters=ClientClustersConfig(num_clusters=clusters),
         dept_clusters=DeptClustersConfig(**{"enabled": bool(dept), **dept}),
     )
 
@@ -85,6 +85,11 @@ BAD = {
         ("all", 1),
         {"mix": "a", "select": "dynamic", "guard": "dp", "weighting": "uniform"},
         "another dept_clusters.select",
+    ),
+    "clients by an A that they keep": (
+        ("b", 2),
+        {"other": {"client_clusters": ClientClustersConfig(2, 0.2, "agglomerative", "delta")}},
+        "share: all",
     ),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }

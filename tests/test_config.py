@@ -268,7 +268,7 @@ def test_the_defaults_are_the_documented_ones():
             "noise_seed": None,
         },
         "flora": {"momentum": 0.1, "use_residual": True},
-        "client_clusters": {"num_clusters": 2, "global_mix": 0.2},
+        "client_clusters": {"num_clusters": 2, "global_mix": 0.2, "method": "kmeans", "representation": "raw"},
         "dept_clusters": {
             "enabled": True,
             "method": "kmeans",

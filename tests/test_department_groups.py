@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fl_lightning.clustering import group_departments
-from fl_lightning.config import DeptClustersConfig
-from fl_lightning.department_groups import Evidence, group_round
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
+from fl_lightning.department_groups import Evidence, group_clients, group_round
 from fl_lightning.kmeans import EXACT_ROWS
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
@@ -129,3 +129,19 @@ def test_more_departments_than_the_matrices_take_are_refused():
     many = {f"d{i}": state for i in range(EXACT_ROWS + 1)}
     with pytest.raises(ValueError, match=f"got {EXACT_ROWS + 1} departments, wanted at most {EXACT_ROWS}"):
         found(DeptClustersConfig(method="spectral"), Evidence(many, state, {}, {}))
+
+
+@pytest.mark.parametrize("representation", ["delta", "subspace_residual", "product"])
+def test_clients_are_grouped_by_the_same_code(representation):
+    start = {A: draw(99, 4, 60), B: torch.zeros(5, 4)}
+    clients = {
+        f"hr/c{i}": {
+            A: start[A] + 3 * draw(200 + i % 2, 4, 60) + 0.1 * draw(i, 4, 60),
+            B: draw(300 + i % 2, 5, 4) + 0.1 * draw(50 + i, 5, 4),
+        }
+        for i in range(6)
+    }
+    config = ClientClustersConfig(2, 0.2, "agglomerative", representation)
+    labels = group_clients(config, clients, start, seed=1)
+    assert labels == {f"hr/c{i}": i % 2 for i in range(6)}
+    assert group_clients(ClientClustersConfig(), clients, start, seed=1) is None
