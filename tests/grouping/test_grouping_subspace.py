@@ -91,7 +91,12 @@ def test_residual_sees_what_the_start_hides():
 def test_an_unmoved_layer_spans_nothing_beyond_the_start():
     # in fp32 even: what is left of A (I − P₀) is rounding, and half the distance of orthogonal subspaces
     start = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    states = {"moved": {A: start + 0.1 * torch.randn(4, 64)}, "still": {A: start}, "turned": {A: 3 * start.flip(0)}}
+    other = torch.Generator().manual_seed(1)
+    states = {
+        "moved": {A: start + 0.1 * torch.randn(4, 64, generator=other)},
+        "still": {A: start},
+        "turned": {A: 3 * start.flip(0)},
+    }
     relation = subspace.subspace_residual(states, reference={A: start})
     np.testing.assert_allclose(relation.gram, np.diag([1.0, 0.0, 0.0]), atol=1e-12)
     np.testing.assert_allclose(relation.dissimilarity[1], [0.5, 0.0, 0.0], atol=1e-12)
