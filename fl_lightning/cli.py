@@ -24,6 +24,7 @@ Hierarchical federated LoRA fine-tuning of causal language models.
 commands:
   fit       --config configs/default.yaml    train; --resume last|RUN continues a run
   evaluate  --run RUN                         (re)write federated_eval.json and client_eval_all_rounds.json
+  compare   --config A.yaml B.yaml --seeds 3  run configs with several seeds and compare them
 
 RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.
 """
@@ -32,7 +33,7 @@ RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's o
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code comes back."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate}
+    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "compare": compare}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -134,6 +135,48 @@ def evaluate(argv: list[str]) -> int:
             f"{base['token_accuracy']:.3f} → {final['token_accuracy']:.3f}",
         )
     Console().print(table)
+    return 0
+
+
+def compare(argv: list[str]) -> int:
+    """``compare``: run configs with several seeds and print how they differ, or go on with ``--resume last|DIR``."""
+    from fl_lightning import compare_plan
+
+    if "--help" in argv or "-h" in argv:
+        print(compare_plan.USAGE, end="")
+        return 0
+    by_department, argv = "--by-department" in argv, [item for item in argv if item != "--by-department"]
+    resume, argv = _take(argv, "--resume")
+    if resume is None:
+        seeds, argv = _take(argv, "--seeds")
+        plan, folder = compare_plan.make_plan(argv, seeds or "3"), None
+        root = Path(next(iter(plan.configs.values())).output)
+    else:
+        output, argv = _take(argv, "--output")
+        if argv:
+            raise InputError(
+                f"{argv[0]}: got it with --resume, wanted --output or --by-department; start a new comparison"
+            )
+        folder = compare_plan.find_comparison(resume, Path(output or "lightning_logs"))
+        plan = compare_plan.read_plan(folder)
+    _quiet()
+    from fl_lightning import compare as runs
+    from fl_lightning import comparison_report
+
+    _hush()
+    new = folder is None
+    if folder is None:
+        runs.check(plan, root)
+        folder = compare_plan.create(plan, root)
+    again = f"fl-lightning compare --resume {shlex.quote(str(folder))}"
+    try:
+        comparison = runs.run_all(folder, plan, new=new)
+    except stopping.Stopped as stop:
+        print(f"stopped; all that was finished is saved: {again} continues", file=sys.stderr)
+        return 128 + stop.number
+    comparison_report.show(folder, comparison, by_department=by_department)
+    if comparison.failed:
+        raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
     return 0
 
 

@@ -135,7 +135,7 @@ LAYERS = {
         "identity",
     ],
     3: ["module", "datamodule", "loggers"],
-    4: ["fit", "parallel", "device", "evaluation"],
+    4: ["fit", "parallel", "device", "evaluation", "comparison", "comparison_report"],
     5: [
         "callbacks",
         "callbacks.base",
@@ -149,7 +149,7 @@ LAYERS = {
         "callbacks.round_checkpoint",
     ],
     6: ["trainer"],
-    7: ["arguments", "run", "cli", "__main__", ""],
+    7: ["arguments", "run", "compare_plan", "compare", "cli", "__main__", ""],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "torchmetrics"}
