@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from fl_lightning.admission import problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import cluster_aware_average_selected, cluster_states
 from fl_lightning.combiners.error import averaging_error, result_error
@@ -24,11 +23,11 @@ from fl_lightning.federation import DepartmentReport, FederationState, RoundRepo
 from fl_lightning.guards.krum import clients_wanted
 from fl_lightning.mixing import mix_with_cluster_average
 from fl_lightning.privacy.ledger import Ledger
+from fl_lightning.received import Received, problem_with_update
 from fl_lightning.seeding import derive_seed
 from fl_lightning.sharing import share_policy
 from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import LoraState, distance, norm, num_bytes, select
-from fl_lightning.weighting import Facts
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientTask, ClientUpdate
@@ -50,12 +49,9 @@ class FederatedRound(FederatedCallback):
         self.config = config or FederationConfig()
         self.policy = share_policy(self.config.share)
         self.seed = seed
-        self._heard: list[str] = []
-        self._facts: dict[str, Facts] = {}
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
-        self._shared: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._personal: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._examples: dict[str, int] = {}
+        self._received = Received()
+        self._heard: list[str] = []
         self._clamped = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
@@ -69,8 +65,7 @@ class FederatedRound(FederatedCallback):
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Forget the round before and count what goes down to the clients."""
-        self._heard, self._facts = [], {}
-        self._shared, self._personal, self._examples = {}, {}, {}
+        self._received, self._heard = Received(self._keep), []
         departments = {task.department for task in tasks} if self.policy.pools else trainer.federation.departments
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
         sent = self.policy.sends(trainer.round_num)
@@ -89,18 +84,12 @@ class FederatedRound(FederatedCallback):
             report.left_out[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
             return
-        shared = select(update.state, self.policy.sends(trainer.round_num))
-        sent = trainer.report.bytes_sent
+        sends, sent = self.policy.sends(trainer.round_num), trainer.report.bytes_sent
+        shared = select(update.state, sends)
         if not self.policy.pools:  # else records have travelled, and no adapter does
             sent[update.client_id] = num_bytes(shared)
             sent["client/up"] += num_bytes(shared)
-        if department not in self._heard:
-            self._heard.append(department)
-        self._shared[update.client_id] = self._keep(shared)
-        if self.policy.keeps != "none":
-            self._personal[update.client_id] = self._keep(select(update.state, self.policy.keeps))
-        self._examples[update.client_id] = update.num_examples
-        self._facts[update.client_id] = Facts(update.num_examples, update.num_tokens, tuple(update.losses))
+        self._received.add(update, sends=sends, keeps=self.policy.keeps)
         by_factors = self.config.combiner not in KEEP_PRODUCTS and not self.policy.pools
         origin = trainer.federation.departments[department] if by_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
@@ -110,7 +99,7 @@ class FederatedRound(FederatedCallback):
         if self.config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
             self._heard = sorted({task.department for task in trainer.tasks.values()})
         else:
-            self._pass_over_small_departments(trainer.report)
+            self._heard = self._large_enough(trainer.report)
         if not self._heard:
             raise RunError(
                 f"round {trainer.round_num}: no valid update from enough clients of any department "
@@ -119,7 +108,7 @@ class FederatedRound(FederatedCallback):
             )
         before = trainer.federation
         if self.policy.pools:
-            (own,) = self._shared.values()
+            (own,) = self._received.shared.values()
             after = replace(before, departments={department: dict(own) for department in before.departments})
         else:
             after = self._aggregate(before, trainer)
@@ -128,42 +117,37 @@ class FederatedRound(FederatedCallback):
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
-        self._shared, self._personal = {}, {}
+        self._received = Received()
 
-    def _clients_of(self, department: str) -> list[str]:
-        """Ids of the department's clients whose updates are valid, in the order of the tasks."""
-        return [client_id for client_id in self._shared if client_id.split("/", 1)[0] == department]
-
-    def _pass_over_small_departments(self, report: RoundReport) -> None:
-        """A department with fewer valid updates than are needed keeps its state, as if nobody had been asked."""
+    def _large_enough(self, report: RoundReport) -> list[str]:
+        """Departments with enough valid updates; the others keep their state, as if nobody had been asked."""
         guard, needed, key = self.config.guard, self.config.min_clients, "federation.min_clients"
         if guard.name in ("krum", "multi_krum") and clients_wanted(guard.f) > needed:
             needed, key = clients_wanted(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
-        for department in list(self._heard):
-            own, heard = report.departments[department], self._clients_of(department)
+        for department in self._received.departments:
+            own, heard = report.departments[department], self._received.clients_of(department)
             if len(heard) >= needed:
                 continue
             problem = f"{len(heard)} valid updates in {department}, wanted {needed}"
             log.warning("round %d: %s (%s); its state stays", report.round_num, problem, key)
-            self._heard.remove(department)
-            for client_id in heard:
-                for kept in (self._shared, self._personal, self._examples, self._facts):
-                    kept.pop(client_id, None)
+            self._received.drop(department)
             own.left_out.update(dict.fromkeys(own.residual_norms, problem))
             own.residual_norms = {}
+        return self._received.departments
 
     def _aggregate(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
         report = trainer.report
         sent = self.policy.sends(report.round_num)
-        examples = {**state.examples, **self._examples}
-        personal = {**state.personal, **self._personal}
+        received = self._received
+        examples = {**state.examples, **received.examples}
+        personal = {**state.personal, **received.personal}
         ledger = state.privacy
         departments, server, products = dict(state.departments), dict(state.server), dict(state.products)
         for department in self._heard:
-            own, clients = report.departments[department], self._clients_of(department)
+            own, clients = report.departments[department], received.clients_of(department)
             previous = select(state.departments[department], sent)
-            updates, facts = {c: self._shared[c] for c in clients}, {c: self._facts[c] for c in clients}
+            updates, facts = {c: received.shared[c] for c in clients}, {c: received.facts[c] for c in clients}
             memory, measured = state.server.get(department, {}), {}
             asked = [client_id for client_id, task in trainer.tasks.items() if task.department == department]
             if self.config.weighting == "contribution":
@@ -206,7 +190,8 @@ class FederatedRound(FederatedCallback):
         own, before = trainer.report.departments[department], trainer.federation
         own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
         own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
-        heard = {client_id: self._shared[client_id] for client_id in after.weights}
+        shared = self._received.shared
+        heard = {client_id: shared[client_id] for client_id in after.weights}
         measured = self.config.measure_error and bool(heard) and before.privacy is None
         if self.config.combiner in KEEP_PRODUCTS:
             adapter = side_by_side([after.state, after.product])
@@ -217,7 +202,7 @@ class FederatedRound(FederatedCallback):
                 own.aggregation_error, own.layer_errors = off.overall, off.layers
             return
         own.moved = distance(after.state, before.departments[department])
-        own.drift = {c: distance(after.state, self._shared[f"{department}/{c}"]) for c in own.residual_norms}
+        own.drift = {c: distance(after.state, shared[f"{department}/{c}"]) for c in own.residual_norms}
         if measured and self.policy.sends(trainer.round_num) == "all":
             off = averaging_error(heard, after.weights, 1.0)
             own.aggregation_error, own.layer_errors = off.overall, off.layers
@@ -231,7 +216,8 @@ class FederatedRound(FederatedCallback):
         starts = dict(state.client_starts)
         for department in self._heard:
             left_out = report.departments[department].left_out
-            clients = {c: self._shared[c] for c in self._clients_of(department) if c.split("/", 1)[1] not in left_out}
+            ids = [c for c in self._received.clients_of(department) if c.split("/", 1)[1] not in left_out]
+            clients = {client_id: self._received.shared[client_id] for client_id in ids}
             if len(clients) < clusters.num_clusters and not self._clamped:
                 self._clamped = True
                 log.info(
@@ -241,7 +227,7 @@ class FederatedRound(FederatedCallback):
             seed = derive_seed(self.seed, "client_clusters", report.round_num, department)
             new, assignments = cluster_aware_average_selected(
                 clients,
-                self._examples,
+                self._received.examples,
                 clusters.num_clusters,
                 clusters.global_mix,
                 global_state=select(state.departments[department], sent),
@@ -251,8 +237,7 @@ class FederatedRound(FederatedCallback):
             for client_id, start in new.items():
                 before = starts.get(client_id, {})  # a round may send one factor only; the other's start stays
                 starts[client_id] = start if before.keys() <= start.keys() else {**before, **start}
-            ids = {client_id.split("/", 1)[1]: cluster for client_id, cluster in assignments.items()}
-            report.departments[department].client_clusters = ids
+            report.departments[department].client_clusters = _without_department(assignments)
         return starts
 
     def _mix(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
@@ -289,12 +274,12 @@ class FederatedRound(FederatedCallback):
         moves: dict[str, LoraState] = {}
         if clusters.select == "dynamic":
             left_out = {f"{d}/{c}" for d in heard for c in trainer.report.departments[d].left_out}
-            for client_id in (c for c in self._shared if c not in left_out):
-                sent, start = self._shared[client_id], trainer.tasks[client_id].start
+            for client_id in (c for c in self._received.shared if c not in left_out):
+                sent, start = self._received.shared[client_id], trainer.tasks[client_id].start
                 moves[client_id] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
         if clusters.representation == "cross_loss":
             losses = cross_losses(trainer.clients, trainer.data, heard)
-        weights = {client_id: float(self._examples[client_id]) for client_id in moves}
+        weights = {client_id: float(self._received.examples[client_id]) for client_id in moves}
         return Evidence(heard, state.initial, moves, weights, losses)
 
 

@@ -107,7 +107,7 @@ LAYERS = {
         "exact",
         "department",
         "federation",
-        "admission",
+        "received",
         "sampling",
         "retention",
         "exchange",
