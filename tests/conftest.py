@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Of the processes that tests start, too: threads of several tests at once would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import copy
 import json
