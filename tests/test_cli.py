@@ -133,7 +133,7 @@ def test_flags_of_the_contract_reach_the_run(tmp_path, capfd):
     assert main(["fit", *f"{flags} {more} {last}".split()]) == 0
     config = yaml.safe_load((tmp_path / "version_0" / "config.yaml").read_text())
     assert config["federation"]["rounds"] == 1
-    assert config["federation"]["client_clusters"] == {"num_clusters": 1, "global_mix": 0.3}
+    assert {"num_clusters": 1, "global_mix": 0.3}.items() <= config["federation"]["client_clusters"].items()
     assert config["federation"]["dept_clusters"]["enabled"] is False
     assert config["data"]["clients_per_dept"] == 2
     assert config["data"]["max_records"] == 4
