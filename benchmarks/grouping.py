@@ -58,6 +58,7 @@ class Groupings(FederatedCallback):
         self.moves: dict[str, Any] = {}
         self.weights: dict[str, float] = {}
         self.found: dict[tuple[int, str, str, str], dict[str, int]] = {}
+        self.memories: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def on_round_start(self, *, trainer: Any, tasks: Any) -> None:
         self.starts, self.moves = {task.client_id: task.start for task in tasks}, {}
@@ -74,7 +75,9 @@ class Groupings(FederatedCallback):
         evidence = Evidence(states, trainer.federation.initial, self.moves, self.weights, losses)
         for representation, method, rule in self.ways:
             config = DeptClustersConfig(representation=representation, method=method, select=rule)
-            grouping, _ = group_round(config, evidence, previous={}, memory={}, seed=self.seed)
+            way = representation, method, rule
+            memory = self.memories.get(way, {})
+            grouping, self.memories[way] = group_round(config, evidence, previous={}, memory=memory, seed=self.seed)
             self.found[trainer.round_num, representation, method, rule] = grouping.assignments
 
 

@@ -6,7 +6,7 @@ Everything is in `fl_lightning.grouping`; the described system, k-means with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +32,8 @@ class Evidence:
     Attributes:
         states: {department: θ_d'}.
         reference: the shared start.
-        moves: {client_id: A₀ + θ_c − its start}, for the rule ``dynamic``: where its fit alone would have led from the
-            shared start, whatever its department knew already.
+        moves: {client_id: A₀ + θ_c − its start}, for the rule ``dynamic``, which looks at them in the first round, or
+            when a department comes in that had none: where a client's fit alone would have led from the shared start.
         weights: {client_id: its weight}.
         losses: of department i's adapter on j's held-out records, for ``cross_loss``.
     """
@@ -88,7 +88,11 @@ def group_round(
     now = relate(evidence.states, config.representation, reference=evidence.reference, losses=evidence.losses)
     before = _read(memory.get("relation"))
     relation = smooth(before, now, config.smoothing) if config.smoothing else now
-    clients = _clients(config, evidence) if config.select == "dynamic" else None
+    clients, first = None, memory.get("clients")
+    if config.select == "dynamic":
+        if first is None or not _departments(first["weights"]) >= set(evidence.states):
+            first = _first_fits(config, evidence)
+        clients = _clients(first, evidence.states)
     partition = group(
         relation,
         method=config.method,
@@ -99,6 +103,8 @@ def group_round(
         seed=seed,
     )
     kept: dict[str, Any] = {"relation": _written(relation)} if config.smoothing else {}
+    if first is not None:
+        kept["clients"] = first
     assignments = match(previous, partition.assignments)
     if config.patience > 1:
         state = settle(
@@ -130,11 +136,30 @@ def group_clients(
     return group(relation, method=config.method, select="fixed", min_clusters=k, max_clusters=k, seed=seed).assignments
 
 
-def _clients(config: DeptClustersConfig, evidence: Evidence) -> Clients:
+def _first_fits(config: DeptClustersConfig, evidence: Evidence) -> dict[str, Any]:
+    """How far apart the clients' fits were from the start that all departments share: what ``dynamic`` tests by.
+
+    Later on the clients of a department start from one state, and would look alike for that alone.
+    """
     representation = "delta" if config.representation == "raw" else config.representation
     relation = relate(evidence.moves, representation, reference=evidence.reference)
-    owners = {client_id: client_id.split("/", 1)[0] for client_id in evidence.moves}
-    return Clients(relation, owners, evidence.weights)
+    return {"relation": _written(relation), "weights": dict(evidence.weights)}
+
+
+def _clients(first: Mapping[str, Any], departments: Mapping[str, Any]) -> Clients:
+    """Those of the departments that are grouped in this round."""
+    relation = _read(first["relation"])
+    assert relation is not None
+    places = [i for i, client_id in enumerate(relation.names) if client_id.split("/", 1)[0] in departments]
+    names, square = [relation.names[i] for i in places], np.ix_(places, places)
+    gram = None if relation.gram is None else relation.gram[square]
+    own = Relation(names, relation.dissimilarity[square], gram, relation.scale)
+    owners = {client_id: client_id.split("/", 1)[0] for client_id in names}
+    return Clients(own, owners, {client_id: first["weights"][client_id] for client_id in names})
+
+
+def _departments(client_ids: Iterable[str]) -> set[str]:
+    return {client_id.split("/", 1)[0] for client_id in client_ids}
 
 
 def _score(relation: Relation, clients: Clients | None, labels: Mapping[str, int]) -> float:

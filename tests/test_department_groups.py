@@ -69,7 +69,7 @@ def test_every_choice_finds_what_is_plain_to_see(representation, method, select)
     got, memory = found(config, given)
     if (representation, select) != ("subspace", "eigengap"):  # row spaces of A are nearly the same for all: no gap
         assert same_groups(got.assignments), got.assignments
-    assert memory == {}
+    assert set(memory) == ({"clients"} if select == "dynamic" else set())
     assert {"silhouette", "davies_bouldin"} <= got.quality.keys()
 
 
@@ -89,6 +89,37 @@ def test_dynamic_says_one_cluster_of_one_pool_and_writes_down_why():
     assert same_groups(got.assignments)
     assert got.p_values[1] <= 0.03
     assert set(got.scores) >= {1, 2, 3}
+
+
+def test_dynamic_tests_by_the_first_fits_whatever_comes_later():
+    config = DeptClustersConfig(select="dynamic", method="agglomerative")
+    first, memory = found(config, evidence(0))
+    memory = json.loads(json.dumps(memory))
+    later, again = found(config, evidence(1, same=True), first.assignments, memory)
+    assert later.p_values[1] == first.p_values[1]
+    assert again["clients"] == memory["clients"]
+    one, memory = found(config, evidence(0, same=True))
+    assert one.n_clusters == 1
+    assert found(config, evidence(1), one.assignments, memory)[0].n_clusters == 1
+    few = evidence(1)
+    some = dataclasses.replace(few, states={d: few.states[d] for d in ("hr", "law", "lab")})
+    assert set(found(config, some, {}, memory)[0].assignments) == {"hr", "law", "lab"}
+
+
+def test_a_department_without_first_fits_begins_the_account_anew():
+    config = DeptClustersConfig(select="dynamic", method="agglomerative")
+    whole = evidence(0)
+    early = [d for d in TRUTH if d != "lab"]
+    part = dataclasses.replace(
+        whole,
+        states={d: whole.states[d] for d in early},
+        moves={c: m for c, m in whole.moves.items() if not c.startswith("lab")},
+        weights={c: w for c, w in whole.weights.items() if not c.startswith("lab")},
+    )
+    _, memory = found(config, part)
+    got, memory = found(config, whole, {}, memory)
+    assert same_groups(got.assignments)
+    assert any(client_id.startswith("lab") for client_id in memory["clients"]["weights"])
 
 
 def test_numbers_go_on_from_round_to_round():
