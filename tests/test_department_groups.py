@@ -98,7 +98,7 @@ def test_dynamic_tests_by_the_first_fits_whatever_comes_later():
     later, again = found(config, evidence(1, same=True), first.assignments, memory)
     assert later.p_values[1] == first.p_values[1]
     assert again["clients"] == memory["clients"]
-    one, memory = found(config, evidence(0, same=True))
+    one, memory = found(config, evidence(2, same=True))
     assert one.n_clusters == 1
     assert found(config, evidence(1), one.assignments, memory)[0].n_clusters == 1
     few = evidence(1)
