@@ -171,12 +171,10 @@ def _score(relation: Relation, clients: Clients | None, labels: Mapping[str, int
 def _grouping(relation: Relation, partition: Partition, assignments: dict[str, int]) -> Grouping:
     points, choice = relation.points, partition.choice
     cosine = None if relation.gram is None else cosine_similarity(relation.gram)
-    inertias = {}
-    for k, labels in {len(set(assignments.values())): assignments}.items():
-        rows = np.array([labels[name] for name in relation.names])
-        inertias[k] = float(
-            sum(((points[rows == c] - points[rows == c].mean(0)) ** 2).sum() for c in set(rows.tolist()))
-        )
+    labels = np.array([assignments[name] for name in relation.names])
+    clusters = set(labels.tolist())
+    inertia = float(sum(((points[labels == c] - points[labels == c].mean(0)) ** 2).sum() for c in clusters))
+    inertias = {len(clusters): inertia}
     quality = assess(relation, assignments)
     figures = {name: value for name, value in vars(quality).items() if value is not None}
     return Grouping(assignments, inertias, relation.names, cosine, dict(choice.scores), dict(choice.p_values), figures)

@@ -88,10 +88,9 @@ def combine_products(
         return Combined(dict(factors), add_products([*before, stack_factors(updates, weights, gains)]))
     if combiner == "residual":
         mean, rest = average_with_residual(updates, weights, gains)
-        names = pair_names(mean)
-        missed = {n.b: rest[layer].up for layer, n in names.items()} | {
-            n.a: rest[layer].down for layer, n in names.items()
-        }
+        missed: LoraState = {}
+        for layer, names in pair_names(mean).items():
+            missed[names.b], missed[names.a] = rest[layer]
         return Combined(mean, add_products([*before, missed]))
     layers = decompose(updates, weights, gains)
     errors = {}
