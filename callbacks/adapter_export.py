@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class AdapterExport(FederatedCallback):
-    """Fills ``client_exports/`` and ``adapters/`` and the two JSON files that say what is where.
+    """Fills ``client_exports/`` and ``adapters/`` and the JSON files that say what is where.
+
+    Groups above the departments have adapters beside theirs, listed in ``group_lora_federated.json``.
 
     Args:
         keep_rounds: client exports of the last so many rounds are kept; 0 keeps all.
@@ -48,12 +50,17 @@ class AdapterExport(FederatedCallback):
         rounds = [int(r) for r in self._rounds]
         keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
         dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
-        places = {}
-        for department in trainer.federation.departments:
-            places[department] = f"adapters/{department}"
-            self._export(trainer, places[department], trainer.federation.adapter(department))
+        federation = trainer.federation
+        places = {department: f"adapters/{department}" for department in federation.departments}
+        for department, place in places.items():
+            self._export(trainer, place, federation.adapter(department))
+        groups = {group: f"adapters/{group}" for group in federation.groups}
+        for group, place in groups.items():
+            self._export(trainer, place, federation.groups[group])
         trainer.writer.json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
         trainer.writer.json(trainer.run_folder / "dept_lora_federated.json", places)
+        if groups:
+            trainer.writer.json(trainer.run_folder / "group_lora_federated.json", groups)
         for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
             trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / place, ignore_errors=True))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, members
+from fl_lightning.hierarchy import ROOT
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig
@@ -43,7 +44,7 @@ class ClusterMonitor(FederatedCallback):
     def _log(self, trainer: FederatedTrainer) -> None:
         report = trainer.report
         metrics: dict[str, float] = {"round/left_out": sum(len(d.left_out) for d in report.departments.values())}
-        for level in ("client/up", "client/down", "department/up", "department/down"):
+        for level in (f"{who}/{way}" for who in ("client", "department", "group") for way in ("up", "down")):
             if level in report.bytes_sent:
                 metrics[f"round/bytes/{level}"] = report.bytes_sent[level]
         for name, department in report.departments.items():
@@ -62,10 +63,12 @@ class ClusterMonitor(FederatedCallback):
         if report.grouping is not None:
             metrics["round/n_clusters"] = report.grouping.n_clusters
             metrics.update({f"round/{name}": value for name, value in self._quality(report.grouping).items()})
-            for name, cluster in report.grouping.assignments.items():
-                metrics[f"{name}/cluster"] = cluster
-            groups = " | ".join(", ".join(names) for names in report.grouping.clusters.values())
-            log.info("round %d: clusters %s", report.round_num, groups)
+        for group, found in report.found.items():
+            metrics.update({f"{name}/cluster": cluster for name, cluster in found.assignments.items()})
+            if group != ROOT:
+                metrics[f"{group}/n_clusters"] = found.n_clusters
+            clusters = " | ".join(", ".join(names) for names in found.clusters.values())
+            log.info("round %d: clusters%s %s", report.round_num, f" in {group}" if group != ROOT else "", clusters)
         trainer.log(metrics)
 
     def _quality(self, grouping: Grouping) -> dict[str, float]:
@@ -81,16 +84,17 @@ class ClusterMonitor(FederatedCallback):
         report, round_num = trainer.report, trainer.round_num
         clusters = trainer.federation_config.dept_clusters
         if report.grouping is not None:
-            trainer.writer.json(
-                folder / f"round_{round_num}_department_clusters.json", _clusters_json(trainer, clusters)
-            )
-            similarity = {
-                "round": round_num,
-                "departments": report.grouping.departments,
-                "cosine": None if report.grouping.cosine is None else report.grouping.cosine.tolist(),
-                "representation": clusters.representation,
-            }
+            found = {"round": round_num, **_clusters_json(report.grouping, clusters)}
+            trainer.writer.json(folder / f"round_{round_num}_department_clusters.json", found)
+            similarity = {"round": round_num, **_similarity_json(report.grouping, clusters)}
             trainer.writer.json(folder / f"round_{round_num}_similarity.json", similarity)
+        inner = {
+            group: {**_clusters_json(found, clusters), "similarity": _similarity_json(found, clusters)}
+            for group, found in report.found.items()
+            if group != ROOT
+        }
+        if inner:
+            trainer.writer.json(folder / f"round_{round_num}_hierarchy.json", {"round": round_num, "groups": inner})
         client_clusters = {
             name: {
                 "clusters": {str(c): who for c, who in members(d.client_clusters).items()},
@@ -125,12 +129,16 @@ class ClusterMonitor(FederatedCallback):
         trainer.writer.json(folder / f"round_{round_num}_aggregation.json", aggregation)
 
 
-def _clusters_json(trainer: FederatedTrainer, clusters: DeptClustersConfig) -> dict[str, Any]:
-    grouping = trainer.report.grouping
-    if grouping is None:
-        return {}
+def _similarity_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[str, Any]:
     return {
-        "round": trainer.round_num,
+        "departments": grouping.departments,
+        "cosine": None if grouping.cosine is None else grouping.cosine.tolist(),
+        "representation": clusters.representation,
+    }
+
+
+def _clusters_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[str, Any]:
+    return {
         "n_clusters": grouping.n_clusters,
         "clusters": {str(c): names for c, names in grouping.clusters.items()},
         "assignments": grouping.assignments,

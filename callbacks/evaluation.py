@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.evaluation import Figures, evaluate_departments, figures, mean_figures, summary
+from fl_lightning.evaluation import (
+    Figures,
+    evaluate_departments,
+    evaluate_groups,
+    figures,
+    mean_figures,
+    summary,
+)
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate, Metrics
@@ -30,6 +37,7 @@ class Evaluation(FederatedCallback):
     def __init__(self) -> None:
         self.base: dict[str, Figures] = {}
         self.final: dict[str, Figures] = {}
+        self.groups: dict[str, dict[str, Figures]] = {}
         self.rounds: dict[str, dict[str, dict[str, Figures]]] = {}
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
@@ -38,6 +46,9 @@ class Evaluation(FederatedCallback):
             initial = dict.fromkeys(trainer.federation.departments, trainer.federation.initial)
             self.base, _ = evaluate_departments(trainer.clients, trainer.data, initial)
             self.final = self.base
+            initial = dict.fromkeys(trainer.tree.groups, trainer.federation.initial)
+            groups = evaluate_groups(trainer.clients, trainer.data, initial, trainer.tree)
+            self.groups = {group: {"base": values, "final": values} for group, values in groups.items()}
             self._log(trainer, self.base)
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -59,27 +70,31 @@ class Evaluation(FederatedCallback):
         found = trainer.journal.look_up(trainer.round_num, "evaluation")
         if found is None:
             adapters = {department: trainer.federation.adapter(department) for department in self.base}
-            found = evaluate_departments(trainer.clients, trainer.data, adapters)
+            groups = evaluate_groups(trainer.clients, trainer.data, trainer.federation.groups, trainer.tree)
+            found = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
             trainer.journal.note(trainer.round_num, "evaluation", found)
-        self.final, client_mean = found
+        self.final, client_mean, groups = found
+        self.groups = {group: {**self.groups[group], "final": values} for group, values in groups.items()}
         self._log(trainer, self.final)
         trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
-            trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
+            trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final, self.groups))
             trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
 
     def _log(self, trainer: FederatedTrainer, departments: Mapping[str, Figures]) -> None:
-        for name, values in departments.items():
+        groups = {group: values["final"] for group, values in self.groups.items()}
+        for name, values in {**departments, **groups}.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The figures so far."""
-        return {"base": self.base, "final": self.final, "rounds": self.rounds}
+        return {"base": self.base, "final": self.final, "groups": self.groups, "rounds": self.rounds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.base, self.final, self.rounds = state["base"], state["final"], state["rounds"]
+        self.groups = state.get("groups", {})
 
 
 def _figures_of(metrics: Metrics) -> Figures | None:

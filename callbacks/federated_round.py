@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering import cluster_aware_average_selected, cluster_states
+from fl_lightning.clustering import cluster_aware_average_selected
 from fl_lightning.combiners.error import averaging_error, result_error
 from fl_lightning.combiners.singular import product_distance, side_by_side
 from fl_lightning.config import FederationConfig
 from fl_lightning.department import NextState, Release, next_state
-from fl_lightning.department_groups import Evidence, group_clients, group_round
+from fl_lightning.department_groups import Evidence, group_clients
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation import cross_losses, leave_one_out
 from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.guards.krum import clients_wanted
-from fl_lightning.mixing import mix_with_cluster_average
+from fl_lightning.hierarchy import step_all
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.received import Received, problem_with_update
 from fl_lightning.seeding import derive_seed
@@ -242,45 +242,58 @@ class FederatedRound(FederatedCallback):
 
     def _mix(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
-        clusters, report = self.config.dept_clusters, trainer.report
+        report = trainer.report
         # Only departments that trained in this round have a weight; the others keep their state, out of the means.
         # Under differential privacy all weigh the same: how many records a client has is its own affair.
         counts = state.department_examples()
         weights = {d: 1.0 if state.privacy else float(counts[d]) for d in counts if d in self._heard}
-        heard = {d: state.departments[d] for d in weights}
-        if not clusters.enabled:
-            return replace(state, cluster_assignments={})
-        evidence, before = self._evidence(trainer, state, heard), state.cluster_assignments
-        seed = derive_seed(self.seed, "dept_clusters", report.round_num)
         try:
-            grouping, memory = group_round(clusters, evidence, previous=before, memory=state.grouping, seed=seed)
+            level = step_all(
+                self.config.dept_clusters,
+                trainer.tree,
+                {department: state.departments[department] for department in weights},
+                weights,
+                groups=state.groups,
+                momentum=self.config.hierarchy.momentum,
+                previous=state.cluster_assignments,
+                memory=state.grouping,
+                evidence=lambda members: self._evidence(trainer, state, members),
+                seed=lambda group: derive_seed(self.seed, "dept_clusters", report.round_num, *filter(None, [group])),
+            )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
-        report.grouping = grouping
-        means = cluster_states(heard, weights, grouping.assignments)
-        mixed = {
-            d: mix_with_cluster_average(s, means[grouping.assignments[d]], clusters.mixing_ratio, mix=clusters.mix)
-            for d, s in heard.items()
-        }
-        travels = sum(num_bytes(select(s, clusters.mix)) for s in heard.values())
-        report.bytes_sent.update({"department/up": travels, "department/down": travels})
-        departments = {**state.departments, **mixed}
-        assignments = {**state.cluster_assignments, **grouping.assignments}
-        return replace(state, departments=departments, cluster_assignments=assignments, grouping=memory)
+        report.found = level.found
+        for kind, travels in level.mixed_bytes.items():
+            report.bytes_sent.update({f"{kind}/up": travels, f"{kind}/down": travels})
+        groups = {name: level.states.pop(name) for name in trainer.tree.groups if name in level.states}
+        return replace(
+            state,
+            departments={**state.departments, **level.states},
+            groups={**state.groups, **groups},
+            cluster_assignments={**state.cluster_assignments, **level.assignments} if level.found else {},
+            grouping={**state.grouping, **level.memory},
+        )
 
-    def _evidence(self, trainer: FederatedTrainer, state: FederationState, heard: Mapping[str, LoraState]) -> Evidence:
-        """What departments are compared by, as far as the config wants it."""
+    def _evidence(
+        self, trainer: FederatedTrainer, state: FederationState, members: Mapping[str, LoraState]
+    ) -> Evidence:
+        """What the members of a group are compared by, as far as the config wants it."""
         clusters, losses = self.config.dept_clusters, None
+        owners = {department: member for member in members for department in trainer.tree.departments(member)}
         moves: dict[str, LoraState] = {}
+        weights: dict[str, float] = {}
         if clusters.select == "dynamic":
-            left_out = {f"{d}/{c}" for d in heard for c in trainer.report.departments[d].left_out}
-            for client_id in (c for c in self._received.shared if c not in left_out):
-                sent, start = self._received.shared[client_id], trainer.tasks[client_id].start
-                moves[client_id] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
+            for client_id, sent in self._received.shared.items():
+                department, client = client_id.split("/", 1)
+                if department not in owners or client in trainer.report.departments[department].left_out:
+                    continue
+                start, member = trainer.tasks[client_id].start, owners[department]
+                whose = client_id if member == department else f"{member}/{department}.{client}"
+                moves[whose] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
+                weights[whose] = float(self._received.examples[client_id])
         if clusters.representation == "cross_loss":
-            losses = cross_losses(trainer.clients, trainer.data, heard)
-        weights = {client_id: float(self._received.examples[client_id]) for client_id in moves}
-        return Evidence(heard, state.initial, moves, weights, losses)
+            losses = cross_losses(trainer.clients, trainer.data, members, owners)
+        return Evidence(members, state.initial, moves, weights, losses)
 
 
 def _without_department(by_id: Mapping[str, Value]) -> dict[str, Value]:

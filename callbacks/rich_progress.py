@@ -115,9 +115,11 @@ class RichProgress(FederatedCallback):
 
 
 def _losses(trainer: FederatedTrainer) -> dict[str, float]:
+    """{department or group: loss}."""
     for callback in trainer.callbacks:
         if isinstance(callback, Evaluation):
-            return {department: values["loss"] for department, values in callback.final.items()}
+            groups = {group: values["final"] for group, values in callback.groups.items()}
+            return {name: values["loss"] for name, values in {**callback.final, **groups}.items()}
     return {}
 
 
@@ -130,9 +132,10 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     private = any(department.epsilon is not None for department in report.departments.values())
     for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
+    clustered = {member for found in report.found.values() for member in found.assignments}
     for name, department in report.departments.items():
         sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
-        cluster = report.grouping.assignments.get(name) if report.grouping is not None else None
+        cluster = trainer.federation.cluster_assignments.get(name) if name in clustered else None
         table.add_row(
             name,
             f"{before[name]:.4f}" if name in before else "–",
@@ -142,8 +145,15 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
             ", ".join(department.left_out) or "–",
             *([] if not private else ["–" if department.epsilon is None else f"{department.epsilon:.2f}"]),
         )
-    if after and before:
-        mean = [sum(values.values()) / len(values) for values in (before, after)]
+    groups = [group for group in trainer.tree.groups if group in before and group in after]
+    if groups:
+        table.add_section()
+    for group in groups:
+        number = str(trainer.federation.cluster_assignments[group]) if group in clustered else "–"
+        table.add_row(group, f"{before[group]:.4f}", f"{after[group]:.4f}", number, "", "")
+    names = trainer.federation.departments
+    if names.keys() <= before.keys() & after.keys():
+        mean = [sum(values[name] for name in names) / len(names) for values in (before, after)]
         table.add_section()
         table.add_row("mean", f"{mean[0]:.4f}", f"{mean[1]:.4f}", "", "", "")
     return table

@@ -29,15 +29,16 @@ from fl_lightning.files import (
     write_json,
     write_manifest,
 )
+from fl_lightning.hierarchy import ROOT
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.tensor_files import read_state, write_state
 
 log = logging.getLogger(__name__)
 
-SHARED = ("departments", "client_starts", "server", "products")
+SHARED = ("departments", "client_starts", "server", "products", "groups")
 
-LATER = ("server", "products")
+LATER = ("server", "products", "groups")
 """Kinds that older checkpoints do not know."""
 
 
@@ -98,6 +99,8 @@ def load_checkpoint(
             target[name] = tensors[key]
         for number, department in kinds["departments"].items():
             _check_fit(f"departments|{number}", department, initial)
+        for number, group in kinds["groups"].items():
+            _check_fit(f"groups|{number}", group, initial)
         for number, start in kinds["client_starts"].items():
             _check_fit(f"client_starts|{number}", start, {name: initial[name] for name in start})
         for number, memory in kinds["server"].items():
@@ -119,7 +122,8 @@ def load_checkpoint(
             products={d: kinds["products"][str(n)] for d, n in facts["owners"].get("products", {}).items()},
             server={d: kinds["server"][str(n)] for d, n in facts["owners"].get("server", {}).items()},
             personal=personal,
-            grouping=facts.get("grouping", {}),
+            groups={g: kinds["groups"][str(n)] for g, n in facts["owners"].get("groups", {}).items()},
+            grouping=_by_group(facts.get("grouping", {})),
             privacy=Ledger(**facts["privacy"]) if "privacy" in facts else None,
             examples=facts["examples"],
             cluster_assignments=facts["cluster_assignments"],
@@ -152,9 +156,14 @@ def _facts(path: Path) -> dict[str, Any]:
     }
     if bad := [name for name, ok in forms.items() if not ok]:
         raise InputError(f"{path}: {bad[0]} is missing or of another form, wanted what `save_checkpoint` writes")
-    for clients in (facts["examples"], facts["cluster_assignments"]):
-        _check_departments(path, clients, owners["departments"])
+    _check_departments(path, facts["examples"], owners["departments"])
+    _check_departments(path, facts["cluster_assignments"], {**owners["departments"], **owners.get("groups", {})})
     return facts
+
+
+def _by_group(memory: dict[str, Any]) -> dict[str, Any]:
+    """What clusters go by, by group; checkpoints from before there were groups keep only the whole federation's."""
+    return {ROOT: memory} if memory.keys() & {"relation", "clients", "hysteresis"} else memory
 
 
 def _check_extra(folder: Path, state: FederationState, extra: Mapping[str, Any]) -> None:

@@ -126,7 +126,8 @@ def evaluate(argv: list[str]) -> int:
     table.add_column("department")
     for column in ("loss", "perplexity", "token accuracy"):
         table.add_column(column, justify="right")
-    for who, values in [*result["departments"].items(), ("mean", result["mean"])]:
+    groups = result.get("groups", {})
+    for who, values in [*result["departments"].items(), *groups.items(), ("mean", result["mean"])]:
         base, final = values["base"], values["final"]
         table.add_row(
             who,

@@ -52,6 +52,11 @@ def _by_products(federation: FederationConfig) -> bool:
     return federation.combiner in ("stack", "residual", "svd")
 
 
+def _has_groups(federation: FederationConfig) -> bool:
+    """Whether there are groups of departments; a team of clients is a department like others."""
+    return any("/" not in name for members in federation.hierarchy.groups.values() for name in members)
+
+
 NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
     (
         lambda f: f.share == "none" and _clusters_departments(f),
@@ -184,5 +189,15 @@ NONSENSE: tuple[tuple[Callable[[FederationConfig], bool], str], ...] = (
         ),
         "clients are compared by factors that they do not all send; wanted client_clusters.representation: raw with "
         "method: kmeans, or share: all",
+    ),
+    (
+        lambda f: _has_groups(f) and f.share in ("none", "central"),
+        "departments have no states of their own that a group could average; wanted hierarchy.groups: {}, or "
+        "share: all",
+    ),
+    (
+        lambda f: _has_groups(f) and _by_products(f),
+        "a group averages factors, and these combiners keep whole products beside them; wanted hierarchy.groups: {}, "
+        "or combiner: flora or fedavg",
     ),
 )

@@ -20,6 +20,7 @@ from fl_lightning.federation_config import (
     GuardConfig,
     ServerConfig,
 )
+from fl_lightning.hierarchy_config import HierarchyConfig
 from fl_lightning.lora_config import LoraConfig, LoraProfile
 from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive
@@ -38,6 +39,7 @@ __all__ = [
     "LoraConfig",
     "LoraProfile",
     "ModelConfig",
+    "HierarchyConfig",
     "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",

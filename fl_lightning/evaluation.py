@@ -17,6 +17,7 @@ from fl_lightning.errors import InputError, RunError
 from fl_lightning.exchange import Clients, Metrics
 from fl_lightning.files import read_json, write_json
 from fl_lightning.flora import WeightedMean
+from fl_lightning.hierarchy import NO_GROUPS, Tree
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState
 
@@ -58,29 +59,54 @@ def evaluate_departments(
         RunError: if a loss is not finite.
     """
     results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
-    pooled: dict[str, Metrics] = {}
-    for client, metrics in zip(data.values(), results, strict=True):
-        pooled[client.department] = pooled[client.department] + metrics if client.department in pooled else metrics
-    for department, metrics in pooled.items():
-        if not math.isfinite(metrics.loss_sum):
-            raise RunError(
-                f"the adapter of {department} gives a loss of {metrics.loss_sum} on its held-out records; lower "
-                "training.learning_rate or federation.flora.momentum, or choose another fabric.precision"
-            )
-    departments = {d: figures(metrics) for d, metrics in pooled.items()}
+    departments = _pooled([client.department for client in data.values()], results)
     return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
 
 
+def evaluate_groups(
+    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState], tree: Tree
+) -> dict[str, Figures]:
+    """Each group's figures over all tokens of all clients below it.
+
+    Raises:
+        RunError: if a loss is not finite.
+    """
+    below = {group: set(tree.departments(group)) for group in tree.groups}
+    jobs = [(g, client_id) for g in below for client_id, client in data.items() if client.department in below[g]]
+    return _pooled([group for group, _ in jobs], clients.evaluate((states[group], who) for group, who in jobs))
+
+
+def _pooled(names: Sequence[str], results: Sequence[Metrics]) -> dict[str, Figures]:
+    """Figures over all tokens of the results that belong to a name."""
+    pooled: dict[str, Metrics] = {}
+    for name, metrics in zip(names, results, strict=True):
+        pooled[name] = pooled[name] + metrics if name in pooled else metrics
+    for name, metrics in pooled.items():
+        if not math.isfinite(metrics.loss_sum):
+            raise RunError(
+                f"the adapter of {name} gives a loss of {metrics.loss_sum} on its held-out records; lower "
+                "training.learning_rate or federation.flora.momentum, or choose another fabric.precision"
+            )
+    return {name: figures(metrics) for name, metrics in pooled.items()}
+
+
 def cross_losses(
-    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
+    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState], owners: Mapping[str, str]
 ) -> npt.NDArray[np.float64]:
-    """Loss of department i's adapter on j's held-out records: shape (n, n), departments sorted."""
+    """Loss of i's adapter on j's held-out records: shape (n, n), names sorted.
+
+    Args:
+        clients: evaluates adapters.
+        data: {client_id: records}.
+        states: {department or group: adapter}.
+        owners: {department: which of these it belongs to}.
+    """
     names = sorted(states)
-    jobs = [(name, client_id) for name in names for client_id, client in data.items() if client.department in states]
+    jobs = [(name, client_id) for name in names for client_id, client in data.items() if client.department in owners]
     results = clients.evaluate((states[name], client_id) for name, client_id in jobs)
     sums, tokens = np.zeros((2, len(names), len(names)))
     for (name, client_id), metrics in zip(jobs, results, strict=True):
-        place = names.index(name), names.index(data[client_id].department)
+        place = names.index(name), names.index(owners[data[client_id].department])
         sums[place] += metrics.loss_sum
         tokens[place] += metrics.num_tokens
     found: npt.NDArray[np.float64] = sums / tokens
@@ -126,10 +152,21 @@ def leave_one_out(
     return losses.pop(None), {str(client_id): loss for client_id, loss in losses.items()}
 
 
-def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[str, Any]:
-    """What stands in ``federated_eval.json``."""
+def summary(
+    base: Mapping[str, Figures],
+    final: Mapping[str, Figures],
+    groups: Mapping[str, Mapping[str, Figures]] | None = None,
+) -> dict[str, Any]:
+    """What stands in ``federated_eval.json``; the mean is over departments.
+
+    Args:
+        base: {department: figures of the base model}.
+        final: {department: figures of its adapter}.
+        groups: {group: {"base": figures, "final": figures}}, where there are groups.
+    """
     departments = {d: {"base": base[d], "final": final[d]} for d in sorted(final)}
-    return {"departments": departments, "mean": {"base": mean_figures(base), "final": mean_figures(final)}}
+    mean = {"base": mean_figures(base), "final": mean_figures(final)}
+    return {"departments": departments, "mean": mean, **({"groups": groups} if groups else {})}
 
 
 def evaluate_run(
@@ -138,6 +175,7 @@ def evaluate_run(
     clients: Clients,
     initial: LoraState,
     *,
+    tree: Tree = NO_GROUPS,
     any_rank: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the adapters of a run folder and write both JSON files anew.
@@ -147,6 +185,7 @@ def evaluate_run(
         data: {client_id: records}.
         clients: evaluates adapters.
         initial: the fresh adapter, which leaves the base as it is.
+        tree: the run's groups, whose adapters ``group_lora_federated.json`` names.
         any_rank: whether the run's adapters may be of other ranks than that.
 
     Returns:
@@ -170,15 +209,18 @@ def evaluate_run(
         return read_lora_adapter(folder, initial, any_rank=any_rank)
 
     wanted = {client.department for client in data.values()}
-    index = run_folder / "dept_lora_federated.json"
-    places = read_json(index)
-    if not isinstance(places, dict):
-        raise InputError(f"{index}: got {type(places).__name__}, wanted {{department: folder}}")
-    if missing := sorted(wanted - places.keys()):
-        raise InputError(f"{run_folder}: no adapter of department {missing[0]} in {index.name}, wanted one")
+    index, of_groups = run_folder / "dept_lora_federated.json", run_folder / "group_lora_federated.json"
+    places, group_places = _read_places(index, "department", wanted), {}
+    if tree.groups:
+        group_places = _read_places(of_groups, "group", set(tree.groups))
     exported = _read_exports(run_folder / "client_lora_federated.json")
     base, _ = evaluate_departments(clients, data, dict.fromkeys(wanted, initial))
     final, _ = evaluate_departments(clients, data, {d: read(index, d, places[d]) for d in sorted(wanted)})
+    groups: dict[str, dict[str, Figures]] = {}
+    if tree.groups:
+        before = evaluate_groups(clients, data, dict.fromkeys(tree.groups, initial), tree)
+        after = evaluate_groups(clients, data, {g: read(of_groups, g, group_places[g]) for g in tree.groups}, tree)
+        groups = {group: {"base": before[group], "final": after[group]} for group in tree.groups}
     rounds: dict[str, Any] = {}
     index = run_folder / "client_lora_federated.json"
     for round_num, departments in exported.items():
@@ -193,10 +235,20 @@ def evaluate_run(
                 client: {**figures(metrics), "num_examples": metrics.num_examples}
                 for client, metrics in zip(exports, results, strict=True)
             }
-    result = summary(base, final)
+    result = summary(base, final, groups)
     write_json(run_folder / "federated_eval.json", result)
     write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})
     return result
+
+
+def _read_places(index: Path, kind: str, wanted: set[str]) -> dict[str, object]:
+    """{department or group: folder}, at least of those wanted."""
+    places = read_json(index)
+    if not isinstance(places, dict):
+        raise InputError(f"{index}: got {type(places).__name__}, wanted {{{kind}: folder}}")
+    if missing := sorted(wanted - places.keys()):
+        raise InputError(f"{index.parent}: no adapter of {kind} {missing[0]} in {index.name}, wanted one")
+    return places
 
 
 def _read_exports(index: Path) -> dict[str, dict[str, dict[str, object]]]:

@@ -12,6 +12,7 @@ import torch
 from fl_lightning.clustering import Grouping
 from fl_lightning.combiners.singular import side_by_side
 from fl_lightning.flora import WeightedMean
+from fl_lightning.hierarchy import ROOT
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
@@ -27,9 +28,10 @@ class FederationState:
         client_starts: {client_id: the shared factor the client starts from next}, where client clusters are on.
         personal: {client_id: the client's own B}, where ``share: a``.
         examples: {client_id: num_examples} of every client heard of.
-        cluster_assignments: {department: cluster id} of the last round.
+        cluster_assignments: {department or group: cluster id} of the last round.
         server: {department: what its server step remembers}, tensors named ``letter/parameter``.
-        grouping: what the clusters of departments go by from round to round, JSON values.
+        grouping: {group: what its members' clusters go by from round to round}, JSON values; see `hierarchy`.
+        groups: {group: state} of the groups above the departments.
         privacy: what has been released so far, under ``guard.name: dp``.
         products: {department: what it knows beside its factors}, in singular vectors (`combiners.singular`), of any
             rank; only where the combiner is stack, residual or svd.
@@ -46,9 +48,10 @@ class FederationState:
     products: dict[str, LoraState] = field(default_factory=dict)
     privacy: Ledger | None = None
     grouping: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, LoraState] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, initial: LoraState, departments: Iterable[str]) -> FederationState:
+    def begin(cls, initial: LoraState, departments: Iterable[str], groups: Iterable[str] = ()) -> FederationState:
         """Round 0: everybody holds the same A₀ and B = 0.
 
         Raises:
@@ -58,7 +61,8 @@ class FederationState:
             raise ValueError(
                 "initial state: lora_B is not zero; wanted a fresh adapter, which leaves the base as it is"
             )
-        return cls(0, initial, {name: dict(initial) for name in sorted(departments)})
+        states = {name: dict(initial) for name in sorted(departments)}
+        return cls(0, initial, states, groups={name: dict(initial) for name in groups})
 
     def start_of(self, client_id: str) -> Mapping[str, torch.Tensor]:
         """θ_d, over it the client's cluster start, over it the client's own B; what is on disk is not read yet."""
@@ -84,7 +88,7 @@ class FederationState:
         Raises:
             ValueError: if a state's names or shapes differ from the initial ones.
         """
-        check_same_layout([self.initial, *self.departments.values()])
+        check_same_layout([self.initial, *self.departments.values(), *self.groups.values()])
 
 
 def mean_personal(
@@ -139,11 +143,17 @@ class RoundReport:
     """What happened in a round, for the callbacks that log and draw it.
 
     Attributes:
+        found: {group: the clusters of its members}; under `hierarchy.ROOT` those of the federation as a whole.
         bytes_sent: bytes by level, counted from the tensors shared: ``client/up``, ``client/down``, ``department/up``,
             ``department/down``, and ``client/up`` of every client under its id.
     """
 
     round_num: int
     departments: dict[str, DepartmentReport] = field(default_factory=dict)
-    grouping: Grouping | None = None
+    found: dict[str, Grouping] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """The clusters of the federation as a whole."""
+        return self.found.get(ROOT)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fl_lightning.combinations import check_combination
+from fl_lightning.hierarchy_config import HierarchyConfig
 from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive, unit
 
@@ -212,6 +213,8 @@ class FederationConfig:
     """Clusters of clients inside a department."""
     dept_clusters: DeptClustersConfig = field(default_factory=DeptClustersConfig)
     """Clusters of departments."""
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
+    """Groups above the departments, and teams inside them."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -34,7 +34,7 @@ MAY_CHANGE = (
 """Keys that a resumed run may give another value; of the paths, what they lead to must be the same."""
 
 
-WHOLE = ("lora.profiles",)
+WHOLE = ("lora.profiles", "federation.hierarchy.groups")
 """Mappings whose keys are the user's: one more or less is a change."""
 
 

@@ -29,7 +29,7 @@ from fl_lightning.callbacks import (
 )
 from fl_lightning.checkpoint import newest_checkpoint
 from fl_lightning.config import RunConfig
-from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.data.federation import ClientData, load_federation, with_teams
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.device import launch, make_fabric
 from fl_lightning.errors import InputError, RunError
@@ -38,6 +38,7 @@ from fl_lightning.exact import KEEP_PRODUCTS
 from fl_lightning.exchange import Clients
 from fl_lightning.federation import FederationState
 from fl_lightning.files import sweep, write_text
+from fl_lightning.hierarchy import Tree, teams
 from fl_lightning.identity import check_identity, fingerprint, identity
 from fl_lightning.journal import Journal
 from fl_lightning.loggers import make_loggers
@@ -95,6 +96,9 @@ def prepare(config: RunConfig) -> Parts:
         eval_fraction=config.data.eval_fraction,
         seed=config.seed,
     )
+    groups = config.federation.hierarchy.groups
+    data = with_teams(data, teams(groups))
+    Tree.of(groups, {client.department for client in data.values()})
     config.lora.check_names(data)
     if config.federation.guard.name == "dp":  # fails here, and not after a round, where the library is missing
         privacy = config.federation.privacy
@@ -251,7 +255,8 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
         parts = prepare(config)
         clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
         any_rank = config.federation.combiner in KEEP_PRODUCTS
-        result = evaluate_run(run_folder, parts.data, clients, initial, any_rank=any_rank)
+        tree = Tree.of(config.federation.hierarchy.groups, {client.department for client in parts.data.values()})
+        result = evaluate_run(run_folder, parts.data, clients, initial, tree=tree, any_rank=any_rank)
         if isinstance(clients, SeveralProcesses):
             clients.stop()
         return result

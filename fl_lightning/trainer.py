@@ -21,6 +21,7 @@ from fl_lightning.exact import Starts
 from fl_lightning.exchange import Clients, ClientTask
 from fl_lightning.federation import FederationState, RoundReport
 from fl_lightning.fit import LocalClients
+from fl_lightning.hierarchy import NO_GROUPS, Tree
 from fl_lightning.journal import Journal
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
@@ -88,6 +89,7 @@ class FederatedTrainer:
         self.data: Mapping[str, ClientData] = {}
         self.history: list[tuple[int, dict[str, float]]] = []
         self._row: dict[str, float] = {}
+        self.tree = NO_GROUPS
         self.federation: FederationState
         self.report: RoundReport
         self.module: LoraClientModule
@@ -118,6 +120,7 @@ class FederatedTrainer:
 
         Raises:
             RunError: if a round gets no valid update.
+            InputError: if a profile or a group names somebody who is not in the data.
         """
         self.module = module
         self.journal = journal or Journal(None, self.writer)
@@ -127,7 +130,10 @@ class FederatedTrainer:
         pools = self.policy.pools
         self.clients = clients or make_clients(self.fabric, module, self.data, self.training, pools=pools)
         departments = {client.department for client in self.data.values()}
-        self.federation = resume_from or FederationState.begin(collect_lora_state(module.model), departments)
+        self.tree = Tree.of(self.federation_config.hierarchy.groups, departments)
+        if resume_from is None:
+            resume_from = FederationState.begin(collect_lora_state(module.model), departments, self.tree.groups)
+        self.federation = resume_from
         self.federation.check()
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)

@@ -8,6 +8,7 @@ from fl_lightning.config import (
     FederationConfig,
     FloraConfig,
     GuardConfig,
+    HierarchyConfig,
     ServerConfig,
 )
 
@@ -91,6 +92,16 @@ BAD = {
         {"other": {"client_clusters": ClientClustersConfig(2, 0.2, "agglomerative", "delta")}},
         "share: all",
     ),
+    "groups without anything sent": (
+        ("none", 1),
+        {"other": {"hierarchy": HierarchyConfig({"trade": ["finance"]})}},
+        "hierarchy.groups: {}",
+    ),
+    "groups of products": (
+        ("all", 1),
+        {"other": {"hierarchy": HierarchyConfig({"trade": ["finance"]}), "combiner": "residual"}},
+        "combiner: flora or fedavg",
+    ),
     "a guard without anything sent": (("none", 1), {"guard": "krum"}, "guard.name: none"),
 }
 
@@ -104,6 +115,11 @@ def test_nonsense_is_refused_with_its_reason_and_what_to_choose(arguments, dept,
 @pytest.mark.parametrize("combiner", ["fedavg", "residual"])
 def test_combiners_that_keep_an_a_go_with_clusters_of_departments(combiner):
     config("all", 1, other={"combiner": combiner}, mix="a")
+
+
+@pytest.mark.parametrize("combiner", ["fedavg", "residual", "stack"])
+def test_teams_go_with_everything_since_they_are_departments(combiner):
+    config("all", 1, other={"combiner": combiner, "hierarchy": HierarchyConfig({"shell": ["it/client_0"]})})
 
 
 def test_every_row_of_the_table_is_tested():

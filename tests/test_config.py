@@ -13,6 +13,7 @@ from fl_lightning.config import (
     FederationConfig,
     FloraConfig,
     GuardConfig,
+    HierarchyConfig,
     LoggingConfig,
     LoraConfig,
     ModelConfig,
@@ -37,6 +38,7 @@ BLOCKS = {
     "federation.privacy": PrivacyConfig,
     "federation.client_clusters": ClientClustersConfig,
     "federation.dept_clusters": DeptClustersConfig,
+    "federation.hierarchy": HierarchyConfig,
     "fabric": FabricConfig,
     "logging": LoggingConfig,
     "retention": RetentionConfig,
@@ -131,6 +133,9 @@ BAD = [
     ("federation.client_clusters.global_mix", -0.01),
     ("federation.client_clusters.global_mix", 1.01),
     ("federation.client_clusters.global_mix", NAN),
+    ("federation.hierarchy.momentum", 0.0),
+    ("federation.hierarchy.momentum", 1.01),
+    ("federation.hierarchy.groups", {"trade": []}),
     ("federation.dept_clusters.method", "dbscan"),
     ("federation.dept_clusters.select", "guess"),
     ("federation.dept_clusters.min_clusters", 0),
@@ -282,6 +287,7 @@ def test_the_defaults_are_the_documented_ones():
             "patience": 1,
             "margin": 0.02,
         },
+        "hierarchy": {"groups": {}, "momentum": 1.0},
     }
     assert config["fabric"] == {
         "accelerator": "auto",

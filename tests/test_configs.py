@@ -44,8 +44,8 @@ def test_config_parses_to_what_stands_in_it(path):
 
 @pytest.fixture(scope="module")
 def little(cut_departments, tmp_path_factory):
-    """Four bundled departments with three clients, two training records and one to evaluate each."""
-    return cut_departments(tmp_path_factory.mktemp("departments"), 3, 2, 1)
+    """Four bundled departments with four clients, two training records and one to evaluate each."""
+    return cut_departments(tmp_path_factory.mktemp("departments"), 4, 2, 1)
 
 
 @pytest.mark.slow
@@ -54,7 +54,8 @@ def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     written = yaml.safe_load(path.read_text())
     model = written.get("model", {})
     krum = "krum" in written.get("federation", {}).get("guard", {}).get("name", "")  # 2 f + 3 clients
-    clients = "3" if krum else "1"
+    teams = "/" in str(written.get("federation", {}).get("hierarchy", ""))
+    clients = "4" if teams else "3" if krum else "1"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", str(tmp_path)]
     tiny = model.get("name_or_path", TINY_BASE) == TINY_BASE
     other = [] if tiny else [f"--model.name_or_path={TINY_BASE}", "--model.revision=null"]

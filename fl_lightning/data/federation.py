@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fl_lightning.data.layout import find_clients, read_splits
 from fl_lightning.data.tokenization import Example, encode
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,35 @@ class ClientData:
     def client_id(self) -> str:
         """``department/client``."""
         return f"{self.department}/{self.client}"
+
+
+def with_teams(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> dict[str, ClientData]:
+    """Clients dealt to teams, each a department of its own; the others stay where they are.
+
+    Args:
+        data: {client_id: records}.
+        teams: {client_id: team}, see `fl_lightning.hierarchy.teams`.
+
+    Returns:
+        {client_id: records}, the clients of a team as ``team/client``; departments sorted, clients as they came.
+
+    Raises:
+        InputError: a client that is not there, a team called as a department is, or two clients of one name in a team.
+    """
+    key = "federation.hierarchy.groups"
+    if strange := [client_id for client_id in teams if client_id not in data]:
+        hint = nearest(strange[0], data)
+        raise InputError(f"{key}.{teams[strange[0]]}: got {strange[0]!r}, wanted a client of the data{hint}")
+    departments = {client.department for client in data.values()}
+    if taken := sorted(departments & set(teams.values())):
+        raise InputError(f"{key}: {taken[0]!r} is a department of the data too; wanted another name for the team")
+    moved: dict[str, ClientData] = {}
+    for client_id, client in data.items():
+        own = replace(client, department=teams.get(client_id, client.department))
+        if own.client_id in moved:
+            raise InputError(f"{key}.{own.department}: two clients are called {own.client!r}; wanted different names")
+        moved[own.client_id] = own
+    return dict(sorted(moved.items(), key=lambda item: item[1].department))
 
 
 POOL = "pooled/all"

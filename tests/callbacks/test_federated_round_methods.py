@@ -8,7 +8,8 @@ import torch
 
 from fl_lightning import ClusterMonitor, RoundCheckpoint, RunError
 from fl_lightning.checkpoint import load_checkpoint
-from fl_lightning.config import GuardConfig, ServerConfig
+from fl_lightning.config import GuardConfig, HierarchyConfig, ServerConfig
+from fl_lightning.hierarchy import ROOT
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
@@ -144,9 +145,66 @@ def test_what_grouping_remembers_is_in_the_checkpoint(play, plain_config, state,
     trainer = play([six(state, apart=True)], config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path)
     loaded = load_checkpoint(tmp_path / "checkpoints" / "round_1")[0]
     assert loaded.grouping == trainer.federation.grouping
-    assert set(loaded.grouping) == {"relation", "hysteresis"}
+    assert set(loaded.grouping[ROOT]) == {"relation", "hysteresis"}
     two = dataclasses.replace(config, rounds=2)
     script = [six(state, apart=True)] * 2
     resumed, straight = play(script, two, resume=loaded).federation, play(script, two).federation
     assert resumed.grouping == straight.grouping
     assert all(torch.equal(resumed.departments["hr"][n], straight.departments["hr"][n]) for n in (A, B))
+
+
+TREE = HierarchyConfig({"office": ["hr", "law"]})
+
+
+def branches(state):
+    return {
+        **six(state, apart=True),
+        "law/c0": (state((5, 1), (1, 0, 0)), 2),
+    }
+
+
+def with_groups(plain_config, **dept):
+    return dataclasses.replace(grouped(plain_config, **dept), hierarchy=TREE)
+
+
+def test_a_group_of_departments_has_a_state_a_cluster_and_figures(play, plain_config, state):
+    fixed = {"select": "fixed", "min_clusters": 1, "max_clusters": 1, "mixing_ratio": 1.0, "mix": "all"}
+    trainer = play([branches(state)], with_groups(plain_config, **fixed), callbacks=[ClusterMonitor()])
+    departments, office = trainer.federation.departments, trainer.federation.groups["office"]
+    for name in (A, B):  # everybody is in one cluster and mixed whole: all are alike
+        assert all(torch.allclose(departments[d][name], office[name]) for d in ("hr", "law", "it"))
+    assert trainer.federation.cluster_assignments == {"hr": 0, "law": 0, "it": 0, "office": 0}
+    assert set(trainer.report.found) == {"office", ROOT}
+    row = trainer.rows()[-1][1]
+    assert (row["office/n_clusters"], row["office/cluster"], row["round/n_clusters"]) == (1, 0, 1)
+    assert row["round/bytes/group/up"] * 3 == row["round/bytes/department/up"]
+
+
+@pytest.mark.parametrize("representation", ["cross_loss", "delta"])
+def test_groups_are_compared_as_departments_are(play, plain_config, state, representation):
+    config = with_groups(plain_config, representation=representation, select="fixed", max_clusters=2)
+    trainer = play([branches(state)], config)
+    assert trainer.report.found[ROOT].departments == ["it", "office"]
+    if (
+        representation == "cross_loss"
+    ):  # hr's 3 clients and law's 1 in office: 2 adapters each; then with it's 3 as well
+        assert len(trainer.clients.evaluated) == 2 * 4 + 2 * 7
+
+
+def test_dynamic_counts_the_clients_below_a_group_as_its_own(play, plain_config, state):
+    trainer = play([branches(state)], with_groups(plain_config, select="dynamic"))
+    first = trainer.federation.grouping[ROOT]["clients"]["weights"]
+    assert set(first) == {"it/c0", "it/c1", "it/c2", "office/hr.c0", "office/hr.c1", "office/hr.c2", "office/law.c0"}
+
+
+def test_groups_are_in_the_checkpoint_and_a_resumed_run_goes_on(play, plain_config, state, tmp_path):
+    config = with_groups(plain_config, select="fixed", max_clusters=2, smoothing=0.5)
+    trainer = play([branches(state)], config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path)
+    loaded = load_checkpoint(tmp_path / "checkpoints" / "round_1")[0]
+    assert torch.equal(loaded.groups["office"][A], trainer.federation.groups["office"][A])
+    assert loaded.cluster_assignments == trainer.federation.cluster_assignments
+    two, script = dataclasses.replace(config, rounds=2), [branches(state)] * 2
+    resumed, straight = play(script, two, resume=loaded).federation, play(script, two).federation
+    for name in (A, B):
+        assert torch.equal(resumed.groups["office"][name], straight.groups["office"][name])
+        assert torch.equal(resumed.departments["law"][name], straight.departments["law"][name])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.federation import load_federation
+from fl_lightning.data.federation import ClientData, load_federation, with_teams
 from fl_lightning.errors import InputError
 
 
@@ -57,3 +57,28 @@ def test_bundled_departments_load_with_train_and_eval(tokenizer):
     data = load_federation("bundled:departments", tokenizer, clients_per_dept=1, max_records=3)
     assert list(data) == ["customer_support/client_0", "engineering/client_0", "finance/client_0", "hr/client_0"]
     assert all(len(client.train) == 3 and client.eval for client in data.values())
+
+
+def clients(*names):
+    return {name: ClientData(*name.split("/"), train=[], eval=[]) for name in names}
+
+
+def test_teams_take_their_clients_out_of_the_department():
+    data = clients("hr/c0", "it/c0", "it/c1", "it/c2")
+    dealt = with_teams(data, {"it/c2": "shell", "it/c0": "apps"})
+    assert list(dealt) == ["apps/c0", "hr/c0", "it/c1", "shell/c2"]
+    assert [client.department for client in dealt.values()] == ["apps", "hr", "it", "shell"]
+    assert with_teams(data, {}) == data
+
+
+BAD_TEAMS = {
+    "nobody": ({"it/c9": "shell"}, "shell: got 'it/c9', wanted a client of the data"),
+    "a department": ({"it/c0": "hr"}, "'hr' is a department of the data too"),
+    "one name twice": ({"it/c0": "shell", "hr/c0": "shell"}, "shell: two clients are called 'c0'"),
+}
+
+
+@pytest.mark.parametrize(("teams", "message"), BAD_TEAMS.values(), ids=BAD_TEAMS)
+def test_teams_that_do_not_fit_the_data_are_refused(teams, message):
+    with pytest.raises(InputError, match=f"federation.hierarchy.groups.*{message}"):
+        with_teams(clients("hr/c0", "it/c0"), teams)
