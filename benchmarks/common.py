@@ -90,3 +90,12 @@ def write_json(path: str, value: Any) -> None:
     """The figures of a benchmark on disk."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def put_table(document: Path, name: str, table: str) -> None:
+    """Put a table into a Markdown file, between its two marks, which must be there."""
+    start, end = f"<!-- table {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = document.read_text().partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"{document}: no {start.strip()} … {end}, wanted both where the table belongs")
+    document.write_text(f"{before}{start}{table.rstrip()}\n{end}{rest.partition(end)[2]}")

