@@ -6,14 +6,16 @@ that the clients happen to live in this process.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
 
@@ -256,6 +258,35 @@ class LocalClients:
         while together := list(itertools.islice(remaining, EVAL_ADAPTERS)):
             results += self._evaluate([state for state, _ in together], [client_id for _, client_id in together])
         return results
+
+    @torch.no_grad()
+    def evaluate_records(
+        self, state: Mapping[str, torch.Tensor], examples: Sequence[Example], gain: float = 1.0
+    ) -> npt.NDArray[np.float64]:
+        """One adapter on records: (summed loss, correct targets, targets) of each, shape (n, 3)."""
+        device, sums = self._fabric.device, np.zeros((len(examples), 3))
+        self._module.eval()
+        self._cohort.load([state], device, gains=[gain])
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        budget = EVAL_TOKENS["cuda" if device.type == "cuda" else "cpu"]
+        with self._cohort.attached():
+            while order:
+                row = [order.pop(0)]
+                while order and sum(len(examples[i]) for i in row) + len(examples[order[0]]) <= budget:
+                    row.append(order.pop(0))
+                batch = pack([[examples[i]] for i in row])
+                self._cohort.arrange((batch.num_tokens,))
+                found = self._forward(batch.to(device))
+                sums[row] = torch.stack([part.double().cpu() for part in found], dim=1).numpy()
+        return sums
+
+    @contextlib.contextmanager
+    def wearing(self, state: Mapping[str, torch.Tensor], gain: float = 1.0) -> Iterator[Any]:
+        """The model, inside this block with an adapter of any rank on it, for generation one prompt or many a batch."""
+        self._cohort.load([state], self._fabric.device, gains=[gain])
+        self._cohort.arrange_one()
+        with self._cohort.attached():
+            yield self._module.model
 
     def _evaluate_own(self, tasks: Sequence[ClientTask], states: Sequence[LoraState]) -> dict[str, Metrics]:
         """The figures of fitted adapters on their own clients' held-out records, for the tasks that want them."""

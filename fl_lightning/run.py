@@ -63,6 +63,7 @@ class Parts:
 
     fabric: Any
     module: LoraClientModule
+    tokenizer: Any
     data: dict[str, ClientData]
     base: str
 
@@ -106,7 +107,7 @@ def prepare(config: RunConfig) -> Parts:
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    return Parts(fabric, module, data, weights)
+    return Parts(fabric, module, tokenizer, data, weights)
 
 
 def make_callbacks(

@@ -36,6 +36,38 @@ def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def take_all(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """(values of a flag that may be given several times, the other arguments)."""
+    values: list[str] = []
+    rest = list(argv)
+    while any(item == flag or item.startswith(f"{flag}=") for item in rest):
+        first = next(i for i, item in enumerate(rest) if item == flag or item.startswith(f"{flag}="))
+        last = first + 1 if "=" in rest[first] else first + 2
+        value, _ = take_option(rest[first:last], flag)
+        values.append(str(value))
+        rest = rest[:first] + rest[last:]
+    return values, rest
+
+
+def take_flag(argv: Sequence[str], flag: str) -> tuple[bool, list[str]]:
+    """(whether a flag without a value is there, the other arguments)."""
+    return flag in argv, [item for item in argv if item != flag]
+
+
+def take_number(argv: Sequence[str], flag: str, least: int) -> tuple[int | None, list[str]]:
+    """(whole number of a flag or None, the other arguments).
+
+    Raises:
+        InputError: if it is no whole number, or below `least`.
+    """
+    value, rest = take_option(argv, flag)
+    if value is None:
+        return None, rest
+    if not value.isdecimal() or int(value) < least:
+        raise InputError(f"{flag}: got {value!r}, wanted a whole number of {least} or more")
+    return int(value), rest
+
+
 def quiet() -> None:
     """Telemetry off, third parties' notices that no user can act on away, our own log on the terminal."""
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -692,3 +693,43 @@ def test_a_round_that_is_left_midway_goes_on_from_the_journal_on_the_disk(
     for one, other in zip(got, wanted, strict=True):
         assert_states_equal(one.state, other.state)
         assert (one.losses, one.metrics, one.num_tokens) == (other.losses, other.metrics, other.num_tokens)
+
+
+def test_records_are_evaluated_one_by_one_as_all_together(local_clients, federation, random_state):
+    clients, model = local_clients()
+    client_id, data = next(iter(federation.items()))
+    state = random_state(model)
+    sums = clients.evaluate_records(state, data.eval)
+    (together,) = clients.evaluate([(state, client_id)])
+    assert sums.shape == (len(data.eval), 3)
+    np.testing.assert_allclose(sums.sum(0), [together.loss_sum, together.correct, together.num_tokens], rtol=1e-5)
+    alone = [clients.evaluate_records(state, [example])[0] for example in data.eval]
+    np.testing.assert_allclose(sums, alone, rtol=1e-5)
+
+
+def test_gain_is_the_scale_of_a_judged_adapter(local_clients, federation, random_state):
+    clients, model = local_clients()
+    data = next(iter(federation.values()))
+    state = random_state(model)
+    doubled = {name: tensor * (2 if "lora_B" in name else 1) for name, tensor in state.items()}
+    np.testing.assert_allclose(
+        clients.evaluate_records(state, data.eval, 2.0), clients.evaluate_records(doubled, data.eval), rtol=1e-5
+    )
+
+
+def test_a_worn_adapter_answers_as_peft_would_and_comes_off_again(local_clients, random_state):
+    from fl_lightning.modeling.lora import load_lora_state
+
+    clients, model = local_clients()
+    model.eval()
+    state, ids = random_state(model), torch.tensor([[3, 5, 7], [4, 6, 8]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with clients.wearing(state, 1.0) as worn:
+            got = worn(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+        load_lora_state(model, state)
+        wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, before, atol=1e-3)
+    assert torch.equal(before, after)

@@ -61,7 +61,7 @@ class LoraCohort:
     def __init__(self, model: PeftModel) -> None:
         self.size = 0
         self._sites: list[_Site] = []
-        self._segments: tuple[int, ...] = ()
+        self._segments: tuple[int, ...] | None = ()
         self._stretches: list[int] = []
         self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
         for name, layer in lora_layers(model).items():
@@ -167,6 +167,16 @@ class LoraCohort:
             raise ValueError(f"got {len(segments)} segments, wanted one for each of the {self.size} clients")
         self._segments, self._generators = tuple(segments), generators
 
+    def arrange_one(self) -> None:
+        """Say that all that comes next is the only client's, without dropout, whatever its shape: generation.
+
+        Raises:
+            ValueError: if there are several clients.
+        """
+        if self.size != 1:
+            raise ValueError(f"got a cohort of {self.size} clients, wanted one")
+        self._segments, self._generators = None, None
+
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """While this block runs, the base model's LoRA layers use the cohort's factors instead of their own."""
@@ -189,14 +199,18 @@ class LoraCohort:
         return add_update
 
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
-        """``s_k B_k A_k x`` on each client's segment, and what is frozen: (1, T, in) to (1, T, out_features)."""
+        """``s_k B_k A_k x`` on each client's segment, and what is frozen: (1, T, in) to (1, T, out_features).
+
+        Of one client that has all (`arrange_one`): (rows, T, in) to (rows, T, out_features).
+        """
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
         parts = []
         # unbind and not indexing: its backward is one stack, where that of K selections fills K whole tensors.
         scaled = site.a * (site.scaling if site.gains is None else site.scaling * site.gains)
         down, up = scaled.unbind(0), site.b.unbind(0)
-        for k, part in enumerate(torch.split(x, list(self._segments), dim=1)):
+        segments = [x.shape[1]] if self._segments is None else list(self._segments)
+        for k, part in enumerate(torch.split(x, segments, dim=1)):
             if part.shape[1]:
                 dropped = self._drop(part, site.dropout, k)
                 parts.append(linear(linear(dropped, down[k]), up[k]))
@@ -205,6 +219,9 @@ class LoraCohort:
 
     def _frozen(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         """What the products beside the factors add."""
+        if self._segments is None:
+            (pair,) = site.frozen
+            return update.new_zeros(1) if pair is None else linear(linear(x, pair[0]), pair[1])
         parts, clients = [], iter(self._segments)
         lengths = [sum(itertools.islice(clients, stretch)) for stretch in self._stretches]
         for pair, part in zip(site.frozen, torch.split(x, lengths, dim=1), strict=True):

@@ -1,0 +1,76 @@
+"""Greedy answers to prompts, several prompts in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fl_lightning.data.tokenization import Example
+
+
+def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompt, answer): the last response of a tokenised record, and all that stands before it, 1-D token ids.
+
+    Example:
+        >>> e = Example(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([False, True, False, True, True]))
+        >>> [part.tolist() for part in split(e)]
+        [[1, 2, 3], [4, 5]]
+    """
+    gaps = (~example.supervised).nonzero().squeeze(1)
+    start = int(gaps[-1]) + 1 if len(gaps) else 0
+    if start == len(example):  # what follows the last response is not the model's
+        last = int(example.supervised.nonzero()[-1])
+        return split(Example(example.ids[: last + 1], example.supervised[: last + 1]))
+    return example.ids[:start], example.ids[start:]
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, end: int | None, batch_size: int = 16
+) -> list[torch.Tensor]:
+    """The greedy continuation of each prompt, up to the end token, which is left out.
+
+    Args:
+        model: a transformers or PEFT causal language model; its active adapter answers.
+        prompts: token ids, each 1-D and not empty.
+        max_new_tokens: at most so many tokens of an answer.
+        end: the token that ends an answer; None for none.
+        batch_size: prompts that share a forward pass, the longest first.
+
+    Returns:
+        Token ids on the CPU, in the order of the prompts.
+
+    Raises:
+        ValueError: if a prompt is empty.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("prompts: got one without tokens, wanted at least one token each")
+    answers: list[torch.Tensor] = [torch.empty(0, dtype=torch.long)] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    device, was = next(model.parameters()).device, model.training
+    model.eval()
+    filler = 0 if end is None else end
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = len(prompts[batch[0]])
+        ids = torch.full((len(batch), width), filler)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, width - len(prompts[i]) :] = prompts[i]
+            mask[row, width - len(prompts[i]) :] = 1
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=filler,
+        )[:, width:].cpu()
+        for row, i in enumerate(batch):
+            stop = (out[row] == end).nonzero() if end is not None else []
+            answers[i] = out[row][: int(stop[0])] if len(stop) else out[row]
+    model.train(was)
+    return answers
