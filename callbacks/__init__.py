@@ -6,9 +6,11 @@ from fl_lightning.callbacks.client_log import ClientLog
 from fl_lightning.callbacks.cluster_monitor import ClusterMonitor
 from fl_lightning.callbacks.evaluation import Evaluation
 from fl_lightning.callbacks.federated_round import FederatedRound
+from fl_lightning.callbacks.logger_views import LoggerViews
 from fl_lightning.callbacks.memory_monitor import MemoryMonitor
 from fl_lightning.callbacks.rich_progress import RichProgress
 from fl_lightning.callbacks.round_checkpoint import RoundCheckpoint
+from fl_lightning.callbacks.samples import Samples
 
 __all__ = [
     "AdapterExport",
@@ -17,7 +19,9 @@ __all__ = [
     "Evaluation",
     "FederatedCallback",
     "FederatedRound",
+    "LoggerViews",
     "MemoryMonitor",
     "RichProgress",
     "RoundCheckpoint",
+    "Samples",
 ]

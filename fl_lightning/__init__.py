@@ -16,9 +16,11 @@ _HOMES = {
         "Evaluation",
         "FederatedCallback",
         "FederatedRound",
+        "LoggerViews",
         "MemoryMonitor",
         "RichProgress",
         "RoundCheckpoint",
+        "Samples",
     ],
     "fl_lightning.clustering": [
         "cluster_aware_average_selected",
@@ -74,9 +76,11 @@ if TYPE_CHECKING:
     from fl_lightning.callbacks import Evaluation as Evaluation
     from fl_lightning.callbacks import FederatedCallback as FederatedCallback
     from fl_lightning.callbacks import FederatedRound as FederatedRound
+    from fl_lightning.callbacks import LoggerViews as LoggerViews
     from fl_lightning.callbacks import MemoryMonitor as MemoryMonitor
     from fl_lightning.callbacks import RichProgress as RichProgress
     from fl_lightning.callbacks import RoundCheckpoint as RoundCheckpoint
+    from fl_lightning.callbacks import Samples as Samples
     from fl_lightning.clustering import cluster_aware_average_selected as cluster_aware_average_selected
     from fl_lightning.clustering import department_level_clustering as department_level_clustering
     from fl_lightning.clustering import determine_optimal_clusters as determine_optimal_clusters

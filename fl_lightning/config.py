@@ -178,10 +178,13 @@ class LoggingConfig:
     """Log clusters, similarities and aggregation statistics."""
     save_cluster_metadata: bool = True
     """Write cluster_metadata/*.json each round."""
+    samples: int = 2
+    """Held-out prompts a department that base and adapter answer after the last round; 0 takes none."""
 
     def __post_init__(self) -> None:
         """Check that every logger names its class. The rest is the logger's own business."""
         check_null(self, "logging.")
+        at_least("logging.samples", self.samples, 0)
         wanted = "a mapping with class_path and, where wanted, init_args"
         for index, logger in enumerate(self.loggers):
             ok = isinstance(logger.get("class_path"), str) and set(logger) <= {"class_path", "init_args"}

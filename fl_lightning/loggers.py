@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,14 @@ from typing import Any
 from lightning.fabric.loggers.logger import Logger
 
 from fl_lightning.errors import InputError
+
+ENVIRONMENT = {
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # a run folder holds its own; a server is one tracking_uri away
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""Of loggers that would otherwise report home or talk over the bars; what the user has set stays."""
 
 
 def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bool = True) -> list[Logger]:
@@ -26,6 +35,8 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
     Raises:
         InputError: naming the logger that cannot be made.
     """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     places = [f"logging.loggers[{index}]: {spec['class_path']}" for index, spec in enumerate(specs)]
     classes = [_import(where, spec["class_path"]) for where, spec in zip(places, specs, strict=True)]
     loggers: list[Logger] = []
@@ -35,9 +46,13 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
         if "save_dir" in parameters and "save_dir" not in arguments:
             arguments["save_dir"] = str(run_folder)
             arguments.update({k: "" for k in ("name", "version") if _writes_plain_files(cls) and k not in arguments})
+            if cls.__name__ == "MLFlowLogger":
+                arguments["save_dir"] = str(run_folder / "mlruns")
         if not fresh and _writes_plain_files(cls) and arguments.get("save_dir") == str(run_folder):
             for old in (run_folder / "metrics.csv", *run_folder.glob("events.out.tfevents.*")):
                 old.unlink(missing_ok=True)
+        if cls.__name__ == "TensorBoardLogger":  # the config goes beside what came out, and not beside a -1 before it
+            arguments.update({"default_hp_metric": False} if "default_hp_metric" in parameters else {})
         if not fresh and cls.__name__ == "TensorBoardLogger":
             arguments.setdefault("purge_step", 0)  # elsewhere the old rows stay and are passed over
         try:
@@ -45,7 +60,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
                 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
                 loggers.append(cls(**arguments))
                 getattr(loggers[-1], "experiment", None)  # opens its files now, so that a bad folder shows now
-        except (TypeError, ValueError, ImportError, OSError) as error:
+        except Exception as error:  # a logger's service raises whatever its authors chose
             raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     return loggers
 

@@ -23,9 +23,11 @@ from fl_lightning.callbacks import (
     Evaluation,
     FederatedCallback,
     FederatedRound,
+    LoggerViews,
     MemoryMonitor,
     RichProgress,
     RoundCheckpoint,
+    Samples,
 )
 from fl_lightning.checkpoint import newest_checkpoint
 from fl_lightning.config import RunConfig
@@ -111,7 +113,10 @@ def prepare(config: RunConfig) -> Parts:
 
 
 def make_callbacks(
-    config: RunConfig, console: Console | None = None, run_identity: Mapping[str, Any] | None = None
+    config: RunConfig,
+    console: Console | None = None,
+    run_identity: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
 ) -> list[FederatedCallback]:
     """The callbacks of a run, in the order in which their hooks run; the checkpoint comes last but for the bars."""
     kept = config.retention
@@ -125,6 +130,8 @@ def make_callbacks(
             truth=true_clusters(config.data.root),
         ),
         MemoryMonitor(),
+        *([] if tokenizer is None else [Samples(tokenizer, config.logging.samples)]),
+        LoggerViews(config.to_dict()),
         AdapterExport(kept.client_exports, kept.best),
         RoundCheckpoint(kept.checkpoints, kept.best, run_identity),
         RichProgress(console),
@@ -181,7 +188,7 @@ def _fit(
     if state is not None:
         log.info("resuming %s after round %d", run_folder, state.round_num)
     parts.fabric, _ = make_fabric(config.fabric, loggers)
-    callbacks = make_callbacks(config, console, run_identity)
+    callbacks = make_callbacks(config, console, run_identity, parts.tokenizer)
     for callback in callbacks:
         if type(callback).__name__ in extra.get("callbacks", {}):
             callback.load_state_dict(extra["callbacks"][type(callback).__name__])

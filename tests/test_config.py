@@ -125,6 +125,7 @@ BAD = [
     ("training.proximal_mu", -1.0),
     ("training.proximal_mu", NAN),
     ("retention.best", -1),
+    ("logging.samples", -1),
     ("federation.flora.momentum", 0.0),
     ("federation.flora.momentum", -0.1),
     ("federation.flora.momentum", 1.01),

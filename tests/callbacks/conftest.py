@@ -74,13 +74,22 @@ def play(plain_config):
     """Run a script of updates through FederatedTrainer and give back the trainer; `trainer.clients` is the fake."""
 
     def run(
-        script, config=None, *, callbacks=(), run_folder=None, initial=None, resume=None, on_error=None, model=None
+        script,
+        config=None,
+        *,
+        callbacks=(),
+        run_folder=None,
+        initial=None,
+        resume=None,
+        on_error=None,
+        model=None,
+        fabric=None,
     ):
         config = config or plain_config(rounds=len(script))
         ids = sorted({client_id for updates in script for client_id in updates})
         data = {c: ClientData(*c.split("/"), train=[[0]], eval=[[0]] * (1 + i)) for i, c in enumerate(ids)}
         trainer = FederatedTrainer(
-            fabric=Fabric(accelerator="cpu", devices=1),
+            fabric=fabric or Fabric(accelerator="cpu", devices=1),
             callbacks=callbacks,
             federation=config,
             run_folder=run_folder,

@@ -1,0 +1,41 @@
+"""Writes sample answers of the base and of each department's adapter to ``samples.json`` and to the loggers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.fit import LocalClients
+from fl_lightning.logger_media import put_text
+from fl_lightning.parallel import SeveralProcesses
+from fl_lightning.samples import as_json, as_markdown, take_samples
+
+if TYPE_CHECKING:
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class Samples(FederatedCallback):
+    """After the last round: greedy answers to held-out prompts, where the records are at hand.
+
+    Args:
+        tokenizer: of the base model.
+        count: prompts a department; 0 takes none.
+    """
+
+    def __init__(self, tokenizer: Any, count: int = 2) -> None:
+        self.tokenizer, self.count = tokenizer, count
+
+    def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
+        """Take, write and log them."""
+        clients = trainer.clients.local if isinstance(trainer.clients, SeveralProcesses) else trainer.clients
+        if not self.count or not isinstance(clients, LocalClients) or clients.in_step:
+            return  # records that live elsewhere stay there; of a base that is cut up no process can answer alone
+        federation = trainer.federation
+        adapters = {department: federation.adapter(department) for department in federation.departments}
+        samples = take_samples(clients, self.tokenizer, trainer.data, federation.initial, adapters, count=self.count)
+        if trainer.run_folder is not None:
+            trainer.writer.json(trainer.run_folder / "samples.json", as_json(samples))
+        for department in adapters:
+            text = as_markdown([sample for sample in samples if sample.department == department])
+            for logger in trainer.fabric.loggers:
+                put_text(logger, f"samples/{department}", text, trainer.round_num)
