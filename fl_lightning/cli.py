@@ -25,6 +25,7 @@ commands:
   fit       --config configs/default.yaml    train; --resume last|RUN continues a run
   evaluate  --run RUN                         (re)write federated_eval.json and client_eval_all_rounds.json
   compare   --config A.yaml B.yaml --seeds 3  run configs with several seeds and compare them
+  certs     --sites hr/client_0 hr/client_1   make certificates and keys for a run between machines
 
 RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's options.
 """
@@ -33,7 +34,12 @@ RUN is a run folder or 'last'. 'fl-lightning COMMAND --help' lists a command's o
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code comes back."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "compare": compare}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "fit": fit,
+        "evaluate": evaluate,
+        "compare": compare,
+        "certs": certs,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -178,6 +184,13 @@ def compare(argv: list[str]) -> int:
     if comparison.failed:
         raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
     return 0
+
+
+def certs(argv: list[str]) -> int:
+    """``certs``: make a certificate authority, a server's certificate and a key for every site."""
+    from fl_lightning.network import certs_command
+
+    return certs_command.certs(argv)
 
 
 def _say(kind: str, error: Exception) -> None:

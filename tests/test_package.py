@@ -32,6 +32,7 @@ LAYERS = {
         "processes",
         "messages",
         "writer",
+        "network",
     ],
     1: [
         "flora",
@@ -133,6 +134,7 @@ LAYERS = {
         "checkpoint",
         "journal",
         "identity",
+        "network.certificates",
     ],
     3: ["module", "datamodule", "loggers"],
     4: ["fit", "parallel", "device", "evaluation", "comparison", "comparison_report"],
@@ -149,7 +151,7 @@ LAYERS = {
         "callbacks.round_checkpoint",
     ],
     6: ["trainer"],
-    7: ["arguments", "run", "compare_plan", "compare", "cli", "__main__", ""],
+    7: ["arguments", "run", "compare_plan", "compare", "network.certs_command", "cli", "__main__", ""],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "torchmetrics"}
