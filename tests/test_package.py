@@ -112,6 +112,7 @@ LAYERS = {
         "sampling",
         "retention",
         "exchange",
+        "network.compression",
     ],
     2: [
         "bundled",
