@@ -113,6 +113,7 @@ LAYERS = {
         "retention",
         "exchange",
         "network.compression",
+        "network.local_privacy",
     ],
     2: [
         "bundled",
