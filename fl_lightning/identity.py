@@ -23,11 +23,13 @@ MAY_CHANGE = (
     "data.root",
     "federation.rounds",
     "training.clients_at_once",
+    "training.gradient_checkpointing",
     "fabric.accelerator",
     "fabric.devices",
     "fabric.num_nodes",
     "fabric.parallelism",
     "fabric.strategy",
+    "fabric.memory_limit_mb",
     "logging",
     "retention",
 )

@@ -262,7 +262,15 @@ def _clients(parts: Parts, config: RunConfig) -> Clients:
     base_too = config.fabric.strategy == "fsdp"
     pools = share_policy(config.federation.share).pools
     return make_clients(
-        parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too, pools=pools
+        parts.fabric,
+        parts.module,
+        parts.data,
+        config.training,
+        at_once,
+        parallelism,
+        base_too,
+        pools=pools,
+        memory_limit_mb=config.fabric.memory_limit_mb,
     )
 
 

@@ -146,6 +146,7 @@ BAD = [
     ("fabric.parallelism", "layers"),
     ("fabric.strategy", "fsdp"),
     ("fabric.precision", "fp8"),
+    ("fabric.memory_limit_mb", 0),
     ("logging.loggers", [{}]),
     ("logging.loggers", [{"class_path": 3}]),
     ("logging.loggers", [{"class_path": "x.Y", "name": "z"}]),
@@ -162,6 +163,7 @@ EDGES = [
     ("training.max_grad_norm", 0.0),
     ("training.clients_at_once", 1),
     ("federation.rounds", 1),
+    ("fabric.memory_limit_mb", 1),
     ("federation.share", "a"),
     ("federation.flora.momentum", 1.0),
     ("federation.client_clusters.num_clusters", 1),
@@ -231,7 +233,7 @@ def test_the_defaults_are_the_documented_ones():
     assert (config["data"]["clients_per_dept"], config["data"]["max_records"]) == (3, 128)
     training = config["training"]
     assert (training["local_epochs"], training["learning_rate"], training["batch_size"]) == (1, 2e-4, 4)
-    assert training["clients_at_once"] == "auto"
+    assert (training["clients_at_once"], training["gradient_checkpointing"]) == ("auto", False)
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",
@@ -290,6 +292,7 @@ def test_the_defaults_are_the_documented_ones():
         "parallelism": "clients",
         "strategy": "auto",
         "precision": "auto",
+        "memory_limit_mb": None,
     }
     assert (config["logging"]["cluster_logging"], config["logging"]["save_cluster_metadata"]) == (True, True)
 

@@ -32,6 +32,7 @@ LAYERS = {
         "processes",
         "messages",
         "writer",
+        "memory",
         "network",
     ],
     1: [
@@ -130,6 +131,7 @@ LAYERS = {
         "modeling.attention",
         "modeling.lora",
         "modeling.cohort",
+        "modeling.checkpointing",
         "modeling.loss",
         "modeling.supervised",
         "spill",
