@@ -149,7 +149,7 @@ class FabricConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
     memory_limit_mb: int | None = None
-    """MiB that each process may take, of its GPU or resident on a CPU; a cohort that wants more is trained in halves."""
+    """MiB that each process may take, of its GPU or resident on a CPU; a cohort that wants more is cut in halves."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
