@@ -7,6 +7,7 @@ from fl_lightning.callbacks.cluster_monitor import ClusterMonitor
 from fl_lightning.callbacks.evaluation import Evaluation
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.callbacks.memory_monitor import MemoryMonitor
+from fl_lightning.callbacks.network_log import NetworkLog
 from fl_lightning.callbacks.rich_progress import RichProgress
 from fl_lightning.callbacks.round_checkpoint import RoundCheckpoint
 
@@ -18,6 +19,7 @@ __all__ = [
     "FederatedCallback",
     "FederatedRound",
     "MemoryMonitor",
+    "NetworkLog",
     "RichProgress",
     "RoundCheckpoint",
 ]

@@ -58,12 +58,13 @@ class Evaluation(FederatedCallback):
         """Evaluate the departments' adapters and write both files."""
         found = trainer.journal.look_up(trainer.round_num, "evaluation")
         if found is None:
-            adapters = {department: trainer.federation.adapter(department) for department in self.base}
+            adapters = {name: trainer.federation.adapter(name) for name in trainer.federation.departments}
             found = evaluate_departments(trainer.clients, trainer.data, adapters)
             trainer.journal.note(trainer.round_num, "evaluation", found)
         self.final, client_mean = found
         self._log(trainer, self.final)
-        trainer.log({"eval/loss_client_mean": client_mean})
+        if self.final:
+            trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
             trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final))
             trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
@@ -71,6 +72,9 @@ class Evaluation(FederatedCallback):
     def _log(self, trainer: FederatedTrainer, departments: Mapping[str, Figures]) -> None:
         for name, values in departments.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
+        if not departments:
+            log.warning("round %d: no figures from anybody", trainer.round_num)
+            return
         trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
 
     def state_dict(self) -> dict[str, Any]:

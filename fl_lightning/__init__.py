@@ -17,6 +17,7 @@ _HOMES = {
         "FederatedCallback",
         "FederatedRound",
         "MemoryMonitor",
+        "NetworkLog",
         "RichProgress",
         "RoundCheckpoint",
     ],
@@ -47,6 +48,7 @@ _HOMES = {
         "load_lora_state",
     ],
     "fl_lightning.module": ["LoraClientModule"],
+    "fl_lightning.network.client_app": ["DepartmentLoraClient"],
     "fl_lightning.state": ["LoraState"],
     "fl_lightning.trainer": ["FederatedTrainer"],
 }
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from fl_lightning.callbacks import FederatedCallback as FederatedCallback
     from fl_lightning.callbacks import FederatedRound as FederatedRound
     from fl_lightning.callbacks import MemoryMonitor as MemoryMonitor
+    from fl_lightning.callbacks import NetworkLog as NetworkLog
     from fl_lightning.callbacks import RichProgress as RichProgress
     from fl_lightning.callbacks import RoundCheckpoint as RoundCheckpoint
     from fl_lightning.clustering import cluster_aware_average_selected as cluster_aware_average_selected
@@ -99,5 +102,6 @@ if TYPE_CHECKING:
     from fl_lightning.modeling.lora import load_adapter_model as load_adapter_model
     from fl_lightning.modeling.lora import load_lora_state as load_lora_state
     from fl_lightning.module import LoraClientModule as LoraClientModule
+    from fl_lightning.network.client_app import DepartmentLoraClient as DepartmentLoraClient
     from fl_lightning.state import LoraState as LoraState
     from fl_lightning.trainer import FederatedTrainer as FederatedTrainer

@@ -13,9 +13,13 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_lightning import processes, stopping
 from fl_lightning.errors import InputError, RunError, nearest
+
+if TYPE_CHECKING:
+    from fl_lightning.config import RunConfig
 
 USAGE = """usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)
 
@@ -24,6 +28,8 @@ Hierarchical federated LoRA fine-tuning of causal language models.
 commands:
   fit       --config configs/default.yaml    train; --resume last|RUN continues a run
   evaluate  --run RUN                         (re)write federated_eval.json and client_eval_all_rounds.json
+  server    --config configs/default.yaml    the same run with clients on other machines; --resume last|RUN continues
+  client    --config FILE --department hr --client client_0      take part in it with the records here
   compare   --config A.yaml B.yaml --seeds 3  run configs with several seeds and compare them
   certs     --sites hr/client_0 hr/client_1   make certificates and keys for a run between machines
 
@@ -38,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": fit,
         "evaluate": evaluate,
         "compare": compare,
+        "server": server,
+        "client": client,
         "certs": certs,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -67,29 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.is_first():
             saved = "nothing was written"
             if stop.run_folder is not None:
-                run = shlex.quote(str(stop.run_folder))
-                saved = f"all that was finished is saved: fl-lightning fit --resume {run} continues"
+                run, verb = shlex.quote(str(stop.run_folder)), "server" if command == "server" else "fit"
+                saved = f"all that was finished is saved: fl-lightning {verb} --resume {run} continues"
             print(f"stopped; {saved}", file=sys.stderr)
         return 128 + stop.number
 
 
 def fit(argv: list[str]) -> int:
     """``fit``: train, or continue a run with ``--resume last|RUN``."""
-    from fl_lightning.arguments import parse_config
-
-    if "--help" in argv or "-h" in argv:
-        print("fl-lightning fit [--resume last|RUN] [OPTIONS]\n")
     given = ["fit", *argv]
-    resume, argv = _take(argv, "--resume")
-    if resume is None:
-        config, folder = parse_config(argv), None
-    else:
-        from fl_lightning.run_folder import find_run_folder
-
-        root = _take(argv, "--output")[0] or parse_config(argv).output
-        folder = find_run_folder(resume, Path(root))
-        # What the run was made with comes first, so that arguments given now win.
-        config = parse_config(["--config", str(folder / "config.yaml"), *argv])
+    config, folder = _config(argv, "fit")
     with processes.started(config.fabric.devices, given):
         _quiet()
         from fl_lightning import run
@@ -97,6 +92,57 @@ def fit(argv: list[str]) -> int:
         _hush()
         run.fit(config, resume=folder)
     return 0
+
+
+def server(argv: list[str]) -> int:
+    """``server``: a run whose clients are on other machines, or its continuation with ``--resume last|RUN``."""
+    config, folder = _config(argv, "server")
+    _quiet()
+    from fl_lightning.network import server as command
+
+    _hush()
+    command.serve(config, resume=folder)
+    return 0
+
+
+def client(argv: list[str]) -> int:
+    """``client --department D --client C``: take part in a server's run with the records here."""
+    if "--help" in argv or "-h" in argv:
+        print("fl-lightning client --department D --client C [OPTIONS]\n")
+    given = ["client", *argv]
+    department, argv = _take(argv, "--department")
+    name, argv = _take(argv, "--client")
+    from fl_lightning.arguments import parse_config
+
+    config = parse_config(argv, "fl_lightning client")
+    if department is None or name is None:
+        missing = "--department" if department is None else "--client"
+        raise InputError(f"client: no {missing}, wanted --department and --client, such as hr and client_0")
+    with processes.started(config.fabric.devices, given):
+        _quiet()
+        from fl_lightning.network import client as command
+
+        _hush()
+        command.attend(config, department, name)
+    return 0
+
+
+def _config(argv: list[str], command: str) -> tuple[RunConfig, Path | None]:
+    """(config, the run folder to go on with or None) of a command that trains."""
+    from fl_lightning.arguments import parse_config
+
+    if "--help" in argv or "-h" in argv:
+        print(f"fl-lightning {command} [--resume last|RUN] [OPTIONS]\n")
+    prog = f"fl_lightning {command}"
+    resume, argv = _take(argv, "--resume")
+    if resume is None:
+        return parse_config(argv, prog), None
+    from fl_lightning.run_folder import find_run_folder
+
+    root = _take(argv, "--output")[0] or parse_config(argv, prog).output
+    folder = find_run_folder(resume, Path(root))
+    # What the run was made with comes first, so that arguments given now win.
+    return parse_config(["--config", str(folder / "config.yaml"), *argv], prog), folder
 
 
 def evaluate(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ from fl_lightning.federation_config import (
     ServerConfig,
 )
 from fl_lightning.lora_config import LoraConfig, LoraProfile
+from fl_lightning.network_config import LocalPrivacyConfig, NetworkConfig
 from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive
 
@@ -34,10 +35,12 @@ __all__ = [
     "FederationConfig",
     "FloraConfig",
     "GuardConfig",
+    "LocalPrivacyConfig",
     "LoggingConfig",
     "LoraConfig",
     "LoraProfile",
     "ModelConfig",
+    "NetworkConfig",
     "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",
@@ -235,6 +238,8 @@ class RunConfig:
     """Loggers."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """What is kept."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Between machines: the commands server and client."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -54,12 +54,17 @@ def evaluate_departments(
 ) -> tuple[dict[str, Figures], float]:
     """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients.
 
+    A client that gives no figures, as one on the network may, is left out, and so is a department without any; where
+    nobody gives figures the mean is infinite.
+
     Raises:
         RunError: if a loss is not finite.
     """
     results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
     pooled: dict[str, Metrics] = {}
-    for client, metrics in zip(data.values(), results, strict=True):
+    heard = {c: metrics for c, metrics in zip(data, results, strict=True) if metrics.num_tokens}
+    for client_id, metrics in heard.items():
+        client = data[client_id]
         pooled[client.department] = pooled[client.department] + metrics if client.department in pooled else metrics
     for department, metrics in pooled.items():
         if not math.isfinite(metrics.loss_sum):
@@ -68,13 +73,18 @@ def evaluate_departments(
                 "training.learning_rate or federation.flora.momentum, or choose another fabric.precision"
             )
     departments = {d: figures(metrics) for d, metrics in pooled.items()}
-    return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
+    if not heard:
+        return {}, math.inf
+    return departments, mean_figures({c: figures(m) for c, m in heard.items()})["loss"]
 
 
 def cross_losses(
     clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> npt.NDArray[np.float64]:
-    """Loss of department i's adapter on j's held-out records: shape (n, n), departments sorted."""
+    """Loss of department i's adapter on j's held-out records: shape (n, n), departments sorted.
+
+    Where no client of j gives figures the mean of the others stands.
+    """
     names = sorted(states)
     jobs = [(name, client_id) for name in names for client_id, client in data.items() if client.department in states]
     results = clients.evaluate((states[name], client_id) for name, client_id in jobs)
@@ -83,8 +93,10 @@ def cross_losses(
         place = names.index(name), names.index(data[client_id].department)
         sums[place] += metrics.loss_sum
         tokens[place] += metrics.num_tokens
-    found: npt.NDArray[np.float64] = sums / tokens
-    return found
+    known = tokens > 0
+    found: npt.NDArray[np.float64] = sums / np.where(known, tokens, 1.0)
+    # A pair without figures is taken for one like the others: it draws departments neither together nor apart.
+    return np.where(known, found, found[known].mean() if known.any() else 0.0)
 
 
 def leave_one_out(
@@ -122,14 +134,18 @@ def leave_one_out(
     losses = {}
     for number, candidate in enumerate(candidates):
         own = results[number * len(client_ids) : (number + 1) * len(client_ids)]
-        losses[candidate] = sum(m.loss_sum for m in own) / sum(m.num_tokens for m in own)
+        losses[candidate] = sum(m.loss_sum for m in own) / max(1, sum(m.num_tokens for m in own))
     return losses.pop(None), {str(client_id): loss for client_id, loss in losses.items()}
 
 
 def summary(base: Mapping[str, Figures], final: Mapping[str, Figures]) -> dict[str, Any]:
-    """What stands in ``federated_eval.json``."""
-    departments = {d: {"base": base[d], "final": final[d]} for d in sorted(final)}
-    return {"departments": departments, "mean": {"base": mean_figures(base), "final": mean_figures(final)}}
+    """What stands in ``federated_eval.json``: departments with figures before and after."""
+    both = sorted(base.keys() & final.keys())
+    departments = {d: {"base": base[d], "final": final[d]} for d in both}
+    if not both:
+        return {"departments": {}, "mean": {}}
+    means = [mean_figures({d: figures[d] for d in both}) for figures in (base, final)]
+    return {"departments": departments, "mean": dict(zip(("base", "final"), means, strict=True))}
 
 
 def evaluate_run(

@@ -147,9 +147,9 @@ def test_defaults_are_those_of_the_contract():
 def test_every_field_of_the_config_has_a_docstring_below_it():
     import ast
 
-    from fl_lightning import config, federation_config
+    from fl_lightning import config, federation_config, network_config
 
-    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config)]
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config, network_config)]
     for cls in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
         fields = [i for i, node in enumerate(cls.body) if isinstance(node, ast.AnnAssign)]
         for index in fields:
@@ -160,5 +160,5 @@ def test_every_field_of_the_config_has_a_docstring_below_it():
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 14
+    assert len(blocks) == 16
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)
