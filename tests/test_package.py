@@ -125,6 +125,7 @@ LAYERS = {
         "network.local_privacy",
         "network.wire",
         "network.post",
+        "network.inquiry",
     ],
     2: [
         "bundled",

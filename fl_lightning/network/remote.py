@@ -10,26 +10,22 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fl_lightning import stopping
-from fl_lightning.config import NetworkConfig
 from fl_lightning.errors import RunError
 from fl_lightning.exchange import ClientTask, ClientUpdate, CohortJournal, EvaluationJob, Metrics, OnStep, header_of
-from fl_lightning.messages import encode
-from fl_lightning.network.agreement import Agreement, SiteFacts
-from fl_lightning.network.post import Answer, Kind, Post
-from fl_lightning.network.wire import HEADER_BYTES, Echo, Refused, largest_update, read_answer, read_update
+from fl_lightning.network.agreement import SiteFacts
+from fl_lightning.network.inquiry import Inquiry
+from fl_lightning.network.wire import HEADER_BYTES, Refused, largest_update, read_update
 from fl_lightning.sharing.policy import SharePolicy
 from fl_lightning.state import LoraState, select
 
 log = logging.getLogger(__name__)
 
-POLL = 0.2
 JOBS = 16
 """Adapters in one message of an evaluation."""
 ASK_AGAIN = 30.0
@@ -42,47 +38,30 @@ NOTHING = Metrics(0.0, 0.0, 0, 0)
 """The figures of a site that gave none."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question that waits for its answer.
-
-    Attributes:
-        since: when the site had connected that was asked.
-        largest: bytes that an answer may have.
-    """
-
-    client_id: str
-    echo: Echo
-    since: str
-    largest: int
-
-
 class RemoteClients:
     """Sites that are reached by a post.
 
     Args:
-        post: carries the messages.
-        run: the run's id, equal after a resume.
+        inquiry: asks them.
         policy: which factors travel.
-        agreement: what the sites must have in common with this side.
-        network: the ``network`` block.
 
     Attributes:
-        sites: {client_id: what it said of itself} of those that joined.
-        wire: bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, answers not taken.
         transport_errors: {client_id: relative rounding error of its last update on the way}.
     """
 
-    def __init__(
-        self, post: Post, *, run: str, policy: SharePolicy, agreement: Agreement, network: NetworkConfig
-    ) -> None:
-        self._post, self._run, self._policy = post, run, policy
-        self._agreement, self._network = agreement, network
-        self._waiting: dict[int, Asked] = {}
-        self._round = 0
-        self.sites: dict[str, SiteFacts] = {}
-        self.wire = {"up": 0, "down": 0, "refused": 0}
+    def __init__(self, inquiry: Inquiry, policy: SharePolicy) -> None:
+        self._inquiry, self._policy, self._network = inquiry, policy, inquiry.network
         self.transport_errors: dict[str, float] = {}
+
+    @property
+    def sites(self) -> dict[str, SiteFacts]:
+        """{client_id: what it said of itself} of those that joined."""
+        return self._inquiry.sites
+
+    @property
+    def wire(self) -> dict[str, int]:
+        """Bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, answers not taken."""
+        return self._inquiry.wire
 
     def join(self, expected: Iterable[str]) -> Mapping[str, SiteFacts]:
         """Wait for the sites, as long as ``network.join_timeout`` says, and hear what they have.
@@ -97,30 +76,30 @@ class RemoteClients:
         log.info("waiting for %d sites", len(wanted))
         while (missing := [c for c in wanted if c not in self.sites]) and time.monotonic() < end:
             stopping.check()
-            online = self._post.online()
+            online = self._inquiry.post.online()
             for client_id in [c for c in missing if c in online]:
                 when, since = asked.get(client_id, (-math.inf, ""))
                 if since != online[client_id] or time.monotonic() - when > ASK_AGAIN:
                     asked[client_id] = time.monotonic(), online[client_id]
-                    self._ask(client_id, "query", {"do": "hello"}, [], HEADER_BYTES, ASK_AGAIN * 2)
-            for client_id, header, _ in self._answers(reasons):
+                    self._inquiry.ask(client_id, "query", {"do": "hello"}, [], HEADER_BYTES, ASK_AGAIN * 2)
+            for client_id, header, _ in self._inquiry.answers(reasons):
                 try:
-                    self._meet(client_id, header)
+                    self._inquiry.meet(client_id, header)
                     log.info("%s has joined: %d records", client_id, self.sites[client_id].train)
                 except Refused as error:
                     reasons[client_id] = str(error)
-        self._waiting.clear()
+        self._inquiry.waiting.clear()
         for client_id in missing:
             log.warning("%s has not joined: %s", client_id, reasons[client_id])
         departments = {client_id.split("/", 1)[0] for client_id in wanted}
         for department in sorted(departments):
             own = [c for c in wanted if c.split("/", 1)[0] == department]
             here = [c for c in own if c in self.sites]
-            if len(here) < self._needed(len(own)):
+            if len(here) < self._inquiry.needed(len(own)):
                 first = next(c for c in own if c not in self.sites)
                 raise RunError(
                     f"{department}: {len(here)} of {len(own)} sites joined within {self._network.join_timeout:.0f} s "
-                    f"(network.join_timeout), wanted {self._needed(len(own))} (network.quorum); {first}: "
+                    f"(network.join_timeout), wanted {self._inquiry.needed(len(own))} (network.quorum); {first}: "
                     f"{reasons[first]}"
                 )
         return {client_id: self.sites[client_id] for client_id in wanted if client_id in self.sites}
@@ -133,12 +112,12 @@ class RemoteClients:
         It ends when each department has what ``network.quorum`` asks for, or at ``network.deadline``.
         """
         nonce = secrets.token_hex(16)
-        self._waiting.clear()  # a late answer to the round before is no answer to this one
+        self._inquiry.waiting.clear()  # a late answer to the round before is no answer to this one
         pending = {task.client_id: task for task in tasks}
         counts: dict[str, int] = {}
         for task in tasks:
             counts[task.department] = counts.get(task.department, 0) + 1
-            self._round = task.round_num
+            self._inquiry.round = task.round_num
         heard = dict.fromkeys(counts, 0)
         for task in tasks:
             recalled = journal.recall([task]) if journal is not None else None
@@ -148,31 +127,33 @@ class RemoteClients:
                 yield from recalled
         open_tasks, reasons = dict(pending), dict.fromkeys(pending, "it is not connected")
         again: dict[str, tuple[float, str]] = {}
+        since_when: dict[str, str] = {}
 
         def lost(client_id: str) -> None:
             pending[client_id] = open_tasks[client_id]
-            again[client_id] = time.monotonic() + RETRY, self._post.online().get(client_id, "")
+            again[client_id] = time.monotonic() + RETRY, since_when[client_id]
 
         end = time.monotonic() + self._network.deadline
         while open_tasks and time.monotonic() < end:
             left = dict.fromkeys(counts, 0)
             for task in open_tasks.values():
                 left[task.department] += 1
-            if all(heard[d] >= self._needed(counts[d]) or not left[d] for d in counts):
+            if all(heard[d] >= self._inquiry.needed(counts[d]) or not left[d] for d in counts):
                 break
             stopping.check()
-            online, now = self._post.online(), time.monotonic()
+            online, now = self._inquiry.post.online(), time.monotonic()
             for client_id in [c for c in pending if c in online]:
                 when, since = again.get(client_id, (now, ""))
                 if now >= when or online[client_id] != since:
+                    since_when[client_id] = online[client_id]
                     self._ask_fit(pending.pop(client_id), nonce, end - now, online[client_id])
                     reasons[client_id] = "it did not answer in time"
-            for client_id, header, states in self._answers(reasons, lost):
+            for client_id, header, states in self._inquiry.answers(reasons, lost):
                 task = open_tasks.pop(client_id)
                 try:
                     update = self._take(header, states, task)
                 except Refused as error:
-                    self._refuse(client_id, error, reasons)
+                    self._inquiry.refuse(client_id, error, reasons)
                     continue
                 heard[task.department] += 1
                 if journal is not None:
@@ -182,7 +163,7 @@ class RemoteClients:
                 yield update
         for client_id in reasons:
             if client_id in open_tasks:
-                log.warning("round %d goes on without %s: %s", self._round, client_id, reasons[client_id])
+                log.warning("round %d goes on without %s: %s", self._inquiry.round, client_id, reasons[client_id])
 
     def _ask_fit(self, task: ClientTask, nonce: str, seconds: float, since: str) -> None:
         sends = self._policy.sends(task.round_num)
@@ -191,11 +172,11 @@ class RemoteClients:
         start = select(task.start, sends) if kept else {name: task.start[name] for name in task.start}
         largest = largest_update(task, sends, self._network.transport)
         header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen]
-        self._ask(task.client_id, "train", header, states, largest, max(1.0, seconds), nonce, since)
+        self._inquiry.ask(task.client_id, "train", header, states, largest, max(1.0, seconds), nonce, since)
 
     def _take(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:
         sends = self._policy.sends(task.round_num)
-        self._meet(task.client_id, header)
+        self._inquiry.meet(task.client_id, header)
         update = read_update(header, states, task, sends, self._network.transport)
         if update.num_examples != self.sites[task.client_id].train:
             raise Refused(
@@ -207,36 +188,17 @@ class RemoteClients:
             self.transport_errors[task.client_id] = error
         return update
 
-    def _meet(self, client_id: str, header: Mapping[str, Any]) -> None:
-        """Take in what a site says of itself.
-
-        Raises:
-            Refused: if it is not what it was, or cannot take part.
-        """
-        for word in ("refused", "failed"):
-            if word in header:
-                raise Refused(f"the site says: {str(header[word])[:500]}")
-        try:
-            facts = SiteFacts.read(header.get("site"))
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        before = self.sites.get(client_id, facts)
-        if facts.client_id != client_id or replace(before, kept=0) != replace(facts, kept=0):
-            raise Refused(f"the site has other records or another rank than when it joined: {facts}, before {before}")
-        if facts.train < 1:
-            raise Refused("the site has no records")
-        self.sites[client_id] = facts
-
     def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Adapters on the sites' held-out records, in the order of the jobs; `NOTHING` for a site that gives none."""
+        """Adapters on the sites' held-out records, in the order of the jobs; `NOTHING` where a site gives none."""
         listed = list(jobs)
         results = [NOTHING] * len(listed)
         places: dict[str, list[int]] = {}
         for index, (_, client_id) in enumerate(listed):
             places.setdefault(client_id, []).append(index)
-        owing = {asked.client_id for asked in self._waiting.values()}  # still busy with what it did not finish in time
-        self._waiting.clear()
-        online, end = self._post.online(), time.monotonic() + self._network.deadline
+        # Who owes an answer is still busy with what it did not finish in time.
+        owing = {asked.client_id for asked in self._inquiry.waiting.values()}
+        self._inquiry.waiting.clear()
+        online, end = self._inquiry.post.online(), time.monotonic() + self._network.deadline
         parts: dict[str, list[list[int]]] = {}  # what each site is still to answer, in order
         figures: dict[str, list[Metrics]] = {client_id: [] for client_id in places}
         for client_id in places:
@@ -244,25 +206,25 @@ class RemoteClients:
                 own = places[client_id]
                 parts[client_id] = [own[i : i + JOBS] for i in range(0, len(own), JOBS)]
         reasons = dict.fromkeys(places, "it is not connected, or not done with the round")
-        own_factor = self._policy.keeps != "none" and self._round > 0
+        own_factor = self._policy.keeps != "none" and self._inquiry.round > 0
         for client_id, chunks in parts.items():
             self._ask_figures(client_id, [listed[i][0] for i in chunks[0]], own_factor, end, online[client_id])
             reasons[client_id] = "it did not answer in time"
         while parts and time.monotonic() < end:
             stopping.check()
             lost: list[str] = []
-            for client_id, header, _ in self._answers(reasons, lost.append):
+            for client_id, header, _ in self._inquiry.answers(reasons, lost.append):
                 chunk = parts[client_id].pop(0)
                 try:
                     found = _figures(header, len(chunk))
                 except Refused as error:
-                    self._refuse(client_id, error, reasons)
+                    self._inquiry.refuse(client_id, error, reasons)
                     del parts[client_id]
                     continue
                 figures[client_id] += found
                 if parts[client_id]:
                     states = [listed[i][0] for i in parts[client_id][0]]
-                    self._ask_figures(client_id, states, own_factor, end, self._post.online().get(client_id, ""))
+                    self._ask_figures(client_id, states, own_factor, end, online[client_id])
                 else:
                     del parts[client_id], reasons[client_id]
                     for index, metrics in zip(places[client_id], figures[client_id], strict=True):
@@ -270,109 +232,41 @@ class RemoteClients:
             for client_id in lost:
                 parts.pop(client_id, None)
         for client_id, reason in reasons.items():
-            log.warning("round %d: no figures of %s: %s", self._round, client_id, reason)
+            log.warning("round %d: no figures of %s: %s", self._inquiry.round, client_id, reason)
         return results
 
     def _ask_figures(self, client_id: str, states: list[LoraState], own: bool, end: float, since: str) -> None:
         if own and self.sites[client_id].kept > 0:
-            sends = self._policy.sends(self._round)
+            sends = self._policy.sends(self._inquiry.round)
             made: dict[int, LoraState] = {}
             states = [made.setdefault(id(state), select(state, sends)) for state in states]
         header, left = {"do": "evaluate", "own": own}, max(1.0, end - time.monotonic())
-        self._ask(client_id, "evaluate", header, states, HEADER_BYTES, left, secrets.token_hex(16), since)
+        self._inquiry.ask(client_id, "evaluate", header, states, HEADER_BYTES, left, secrets.token_hex(16), since)
 
     def finish(self, adapters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Tell the sites that the run is over, with their departments' adapters; those that answer have written theirs.
+        """Tell the sites that the run is over; those that answer have written their adapters.
 
         Args:
             adapters: {department: whole adapter}.
         """
-        self._waiting.clear()
-        online, reasons = self._post.online(), dict.fromkeys(self.sites, "it is not connected")
+        self._inquiry.waiting.clear()
+        online, reasons = self._inquiry.post.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
             adapter = dict(adapters[client_id.split("/", 1)[0]])
-            self._ask(client_id, "query", {"do": "finish"}, [adapter], HEADER_BYTES, FINISH, since=online[client_id])
+            self._inquiry.ask(
+                client_id, "query", {"do": "finish"}, [adapter], HEADER_BYTES, FINISH, since=online[client_id]
+            )
             reasons[client_id] = "it did not answer in time"
         end = time.monotonic() + FINISH
-        while self._waiting and time.monotonic() < end:
+        while self._inquiry.waiting and time.monotonic() < end:
             stopping.check()
-            for client_id, header, _ in self._answers(reasons):
+            for client_id, header, _ in self._inquiry.answers(reasons):
                 if header.get("done") is True:
                     del reasons[client_id]
                 else:
                     reasons[client_id] = str(header.get("failed"))[:300]
         for client_id, reason in reasons.items():
             log.warning("%s may not have written its adapter: %s", client_id, reason)
-
-    def _ask(
-        self,
-        client_id: str,
-        kind: Kind,
-        header: Mapping[str, Any],
-        states: Sequence[Mapping[str, torch.Tensor]],
-        largest: int,
-        ttl: float,
-        nonce: str = "",
-        since: str = "",
-    ) -> None:
-        echo = Echo(self._run, self._round, nonce, secrets.token_hex(16))
-        body = encode({**header, "echo": echo.to_dict(), "agreement": self._agreement.to_dict()}, states)
-        limit = int(self._network.max_message_mb * 2**20)
-        if len(body) > limit:
-            raise RunError(
-                f"a message to {client_id} has {len(body):,} bytes, wanted at most {limit:,} (network.max_message_mb)"
-            )
-        self.wire["down"] += len(body)
-        since = since or self._post.online().get(client_id, "")
-        number = self._post.send(client_id, kind, body, ttl)
-        self._waiting[number] = Asked(client_id, echo, since, min(largest, limit))
-
-    def _answers(
-        self, reasons: dict[str, str], lost: Callable[[str], object] = lambda client_id: None
-    ) -> Iterator[tuple[str, dict[str, Any], list[LoraState]]]:
-        """Answers that have come and answer a question of this moment; waits a little for the first.
-
-        Args:
-            reasons: {client_id: why nothing of use came}, filled in here.
-            lost: called with each client whose question has gone without an answer to come.
-        """
-        wait, online = POLL, self._post.online()
-        for number, asked in list(self._waiting.items()):
-            if asked.since and online.get(asked.client_id, asked.since) != asked.since:
-                del self._waiting[number]
-                reasons[asked.client_id] = "it went away and came back"
-                lost(asked.client_id)
-        while (answer := self._post.receive(wait)) is not None:
-            wait = 0.0
-            found = self._waiting.pop(answer.number, None)
-            if found is None:
-                if answer.body is not None:
-                    self.wire["up"] += len(answer.body)
-                    self.wire["refused"] += 1
-                    log.warning("an answer came that nobody waits for any more, and is left unread")
-                continue
-            if answer.body is None:
-                reasons[found.client_id] = f"it was lost: {answer.reason}"
-                lost(found.client_id)
-                continue
-            header, states = self._open(answer, found)
-            yield found.client_id, header, states
-
-    def _open(self, answer: Answer, asked: Asked) -> tuple[dict[str, Any], list[LoraState]]:
-        body = answer.body or b""
-        self.wire["up"] += len(body)
-        try:
-            return read_answer(body, asked.echo, asked.client_id, asked.largest)
-        except Refused as error:
-            return {"failed": f"refused here: {error}"}, []
-
-    def _refuse(self, client_id: str, error: Refused, reasons: dict[str, str]) -> None:
-        self.wire["refused"] += 1
-        reasons[client_id] = str(error)
-        log.warning("round %d: an answer of %s is not taken: %s", self._round, client_id, error)
-
-    def _needed(self, asked: int) -> int:
-        return math.ceil(self._network.quorum * asked - 1e-9)
 
 
 def _figures(header: Mapping[str, Any], count: int) -> list[Metrics]:

@@ -27,6 +27,7 @@ from fl_lightning.identity import identity
 from fl_lightning.loggers import make_loggers
 from fl_lightning.network.agreement import Agreement, SiteFacts
 from fl_lightning.network.certificates import public_keys, server_files
+from fl_lightning.network.inquiry import Inquiry
 from fl_lightning.network.post import FlowerPost
 from fl_lightning.network.remote import RemoteClients
 from fl_lightning.network.socket_folder import SocketFolder
@@ -76,9 +77,9 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
                 f"network.certificates: no public key of {unknown[0]}, which takes part in the run; wanted the keys of "
                 "all its sites"
             )
-        clients = RemoteClients(post, run=run, policy=policy, agreement=agreement, network=config.network)
+        clients = RemoteClients(Inquiry(post, run=run, agreement=agreement, network=config.network), policy)
         joined = {**before, **clients.join(list(before) or list(link.nodes))}
-        clients.sites = dict(joined)
+        clients.sites.update(joined)
         config.lora.check_names(joined)
         for client_id in sorted(joined, key=_as_in_a_folder):
             department, client = client_id.split("/", 1)
