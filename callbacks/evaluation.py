@@ -69,14 +69,17 @@ class Evaluation(FederatedCallback):
         """Evaluate the departments' adapters and write both files."""
         found = trainer.journal.look_up(trainer.round_num, "evaluation")
         if found is None:
-            adapters = {department: trainer.federation.adapter(department) for department in self.base}
+            adapters = {name: trainer.federation.adapter(name) for name in trainer.federation.departments}
             groups = evaluate_groups(trainer.clients, trainer.data, trainer.federation.groups, trainer.tree)
             found = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
             trainer.journal.note(trainer.round_num, "evaluation", found)
         self.final, client_mean, groups = found
-        self.groups = {group: {**self.groups[group], "final": values} for group, values in groups.items()}
+        self.groups = {
+            group: {"base": values, **self.groups.get(group, {}), "final": values} for group, values in groups.items()
+        }
         self._log(trainer, self.final)
-        trainer.log({"eval/loss_client_mean": client_mean})
+        if self.final:
+            trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
             trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final, self.groups))
             trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
@@ -85,6 +88,9 @@ class Evaluation(FederatedCallback):
         groups = {group: values["final"] for group, values in self.groups.items()}
         for name, values in {**departments, **groups}.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
+        if not departments:
+            log.warning("round %d: no figures from anybody", trainer.round_num)
+            return
         trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class FederatedRound(FederatedCallback):
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
+        self._received.arrange(trainer.tasks)
         if self.config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
             self._heard = sorted({task.department for task in trainer.tasks.values()})
         else:

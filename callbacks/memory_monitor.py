@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.memory import MIB, peak_resident_mib, resident_mib
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
-
-MIB = 2**20
-
-
-def resident_mib() -> float:
-    """Resident memory of this process now, in MiB; the peak where the system does not tell the current value."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize() / MIB
-    return peak_resident_mib()
-
-
-def peak_resident_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 class MemoryMonitor(FederatedCallback):

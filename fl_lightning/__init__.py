@@ -18,6 +18,7 @@ _HOMES = {
         "FederatedRound",
         "LoggerViews",
         "MemoryMonitor",
+        "NetworkLog",
         "RichProgress",
         "RoundCheckpoint",
         "Samples",
@@ -49,6 +50,7 @@ _HOMES = {
         "load_lora_state",
     ],
     "fl_lightning.module": ["LoraClientModule"],
+    "fl_lightning.network.client_app": ["DepartmentLoraClient"],
     "fl_lightning.state": ["LoraState"],
     "fl_lightning.trainer": ["FederatedTrainer"],
 }
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from fl_lightning.callbacks import FederatedRound as FederatedRound
     from fl_lightning.callbacks import LoggerViews as LoggerViews
     from fl_lightning.callbacks import MemoryMonitor as MemoryMonitor
+    from fl_lightning.callbacks import NetworkLog as NetworkLog
     from fl_lightning.callbacks import RichProgress as RichProgress
     from fl_lightning.callbacks import RoundCheckpoint as RoundCheckpoint
     from fl_lightning.callbacks import Samples as Samples
@@ -103,5 +106,6 @@ if TYPE_CHECKING:
     from fl_lightning.modeling.lora import load_adapter_model as load_adapter_model
     from fl_lightning.modeling.lora import load_lora_state as load_lora_state
     from fl_lightning.module import LoraClientModule as LoraClientModule
+    from fl_lightning.network.client_app import DepartmentLoraClient as DepartmentLoraClient
     from fl_lightning.state import LoraState as LoraState
     from fl_lightning.trainer import FederatedTrainer as FederatedTrainer

@@ -18,6 +18,9 @@ from fl_lightning.errors import InputError, RunError, nearest
 COMMANDS = {
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
+    "server": ("--config configs/default.yaml", "the same run with clients on other machines; --resume last|RUN"),
+    "client": ("--config FILE --department hr --client client_0", "take part in it with the records here"),
+    "certs": ("--sites hr/client_0 hr/client_1", "make certificates and keys for a run between machines"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
 }
 """{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
@@ -54,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.is_first():
             saved = "nothing was written"
             if stop.run_folder is not None:
-                run = shlex.quote(str(stop.run_folder))
-                saved = f"all that was finished is saved: fl-lightning fit --resume {run} continues"
+                run, verb = shlex.quote(str(stop.run_folder)), "server" if command == "server" else "fit"
+                saved = f"all that was finished is saved: fl-lightning {verb} --resume {run} continues"
             print(f"stopped; {saved}", file=sys.stderr)
         return 128 + stop.number
 

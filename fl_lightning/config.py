@@ -22,6 +22,7 @@ from fl_lightning.federation_config import (
 )
 from fl_lightning.hierarchy_config import HierarchyConfig
 from fl_lightning.lora_config import LoraConfig, LoraProfile
+from fl_lightning.network_config import LocalPrivacyConfig, NetworkConfig
 from fl_lightning.privacy_config import PrivacyConfig
 from fl_lightning.ranges import at_least, check, check_null, one_of, positive
 
@@ -35,11 +36,13 @@ __all__ = [
     "FederationConfig",
     "FloraConfig",
     "GuardConfig",
+    "LocalPrivacyConfig",
     "LoggingConfig",
     "LoraConfig",
     "LoraProfile",
     "ModelConfig",
     "HierarchyConfig",
+    "NetworkConfig",
     "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",
@@ -116,6 +119,8 @@ class TrainingConfig:
     """FedProx: adds proximal_mu / 2 times the squared distance from the start to each client's loss; 0 turns it off."""
     clients_at_once: int | Literal["auto"] = "auto"
     """Clients trained together in one forward pass, or auto."""
+    gradient_checkpointing: bool = False
+    """Keep the layers' inputs only and run them again in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -148,6 +153,8 @@ class FabricConfig:
     """How several processes are joined, as in Fabric; fsdp cuts the base model up under parallelism: data."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
+    memory_limit_mb: int | None = None
+    """MiB that each process may take, of its GPU or resident on a CPU; a cohort that wants more is cut in halves."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -157,6 +164,8 @@ class FabricConfig:
         one_of("fabric.parallelism", self.parallelism, ("clients", "data"))
         at_least("fabric.devices", self.devices, 1)
         at_least("fabric.num_nodes", self.num_nodes, 1)
+        if self.memory_limit_mb is not None:
+            at_least("fabric.memory_limit_mb", self.memory_limit_mb, 1)
         if self.strategy == "fsdp" and (self.parallelism != "data" or self.devices * self.num_nodes == 1):
             raise InputError(
                 f"fabric.strategy: got fsdp with parallelism {self.parallelism} and {self.devices} devices, wanted "
@@ -234,6 +243,8 @@ class RunConfig:
     """Loggers."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """What is kept."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Between machines: the commands server and client."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

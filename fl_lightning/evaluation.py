@@ -55,12 +55,16 @@ def evaluate_departments(
 ) -> tuple[dict[str, Figures], float]:
     """Each department's figures over all tokens of its clients, and the unweighted mean loss over clients.
 
+    A client that gives no figures, as one on the network may, is left out, and so is a department without any; where
+    nobody gives figures the mean is infinite.
+
     Raises:
         RunError: if a loss is not finite.
     """
     results = clients.evaluate([(states[client.department], client_id) for client_id, client in data.items()])
     departments = _pooled([client.department for client in data.values()], results)
-    return departments, mean_figures({c: figures(m) for c, m in zip(data, results, strict=True)})["loss"]
+    heard = {client_id: figures(m) for client_id, m in zip(data, results, strict=True) if m.num_tokens}
+    return departments, mean_figures(heard)["loss"] if heard else math.inf
 
 
 def evaluate_groups(
@@ -80,6 +84,8 @@ def _pooled(names: Sequence[str], results: Sequence[Metrics]) -> dict[str, Figur
     """Figures over all tokens of the results that belong to a name."""
     pooled: dict[str, Metrics] = {}
     for name, metrics in zip(names, results, strict=True):
+        if not metrics.num_tokens:
+            continue  # nobody answered
         pooled[name] = pooled[name] + metrics if name in pooled else metrics
     for name, metrics in pooled.items():
         if not math.isfinite(metrics.loss_sum):
@@ -95,6 +101,8 @@ def cross_losses(
 ) -> npt.NDArray[np.float64]:
     """Loss of i's adapter on j's held-out records: shape (n, n), names sorted.
 
+    Where no client of j gives figures the mean of the others stands.
+
     Args:
         clients: evaluates adapters.
         data: {client_id: records}.
@@ -109,8 +117,10 @@ def cross_losses(
         place = names.index(name), names.index(owners[data[client_id].department])
         sums[place] += metrics.loss_sum
         tokens[place] += metrics.num_tokens
-    found: npt.NDArray[np.float64] = sums / tokens
-    return found
+    known = tokens > 0
+    found: npt.NDArray[np.float64] = sums / np.where(known, tokens, 1.0)
+    # A pair without figures is taken for one like the others: it draws departments neither together nor apart.
+    return np.where(known, found, found[known].mean() if known.any() else 0.0)
 
 
 def leave_one_out(
@@ -148,7 +158,7 @@ def leave_one_out(
     losses = {}
     for number, candidate in enumerate(candidates):
         own = results[number * len(client_ids) : (number + 1) * len(client_ids)]
-        losses[candidate] = sum(m.loss_sum for m in own) / sum(m.num_tokens for m in own)
+        losses[candidate] = sum(m.loss_sum for m in own) / max(1, sum(m.num_tokens for m in own))
     return losses.pop(None), {str(client_id): loss for client_id, loss in losses.items()}
 
 
@@ -157,15 +167,17 @@ def summary(
     final: Mapping[str, Figures],
     groups: Mapping[str, Mapping[str, Figures]] | None = None,
 ) -> dict[str, Any]:
-    """What stands in ``federated_eval.json``; the mean is over departments.
+    """What stands in ``federated_eval.json``: departments with figures before and after; the mean is over them.
 
     Args:
         base: {department: figures of the base model}.
         final: {department: figures of its adapter}.
         groups: {group: {"base": figures, "final": figures}}, where there are groups.
     """
-    departments = {d: {"base": base[d], "final": final[d]} for d in sorted(final)}
-    mean = {"base": mean_figures(base), "final": mean_figures(final)}
+    both = sorted(base.keys() & final.keys())
+    departments = {d: {"base": base[d], "final": final[d]} for d in both}
+    sides = {"base": base, "final": final}
+    mean = {side: mean_figures({d: own[d] for d in both}) for side, own in sides.items()} if both else {}
     return {"departments": departments, "mean": mean, **({"groups": groups} if groups else {})}
 
 

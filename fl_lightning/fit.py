@@ -25,6 +25,8 @@ from fl_lightning.data.packing import epoch_order, pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import RunError
 from fl_lightning.exchange import ClientTask, ClientUpdate, CohortJournal, EvaluationJob, Metrics, OnStep
+from fl_lightning.memory import MemoryCeiling
+from fl_lightning.modeling.checkpointing import check_layers, recomputed
 from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
 from fl_lightning.module import LoraClientModule
 from fl_lightning.parallel import Shard
@@ -53,6 +55,7 @@ class LocalClients:
         training: the ``training`` block.
         clients_at_once: clients in a cohort, or ``auto``, see `cohorts`.
         shard: this process's share of every micro-batch, where several processes train the same clients.
+        memory_limit_mb: what this process may take, looked at in every step of a fit; None sets no limit.
 
     Attributes:
         in_step: whether every process must run the same forward passes, since each holds a part of the base.
@@ -66,6 +69,7 @@ class LocalClients:
         training: TrainingConfig,
         clients_at_once: int | Literal["auto"] = 1,
         shard: Shard | None = None,
+        memory_limit_mb: int | None = None,
     ) -> None:
         self.data = data
         self.training = training
@@ -84,6 +88,9 @@ class LocalClients:
         self._cohort = LoraCohort(module.model)
         self._precision = fabric.strategy.precision
         self._fresh_precision = copy.deepcopy(self._precision.state_dict())
+        self._ceiling = MemoryCeiling(memory_limit_mb, fabric.device)
+        if training.gradient_checkpointing:
+            check_layers(module.model.get_base_model())
         module.check_packing()
 
     def exchange(
@@ -140,7 +147,8 @@ class LocalClients:
                 if len(part) == 1 or self._at_most is not None or self._shard is not None:
                     raise RunError(
                         f"{part[0].client_id} and {len(part) - 1} others: out of memory ({str(error)[:120]}); lower "
-                        "training.clients_at_once, training.batch_size, data.max_length or lora.r"
+                        "training.clients_at_once, training.batch_size, data.max_length or lora.r, or set "
+                        "training.gradient_checkpointing: true"
                     ) from error
                 self._at_most = (len(part) + 1) // 2
                 log.warning("out of memory with %d clients at once; going on with %d", len(part), self._at_most)
@@ -175,7 +183,7 @@ class LocalClients:
         losses: list[torch.Tensor] = []
         steps = max(map(len, plans))
         self._module.eval()  # the base's own dropout stays off; the adapters' is drawn per client by the cohort
-        with self._cohort.attached():
+        with self._attached():
             for step in range(steps):
                 micro = [plan[step] if step < len(plan) else [] for plan in plans]
                 losses.append(self._step(micro, optimizer, generators, starts))
@@ -203,6 +211,15 @@ class LocalClients:
             for k, task in enumerate(tasks)
         ]
 
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        """While this block runs, the cohort trains."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._cohort.attached())
+            if self.training.gradient_checkpointing:
+                stack.enter_context(recomputed(self._module.model.get_base_model(), self._cohort))
+            yield
+
     def _step(
         self,
         micro: list[list[list[Example]]],
@@ -225,6 +242,7 @@ class LocalClients:
                 row = pack(mine).to(device)
                 self._cohort.arrange(row.client_tokens, generators)
                 losses = weight * self._forward(row).loss / (sizes * torch.tensor(targets, device=device))
+                self._ceiling.check()  # here most of a step's memory is taken
                 self._fabric.backward(losses.sum())
                 total += losses.detach()
         if self._shard is not None:

@@ -7,14 +7,13 @@ so another precision shows. Paths may change: a run and its data can be moved.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fl_lightning.config import RunConfig
 from fl_lightning.data.federation import ClientData
-from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 
 MAY_CHANGE = (
@@ -23,13 +22,23 @@ MAY_CHANGE = (
     "data.root",
     "federation.rounds",
     "training.clients_at_once",
+    "training.gradient_checkpointing",
     "fabric.accelerator",
     "fabric.devices",
     "fabric.num_nodes",
     "fabric.parallelism",
     "fabric.strategy",
+    "fabric.memory_limit_mb",
     "logging",
     "retention",
+    "network.host",
+    "network.port",
+    "network.certificates",
+    "network.join_timeout",
+    "network.deadline",
+    "network.quorum",
+    "network.max_message_mb",
+    "network.transport",
 )
 """Keys that a resumed run may give another value; of the paths, what they lead to must be the same."""
 
@@ -46,7 +55,7 @@ def identity(config: RunConfig, data: Mapping[str, ClientData], base: str) -> di
         data: {client_id: tokenised records}.
         base: `fingerprint` of the base model.
     """
-    clients = {client_id: _digest((client.train, client.eval)) for client_id, client in data.items()}
+    clients = {client_id: records_digest(client) for client_id, client in data.items()}
     return {"config": _fixed(config.to_dict()), "clients": clients, "base": base}
 
 
@@ -100,9 +109,10 @@ def _fixed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _digest(splits: Iterable[Iterable[Example]]) -> str:
+def records_digest(client: ClientData) -> str:
+    """A short hash of a client's records as token ids."""
     digest = hashlib.sha256()
-    for split in splits:
+    for split in (client.train, client.eval):
         for example in split:
             digest.update(len(example).to_bytes(4, "little"))
             digest.update(example.ids.numpy().data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -88,6 +88,15 @@ class Received:
     def clients_of(self, department: str) -> list[str]:
         """Ids of a department's clients."""
         return [client_id for client_id in self.shared if client_id.split("/", 1)[0] == department]
+
+    def arrange(self, order: Iterable[str]) -> None:
+        """Put the updates into an order of client ids, so that sums do not depend on who answered first."""
+        ranks = {client_id: rank for rank, client_id in enumerate(order)}
+        heard = sorted(self.shared, key=ranks.__getitem__)
+        self.shared = {client_id: self.shared[client_id] for client_id in heard}
+        self.personal = {client_id: self.personal[client_id] for client_id in heard if client_id in self.personal}
+        self.examples = {client_id: self.examples[client_id] for client_id in heard}
+        self.facts = {client_id: self.facts[client_id] for client_id in heard}
 
     def drop(self, department: str) -> None:
         """Forget a department's updates."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,36 @@ class Parts:
     tokenizer: Any
     data: dict[str, ClientData]
     base: str
+    form: str = "fp32"
 
 
 def prepare(config: RunConfig) -> Parts:
     """Load base model and data, without writing anything.
+
+    Raises:
+        InputError: if the config, the data or the machine do not fit each other.
+    """
+
+    def read(tokenizer: Any) -> dict[str, ClientData]:
+        return load_federation(
+            config.data.root,
+            tokenizer,
+            clients_per_dept=config.data.clients_per_dept,
+            max_records=config.data.max_records,
+            max_length=config.data.max_length,
+            eval_fraction=config.data.eval_fraction,
+            seed=config.seed,
+        )
+
+    groups = config.federation.hierarchy.groups
+    parts = prepare_model(config, lambda tokenizer: with_teams(read(tokenizer), teams(groups)))
+    Tree.of(groups, {client.department for client in parts.data.values()})
+    config.lora.check_names(parts.data)
+    return parts
+
+
+def prepare_model(config: RunConfig, read: Callable[[Any], dict[str, ClientData]]) -> Parts:
+    """Load the base model, and data as `read` makes them with its tokenizer, without writing anything.
 
     Raises:
         InputError: if the config, the data or the machine do not fit each other.
@@ -81,6 +107,7 @@ def prepare(config: RunConfig) -> Parts:
     launch(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
     weights = fingerprint(base) if processes.is_first() else ""
+    form = "4bit" if config.model.load_in_4bit else str(dtype).removeprefix("torch.")
     model = create_lora_model(
         base,
         config.lora.r,
@@ -90,26 +117,14 @@ def prepare(config: RunConfig) -> Parts:
         use_rslora=config.lora.use_rslora,
         seed=derive_seed(config.seed, "lora_A"),
     )
-    data = load_federation(
-        config.data.root,
-        tokenizer,
-        clients_per_dept=config.data.clients_per_dept,
-        max_records=config.data.max_records,
-        max_length=config.data.max_length,
-        eval_fraction=config.data.eval_fraction,
-        seed=config.seed,
-    )
-    groups = config.federation.hierarchy.groups
-    data = with_teams(data, teams(groups))
-    Tree.of(groups, {client.department for client in data.values()})
-    config.lora.check_names(data)
+    data = read(tokenizer)
     if config.federation.guard.name == "dp":  # fails here, and not after a round, where the library is missing
         privacy = config.federation.privacy
         epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    return Parts(fabric, module, tokenizer, data, weights)
+    return Parts(fabric, module, tokenizer, data, weights, form)
 
 
 def make_callbacks(
@@ -117,6 +132,7 @@ def make_callbacks(
     console: Console | None = None,
     run_identity: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
+    more: Sequence[FederatedCallback] = (),
 ) -> list[FederatedCallback]:
     """The callbacks of a run, in the order in which their hooks run; the checkpoint comes last but for the bars."""
     kept = config.retention
@@ -133,6 +149,7 @@ def make_callbacks(
         *([] if tokenizer is None else [Samples(tokenizer, config.logging.samples)]),
         LoggerViews(config.to_dict()),
         AdapterExport(kept.client_exports, kept.best),
+        *more,
         RoundCheckpoint(kept.checkpoints, kept.best, run_identity),
         RichProgress(console),
     ]
@@ -151,16 +168,16 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     if not processes.is_first():  # the first one checks, asks and writes
         parts = prepare(config)
         trainer = FederatedTrainer(fabric=parts.fabric, training=config.training)
-        trainer.fit(parts.module, parts.data, clients=_clients(parts, config))
+        trainer.fit(parts.module, parts.data, clients=clients_here(parts, config))
         return None
     if resume is not None:
         with held(resume):
             parts = prepare(config)
             run_identity = identity(config, parts.data, parts.base)
-            state, extra = _resumed(parts, resume, run_identity)
+            state, extra = resumed(parts, resume, run_identity)
             # A resumed run logs its history again, from the base model's row on.
             loggers = make_loggers(config.logging.loggers, resume, fresh=False)
-            return _fit(config, parts, resume, loggers, run_identity, state, extra, console)
+            return fit_into(resume, config, parts, loggers, run_identity, state=state, extra=extra, console=console)
     parts = prepare(config)
     run_folder = create_run_folder(Path(config.output), to_yaml(config))
     with held(run_folder):
@@ -169,26 +186,31 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         except InputError:
             shutil.rmtree(run_folder)
             raise
-        return _fit(config, parts, run_folder, loggers, identity(config, parts.data, parts.base), None, {}, console)
+        return fit_into(run_folder, config, parts, loggers, identity(config, parts.data, parts.base), console=console)
 
 
-def _fit(
+def fit_into(
+    run_folder: Path,
     config: RunConfig,
     parts: Parts,
-    run_folder: Path,
     loggers: list[Any],
     run_identity: dict[str, Any],
-    state: FederationState | None,
-    extra: dict[str, Any],
-    console: Console | None,
+    *,
+    state: FederationState | None = None,
+    extra: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    clients: Clients | None = None,
+    more: Sequence[FederatedCallback] = (),
+    command: str = "fit",
 ) -> Path:
     """Fit into a run folder that this process holds, from a state with what its checkpoint held besides."""
+    extra = extra or {}
     tokens = sum(len(example) for client in parts.data.values() for example in client.train)
-    log.info("%d clients, %d training tokens an epoch", len(parts.data), tokens)
+    log.info("%d clients%s", len(parts.data), f", {tokens} training tokens an epoch" if tokens else "")
     if state is not None:
         log.info("resuming %s after round %d", run_folder, state.round_num)
     parts.fabric, _ = make_fabric(config.fabric, loggers)
-    callbacks = make_callbacks(config, console, run_identity, parts.tokenizer)
+    callbacks = make_callbacks(config, console, run_identity, parts.tokenizer, more)
     for callback in callbacks:
         if type(callback).__name__ in extra.get("callbacks", {}):
             callback.load_state_dict(extra["callbacks"][type(callback).__name__])
@@ -210,7 +232,7 @@ def _fit(
         trainer.fit(
             parts.module,
             parts.data,
-            clients=_clients(parts, config),
+            clients=clients or clients_here(parts, config),
             resume_from=state,
             history=[(step, row) for step, row in extra.get("history", ())],
             journal=Journal(run_folder / "checkpoints", trainer.writer),
@@ -219,7 +241,7 @@ def _fit(
     except OSError as error:
         raise RunError(
             f"{error.filename or run_folder}: {error.strerror or error}; what was saved before stands: mend it, then "
-            f"fl-lightning fit --resume {shlex.quote(str(run_folder))}"
+            f"fl-lightning {command} --resume {shlex.quote(str(run_folder))}"
         ) from error
     except stopping.Stopped as stop:
         stop.run_folder = run_folder
@@ -255,13 +277,13 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     config = load_config(run_folder / CONFIG)
     if not processes.is_first():
         parts = prepare(config)
-        clients = _clients(parts, config)
+        clients = clients_here(parts, config)
         if isinstance(clients, SeveralProcesses):
             clients.serve()
         return None
     with held(run_folder):
         parts = prepare(config)
-        clients, initial = _clients(parts, config), collect_lora_state(parts.module.model)
+        clients, initial = clients_here(parts, config), collect_lora_state(parts.module.model)
         any_rank = config.federation.combiner in KEEP_PRODUCTS
         tree = Tree.of(config.federation.hierarchy.groups, {client.department for client in parts.data.values()})
         result = evaluate_run(run_folder, parts.data, clients, initial, tree=tree, any_rank=any_rank)
@@ -270,16 +292,25 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
         return result
 
 
-def _clients(parts: Parts, config: RunConfig) -> Clients:
+def clients_here(parts: Parts, config: RunConfig) -> Clients:
+    """The clients on this machine's devices."""
     at_once, parallelism = config.training.clients_at_once, config.fabric.parallelism
     base_too = config.fabric.strategy == "fsdp"
     pools = share_policy(config.federation.share).pools
     return make_clients(
-        parts.fabric, parts.module, parts.data, config.training, at_once, parallelism, base_too, pools=pools
+        parts.fabric,
+        parts.module,
+        parts.data,
+        config.training,
+        at_once,
+        parallelism,
+        base_too,
+        pools=pools,
+        memory_limit_mb=config.fabric.memory_limit_mb,
     )
 
 
-def _resumed(
+def resumed(
     parts: Parts, run_folder: Path, run_identity: dict[str, Any]
 ) -> tuple[FederationState | None, dict[str, Any]]:
     """(state, extra) of the newest whole checkpoint; (None, {}) of a run that was stopped before its first one.

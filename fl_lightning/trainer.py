@@ -272,6 +272,7 @@ def make_clients(
     base_too: bool = False,
     *,
     pools: bool = False,
+    memory_limit_mb: int | None = None,
 ) -> Clients:
     """The clients on this process's device, or on those of all processes that `fabric` was launched with.
 
@@ -284,9 +285,10 @@ def make_clients(
         parallelism: what several processes share.
         base_too: under ``data``, whether they share the base model's weights as well.
         pools: whether there is one more client, `POOL`, with all records.
+        memory_limit_mb: what each process may take; None sets no limit.
     """
     data = {**data, POOL: pooled(data)} if pools else data
     several = fabric.world_size > 1
     shard = Shard(fabric, base_too) if several and parallelism == "data" else None
-    local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard)
+    local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard, memory_limit_mb)
     return SeveralProcesses(fabric, local, parallelism) if several else local

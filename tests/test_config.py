@@ -14,9 +14,11 @@ from fl_lightning.config import (
     FloraConfig,
     GuardConfig,
     HierarchyConfig,
+    LocalPrivacyConfig,
     LoggingConfig,
     LoraConfig,
     ModelConfig,
+    NetworkConfig,
     PrivacyConfig,
     RetentionConfig,
     RunConfig,
@@ -42,9 +44,27 @@ BLOCKS = {
     "fabric": FabricConfig,
     "logging": LoggingConfig,
     "retention": RetentionConfig,
+    "network": NetworkConfig,
+    "network.local_privacy": LocalPrivacyConfig,
 }
 NAN, INF = math.nan, math.inf
 BAD = [
+    ("network.host", " "),
+    ("network.port", 0),
+    ("network.port", 65536),
+    ("network.certificates", ""),
+    ("network.join_timeout", 0.0),
+    ("network.deadline", INF),
+    ("network.deadline", -1.0),
+    ("network.quorum", 0.0),
+    ("network.quorum", 1.1),
+    ("network.quorum", NAN),
+    ("network.max_message_mb", 0.0),
+    ("network.transport", "fp16"),
+    ("network.local_privacy.clip", 0.0),
+    ("network.local_privacy.noise_multiplier", -1.0),
+    ("network.local_privacy.noise_multiplier", 1.0),
+    ("network.local_privacy.delta", 1.0),
     ("seed", -1),
     ("model.name_or_path", ""),
     ("model.name_or_path", "  "),
@@ -152,6 +172,7 @@ BAD = [
     ("fabric.parallelism", "layers"),
     ("fabric.strategy", "fsdp"),
     ("fabric.precision", "fp8"),
+    ("fabric.memory_limit_mb", 0),
     ("logging.loggers", [{}]),
     ("logging.loggers", [{"class_path": 3}]),
     ("logging.loggers", [{"class_path": "x.Y", "name": "z"}]),
@@ -168,6 +189,7 @@ EDGES = [
     ("training.max_grad_norm", 0.0),
     ("training.clients_at_once", 1),
     ("federation.rounds", 1),
+    ("fabric.memory_limit_mb", 1),
     ("federation.share", "a"),
     ("federation.flora.momentum", 1.0),
     ("federation.client_clusters.num_clusters", 1),
@@ -237,7 +259,7 @@ def test_the_defaults_are_the_documented_ones():
     assert (config["data"]["clients_per_dept"], config["data"]["max_records"]) == (3, 128)
     training = config["training"]
     assert (training["local_epochs"], training["learning_rate"], training["batch_size"]) == (1, 2e-4, 4)
-    assert training["clients_at_once"] == "auto"
+    assert (training["clients_at_once"], training["gradient_checkpointing"]) == ("auto", False)
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",
@@ -297,6 +319,7 @@ def test_the_defaults_are_the_documented_ones():
         "parallelism": "clients",
         "strategy": "auto",
         "precision": "auto",
+        "memory_limit_mb": None,
     }
     assert (config["logging"]["cluster_logging"], config["logging"]["save_cluster_metadata"]) == (True, True)
 

@@ -71,6 +71,26 @@ def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     assert (folder / "adapters" / "hr" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["laptop", "mobile", "workstation"])
+def test_a_machines_config_over_a_runs_changes_what_is_the_machines_own_and_nothing_else(name):
+    run_yaml, own = FOLDER / "methods" / "flexlora.yaml", FOLDER / "clients" / f"{name}.yaml"
+    alone = leaves(parse_config(["--config", str(run_yaml)]).to_dict())
+    layered = leaves(parse_config(["--config", str(run_yaml), "--config", str(own)]).to_dict())
+    written = leaves(yaml.safe_load(own.read_text()))
+    assert {key: layered[key] for key in written} == written
+    assert {key for key in alone if alone[key] != layered[key]} <= written.keys()
+    assert written.keys() <= {
+        "model.load_in_4bit",
+        "data.max_records",
+        "training.batch_size",
+        "training.accumulate_grad_batches",
+        "training.clients_at_once",
+        "training.gradient_checkpointing",
+        "fabric.precision",
+        "fabric.memory_limit_mb",
+    }
+
+
 def test_default_yaml_has_every_key():
     assert set(leaves(yaml.safe_load((FOLDER / "default.yaml").read_text()))) == set(leaves(RunConfig().to_dict()))
 
@@ -132,9 +152,9 @@ def test_defaults_are_those_of_the_contract():
 def test_every_field_of_the_config_has_a_docstring_below_it():
     import ast
 
-    from fl_lightning import config, federation_config
+    from fl_lightning import config, federation_config, network_config
 
-    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config)]
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config, network_config)]
     for cls in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
         fields = [i for i, node in enumerate(cls.body) if isinstance(node, ast.AnnAssign)]
         for index in fields:
@@ -145,5 +165,5 @@ def test_every_field_of_the_config_has_a_docstring_below_it():
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 14
+    assert len(blocks) == 16
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)

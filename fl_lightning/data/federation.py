@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.layout import find_clients, read_splits
+from fl_lightning.data.layout import ClientFiles, find_clients, read_splits
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.errors import InputError, nearest
 
@@ -96,14 +96,38 @@ def load_federation(
     Raises:
         InputError: naming folder, file or line.
     """
-    data: dict[str, ClientData] = {}
-    for department, clients in find_clients(root, clients_per_dept).items():
-        for files in clients:
-            training, held_out = read_splits(files, max_records=max_records, eval_fraction=eval_fraction, seed=seed)
-            data[files.client_id] = ClientData(
-                department,
-                files.client,
-                encode(training, tokenizer, max_length, str(files.train)),
-                encode(held_out, tokenizer, max_length, str(files.eval or files.train)),
-            )
-    return data
+    found = [files for clients in find_clients(root, clients_per_dept).values() for files in clients]
+    return {files.client_id: _load(files, tokenizer, max_records, max_length, eval_fraction, seed) for files in found}
+
+
+def load_client(
+    root: str | Path,
+    tokenizer: Any,
+    client_id: str,
+    *,
+    max_records: int | None = None,
+    max_length: int = 512,
+    eval_fraction: float = 0.2,
+    seed: int = 0,
+) -> dict[str, ClientData]:
+    """{client_id: data} of one client; arguments as for `load_federation`, and no other client's records are read.
+
+    Raises:
+        InputError: if the folder has no such client, or naming folder, file or line.
+    """
+    found = {files.client_id: files for clients in find_clients(root).values() for files in clients}
+    if client_id not in found:
+        raise InputError(f"data.root: no client {client_id} in {root}, wanted it there{nearest(client_id, found)}")
+    return {client_id: _load(found[client_id], tokenizer, max_records, max_length, eval_fraction, seed)}
+
+
+def _load(
+    files: ClientFiles, tokenizer: Any, max_records: int | None, max_length: int, eval_fraction: float, seed: int
+) -> ClientData:
+    training, held_out = read_splits(files, max_records=max_records, eval_fraction=eval_fraction, seed=seed)
+    return ClientData(
+        files.department,
+        files.client,
+        encode(training, tokenizer, max_length, str(files.train)),
+        encode(held_out, tokenizer, max_length, str(files.eval or files.train)),
+    )

@@ -177,6 +177,11 @@ class LoraCohort:
             raise ValueError(f"got a cohort of {self.size} clients, wanted one")
         self._segments, self._generators = None, None
 
+    @property
+    def generators(self) -> Sequence[torch.Generator | np.random.Generator]:
+        """What dropout is drawn from, by client; empty where it is off."""
+        return self._generators or ()
+
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """While this block runs, the base model's LoRA layers use the cohort's factors instead of their own."""

@@ -16,15 +16,21 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 
+def decoder_layers(model: Any) -> torch.nn.ModuleList | None:
+    """The layers of a transformers decoder, or None where they are not in one list."""
+    decoder = getattr(model, "base_model", model)
+    layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
+    return layers if isinstance(layers, torch.nn.ModuleList) else None
+
+
 def last_mlp(model: Any) -> torch.nn.Module | None:
     """The MLP of a transformers decoder's last layer, or None where it cannot run on fewer tokens than the row has.
 
     That is so where the MLP has LoRA layers, which tell clients apart by their tokens in the whole row, and where the
     layer is run anew in the backward pass.
     """
-    decoder = getattr(model, "base_model", model)
-    layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
-    if not isinstance(layers, torch.nn.ModuleList) or getattr(layers[-1], "gradient_checkpointing", False):
+    layers = decoder_layers(model)
+    if layers is None or getattr(layers[-1], "gradient_checkpointing", False):
         return None
     mlp = getattr(layers[-1], "mlp", None)
     if not isinstance(mlp, torch.nn.Module) or any(isinstance(module, LoraLayer) for module in mlp.modules()):

@@ -1,0 +1,37 @@
+"""Logs what a run between machines cost on the wire, and keeps the departments' adapters for their sites."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.callbacks.base import FederatedCallback
+
+if TYPE_CHECKING:
+    from fl_lightning.state import LoraState
+    from fl_lightning.trainer import FederatedTrainer
+
+
+class NetworkLog(FederatedCallback):
+    """``network/up`` and ``network/down``, bytes of messages in a round, beside the tensors' bytes of the round report.
+
+    Args:
+        adapters: filled with {department: whole adapter} at the end of the run.
+    """
+
+    def __init__(self, adapters: MutableMapping[str, LoraState]) -> None:
+        self.adapters = adapters
+        self._before: dict[str, int] = {}
+
+    def on_round_end(self, *, trainer: FederatedTrainer) -> None:
+        """Log the bytes since the round before."""
+        clients: Any = trainer.clients
+        trainer.log({f"network/{name}": total - self._before.get(name, 0) for name, total in clients.wire.items()})
+        self._before = dict(clients.wire)
+        for client_id, error in clients.transport_errors.items():
+            trainer.log({f"{client_id}/network/transport_error": error})
+
+    def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
+        """Keep the adapters that the run came to."""
+        for department in trainer.federation.departments:
+            self.adapters[department] = trainer.federation.adapter(department)

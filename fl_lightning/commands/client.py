@@ -1,0 +1,28 @@
+"""``client --department D --client C``: take part in a server's run with the records here."""
+
+from __future__ import annotations
+
+from fl_lightning import processes
+from fl_lightning.arguments import parse_config
+from fl_lightning.errors import InputError
+from fl_lightning.terminal import hush, quiet, take_option
+
+
+def run(argv: list[str]) -> int:
+    """Attend."""
+    if "--help" in argv or "-h" in argv:
+        print("fl-lightning client --department D --client C [OPTIONS]\n")
+    given = ["client", *argv]
+    department, argv = take_option(argv, "--department")
+    name, argv = take_option(argv, "--client")
+    config = parse_config(argv, "fl_lightning client")
+    if department is None or name is None:
+        missing = "--department" if department is None else "--client"
+        raise InputError(f"client: no {missing}, wanted --department and --client, such as hr and client_0")
+    with processes.started(config.fabric.devices, given):
+        quiet()
+        from fl_lightning.network import client
+
+        hush()
+        client.attend(config, department, name)
+    return 0

@@ -1,0 +1,77 @@
+"""The whole of it: server and sites as processes, TLS and node authentication, on the loopback interface."""
+
+import json
+import shutil
+import time
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+RUN = {
+    "data": {"root": "data", "clients_per_dept": 2, "max_records": 4},
+    "training": {"learning_rate": 0.005, "clients_at_once": 1},
+    "federation": {"rounds": 2},
+    "network": {"join_timeout": 100.0, "deadline": 60.0},
+}
+
+
+def prepare(folder, cut_departments, clients=2, departments=None, **changes):
+    """A folder with data, certificates and run.yaml; the client ids come back."""
+    from fl_lightning.network.certificates import make_certificates, sites_of
+
+    cut_departments(folder / "data", clients, 4, 2)
+    for place in (folder / "data").iterdir():
+        if departments and place.name.removesuffix("_personal_clients") not in departments:
+            shutil.rmtree(place)
+    run = {**RUN, "data": {**RUN["data"], "clients_per_dept": clients}}
+    for block, values in changes.items():
+        run[block] = {**run.get(block, {}), **values}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    sites = sites_of(str(folder / "data"), None)
+    make_certificates(folder / "certs", sites)
+    return sites
+
+
+def adapters(folder):
+    found = {p.parent.name: load_file(p) for p in sorted(folder.glob("adapters/*/adapter_model.safetensors"))}
+    assert found
+    return found
+
+
+def largest_difference(first, second):
+    assert first.keys() == second.keys()
+    return max(float((first[d][name] - second[d][name]).abs().max()) for d in first for name in first[d])
+
+
+def in_process(folder, monkeypatch):
+    from fl_lightning.cli import main
+
+    monkeypatch.chdir(folder)
+    assert main(["fit", "--config", "run.yaml", "--output", "here"]) == 0
+    return folder / "here" / "version_0"
+
+
+def test_four_departments_of_two_sites_end_with_the_adapters_of_one_process(
+    machines, tmp_path, cut_departments, monkeypatch, record_property
+):
+    sites = prepare(tmp_path, cut_departments)
+    assert len(sites) == 8
+    started = time.monotonic()
+    server = machines.server("--output=out")
+    for client_id in sites:
+        machines.site(client_id)
+    assert server.wait(120) == 0, machines.log("server")[-3000:]
+    for client_id in sites:
+        assert machines.processes[client_id.replace("/", ".")].wait(20) == 0, machines.log(client_id)[-2000:]
+    assert machines.left_over() == {}
+    seconds = time.monotonic() - started
+    record_property("seconds", seconds)
+    assert seconds < 120
+    for client_id in sites:
+        assert machines.log(client_id).count("base model loaded") == 1
+    found = tmp_path / "out" / "version_0"
+    assert largest_difference(adapters(found), adapters(in_process(tmp_path, monkeypatch))) <= 1e-6
+    assert len(json.loads((found / "network.json").read_text())["sites"]) == 8
