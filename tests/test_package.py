@@ -156,6 +156,7 @@ LAYERS = {
         "network.certificates",
         "network.server_app",
         "network.client_app",
+        "network.gate",
         "network.superlink",
         "network.supernode",
     ],
