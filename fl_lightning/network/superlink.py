@@ -52,6 +52,7 @@ class SuperLink:
         files: the server's certificate and key.
         host: the address to listen on.
         port: the port to listen on.
+        bundle_text: the pyproject.toml of what `run` runs.
 
     Attributes:
         nodes: {client_id: Flower's id of the node whose key is that client's}; after `register`.
@@ -60,13 +61,15 @@ class SuperLink:
         RunError: if it does not come up.
     """
 
-    def __init__(self, folder: SocketFolder, files: ServerFiles, host: str, port: int) -> None:
+    def __init__(
+        self, folder: SocketFolder, files: ServerFiles, host: str, port: int, bundle_text: str = BUNDLE
+    ) -> None:
         self.home, self.log = folder.path / "flower", folder.path / "superlink.log"
         self.nodes: dict[str, int] = {}
         bundle = folder.path / "bundle"
         for place in (self.home, bundle):
             place.mkdir()
-        (bundle / "pyproject.toml").write_text(BUNDLE, encoding="utf-8")
+        (bundle / "pyproject.toml").write_text(bundle_text, encoding="utf-8")
         # Reached by the name that is in the certificate where it listens everywhere.
         reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         address = f"[{reach}]:{port}" if ":" in reach else f"{reach}:{port}"
