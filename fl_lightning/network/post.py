@@ -106,7 +106,7 @@ class FlowerPost:
         while True:
             try:
                 header, body = unpack(self._connection.recv_bytes())
-            except (EOFError, OSError, ValueError):
+            except (EOFError, OSError, ValueError, TypeError):  # the last one where this side has hung up
                 self._inbox.put(None)
                 return
             if "nodes" in header:

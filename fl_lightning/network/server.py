@@ -145,7 +145,7 @@ def _flower(config: RunConfig) -> Iterator[tuple[FlowerPost, SuperLink]]:
         raise InputError(f"network.certificates: no site's public key in {certificates}; fl-lightning certs makes them")
     with SocketFolder() as folder, contextlib.ExitStack() as stack:
         listener = folder.listen()
-        link = SuperLink(folder, files, network.host, network.port)
+        link = SuperLink(folder, files, network.host, network.port, max_message_mb=network.max_message_mb)
         stack.callback(link.close)
         link.register(keys)
         link.run()

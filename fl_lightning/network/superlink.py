@@ -1,5 +1,7 @@
 """Flower's server side as children of this process: a SuperLink with TLS and node authentication, and one run on it.
 
+The SuperLink listens on the loopback interface, and `fl_lightning.network.gate` before it on the server's address.
+
 The run is a bundle that holds a pyproject.toml alone and names apps of the installed package, so no code travels. Its
 ServerApp is the relay of `fl_lightning.network.server_app`.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +22,8 @@ from typing import Any
 from fl_lightning import stopping
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.network import children
-from fl_lightning.network.certificates import ServerFiles
+from fl_lightning.network.certificates import ServerFiles, make_certificates, server_files
+from fl_lightning.network.children import free_port
 from fl_lightning.network.socket_folder import VARIABLE, SocketFolder
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 START = 60.0
 """Seconds in which the SuperLink must listen."""
 NAME = "fl-lightning"
+SLACK = 2**20
+"""Bytes that Flower puts around a message."""
 
 BUNDLE = """[project]
 name = "fl-lightning-relay"
@@ -52,6 +58,8 @@ class SuperLink:
         files: the server's certificate and key.
         host: the address to listen on.
         port: the port to listen on.
+        max_message_mb: a larger request is refused.
+        bundle_text: the pyproject.toml of what `run` runs.
 
     Attributes:
         nodes: {client_id: Flower's id of the node whose key is that client's}; after `register`.
@@ -60,19 +68,30 @@ class SuperLink:
         RunError: if it does not come up.
     """
 
-    def __init__(self, folder: SocketFolder, files: ServerFiles, host: str, port: int) -> None:
+    def __init__(
+        self,
+        folder: SocketFolder,
+        files: ServerFiles,
+        host: str,
+        port: int,
+        *,
+        max_message_mb: float = 1024.0,
+        bundle_text: str = BUNDLE,
+    ) -> None:
+        from fl_lightning.network.gate import Settings  # Flower's extra brings what it needs
+
         self.home, self.log = folder.path / "flower", folder.path / "superlink.log"
         self.nodes: dict[str, int] = {}
         bundle = folder.path / "bundle"
         for place in (self.home, bundle):
             place.mkdir()
-        (bundle / "pyproject.toml").write_text(BUNDLE, encoding="utf-8")
-        # Reached by the name that is in the certificate where it listens everywhere.
-        reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        address = f"[{reach}]:{port}" if ":" in reach else f"{reach}:{port}"
+        (bundle / "pyproject.toml").write_text(bundle_text, encoding="utf-8")
+        inside = folder.path / "inside"  # a key of its own: whoever has the server's could be anybody on the network
+        make_certificates(inside, ["none/none"])
+        own, inner = server_files(inside), free_port()
         (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "{address}"\n'
-            f"root-certificates = {json.dumps(str(files.ca.resolve()))}\n",
+            f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "127.0.0.1:{inner}"\n'
+            f"root-certificates = {json.dumps(str(own.ca.resolve()))}\n",
             encoding="utf-8",
         )
         self._bundle = bundle
@@ -81,22 +100,28 @@ class SuperLink:
         )
         command = [
             "flower-superlink",
-            *("--host", host, "--port", str(port)),
-            *("--ssl-ca-certfile", str(files.ca), "--ssl-certfile", str(files.certificate)),
-            *("--ssl-keyfile", str(files.key)),
+            *("--host", "127.0.0.1", "--port", str(inner)),
+            *("--ssl-ca-certfile", str(own.ca), "--ssl-certfile", str(own.certificate)),
+            *("--ssl-keyfile", str(own.key)),
             "--enable-supernode-auth",
             "--disable-runtime-dependency-installation",
         ]
         self._child = children.start(command, self._environment, self.log)
+        self._gate: subprocess.Popen[bytes] | None = None
+        limit = int(max_message_mb * 2**20) + SLACK
+        behind, shown = f"https://127.0.0.1:{inner}", (str(files.certificate), str(files.key))
+        settings = Settings(host, port, *shown, behind, str(own.ca), limit)
         try:
-            self._wait_until_it_listens(reach, port)
+            self._wait_until_it_listens("127.0.0.1", inner)
+            gate = [sys.executable, "-m", "fl_lightning.network.gate", str(settings.write(folder.path / "gate.json"))]
+            self._gate = children.start(gate, self._environment, self.log)
+            # Reached on the loopback interface where it listens everywhere.
+            self._wait_until_it_listens({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
         except BaseException:
             self.close()
             raise
 
     def _wait_until_it_listens(self, host: str, port: int) -> None:
-        import socket
-
         end = time.monotonic() + START
         while True:
             stopping.check()
@@ -107,8 +132,7 @@ class SuperLink:
             except OSError:
                 if time.monotonic() > end:
                     raise RunError(
-                        f"Flower's SuperLink does not listen on {host}:{port} after {START:.0f} s: "
-                        f"{children.tail(self.log)}"
+                        f"nothing listens on {host}:{port} after {START:.0f} s: {children.tail(self.log)}"
                     ) from None
             time.sleep(0.1)
 
@@ -136,10 +160,10 @@ class SuperLink:
         Raises:
             RunError: if it has ended.
         """
-        if (code := self._child.poll()) is not None:
-            raise RunError(
-                f"Flower's SuperLink ended with exit code {code}: {children.tail(self.log)}; is network.port taken?"
-            )
+        for name, child in (("Flower's SuperLink", self._child), ("the gate before it", self._gate)):
+            if child is not None and (code := child.poll()) is not None:
+                said = children.tail(self.log)
+                raise RunError(f"{name} ended with exit code {code}: {said}; is network.port taken?")
 
     def said(self) -> str:
         """The last lines of its log."""
@@ -147,6 +171,8 @@ class SuperLink:
 
     def close(self) -> None:
         """End it and all that it started."""
+        if self._gate is not None:
+            children.stop(self._gate)
         children.stop(self._child, self.home)
 
     def _flwr(self, commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

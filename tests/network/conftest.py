@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -43,11 +44,11 @@ class Machines:
         self.folder, self.port = folder, free_port()
         self.processes = {}
 
-    def start(self, name, *arguments):
+    def start(self, name, *command):
         environment = {**os.environ, "FL_TEST_FOLDER": str(self.folder), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "fl_lightning", *arguments],
+                [sys.executable, *command],
                 env=environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -57,15 +58,24 @@ class Machines:
         return self.processes[name]
 
     def server(self, *arguments):
-        return self.start("server", "server", "--config", "run.yaml", f"--network.port={self.port}", *arguments)
+        return self.start("server", "-m", "fl_lightning", *self.of_server(*arguments))
 
     def site(self, client_id, *arguments):
+        return self.start(client_id.replace("/", "."), "-m", "fl_lightning", *self.of_site(client_id, *arguments))
+
+    def together(self, server=(), sites=()):
+        """Server and sites at once, forked from one process; its log ends with {log file: exit code}."""
+        commands = [[f"{c.replace('/', '.')}.log", *self.of_site(c)] for c in sites]
+        commands.append(["server.log", *self.of_server(*server)])
+        return self.start("together", str(Path(__file__).with_name("preloaded.py")), json.dumps(commands))
+
+    def of_server(self, *arguments):
+        return ["server", "--config", "run.yaml", f"--network.port={self.port}", "--output=out", *arguments]
+
+    def of_site(self, client_id, *arguments):
         department, client = client_id.split("/")
-        return self.start(
-            client_id.replace("/", "."),
-            *("client", "--config", "run.yaml", f"--network.port={self.port}", "--output=sites_of_this_machine"),
-            *("--department", department, "--client", client, *arguments),
-        )
+        known = ["client", "--config", "run.yaml", f"--network.port={self.port}", "--output=of_sites"]
+        return [*known, "--department", department, "--client", client, *arguments]
 
     def log(self, name):
         path = self.folder / f"{name.replace('/', '.')}.log"

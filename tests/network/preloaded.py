@@ -1,0 +1,42 @@
+"""Runs many commands of fl_lightning as processes forked from one that has done the slow imports: what a test saves.
+
+The argument is a JSON list of [log file, arguments…]; {log file: exit code} is printed at the end.
+"""
+
+import json
+import os
+import signal
+import sys
+
+
+def main(commands):
+    import fl_lightning.network.client
+    import fl_lightning.network.server  # noqa: F401
+    from fl_lightning.cli import main as run
+
+    children = {}
+    for log, *arguments in commands:
+        if (pid := os.fork()) == 0:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for number in (1, 2):
+                os.dup2(handle, number)
+            os._exit(run_and_flush(run, arguments))
+        children[pid] = log
+    signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in children])
+    codes = {}
+    while len(codes) < len(children):
+        pid, status = os.wait()
+        codes[children[pid]] = os.waitstatus_to_exitcode(status)
+    print(json.dumps(codes))
+
+
+def run_and_flush(run, arguments):
+    try:
+        return run(arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
