@@ -141,7 +141,7 @@ class SuperLink:
         """
         if (code := self._child.poll()) is not None:
             raise RunError(
-                f"Flower's SuperLink ended with exit code {code}: {children.tail(self.log)}; is network.port taken?"
+                f"Flower's SuperLink ended with exit code {code}: {children.reason(self.log)}; is network.port taken?"
             )
 
     def said(self) -> str:

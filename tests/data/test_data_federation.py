@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.federation import load_federation
+from fl_lightning.data.federation import load_client, load_federation
 from fl_lightning.errors import InputError
 
 
@@ -57,3 +57,16 @@ def test_bundled_departments_load_with_train_and_eval(tokenizer):
     data = load_federation("bundled:departments", tokenizer, clients_per_dept=1, max_records=3)
     assert list(data) == ["customer_support/client_0", "engineering/client_0", "finance/client_0", "hr/client_0"]
     assert all(len(client.train) == 3 and client.eval for client in data.values())
+
+
+def test_one_client_is_loaded_as_among_the_others(root, tokenizer):
+    everybody = load_federation(root, tokenizer)
+    for client_id, client in everybody.items():
+        (own,) = load_client(root, tokenizer, client_id).values()
+        assert [e.ids.tolist() for e in own.train] == [e.ids.tolist() for e in client.train]
+        assert [e.ids.tolist() for e in own.eval] == [e.ids.tolist() for e in client.eval]
+
+
+def test_a_client_that_is_not_there_is_named(root, tokenizer):
+    with pytest.raises(InputError, match=r"data\.root: no client nobody/x in"):
+        load_client(root, tokenizer, "nobody/x")
