@@ -9,7 +9,15 @@ from lightning.fabric import Fabric
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError
-from fl_lightning.evaluation import as_figures, evaluate_departments, evaluate_run, figures, mean_figures, summary
+from fl_lightning.evaluation import (
+    as_figures,
+    cross_losses,
+    evaluate_departments,
+    evaluate_run,
+    figures,
+    mean_figures,
+    summary,
+)
 from fl_lightning.exchange import Metrics
 from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
@@ -23,8 +31,9 @@ class FixedClients:
         self.metrics, self.jobs = metrics, []
 
     def evaluate(self, jobs):
-        self.jobs += jobs
-        return list(self.metrics[: len(jobs)])
+        asked = list(jobs)
+        self.jobs += asked
+        return list(self.metrics[: len(asked)])
 
 
 @pytest.fixture
@@ -150,3 +159,30 @@ def test_export_of_a_client_that_is_not_in_the_data_is_an_input_error(run, feder
     path.write_text(path.read_text().replace('"client_1"', '"client_7"'))
     with pytest.raises(InputError, match="client_7"):
         evaluate_run(folder, federation, clients, initial)
+
+
+NONE = Metrics(0.0, 0.0, 0, 0)
+
+
+def test_clients_without_figures_are_left_out_of_the_means(federation):
+    clients = FixedClients(Metrics(30.0, 5.0, 20, 4), NONE, NONE)
+    found, mean = evaluate_departments(clients, federation, {"hr": {}, "sales": {}})
+    assert found == {"hr": pytest.approx(as_figures(1.5, 0.25))}
+    assert mean == pytest.approx(1.5)
+
+
+def test_nobodys_figures_are_no_figures_and_no_nan(federation):
+    assert evaluate_departments(FixedClients(NONE, NONE, NONE), federation, {"hr": {}, "sales": {}}) == ({}, math.inf)
+    assert summary({}, {}) == {"departments": {}, "mean": {}}
+
+
+def test_the_summary_holds_departments_with_figures_before_and_after():
+    found = summary({"hr": as_figures(2.0, 0.1)}, {"hr": as_figures(1.0, 0.2), "sales": as_figures(9.0, 0.0)})
+    assert list(found["departments"]) == ["hr"]
+    assert found["mean"]["final"]["loss"] == pytest.approx(1.0)
+
+
+def test_a_pair_of_departments_without_figures_counts_as_the_others_do(federation):
+    jobs = [Metrics(20.0, 0.0, 10, 1), Metrics(40.0, 0.0, 10, 1), NONE, Metrics(10.0, 0.0, 10, 1), NONE, NONE]
+    found = cross_losses(FixedClients(*jobs), federation, {"hr": {}, "sales": {}})
+    assert found.tolist() == [[3.0, 2.0], [1.0, 2.0]]

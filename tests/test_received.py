@@ -66,3 +66,13 @@ def test_states_are_kept_by_what_it_is_given():
     received = Received(lambda tensors: kept.append(dict(tensors)) or dict(tensors))
     received.add(update(), sends="a", keeps="b")
     assert [list(tensors) for tensors in kept] == [[A], [B]]
+
+
+def test_the_order_of_arrival_leaves_no_trace():
+    received = Received()
+    state = {"q.lora_A": torch.ones(1), "q.lora_B": torch.ones(1)}
+    for client_id in ("it/b", "hr/a", "it/a"):
+        received.add(ClientUpdate(client_id, 1, state, 3, 10), sends="a", keeps="b")
+    received.arrange(["hr/a", "hr/b", "it/a", "it/b"])
+    for kept in (received.shared, received.personal, received.examples, received.facts):
+        assert list(kept) == ["hr/a", "it/a", "it/b"]

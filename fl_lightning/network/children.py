@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,16 @@ def tail(log: Path, lines: int = 5) -> str:
         text = log.read_text(encoding="utf-8", errors="replace").splitlines()
         return " | ".join(" ".join(line.split()) for line in text[-lines:] if line.strip())[-600:]
     return ""
+
+
+def reason(log: Path) -> str:
+    """What Flower said when it gave up, on one line; the last lines where it said nothing of the kind."""
+    with contextlib.suppress(OSError):
+        text = re.sub(r"\x1b\[\d+m", "", log.read_text(encoding="utf-8", errors="replace")).splitlines()
+        ends = [number for number, line in enumerate(text) if "Exit Code:" in line]
+        if ends:
+            return " ".join(" ".join(text[ends[-1] + 1 : ends[-1] + 4]).split())[:600]
+    return tail(log)
 
 
 def free_port() -> int:

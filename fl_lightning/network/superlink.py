@@ -162,7 +162,7 @@ class SuperLink:
         """
         for name, child in (("Flower's SuperLink", self._child), ("the gate before it", self._gate)):
             if child is not None and (code := child.poll()) is not None:
-                said = children.tail(self.log)
+                said = children.reason(self.log)
                 raise RunError(f"{name} ended with exit code {code}: {said}; is network.port taken?")
 
     def said(self) -> str:

@@ -58,7 +58,7 @@ class SuperNode:
         """
         if (code := self._child.poll()) is None:
             return
-        said = children.tail(self.log, 4)
+        said = children.reason(self.log)
         if self._again is None:
             self._failures = 0 if time.monotonic() - self._started > FIRM else self._failures + 1
             if self._failures > len(PAUSES):

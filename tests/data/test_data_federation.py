@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.federation import ClientData, load_federation, with_teams
+from fl_lightning.data.federation import ClientData, load_client, load_federation, with_teams
 from fl_lightning.errors import InputError
 
 
@@ -82,3 +82,16 @@ BAD_TEAMS = {
 def test_teams_that_do_not_fit_the_data_are_refused(teams, message):
     with pytest.raises(InputError, match=f"federation.hierarchy.groups.*{message}"):
         with_teams(clients("hr/c0", "it/c0"), teams)
+
+
+def test_one_client_is_loaded_as_among_the_others(root, tokenizer):
+    everybody = load_federation(root, tokenizer)
+    for client_id, client in everybody.items():
+        (own,) = load_client(root, tokenizer, client_id).values()
+        assert [e.ids.tolist() for e in own.train] == [e.ids.tolist() for e in client.train]
+        assert [e.ids.tolist() for e in own.eval] == [e.ids.tolist() for e in client.eval]
+
+
+def test_a_client_that_is_not_there_is_named(root, tokenizer):
+    with pytest.raises(InputError, match=r"data\.root: no client nobody/x in"):
+        load_client(root, tokenizer, "nobody/x")

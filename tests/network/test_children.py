@@ -66,6 +66,14 @@ def test_the_last_lines_of_a_log_on_one_line(tmp_path):
     assert children.tail(tmp_path / "none") == ""
 
 
+def test_flowers_reason_for_giving_up_is_found_in_its_log(tmp_path):
+    text = "start\n\x1b[91mERROR \x1b[0m: Exit Code: 305\nFailed to connect.\n[code: 2004] No.\n\nFor more\nbye\n"
+    (tmp_path / "log").write_text(text)
+    assert children.reason(tmp_path / "log") == "Failed to connect. [code: 2004] No."
+    (tmp_path / "log").write_text("one\ntwo\n")
+    assert children.reason(tmp_path / "log") == "one | two"
+
+
 def test_a_free_port_can_be_bound():
     import socket
 
