@@ -15,8 +15,9 @@ from typing import Any
 
 from fl_lightning import processes, stopping
 from fl_lightning.config import RunConfig
-from fl_lightning.data.federation import ClientData, load_client
+from fl_lightning.data.federation import ClientData, load_client, with_teams
 from fl_lightning.errors import InputError
+from fl_lightning.hierarchy import teams
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.network.agreement import Agreement
 from fl_lightning.network.certificates import site_files
@@ -47,11 +48,14 @@ def attend(config: RunConfig, department: str, client: str) -> None:
     files = site_files(Path(config.network.certificates), client_id)
 
     def read(tokenizer: Any) -> dict[str, ClientData]:
-        data = config.data
-        return load_client(
-            data.root, tokenizer, client_id, max_records=data.max_records, max_length=data.max_length,
+        data, team_of = config.data, teams(config.federation.hierarchy.groups)
+        # A client of a team is known by the team's name; its records lie where its department is.
+        origin = {f"{team}/{place.split('/', 1)[1]}": place for place, team in team_of.items()}.get(client_id, client_id)
+        own = load_client(
+            data.root, tokenizer, origin, max_records=data.max_records, max_length=data.max_length,
             eval_fraction=data.eval_fraction, seed=config.seed,
         )  # fmt: skip
+        return with_teams(own, {place: team for place, team in team_of.items() if place in own})
 
     parts = prepare_model(config, read)
     clients = clients_here(parts, config)
