@@ -50,12 +50,10 @@ def attend(config: RunConfig, department: str, client: str) -> None:
     def read(tokenizer: Any) -> dict[str, ClientData]:
         data, team_of = config.data, teams(config.federation.hierarchy.groups)
         # A client of a team is known by the team's name; its records lie where its department is.
-        origin = {f"{team}/{place.split('/', 1)[1]}": place for place, team in team_of.items()}.get(
-            client_id, client_id
-        )
+        homes = {f"{team}/{place.split('/', 1)[1]}": place for place, team in team_of.items()}
         own = load_client(
-            data.root, tokenizer, homes.get(client_id, client_id), max_records=data.max_records, max_length=data.max_length,
-            eval_fraction=data.eval_fraction, seed=config.seed,
+            data.root, tokenizer, homes.get(client_id, client_id), max_records=data.max_records,
+            max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed,
         )  # fmt: skip
         return with_teams(own, {place: team for place, team in team_of.items() if place in own})
 
