@@ -19,6 +19,7 @@ COMMANDS = {
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
+    "partition": ("SOURCE --by COLUMN --output DIR", "deal a file or data set out to departments and clients"),
 }
 """{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """What ``--help`` prints."""
     width = max(len(options) for options, _ in COMMANDS.values())
-    lines = [f"  {name:<9} {options:<{width}}  {what}" for name, (options, what) in COMMANDS.items()]
+    names = max(map(len, COMMANDS))
+    lines = [f"  {name:<{names}}  {options:<{width}}  {what}" for name, (options, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)",
