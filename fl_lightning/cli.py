@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
     "partition": ("SOURCE --by COLUMN --output DIR", "deal a file or data set out to departments and clients"),
+    "inspect": ("--data DIR", "look for bad lines, duplicates and leaks in a folder of departments"),
 }
 """{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 
