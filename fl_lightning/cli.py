@@ -17,6 +17,7 @@ from fl_lightning.errors import InputError, RunError, nearest
 
 COMMANDS = {
     "init": ("--output FILE", "write a config with every key and a comment for each"),
+    "doctor": ("--config FILE", "versions, device, precision, disk, and whether a config fits into memory"),
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
