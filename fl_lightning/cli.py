@@ -21,8 +21,10 @@ COMMANDS = {
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
+    "runs": ("--output DIR", "list runs, how far they came and their final figures"),
     "partition": ("SOURCE --by COLUMN --output DIR", "deal a file or data set out to departments and clients"),
     "inspect": ("--data DIR", "look for bad lines, duplicates and leaks in a folder of departments"),
+    "completion": ("bash|zsh", "print a script that completes commands and options on Tab"),
 }
 """{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 

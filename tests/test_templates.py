@@ -21,7 +21,7 @@ def test_method_has_every_key_its_comment_and_the_methods_values(method, tmp_pat
     assert keys(yaml.safe_load(made)) >= keys(yaml.safe_load(template()))
     for comment in (line.split("  # ")[1] for line in template().splitlines() if "  # " in line):
         assert f" # {comment}" in made
-    assert max(map(len, made.splitlines())) <= 120
+    assert max(len(line) for line in made.splitlines() if not line.startswith("# ")) <= 120
 
 
 def keys(value, prefix=""):
