@@ -55,7 +55,7 @@ def diagnose(config: RunConfig) -> Diagnosis:
     device = _device(config, problems)
     name = config.model.name_or_path
     model: dict[str, Any] = {"name_or_path": name, "load_in_4bit": config.model.load_in_4bit}
-    needs = None
+    needs: dict[str, Any] | None = None
     try:
         base = memory.sizes(config)
         model |= asdict(base)
@@ -72,7 +72,7 @@ def diagnose(config: RunConfig) -> Diagnosis:
     place = Path(config.output)
     while not place.exists() and place != place.parent:
         place = place.parent
-    disk = {"output": config.output, "free": shutil.disk_usage(place).free}
+    disk: dict[str, Any] = {"output": config.output, "free": shutil.disk_usage(place).free}
     if disk["free"] < GIB:
         problems.append(
             f"disk: {disk['free'] / GIB:.1f} GiB are free at {place}, wanted 1 or more; choose another --output"

@@ -113,7 +113,7 @@ def sizes(config: RunConfig) -> Sizes:
     linear = adapter = inputs = 0
     targets, rank = set(config.lora.target_modules), config.lora.r
     for name, module in model.named_modules():
-        shape = getattr(getattr(module, "weight", None), "shape", ())
+        shape: Any = getattr(getattr(module, "weight", None), "shape", ())
         if type(module).__name__ not in ("Linear", "Conv1D"):
             continue
         linear += 0 if name.rsplit(".", 1)[-1] in ("lm_head", "embed_out") else shape.numel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,10 +58,15 @@ def template(method: str | None = None) -> str:
         hint = nearest(method, known) or f"; wanted one of {', '.join(known)}"
         raise InputError(f"--method: got {method!r}, wanted a file in configs/methods without its ending{hint}")
     source = (FOLDER / "methods" / f"{method}.yaml").read_text(encoding="utf-8")
-    for path, value in _leaves(yaml.compose(source, Loader=yaml.SafeLoader), _blocks(text)):
+    for path, value in _leaves(_composed(source), _blocks(text)):
         text = _put(text, path, value)
     lines = [*_head(source), "Every key there is stands here; those of the method have its values."]
     return "".join(f"# {line}\n" for line in lines) + text[text.index("seed:") :]
+
+
+def _composed(text: str) -> Any:
+    """YAML as nodes, which know where they stand."""
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _blocks(text: str) -> set[str]:
@@ -73,7 +79,7 @@ def _blocks(text: str) -> set[str]:
                 found.add(prefix + key.value)
                 visit(value, f"{prefix}{key.value}.")
 
-    visit(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    visit(_composed(text), "")
     return found
 
 
@@ -98,7 +104,7 @@ def _one_line(node: yaml.Node) -> str:
 
 def _put(text: str, path: str, value: str) -> str:
     """The text with another value for a key; its comment stays in its column, or goes above where there is no room."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = _composed(text)
     for part in path.split("."):
         node = next(child for key, child in node.value if key.value == part)
     start, end = node.start_mark.index, node.end_mark.index
