@@ -114,8 +114,8 @@ def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> 
     comparisons = {}
     for value in values:
         options = [word for item in {**sizes, option: str(value)}.items() for word in item]
-        place = folder / f"{option.strip('-')}_{value}"
-        comparisons[value] = compared(place, paths, "--seeds", seeds, "--rounds", "4", *options)
+        place = "_".join(words.strip("-").replace("max-", "").replace("local-", "") for words in options)
+        comparisons[value] = compared(folder.parent / place, paths, "--seeds", seeds, "--rounds", "4", *options)
     title = {"--max-records": "records a client", "--local-epochs": "local epochs"}[option]
     return "\n\n".join(
         [

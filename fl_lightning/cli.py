@@ -16,12 +16,18 @@ from fl_lightning import processes, stopping
 from fl_lightning.errors import InputError, RunError, nearest
 
 COMMANDS = {
+    "init": ("--output FILE", "write a config with every key and a comment for each"),
+    "doctor": ("--config FILE", "versions, device, precision, disk, and whether a config fits into memory"),
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
     "server": ("--config configs/default.yaml", "the same run with clients on other machines; --resume last|RUN"),
-    "client": ("--config FILE --department hr --client client_0", "take part in it with the records here"),
+    "client": ("--department hr --client client_0", "take part in it with the records here"),
     "certs": ("--sites hr/client_0 hr/client_1", "make certificates and keys for a run between machines"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
+    "runs": ("--output DIR", "list runs, how far they came and their final figures"),
+    "partition": ("SOURCE --by COLUMN --output DIR", "deal a file or data set out to departments and clients"),
+    "inspect": ("--data DIR", "look for bad lines, duplicates and leaks in a folder of departments"),
+    "completion": ("bash|zsh", "print a script that completes commands and options on Tab"),
 }
 """{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 
@@ -66,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """What ``--help`` prints."""
     width = max(len(options) for options, _ in COMMANDS.values())
-    lines = [f"  {name:<9} {options:<{width}}  {what}" for name, (options, what) in COMMANDS.items()]
+    names = max(map(len, COMMANDS))
+    lines = [f"  {name:<{names}}  {options:<{width}}  {what}" for name, (options, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fl-lightning COMMAND [OPTIONS]      (also: python -m fl_lightning COMMAND)",

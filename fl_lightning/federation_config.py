@@ -179,7 +179,7 @@ class DeptClustersConfig:
 
 @dataclass
 class FederationConfig:
-    """The rounds."""
+    """The rounds: what clients share, and how it is weighed, guarded, averaged, clustered and mixed."""
 
     rounds: int = 10
     """Number of rounds."""

@@ -106,6 +106,21 @@ def held(run_folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(run_folder: Path) -> bool:
+    """Whether a process holds a run folder; nothing is written."""
+    try:
+        handle = os.open(run_folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def warn_if_tight(folder: Path, wanted: int) -> None:
     """Warn if the disk of a folder has fewer bytes left than are wanted."""
     free = shutil.disk_usage(folder).free

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from fl_lightning.errors import InputError
-from fl_lightning.run_folder import create_run_folder, find_run_folder, held, warn_if_tight
+from fl_lightning.run_folder import create_run_folder, find_run_folder, held, is_held, warn_if_tight
 
 CONFIG = "seed: 1\n"
 
@@ -122,3 +122,13 @@ def test_a_full_disk_is_foretold(tmp_path, log_messages):
     assert len(log_messages) == 1
     assert "about 1073741824.0 GiB will be written" in log_messages[0]
     assert "retention.client_exports" in log_messages[0]
+
+
+def test_held_folder_is_known_to_be_held_and_stays_so(tmp_path):
+    assert not is_held(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(InputError, match="another process writes there"), held(tmp_path):
+            pass
+    assert not is_held(tmp_path)

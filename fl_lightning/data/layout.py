@@ -73,9 +73,7 @@ def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[
     if not os.path.isdir(folder):  # false too for a name that is too long
         raise InputError(f"data.root: {root} is not a folder; wanted a folder of departments")
     found: dict[str, list[ClientFiles]] = {}
-    with _readable():
-        places = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
-    for place in places:
+    for place in places_of(folder):
         department = place.name.removesuffix(SUFFIX)
         with _readable():
             clients = _clients_of(place, department)
@@ -98,6 +96,16 @@ def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[
     return {department: found[department][:clients_per_dept] for department in sorted(found)}
 
 
+def places_of(folder: Path) -> list[Path]:
+    """The folders that may be departments, sorted.
+
+    Raises:
+        InputError: if the folder may not be listed.
+    """
+    with _readable():
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+
+
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     try:
@@ -111,25 +119,37 @@ def _readable() -> Iterator[None]:
 def _clients_of(place: Path, department: str) -> list[ClientFiles]:
     clients: dict[str, ClientFiles] = {}
     for entry in place.iterdir():
-        if entry.name.startswith("."):
+        client = client_at(entry, department)
+        if client is None:
             continue
-        if entry.is_dir():
-            train = next((entry / f"train{e}" for e in ENDINGS if (entry / f"train{e}").is_file()), None)
-            held_out = next((entry / f"eval{e}" for e in ENDINGS if (entry / f"eval{e}").is_file()), None)
-            if train is None:
-                if held_out is not None:
-                    raise InputError(f"{entry}: eval file without train.jsonl; add the training records")
-                continue
-            client = ClientFiles(department, entry.name, train, held_out)
-        elif entry.suffix in ENDINGS:
-            client = ClientFiles(department, entry.stem, entry, None)
-        else:
-            continue
-        check_name(client.client, f"{entry}: client")
         if client.client in clients:
             raise InputError(f"{entry}: client {client.client!r} is there twice; keep one of them")
         clients[client.client] = client
     return [clients[name] for name in sorted(clients, key=natural_key)]
+
+
+def client_at(entry: Path, department: str) -> ClientFiles | None:
+    """The client that a file or folder in a department's folder is; None where it is something else.
+
+    Raises:
+        InputError: an unsafe name, or held-out records without training records.
+    """
+    if entry.name.startswith("."):
+        return None
+    if entry.is_dir():
+        train = next((entry / f"train{e}" for e in ENDINGS if (entry / f"train{e}").is_file()), None)
+        held_out = next((entry / f"eval{e}" for e in ENDINGS if (entry / f"eval{e}").is_file()), None)
+        if train is None:
+            if held_out is not None:
+                raise InputError(f"{entry}: eval file without train.jsonl; add the training records")
+            return None
+        client = ClientFiles(department, entry.name, train, held_out)
+    elif entry.suffix in ENDINGS:
+        client = ClientFiles(department, entry.stem, entry, None)
+    else:
+        return None
+    check_name(client.client, f"{entry}: client")
+    return client
 
 
 def read_splits(
@@ -148,9 +168,14 @@ def read_splits(
         return records[:max_records], read_records(files.eval)
     if len(records) < 2:
         raise InputError(f"{files.train}: 1 record, wanted at least 2 to hold one out; add records or an eval.jsonl")
-    held_out = min(len(records) - 1, max(1, round(len(records) * eval_fraction)))
-    order = list(range(len(records)))
-    random.Random(derive_seed(seed, "split", files.department, files.client)).shuffle(order)
-    chosen = set(order[:held_out])
+    chosen = draw_held_out(files, len(records), eval_fraction, seed)
     training = [r for i, r in enumerate(records) if i not in chosen]
     return training[:max_records], [records[i] for i in sorted(chosen)]
+
+
+def draw_held_out(files: ClientFiles, count: int, eval_fraction: float, seed: int) -> set[int]:
+    """Which of a single file's `count` records, at least two, are held out."""
+    held_out = min(count - 1, max(1, round(count * eval_fraction)))
+    order = list(range(count))
+    random.Random(derive_seed(seed, "split", files.department, files.client)).shuffle(order)
+    return set(order[:held_out])

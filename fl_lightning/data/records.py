@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,22 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         InputError: naming file and line (or index), for anything that is not a record, or if there is none.
     """
+    records = []
+    for _, found in scan_records(path):
+        if isinstance(found, InputError):
+            raise found
+        records.append(found)
+    if not records:
+        raise InputError(f"{path}: no records; wanted at least one of {FORMS}, or remove the client")
+    return records
+
+
+def scan_records(path: Path) -> Iterator[tuple[str, Record | InputError]]:
+    """(file and line or index, the record or what is wrong with it) of everything in a file, in file order.
+
+    Raises:
+        InputError: if the file as a whole cannot be read.
+    """
     if os.path.exists(path) and not path.is_file():  # a FIFO would wait for its writer
         raise InputError(f"{path}: cannot be read (not a regular file); wanted a JSONL file of records")
     try:
@@ -102,29 +118,23 @@ def read_records(path: Path) -> list[Record]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); wanted a JSONL file of records") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    records = _read_list(path, text) if path.suffix == ".json" else _read_lines(path, text)
-    if not records:
-        raise InputError(f"{path}: no records; wanted at least one of {FORMS}, or remove the client")
-    return records
+    return _scan_list(path, text) if path.suffix == ".json" else _scan_lines(path, text)
 
 
-def _read_lines(path: Path, text: str) -> list[Record]:
-    records = []
+def _scan_lines(path: Path, text: str) -> Iterator[tuple[str, Record | InputError]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({_reason(error)}); wanted one record a line") from error
-        try:
-            records.append(parse_record(value))
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}") from error
-    return records
+            yield where, InputError(f"{where}: not valid JSON ({_reason(error)}); wanted one record a line")
+            continue
+        yield where, _parsed(where, value)
 
 
-def _read_list(path: Path, text: str) -> list[Record]:
+def _scan_list(path: Path, text: str) -> Iterator[tuple[str, Record | InputError]]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,13 +142,16 @@ def _read_list(path: Path, text: str) -> list[Record]:
         raise InputError(f"{path}{line}: not valid JSON ({_reason(error)}); wanted a list of records") from error
     if not isinstance(values, list):
         raise InputError(f"{path}: got {type(values).__name__}, wanted a list of records")
-    records = []
     for index, value in enumerate(values):
-        try:
-            records.append(parse_record(value))
-        except ValueError as error:
-            raise InputError(f"{path}: record {index}: {error}") from error
-    return records
+        where = f"{path}: record {index}"
+        yield where, _parsed(where, value)
+
+
+def _parsed(where: str, value: object) -> Record | InputError:
+    try:
+        return parse_record(value)
+    except ValueError as error:
+        return InputError(f"{where}: {error}")
 
 
 def _reason(error: Exception) -> str:

@@ -37,32 +37,18 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
     Raises:
         InputError: saying which model was wanted and what was tried.
     """
-    name = config.name_or_path
-    path = bundled.resolve(name)
-    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.name_or_path: no file {path}; wanted a GGUF file, a folder or a Hub id")
-        source, arguments["gguf_file"] = str(path.parent), path.name
-    elif os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if not os.path.isfile(path / "config.json"):  # false too for a name that is too long
-            raise InputError(f"model.name_or_path: no config.json in {path}; wanted a model folder or a Hub id")
-        source = str(path)
-    else:
-        source, arguments["revision"] = name, config.revision
+    source, arguments = _locate(config)
     quantised = {"quantization_config": _nf4(dtype), "device_map": {"": str(device)}} if config.load_in_4bit else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        tokenizer = _tokenizer(source, arguments)
         model, loading = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **arguments, **quantised
         )
         # Where something is missing transformers only logs it, and goes on with random weights and an empty vocabulary.
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(f"{len(missing)} weights missing, first {missing[0]}")
-        if len(tokenizer) <= len(tokenizer.added_tokens_encoder):
-            raise ValueError("the tokenizer has no vocabulary: tokenizer.json is missing")
     except Exception as error:  # what a broken model makes transformers, tokenizers, gguf and torch raise has no end
-        raise InputError(_why(name, source, error)) from error
+        raise InputError(_why(config.name_or_path, source, error)) from error
     if config.load_in_4bit:
         for module in model.modules():
             # bitsandbytes repacks a CPU weight for good at its first forward pass without gradients; the packed form
@@ -79,6 +65,48 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
     model.eval()
     use_packed_attention(model)
     return model, tokenizer
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer alone.
+
+    Raises:
+        InputError: saying which model was wanted and what was tried.
+    """
+    source, arguments = _locate(config)
+    try:
+        return _tokenizer(source, arguments)
+    except Exception as error:  # as above
+        raise InputError(_why(config.name_or_path, source, error)) from error
+
+
+def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+    if len(tokenizer) <= len(tokenizer.added_tokens_encoder):
+        raise ValueError("the tokenizer has no vocabulary: tokenizer.json is missing")
+    return tokenizer
+
+
+def _locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """(what transformers is asked for, with which arguments).
+
+    Raises:
+        InputError: if a local model is not there.
+    """
+    name = config.name_or_path
+    path = bundled.resolve(name)
+    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.name_or_path: no file {path}; wanted a GGUF file, a folder or a Hub id")
+        source, arguments["gguf_file"] = str(path.parent), path.name
+    elif os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if not os.path.isfile(path / "config.json"):  # false too for a name that is too long
+            raise InputError(f"model.name_or_path: no config.json in {path}; wanted a model folder or a Hub id")
+        source = str(path)
+    else:
+        source, arguments["revision"] = name, config.revision
+    return source, arguments
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -78,12 +78,20 @@ def create_lora_model(
 
 
 def collect_lora_state(model: PeftModel) -> LoraState:
-    """A snapshot of the adapter: {PEFT's parameter name: detached fp32 CPU copy}, sorted by name."""
+    """A snapshot of the adapter: {PEFT's parameter name: detached fp32 CPU copy}, sorted by name.
+
+    Args:
+        model: as `create_lora_model` or `load_adapter_model` gives it.
+    """
     return snapshot(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
 
 
 def collect_lora_parameter_names(model: PeftModel) -> list[str]:
-    """Names of the adapter's parameters, as in `collect_lora_state`, sorted."""
+    """Names of the adapter's parameters, as in `collect_lora_state`, sorted.
+
+    Args:
+        model: as `create_lora_model` or `load_adapter_model` gives it.
+    """
     return sorted(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
 
 
@@ -99,6 +107,10 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
 @torch.no_grad()
 def load_lora_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
     """Copy a state into the model's adapter, in place.
+
+    Args:
+        model: whose adapter is overwritten.
+        state: as `collect_lora_state` gives it.
 
     Raises:
         ValueError: if names or shapes differ, or a value is not finite.

@@ -16,7 +16,11 @@ from fl_lightning.network.socket_folder import connect
 
 
 class DepartmentLoraClient(ClientApp):
-    """A department's client as Flower sees it; every kind of message goes to the resident site."""
+    """A department's client as Flower sees it; every kind of message goes to the resident site.
+
+    Args:
+        arguments: those of Flower's ClientApp.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)

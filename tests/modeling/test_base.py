@@ -9,7 +9,7 @@ import torch
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.base import load_base_model
+from fl_lightning.modeling.base import load_base_model, load_tokenizer
 
 
 def load(name, **arguments):
@@ -99,3 +99,12 @@ def test_folder_without_weights_is_an_input_error(model_folder):
     (model_folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         load(model_folder)
+
+
+def test_tokenizer_alone_is_the_one_of_the_base(loaded_tiny_base, model_folder):
+    (model_folder / "model.safetensors").unlink()
+    alone = load_tokenizer(ModelConfig(name_or_path=str(model_folder)))
+    assert alone("Hello there")["input_ids"] == loaded_tiny_base[1]("Hello there")["input_ids"]
+    (model_folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="the tokenizer has no vocabulary"):
+        load_tokenizer(ModelConfig(name_or_path=str(model_folder)))

@@ -1,0 +1,36 @@
+"""``doctor [--config FILE]``: what a run of a config would meet on this machine."""
+
+from __future__ import annotations
+
+import json
+
+from fl_lightning.arguments import parse_config
+from fl_lightning.options import Parser
+from fl_lightning.terminal import hush, quiet
+
+DESCRIPTION = """Print versions, device, precision, free disk, and whether a config's base, adapters and activations
+will fit into memory. Nothing is loaded, downloaded or written.
+
+The estimate is of the most a process will want: records as long as data.max_length, half of their tokens responses."""
+
+
+def run(argv: list[str]) -> int:
+    """Look at this machine."""
+    parser = Parser("doctor", DESCRIPTION)
+    parser.add_argument("--config", metavar="FILE", help="of the run in question (default: the defaults)")
+    parser.add_argument("--json", action="store_true", help="everything, in bytes, as JSON")
+    given = parser.read(argv)
+    config = parse_config(["--config", given.config] if given.config else [])
+    quiet()
+    from rich.console import Console
+
+    from fl_lightning import doctor
+
+    hush()
+    with Console(stderr=True).status("looking at this machine"):
+        found = doctor.diagnose(config)
+    if given.json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        doctor.show(found, Console())
+    return 0

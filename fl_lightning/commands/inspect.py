@@ -1,0 +1,60 @@
+"""``inspect --data DIR``: what is in a folder of departments, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+from fl_lightning.arguments import parse_config
+from fl_lightning.errors import InputError
+from fl_lightning.options import Parser
+from fl_lightning.terminal import hush, quiet
+
+DESCRIPTION = """Look at every record of every client: counts, lengths in tokens, bad lines, unsafe names, records
+that are there more than once, and held-out records that some client trains on.
+
+Exit code 2 if 'fit' would refuse the folder, else 0, with warnings or without."""
+
+
+def run(argv: list[str]) -> int:
+    """Look at a folder."""
+    parser = Parser("inspect", DESCRIPTION)
+    parser.add_argument("--data", metavar="DIR", help="a folder of departments (default: data.root of the config)")
+    parser.add_argument("--config", metavar="FILE", help="whose tokenizer, max_length, eval_fraction and seed count")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    given = parser.read(argv)
+    config = parse_config(["--config", given.config] if given.config else [])
+    root = given.data or config.data.root
+    quiet()
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from fl_lightning.data.records import Record
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("loading the tokenizer", total=None)
+        from fl_lightning import inspection, inspection_report
+        from fl_lightning.data.tokenization import encode
+        from fl_lightning.modeling.base import load_tokenizer
+
+        hush()
+        tokenizer = load_tokenizer(config.model)
+        progress.update(task, description="records", completed=0)
+
+        def measure(record: Record, where: str) -> tuple[int, int]:
+            progress.advance(task)
+            (example,) = encode([record], tokenizer, 2**40, where)
+            return len(example), int(example.supervised.sum())
+
+        data = config.data
+        found = inspection.inspect(
+            root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
+        )
+    if given.json:
+        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+    else:
+        inspection_report.show(found, Console())
+    if found.errors:
+        count = len(found.errors)
+        raise InputError(f"{root}: {count} error{'s' if count > 1 else ''}, see above; mend them before 'fit'")
+    return 0

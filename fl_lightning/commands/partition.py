@@ -1,0 +1,129 @@
+"""``partition SOURCE --output DIR``: one pile of records into folders of departments and clients."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fl_lightning.errors import InputError
+from fl_lightning.options import Parser, at_least, number_above
+
+DESCRIPTION = """Deal one pile of records out to departments and clients, in the folders that 'fit --data' reads:
+
+  DIR/<department>/<client>/train.jsonl, eval.jsonl     partition.json and, with --label, partition.png say who got what
+
+SOURCE is a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with a Hugging Face data set, or a Hub id."""
+SCHEMES = ("iid", "dirichlet", "shards", "sizes")
+RECORD = ("instruction", "input", "output_column", "prompt", "completion", "messages", "text")
+DRAWING = "pip install 'fl_lightning[data]'"
+
+
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser("partition", DESCRIPTION)
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--output", metavar="DIR", help="a folder that is not there yet")
+    parser.add_argument("--split", metavar="NAME", help="of a Hugging Face data set (default: train, or the only one)")
+    who = parser.add_argument_group("who gets what")
+    who.add_argument("--by", metavar="COLUMN", help="a department for each value of this column")
+    who.add_argument("--clients-by", metavar="COLUMN", help="a client for each value of this column")
+    who.add_argument("--departments", metavar="N", type=at_least(1), help="so many departments, dealt by --scheme")
+    who.add_argument("--clients-per-dept", metavar="M", type=at_least(1), help="clients in each (default: 3)")
+    who.add_argument("--scheme", choices=SCHEMES, default="iid", help="how records are dealt (default: iid)")
+    who.add_argument("--client-scheme", choices=SCHEMES, help="the same inside departments (default: as --scheme)")
+    who.add_argument("--label", metavar="COLUMN", help="what dirichlet and shards deal by, and what is drawn")
+    who.add_argument("--alpha", type=number_above(0), default=0.5, help="dirichlet: small is one-sided (default: 0.5)")
+    who.add_argument("--shards", type=at_least(1), default=2, help="shards for each part (default: 2)")
+    who.add_argument("--sizes", type=number_above(0), nargs="+", default=[], metavar="X", help="sizes: proportions")
+    who.add_argument("--client-sizes", type=number_above(0), nargs="+", metavar="X", help="the same inside departments")
+    who.add_argument("--min-records", type=at_least(2), default=2, help="of each part under dirichlet (default: 2)")
+    who.add_argument("--eval-fraction", type=number_above(0, 1), default=0.2, help="held out (default: 0.2)")
+    who.add_argument("--seed", type=at_least(0), default=1234, help="(default: 1234)")
+    record = parser.add_argument_group("columns of a record (default: those that are called so)")
+    for name in RECORD:
+        record.add_argument(f"--{name.replace('_', '-')}", metavar="COLUMN")
+    parser.add_argument("--dry-run", action="store_true", help="print who would get what, write nothing")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Deal records out."""
+    given = make_parser().read(argv)
+    columns = {name.removesuffix("_column"): getattr(given, name) for name in RECORD if getattr(given, name)}
+    parts = _parts(given)
+    from fl_lightning.partition import write
+    from fl_lightning.partition.columns import check_columns, to_records, values_of
+    from fl_lightning.partition.deal import Scheme, deal, label_counts
+    from fl_lightning.partition.source import read_rows
+
+    if given.output:
+        write.check_new(Path(given.output))
+    rows = read_rows(given.source, given.split)
+    options = {"--by": given.by, "--clients-by": given.clients_by, "--label": given.label}
+    options |= {f"--{name.replace('_', '-')}": getattr(given, name) for name in RECORD}
+    check_columns(rows, options)
+    records = to_records(rows, columns)
+    labels = values_of(rows, given.label, "--label") if given.label else None
+
+    def scheme(name: str, sizes: list[float]) -> Scheme:
+        return Scheme(name, given.alpha, given.shards, sizes, given.min_records)
+
+    shares = deal(
+        len(records),
+        values_of(rows, given.by, "--by") if given.by else parts[0],
+        values_of(rows, given.clients_by, "--clients-by") if given.clients_by else parts[1],
+        scheme=scheme(given.scheme, given.sizes),
+        client_scheme=scheme(given.client_scheme or given.scheme, given.client_sizes or given.sizes),
+        labels=labels,
+        seed=given.seed,
+    )
+    dealt = write.splits(shares, given.eval_fraction, given.seed)
+    counts = label_counts(shares, labels) if labels else None
+    return _finish(given, records, dealt, counts)
+
+
+def _parts(given: argparse.Namespace) -> tuple[int, int]:
+    """(departments, clients in each) where no column says who gets what."""
+    if not given.dry_run and not given.output:
+        raise InputError("partition: no --output, wanted a folder for the federation, or --dry-run")
+    if given.by and given.departments:
+        raise InputError("--departments: got it with --by, wanted one of them; leave out the other")
+    if given.clients_by and given.clients_per_dept:
+        raise InputError("--clients-per-dept: got it with --clients-by, wanted one of them; leave out the other")
+    if not given.by and not given.departments:
+        raise InputError("partition: no departments, wanted --by COLUMN or --departments N")
+    return given.departments or 0, given.clients_per_dept or 3
+
+
+def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: Any) -> int:
+    """Print the table, and write unless it is a rehearsal."""
+    from rich.console import Console
+
+    from fl_lightning.partition import write
+
+    console = Console()
+    title = given.source if given.dry_run else f"{given.source} → {given.output}"
+    console.print(write.table(dealt, counts, title))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if given.dry_run:
+        say("Nothing was written: --dry-run.")
+        return 0
+    picture = None
+    if counts:
+        try:
+            picture = write.draw(counts, given.label)
+        except ImportError:
+            say(f"partition.png was not drawn: matplotlib is not installed; {DRAWING}")
+    options = {key: value for key, value in vars(given).items() if value not in (None, []) and key != "dry_run"}
+    clients = {
+        client_id: {"train": len(train), "eval": len(held_out), **({"labels": counts[client_id]} if counts else {})}
+        for client_id, (train, held_out) in dealt.items()
+    }
+    write.write_federation(Path(given.output), records, dealt, {"options": options, "clients": clients}, picture)
+    most = min(sum(c.startswith(f"{name}/") for c in dealt) for name in {c.split("/")[0] for c in dealt})
+    say(f"Train on it: fl-lightning fit --data {given.output} --clients-per-dept {most}")
+    return 0

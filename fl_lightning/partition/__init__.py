@@ -1,0 +1,1 @@
+"""One pile of records into a federation: read (`source`), take columns (`columns`), deal (`deal`), write (`write`)."""
