@@ -185,6 +185,7 @@ LAYERS = {
         "callbacks.memory_monitor",
         "callbacks.samples",
         "callbacks.network_log",
+        "callbacks.phase_timer",
         "callbacks.rich_progress",
         "callbacks.round_checkpoint",
     ],
