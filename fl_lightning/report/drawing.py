@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def _render(picture: Picture, theme: Theme, form: str) -> bytes:
         "legend.frameon": False, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
         "hatch.linewidth": 0.6, "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": picture.name,
     }  # fmt: skip
-    with rc_context(rules):
+    with rc_context(rules), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn; the table has the name
         figure = Figure(figsize=picture.size, layout="constrained")
         figure.patch.set_facecolor(theme.ground if form == "png" else "none")
         picture.draw(figure, theme)

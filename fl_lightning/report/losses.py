@@ -122,7 +122,7 @@ def _legend(canvas: Any, theme: Theme, run: Run, who: Sequence[str]) -> None:
 
 
 def _clients_names(run: Run, who: Sequence[str]) -> list[str]:
-    """What the n-th clients are called, where every department with few clients calls them alike; else their numbers."""
+    """What the n-th clients are called where every department with few of them agrees on it; else their numbers."""
     few_clients = [sorted(run.client_losses.get(name, {}), key=natural_key) for name in who]
     few_clients = [names for names in few_clients if len(names) <= NAMED_CLIENTS]
     longest = max(few_clients, key=len, default=[])

@@ -82,6 +82,9 @@ def map_adapters(run_folder: Path) -> Places:
         return found
     x = np.stack([_vector(states[who], initial) for who in known])
     points, found.shares = components(_unit(x) if initial else x)
+    if not points.any():
+        found.notes.append("No A has moved away from the others, as where A is frozen.")
+        return found
     found.places = [Place(*who, *map(float, point)) for who, point in zip(known, points, strict=True)]
     return found
 

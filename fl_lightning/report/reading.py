@@ -50,6 +50,8 @@ def _json(run: Run, name: str, lacks: str) -> Any:
 
 def _read_config(run: Run) -> None:
     try:
+        if not (run.folder / "config.yaml").is_file():
+            raise OSError("no such file")
         run.config = (run.folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
         values = mapping(yaml.safe_load(run.config))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:

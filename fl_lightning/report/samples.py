@@ -90,7 +90,7 @@ def _kept(path: Path, adapters: Mapping[str, str], count: int) -> dict[str, list
             if not all(isinstance(own, str) for own in said.values()):
                 return None
             found.setdefault(name, []).append(Answer(**{key: str(own) for key, own in said.items()}))
-    return found
+    return found or None
 
 
 def _as_json(found: Mapping[str, list[Answer]], adapters: Mapping[str, str], count: int) -> dict[str, Any]:
