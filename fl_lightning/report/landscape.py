@@ -10,6 +10,11 @@ from fl_lightning.report.parts import WIDTH, Picture, Section, Table, short
 from fl_lightning.report.places import Places, map_adapters
 from fl_lightning.report.run_data import ROOT, Run
 
+WHAT = {
+    "delta": "A − A₀ of each adapter, scaled to length one, so that near points moved in like directions",
+    "a": "A of each adapter",
+    "product": "B A of each adapter, scaled to length one, since A alone is frozen here or of several ranks",
+}
 NAMED = 24
 """Up to so many departments and groups are named in the picture; more are in its table."""
 
@@ -20,17 +25,14 @@ def landscape(run: Run) -> Section:
     found = map_adapters(run.folder)
     section.missing += found.notes
     if not found.places:
-        section.missing.append("No map: fewer than two adapters in adapters/ and client_exports/ can be compared.")
         return section
-    if found.start:
-        what = "A − A₀ of each adapter, scaled to length one, so that near points moved in like directions"
-    else:
-        what = "A of each adapter (no checkpoint says what A₀ was)"
+    if found.of == "a":
         section.missing.append("A₀ is not known without a checkpoint, so the map shows A and not its direction.")
     shares = " and ".join(f"{share:.0%}" for share in found.shares)
     section.text.append(
-        f"The first two principal components, which is classical multidimensional scaling, of {what}. The axes hold "
-        f"{shares} of the variance; what lies beyond does not show. Clients are as they were after their newest fit."
+        f"The first two principal components, which is classical multidimensional scaling, of {WHAT[found.of]}. "
+        f"The axes hold {shares} of the variance; what lies beyond does not show. Clients are as they were after their "
+        "newest fit."
     )
     section.pictures.append(_picture(run, found))
     return section

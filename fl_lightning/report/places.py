@@ -1,24 +1,26 @@
-"""Where adapters lie to each other: principal components of the direction in which their A-matrices moved."""
+"""Where adapters lie to each other: principal components of the direction in which they moved."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from fl_lightning.checkpoint import checkpoints
 from fl_lightning.errors import InputError
 from fl_lightning.files import natural_key
-from fl_lightning.state import LoraState, is_lora_a
+from fl_lightning.grouping.product import product
+from fl_lightning.kmeans import Array
+from fl_lightning.state import LoraState, is_lora_a, problem_with, select, snapshot
 from fl_lightning.tensor_files import read_state
 
 MOST_NUMBERS = 2**27
-"""Of all A-matrices together, half a GiB; further clients are left off the map."""
+"""Of all adapters together, half a GiB; further clients are left off the map."""
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -40,13 +42,14 @@ class Places:
 
     Attributes:
         shares: of the variance on the first and on the second axis.
-        start: whether A₀ was known; A itself is mapped where not.
+        of: what is mapped: ``delta``, A − A₀ scaled to length one; ``a`` where A₀ is not known; ``product``, B A scaled
+            to length one, where A tells nothing, being frozen or of several ranks.
         notes: what is not on it, and why.
     """
 
     places: list[Place] = field(default_factory=list)
     shares: tuple[float, float] = (0.0, 0.0)
-    start: bool = False
+    of: Literal["delta", "a", "product"] = "delta"
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,9 +59,29 @@ def map_adapters(run_folder: Path) -> Places:
     Returns:
         The map; without places where there are fewer than two adapters that can be compared.
     """
-    found = Places()
-    initial = initial_a(run_folder)
-    found.start = bool(initial)
+    found, initial = Places(), initial_a(run_folder)
+    states = _read(run_folder, found)
+    if len(states) < 2:
+        found.notes.append("No map: there are fewer than two adapters in adapters/ and client_exports/.")
+        return found
+    found.of = "delta" if initial else "a"
+    gram = _gram_of_a(states, initial)
+    if gram is None:
+        found.of = "product"
+        try:
+            gram = product({f"{number:06}": state for number, state in enumerate(states.values())}).gram
+        except ValueError as error:
+            found.notes.append(f"No map: the adapters cannot be compared ({error}).")
+            return found
+    if gram is None or (gram - gram[0, 0] == 0).all():
+        found.notes.append("No map: the adapters are all alike.")
+        return found
+    points, found.shares = components(gram)
+    found.places = [Place(*who, *map(float, point)) for who, point in zip(states, points, strict=True)]
+    return found
+
+
+def _read(run_folder: Path, found: Places) -> dict[tuple[str, str], LoraState]:
     states: dict[tuple[str, str], LoraState] = {}
     numbers = 0
     for who, path in _adapters(run_folder):
@@ -66,27 +89,30 @@ def map_adapters(run_folder: Path) -> Places:
             found.notes.append("There are more clients than fit on the map.")
             break
         try:
-            state = {name: tensor for name, tensor in read_state(path).items() if is_lora_a(name)}
+            state = snapshot(read_state(path))
+            if problem := problem_with(state, state):
+                raise InputError(problem)
         except (InputError, OSError) as error:
             found.notes.append(f"{'/'.join(filter(None, who))} is not on the map: {error}")
             continue
         states[who] = state
         numbers += sum(tensor.numel() for tensor in state.values())
-    layouts = {who: _layout(state) for who, state in states.items()}
-    usual = _layout(initial) if initial else next(iter(Counter(layouts.values()).most_common(1)), ((), 0))[0]
-    others = [who for who, layout in layouts.items() if layout != usual]
-    if others:
-        found.notes.append(f"{len(others)} adapters of another rank or of other layers are not on the map.")
-    known = [who for who in states if who not in others]
-    if len(known) < 2 or not usual:
-        return found
-    x = np.stack([_vector(states[who], initial) for who in known])
-    points, found.shares = components(_unit(x) if initial else x)
-    if not points.any():
-        found.notes.append("No A has moved away from the others, as where A is frozen.")
-        return found
-    found.places = [Place(*who, *map(float, point)) for who, point in zip(known, points, strict=True)]
-    return found
+    return states
+
+
+def _gram_of_a(states: Mapping[tuple[str, str], LoraState], initial: LoraState) -> Array | None:
+    """Inner products of the rows that are mapped; None where A is of several ranks, or nobody's has moved."""
+    factors = [select(state, "a") for state in states.values()]
+    start = initial or factors[0]
+    if not start or any(problem_with(own, start) for own in factors):
+        return None
+    x = torch.stack(
+        [torch.cat([(own[n] - initial[n] if initial else own[n]).flatten() for n in start]) for own in factors]
+    )
+    if initial:
+        x = torch.nn.functional.normalize(x, dim=1)
+    gram: Array = (x @ x.T).double().numpy()
+    return None if (x == x[0]).all() else gram
 
 
 def initial_a(run_folder: Path) -> LoraState:
@@ -98,7 +124,9 @@ def initial_a(run_folder: Path) -> LoraState:
         except (InputError, OSError):
             continue
         parts = {key: key.split("|", 2) for key in tensors}
-        return {p[2]: tensors[k] for k, p in parts.items() if len(p) == 3 and p[0] == "initial" and is_lora_a(p[2])}
+        return {
+            p[2]: tensors[k].float() for k, p in parts.items() if len(p) == 3 and p[0] == "initial" and is_lora_a(p[2])
+        }
     return {}
 
 
@@ -118,47 +146,30 @@ def _adapters(run_folder: Path) -> Iterator[tuple[tuple[str, str], Path]]:
         yield who, newest[who][1]
 
 
-def _layout(state: Mapping[str, object]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, tuple(getattr(state[name], "shape", ()))) for name in sorted(state))
-
-
-def _vector(state: LoraState, initial: LoraState) -> npt.NDArray[np.float32]:
-    parts = [
-        (t.float() - initial[n].float() if initial else t.float()).flatten().numpy() for n, t in sorted(state.items())
-    ]
-    vector: npt.NDArray[np.float32] = np.nan_to_num(np.concatenate(parts)).astype(np.float32)
-    return vector
-
-
-def _unit(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rows of length one, as in the representation ``delta``; what has not moved stays at zero."""
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
-    return unit
-
-
-def components(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
+def components(gram: Array) -> tuple[Array, tuple[float, float]]:
     """(coordinates of shape (n, 2), shares of the variance) on the first two principal components of n rows.
 
-    Of the Gram matrix, so d may be large; that is classical multidimensional scaling of the Euclidean distances. Each
-    axis points to where its largest coordinate is positive.
+    That is classical multidimensional scaling of the rows' Euclidean distances. Each axis points to where its largest
+    coordinate is positive.
+
+    Args:
+        gram: inner products of the rows, shape (n, n).
 
     Example:
-        >>> points, shares = components(np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32))
+        >>> points, shares = components(np.array([[0.0, 0.0], [0.0, 25.0]]))  # (0, 0) and (3, 4)
         >>> points.round(3).tolist(), shares
         ([[-2.5, 0.0], [2.5, 0.0]], (1.0, 0.0))
     """
-    centred = x - x.mean(axis=0)
-    gram = (centred @ centred.T).astype(np.float64)
-    values, vectors = np.linalg.eigh(gram)
+    centred = gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
+    values, vectors = np.linalg.eigh(centred)
     values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    points = np.zeros((len(x), 2))
-    for axis in range(min(2, len(x))):
+    points = np.zeros((len(gram), 2))
+    for axis in range(2):
         if values[axis] > 1e-9 * max(values[0], 1e-30):
             points[:, axis] = vectors[:, axis] * np.sqrt(values[axis])
-            points[:, axis] *= 1.0 if points[:, axis].max() >= -points[:, axis].min() - 1e-6 else -1.0
-    if len(x) == 2 and points[0, 0] > 0:  # two points are as far from the middle, whichever comes first
+            if points[:, axis].max() < -points[:, axis].min() - 1e-6:
+                points[:, axis] *= -1
+    if len(gram) == 2 and points[0, 0] > 0:  # two points are as far from the middle, whichever comes first
         points[:, 0] *= -1
     total = float(values.sum()) or 1.0
-    shares = [round(float(v) / total, 6) for v in values[:2]]
-    return points, (shares[0], shares[1])
+    return points, (round(float(values[0]) / total, 6), round(float(values[1]) / total, 6))
