@@ -12,7 +12,7 @@ from fl_lightning.report.run_data import ROOT, Run
 
 MOST = 60
 NUMBERED = 26
-"""Up to so many rounds have their cluster's number written into the strip; with more it stands where it changes."""
+"""Up to so many rounds have their cluster's number written into the strip; with more it stands once in each stretch."""
 
 
 def clusters(run: Run) -> Section:
@@ -66,7 +66,7 @@ def _picture(run: Run, strips: dict[str, dict[int, int]]) -> Picture:
             for first, last, number in segments([strips[name].get(r) for r in rounds]):
                 colour, size = theme.colours[number % len(theme.colours)], (last - first + 1, 0.9)
                 axes.add_patch(Rectangle((first - 0.5, place - 0.45), *size, facecolor=colour, linewidth=0))
-                for column in range(first, last + 1) if len(rounds) <= NUMBERED else [first]:
+                for column in range(first, last + 1) if len(rounds) <= NUMBERED else [(first + last) / 2]:
                     style = {"color": theme.ground, "fontsize": 9, "ha": "center", "va": "center"}
                     axes.text(column, place, str(number), clip_on=True, **style)
         step = max(1, -(-len(rounds) // 10))
