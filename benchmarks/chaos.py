@@ -39,7 +39,8 @@ def results(run_folder: Path) -> dict[str, Any]:
         if not name.startswith(NOT_COMPARED):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     with (run_folder / "metrics.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if not k.startswith("memory/")} for row in csv.DictReader(file)]
+        own = ("memory/", "seconds/")  # these differ from run to run
+        rows = [{k: v for k, v in row.items() if not k.startswith(own)} for row in csv.DictReader(file)]
     found["rows"] = rows
     found["points"] = points(run_folder)
     return found
@@ -50,7 +51,7 @@ def points(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("memory/")]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("memory/", "seconds/"))]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

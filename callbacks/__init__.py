@@ -9,6 +9,7 @@ from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.callbacks.logger_views import LoggerViews
 from fl_lightning.callbacks.memory_monitor import MemoryMonitor
 from fl_lightning.callbacks.network_log import NetworkLog
+from fl_lightning.callbacks.phase_timer import PhaseTimer
 from fl_lightning.callbacks.rich_progress import RichProgress
 from fl_lightning.callbacks.round_checkpoint import RoundCheckpoint
 from fl_lightning.callbacks.samples import Samples
@@ -23,6 +24,7 @@ __all__ = [
     "LoggerViews",
     "MemoryMonitor",
     "NetworkLog",
+    "PhaseTimer",
     "RichProgress",
     "RoundCheckpoint",
     "Samples",

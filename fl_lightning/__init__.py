@@ -19,6 +19,7 @@ _HOMES = {
         "LoggerViews",
         "MemoryMonitor",
         "NetworkLog",
+        "PhaseTimer",
         "RichProgress",
         "RoundCheckpoint",
         "Samples",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from fl_lightning.callbacks import LoggerViews as LoggerViews
     from fl_lightning.callbacks import MemoryMonitor as MemoryMonitor
     from fl_lightning.callbacks import NetworkLog as NetworkLog
+    from fl_lightning.callbacks import PhaseTimer as PhaseTimer
     from fl_lightning.callbacks import RichProgress as RichProgress
     from fl_lightning.callbacks import RoundCheckpoint as RoundCheckpoint
     from fl_lightning.callbacks import Samples as Samples

@@ -25,6 +25,7 @@ from fl_lightning.callbacks import (
     FederatedRound,
     LoggerViews,
     MemoryMonitor,
+    PhaseTimer,
     RichProgress,
     RoundCheckpoint,
     Samples,
@@ -140,6 +141,7 @@ def make_callbacks(
         FederatedRound(config.federation, seed=config.seed),
         ClientLog(),
         Evaluation(),
+        PhaseTimer(),
         ClusterMonitor(
             log_metrics=config.logging.cluster_logging,
             save_metadata=config.logging.save_cluster_metadata,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ class BackgroundWriter:
     After a write has failed nothing more is written, since what follows may refer to it; the error is raised wherever
     another is asked for, at `flush` and at `close`, which forgets it. What is handed over must not change afterwards.
 
+    Attributes:
+        busy: seconds spent on writes so far.
+        waited: seconds for which `flush` made its caller wait so far.
+
     Example:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "figures.json"
@@ -35,6 +40,7 @@ class BackgroundWriter:
         self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self.busy, self.waited = 0.0, 0.0
 
     def submit(self, write: Callable[[], object]) -> None:
         """Ask for a write; waits where too many are waiting already.
@@ -59,7 +65,9 @@ class BackgroundWriter:
         Raises:
             Exception: what a write failed with.
         """
+        start = time.perf_counter()
         self._queue.join()
+        self.waited += time.perf_counter() - start
         self._check()
 
     def close(self) -> None:
@@ -78,11 +86,13 @@ class BackgroundWriter:
 
     def _work(self) -> None:
         while (write := self._queue.get()) is not None:
+            start = time.perf_counter()
             try:
                 if self._error is None:
                     write()
             except BaseException as error:
                 self._error = error
             finally:
+                self.busy += time.perf_counter() - start
                 self._queue.task_done()
         self._queue.task_done()

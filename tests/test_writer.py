@@ -24,6 +24,19 @@ def test_writes_happen_beside_the_caller():
     assert done == [True]
 
 
+def test_writer_knows_how_long_it_was_busy_and_was_waited_for():
+    go, writer = threading.Event(), BackgroundWriter()
+    writer.submit(lambda: go.wait(10))
+    threading.Timer(0.2, go.set).start()
+    writer.flush()
+    assert 0.1 < writer.busy < 10
+    assert 0.1 < writer.waited < 10
+    writer.submit(lambda: None)
+    writer.flush()
+    assert writer.busy < 10
+    writer.close()
+
+
 def test_queue_is_bounded():
     go, writer, put = threading.Event(), BackgroundWriter(), []
 

@@ -1,0 +1,49 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fl_lightning.cli import main
+
+
+def test_help_needs_no_run(capsys):
+    assert main(["report", "--help"]) == 0
+    assert "--samples N" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "report: no --run, wanted --run RUN"),
+        (["--run", "nowhere"], "run 'nowhere': no config.yaml there"),
+        (["--run", "last", "--output", "."], "no version_N folder"),
+        (["--run", "x", "--samples", "-1"], "--samples: got '-1', wanted a whole number"),
+        (["--run", "x", "--sample", "2"], "unknown argument --sample, did you mean --samples"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said.split(",")[0] in error
+    assert error.count("\n") == 1
+
+
+def test_report_of_the_last_run_says_where_it_is(make_run, tmp_path, capsys):
+    folder = make_run({"hr": []}, rounds=1)
+    assert main(["report", "--run", "last", "--output", str(tmp_path), "--samples", "0"]) == 0
+    assert capsys.readouterr().out == f"The report is in {folder / 'report' / 'index.html'}\n"
+    assert (folder / "report" / "index.html").is_file()
+
+
+def test_missing_library_is_one_line(make_run, tmp_path):
+    make_run({"hr": []}, rounds=1)
+    hidden = (
+        "import sys; sys.modules['matplotlib'] = None; from fl_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", hidden, "report", "--run", "last", "--output", str(tmp_path), "--samples", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "failed: report: matplotlib is not installed; pip install 'fl_lightning[report]'\n"
+    assert not (tmp_path / "version_0" / "report").exists()
