@@ -165,5 +165,5 @@ def test_every_field_of_the_config_has_a_docstring_below_it():
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 16
+    assert len(blocks) == 17
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)
