@@ -5,6 +5,7 @@
 =============  =====================================================================================================
 conflict       six departments, one pool of CLINC utterances, the answer is a code for the topic; two code books
 control        the same with one code book, and another mixture of topics in each department (Dirichlet, 0.3)
+even           the same with one code book and one mixture: six departments of one pool
 dolly          the eight categories of Dolly as departments
 flan           six FLAN tasks as departments
 tune_*         kinship by topic, to choose a signal on
@@ -154,6 +155,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "conflict": lambda *given: coded(*given, design="letters", alpha=None),
     "conflict_turned": lambda *given: coded(*given, design="turned", alpha=None),
     "control": lambda *given: coded(*given, design="letters", alpha=0.3),
+    "even": lambda *given: coded(*given, design="letters", alpha=1e9),
     **{name: lambda *given, name=name: kin(*given, name=name) for name in KIN},
 }
 
