@@ -1,7 +1,9 @@
 """Does it pay to mix departments, and in which clusters? Federations with a known answer, methods paired by seed.
 
     python benchmarks/arms.py conflict control [--seeds 3] [--first 1] [--rounds 5] [--records 32] [--output DIR]
-    python benchmarks/arms.py dolly flan --rounds 4 --records 24
+    python benchmarks/arms.py even --methods average fedavg clusters clusters_03
+    python benchmarks/arms.py flan dolly --rounds 3 --records 16
+    python benchmarks/arms.py conflict_turned --methods average fedavg clusters --rounds 12 --local-epochs 2
 
 Each seed has a federation of its own (`benchmarks/federations.py`), in which `python -m fl_lightning compare` runs all
 methods with that seed; an interrupted arm goes on when it is asked for again. The table is Markdown.
@@ -63,7 +65,8 @@ def run_arm(arm: str, methods: list[str], seed: int, args: argparse.Namespace) -
     place = Path(args.output) / arm / f"seed_{seed}"
     if not (place / "data" / "structure.json").is_file():
         build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval)
-    sizes = ["--rounds", str(args.rounds), "--data", str(place / "data"), "--seeds", "1", "--seed", str(seed)]
+    sizes = f"--rounds {args.rounds} --local-epochs {args.local_epochs} --seeds 1 --seed {seed}".split()
+    sizes += ["--data", str(place / "data")]
     command = ["--resume", "last"] if (place / "compare_0").is_dir() else ["--config", *write_configs(place, methods)]
     command += [] if command[0] == "--resume" else sizes
     if code := command_line(["compare", *command, "--output", str(place)]):
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--local-epochs", type=int, default=1)
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--eval", type=int, default=8)
     parser.add_argument("--output", default="lightning_logs/arms")
