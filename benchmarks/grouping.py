@@ -176,7 +176,7 @@ def show(title: str, scores: Scores) -> None:
         by_round = [statistics.fmean(column) for column in zip(*json.loads(key[2]), strict=True)]
         shown = "  ".join(f"{value:5.2f}" for value in by_round)
         table.add_row(f"{key[0]} {methods} {key[1]}", shown, f"{means[key]:.2f}")
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 def main() -> None:
