@@ -2,7 +2,7 @@
 
     python benchmarks/arms.py conflict control [--seeds 3] [--first 1] [--rounds 5] [--records 32] [--output DIR]
     python benchmarks/arms.py even --methods average fedavg clusters clusters_03
-    python benchmarks/arms.py flan dolly --rounds 3 --records 16
+    python benchmarks/arms.py flan dolly --rounds 3 --records 12 --eval 6
     python benchmarks/arms.py conflict_turned --methods average fedavg clusters --rounds 12 --local-epochs 2
 
 Each seed has a federation of its own (`benchmarks/federations.py`), in which `python -m fl_lightning compare` runs all
