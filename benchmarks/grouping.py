@@ -1,6 +1,7 @@
 """Which grouping finds the truth: adjusted Rand index on the bundled departments, and what it says of one pool.
 
     python benchmarks/grouping.py [--rounds 5] [--seeds 3] [--records 32] [--null 100]
+    python benchmarks/grouping.py --data ROOT [--truth structure.json] --null 0
 
 Recovery: departments train without being mixed, at the momentum of the default; after every round each representation,
 method and rule groups the very same states. Null: all records of all departments are shuffled and dealt to four
@@ -12,9 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import os
 import random
 import statistics
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,6 +51,9 @@ from fl_lightning.trainer import make_clients
 REPRESENTATIONS = ("raw", "delta", "subspace", "subspace_residual", "product", "cross_loss")
 METHODS = ("kmeans", "agglomerative", "spectral")
 RULES = ("elbow", "silhouette", "eigengap", "dynamic")
+WAYS = [w for w in itertools.product(REPRESENTATIONS, METHODS, RULES) if w[0] != "cross_loss" or w[2] != "dynamic"]
+Scores = dict[str, list[list[float]]]
+"""{representation, method and rule: ARI of each seed after each round}."""
 
 
 class Groupings(FederatedCallback):
@@ -111,12 +118,77 @@ def one_pool(data: dict[str, ClientData], seed: int, records: int) -> dict[str, 
     return dealt
 
 
+def prepare() -> tuple[Any, Any]:
+    """(module around the tiny base, its tokenizer)."""
+    base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+    return LoraClientModule(create_lora_model(base, seed=1), learning_rate=5e-3), tokenizer
+
+
+def load(root: str | Path, tokenizer: Any, records: int, held_out: int) -> dict[str, ClientData]:
+    """The first three clients of each department, with so many records each."""
+    data = FederatedDataModule(root, tokenizer, clients_per_dept=3).federation()
+    return {
+        c: dataclasses.replace(d, train=list(d.train)[:records], eval=list(d.eval)[:held_out]) for c, d in data.items()
+    }
+
+
+def ways_without(skipped: list[str]) -> list[tuple[str, str, str]]:
+    """Every way but those of some representations."""
+    return [way for way in WAYS if way[0] not in skipped]
+
+
+def recover(
+    module: Any,
+    data: dict[str, ClientData],
+    rounds: int,
+    seeds: list[int],
+    ways: list[tuple[str, str, str]],
+    momentum: float,
+) -> list[Groupings]:
+    """What every way finds, for each seed."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    clients = make_clients(fabric, module, data, TrainingConfig(learning_rate=5e-3), "auto")
+    return [run(module, data, rounds, seed, ways, clients, momentum) for seed in seeds]
+
+
+def score(watches: list[Groupings], truth: Mapping[str, int], rounds: int) -> Scores:
+    """Adjusted Rand indices."""
+    names, scores = sorted(truth), {}
+    for way in watches[0].ways:
+        found = [[watch.found[(r, *way)] for r in range(1, rounds + 1)] for watch in watches]
+        labels = [truth[n] for n in names]
+        scores[" ".join(way)] = [[adjusted_rand_score(labels, [f[n] for n in names]) for f in own] for own in found]
+    return scores
+
+
+def show(title: str, scores: Scores) -> None:
+    """A row for each representation and rule, the best first; methods that gave the same share one."""
+    table = Table(title=title, title_justify="left")
+    for column in ("representation, method, rule", "mean ARI by round", "mean"):
+        table.add_column(column)
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, own in scores.items():
+        representation, method, rule = name.split()
+        rows.setdefault((representation, rule, json.dumps(own)), []).append(method)
+    means = {key: statistics.fmean(map(statistics.fmean, json.loads(key[2]))) for key in rows}
+    for key in sorted(rows, key=lambda key: -means[key]):
+        methods = "all" if len(rows[key]) == len(METHODS) else ", ".join(rows[key])
+        by_round = [statistics.fmean(column) for column in zip(*json.loads(key[2]), strict=True)]
+        shown = "  ".join(f"{value:5.2f}" for value in by_round)
+        table.add_row(f"{key[0]} {methods} {key[1]}", shown, f"{means[key]:.2f}")
+    Console(width=140).print(table)
+
+
 def main() -> None:
     """Both parts, then their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="bundled:departments")
+    parser.add_argument("--truth", help="a structure.json; default: that of the data")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--records", type=int, default=32)
+    parser.add_argument("--eval", type=int, default=32)
+    parser.add_argument("--skip", nargs="*", default=[], choices=REPRESENTATIONS, help="cross_loss takes half the time")
     parser.add_argument("--momentum", type=float, default=0.1)
     parser.add_argument("--null", type=int, default=100)
     parser.add_argument("--null-rounds", type=int, default=1)
@@ -124,52 +196,33 @@ def main() -> None:
     parser.add_argument("--json", default="lightning_logs/benchmarks/grouping.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
-    model = create_lora_model(base, seed=1)
-    module = LoraClientModule(model, learning_rate=5e-3)
-    datamodule = FederatedDataModule(
-        "bundled:departments", tokenizer, clients_per_dept=3, max_records=max(args.records, 16)
-    )
-    data = datamodule.federation()
-    fabric = Fabric(accelerator="cpu", devices=1)
-    few = {c: dataclasses.replace(d, train=list(d.train)[: args.records]) for c, d in data.items()}
-    ways = [
-        way
-        for way in itertools.product(REPRESENTATIONS, METHODS, RULES)
-        if way[0] != "cross_loss" or way[2] != "dynamic"
-    ]
-    truth = true_clusters("bundled:departments") or {}
-    scores: dict[str, list[list[float]]] = {}
-    clients = make_clients(fabric, module, few, TrainingConfig(learning_rate=5e-3), "auto")
-    for seed in range(args.seeds):
-        watch = run(module, few, args.rounds, seed, ways, clients, args.momentum)
-        names = sorted(truth)
-        for way in ways:
-            row = [watch.found[(r, *way)] for r in range(1, args.rounds + 1)]
-            ari = [adjusted_rand_score([truth[n] for n in names], [found[n] for n in names]) for found in row]
-            scores.setdefault(" ".join(way), []).append(ari)
+    module, tokenizer = prepare()
+    few = load(args.data, tokenizer, args.records, args.eval)
+    truth = true_clusters(Path(args.truth).parent if args.truth else args.data)
+    if truth is None:
+        parser.error(f"{args.truth or args.data}: no true_department_clusters in structure.json; wanted them")
+    seeds, ways = list(range(args.seeds)), ways_without(args.skip)
+    scores = score(recover(module, few, args.rounds, seeds, ways, args.momentum), truth, args.rounds)
     write_json(args.json, {"arguments": vars(args), "ari": scores})
-    rounds = ", ".join(map(str, range(1, args.rounds + 1)))
-    table = Table(title=f"mean ARI over {args.seeds} seeds after rounds {rounds}", title_justify="left")
-    for column in ("representation, method, rule", "ARI by round", "mean"):
-        table.add_column(column)
-    for name, own in sorted(scores.items(), key=lambda item: -statistics.fmean(map(statistics.fmean, item[1]))):
-        by_round = [statistics.fmean(column) for column in zip(*own, strict=True)]
-        table.add_row(name, "  ".join(f"{value:5.2f}" for value in by_round), f"{statistics.fmean(by_round):.2f}")
-    Console().print(table)
-    null = [(r, m, "dynamic") for r, m in itertools.product(("delta", "product", "subspace_residual"), METHODS[:2])]
-    ones: dict[str, list[int]] = {}
-    for draw in range(args.null):
-        dealt = one_pool(few, draw, 16)
-        pool = make_clients(fabric, module, dealt, TrainingConfig(learning_rate=5e-3), "auto")
-        watch = run(module, dealt, args.null_rounds, draw, null, pool, args.momentum)
-        for way in null:
-            for r in range(1, args.null_rounds + 1):
-                n = len(set(watch.found[(r, *way)].values()))
-                ones.setdefault(f"{way[0]} {way[1]} round {r}", []).append(n)
+    show(f"{args.data}, {args.records} records a client, {args.seeds} seeds, {args.rounds} rounds", scores)
+    ones = null(module, few, args) if args.null else {}
     write_json(args.json, {"arguments": vars(args), "ari": scores, "null": ones})
     for name, counts in ones.items():
         Console().print(f"one pool, {name}: one cluster in {counts.count(1)} of {len(counts)}")
+
+
+def null(module: Any, data: dict[str, ClientData], args: argparse.Namespace) -> dict[str, list[int]]:
+    """{representation, method and round: number of clusters that `dynamic` found in each draw of one pool}."""
+    ways = [(r, m, "dynamic") for r, m in itertools.product(("delta", "product", "subspace_residual"), METHODS[:2])]
+    fabric, ones = Fabric(accelerator="cpu", devices=1), {}
+    for draw in range(args.null):
+        dealt = one_pool(data, draw, 16)
+        pool = make_clients(fabric, module, dealt, TrainingConfig(learning_rate=5e-3), "auto")
+        watch = run(module, dealt, args.null_rounds, draw, ways, pool, args.momentum)
+        for way, r in itertools.product(ways, range(1, args.null_rounds + 1)):
+            n = len(set(watch.found[(r, *way)].values()))
+            ones.setdefault(f"{way[0]} {way[1]} round {r}", []).append(n)
+    return ones
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Is kinship by topic found? Every representation, method and rule on federations of six to eight departments.
+
+    python benchmarks/kinship.py tune_service tune_intents tune_money        to choose a signal and a rule on
+    python benchmarks/kinship.py held_desks held_tasks held_talk             to report them on
+    python benchmarks/kinship.py dolly flan --show "delta agglomerative dynamic"
+
+Each seed has other records (`benchmarks/federations.py`) and another run. What a seed gave is kept under --output and
+not worked out again. Tables: the mean over all federations, and one for each; --show prints the clusters of one way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from common import write_json
+from federations import BUILDERS, build
+from grouping import REPRESENTATIONS, Groupings, Scores, load, prepare, recover, score, show, ways_without
+from rich.console import Console
+
+from fl_lightning.files import read_json
+
+
+def measured(name: str, seed: int, base: list[Any], args: argparse.Namespace) -> dict[str, Any]:
+    """{"ari": of every way by round, "found": clusters of every way by round}."""
+    place = Path(args.output) / f"{name}_{args.records}x{args.rounds}" / f"seed_{seed}"
+    kept = place / "found.json"
+    if kept.is_file():
+        found: dict[str, Any] = read_json(kept)
+        return found
+    truth = build(name, place / "data", seed=seed, train=args.records, held_out=args.eval)
+    if not base:
+        base += prepare()
+    data = load(place / "data", base[1], args.records, args.eval)
+    watches = recover(base[0], data, args.rounds, [seed], ways_without(args.skip), args.momentum)
+    write_json(str(kept), {"ari": score(watches, truth, args.rounds), "found": clusters(watches[0])})
+    return read_json(kept)
+
+
+def clusters(watch: Groupings) -> dict[str, dict[str, list[list[str]]]]:
+    """{way: {round: departments that are together}}."""
+    found: dict[str, dict[str, list[list[str]]]] = {}
+    for (r, *way), labels in watch.found.items():
+        together = [sorted(n for n in labels if labels[n] == c) for c in sorted(set(labels.values()))]
+        found.setdefault(" ".join(way), {})[str(r)] = together
+    return found
+
+
+def merged(parts: list[Mapping[str, Any]]) -> Scores:
+    """The rows of several federations or seeds, one below the other."""
+    return {way: [row for part in parts for row in part["ari"][way]] for way in parts[0]["ari"]}
+
+
+def main() -> None:
+    """Measure what is missing, then the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("federations", nargs="+", choices=sorted(BUILDERS))
+    parser.add_argument("--show", help="representation, method and rule whose clusters are printed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=24)
+    parser.add_argument("--eval", type=int, default=8)
+    parser.add_argument("--skip", nargs="*", default=[], choices=REPRESENTATIONS, help="cross_loss takes half the time")
+    parser.add_argument("--momentum", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", default="lightning_logs/kinship")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    base: list[Any] = []
+    seeds = range(args.first, args.first + args.seeds)
+    found = {name: [measured(name, seed, base, args) for seed in seeds] for name in args.federations}
+    for name, parts in found.items():
+        show(f"{name}, {args.records} records a client, {len(seeds)} seeds", merged(parts))
+    show(f"mean over {', '.join(found)}", merged([part for parts in found.values() for part in parts]))
+    for name, parts in found.items() if args.show else ():
+        for seed, part in zip(seeds, parts, strict=True):
+            aris, own = part["ari"][args.show][0], part["found"][args.show]
+            by_round = " ".join(f"{value:.2f}" for value in aris)
+            sizes = " ".join(str(len(together)) for together in own.values())
+            last = " | ".join(" ".join(together) for together in own[str(args.rounds)])
+            mean = statistics.fmean(aris)
+            Console(width=160).print(f"{name}, seed {seed}: ARI {by_round} (mean {mean:.2f}), clusters {sizes}: {last}")
+
+
+if __name__ == "__main__":
+    main()
