@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,7 +72,8 @@ class FlowerPost:
         self._number = 0
         self._inbox: queue.Queue[Answer | None] = queue.Queue()
         # The relay must never wait for this process, which may be waiting for it to take a message.
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._ear = threading.Thread(target=self._listen, daemon=True)
+        self._ear.start()
 
     def online(self) -> Mapping[str, str]:
         """{client_id: since when} of the sites that are connected."""
@@ -99,6 +102,10 @@ class FlowerPost:
 
     def close(self) -> None:
         """Hang up; the relay's run ends with that."""
+        # Closed under a thread that reads it, its number could become another file's, of which the thread would read.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as both:
+            both.shutdown(socket.SHUT_RDWR)
+        self._ear.join(5.0)
         with contextlib.suppress(OSError):
             self._connection.close()
 
@@ -106,7 +113,7 @@ class FlowerPost:
         while True:
             try:
                 header, body = unpack(self._connection.recv_bytes())
-            except (EOFError, OSError, ValueError, TypeError):  # the last one where this side has hung up
+            except (EOFError, OSError, ValueError):
                 self._inbox.put(None)
                 return
             if "nodes" in header:

@@ -65,8 +65,8 @@ class Machines:
 
     def together(self, server=(), sites=()):
         """Server and sites at once, forked from one process; its log ends with {log file: exit code}."""
-        commands = [[f"{c.replace('/', '.')}.log", *self.of_site(c)] for c in sites]
-        commands.append(["server.log", *self.of_server(*server)])
+        commands = [["server.log", *self.of_server(*server)]]
+        commands += [[f"{c.replace('/', '.')}.log", *self.of_site(c)] for c in sites]
         return self.start("together", str(Path(__file__).with_name("preloaded.py")), json.dumps(commands))
 
     def of_server(self, *arguments):

@@ -1,3 +1,4 @@
+import threading
 import time
 from multiprocessing import Pipe
 
@@ -52,6 +53,18 @@ def test_a_relay_that_has_gone_ends_the_run(ends):
         post.send("hr/a", "train", b"x" * 10**6, 1.0)
 
 
+def test_nobody_listens_any_more_after_hanging_up():
+    before = threading.active_count()
+    for _ in range(20):  # a listener left behind would take what comes through the next pipe of the same number
+        here, there = Pipe()
+        post = FlowerPost(here, {})
+        there.send_bytes(pack({"reply": 1}, b"x"))
+        assert post.receive(5) == Answer(1, b"x")
+        post.close()
+        there.close()
+    assert threading.active_count() == before
+
+
 def test_what_the_relay_hangs_on_is_looked_after():
     here, _there = Pipe()
 
@@ -67,8 +80,6 @@ def test_what_the_relay_hangs_on_is_looked_after():
 def test_a_large_message_each_way_at_once_blocks_nobody(ends):
     post, relay = ends
     big = b"x" * 3_000_000
-    import threading
-
     thread = threading.Thread(target=lambda: relay.send_bytes(pack({"reply": 1}, big)))
     thread.start()
     sender = threading.Thread(target=lambda: post.send("hr/a", "train", big, 1.0))
