@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fl_lightning.data.federation import ClientData
+from fl_lightning.data.tokenization import Example
 from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.generation import generate, split
 from fl_lightning.state import LoraState
@@ -38,6 +39,21 @@ class Sample:
         return self.client_id.split("/", 1)[0]
 
 
+def cut(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompt, answer), see `split`; of a record without a prompt the first half is one.
+
+    Example:
+        >>> text = Example(torch.tensor([1, 2, 3, 4]), torch.tensor([False, True, True, True]))
+        >>> [part.tolist() for part in cut(text)]
+        [[1, 2], [3, 4]]
+    """
+    prompt, answer = split(example)
+    if len(prompt) > 1:
+        return prompt, answer
+    half = max(1, len(example) // 2)
+    return example.ids[:half], example.ids[half:]
+
+
 def take_samples(
     clients: LocalClients,
     tokenizer: Any,
@@ -63,7 +79,7 @@ def take_samples(
     for department, adapter in sorted(adapters.items()):
         own = [client for client in data.values() if client.department == department]
         turns = [(c.client_id, c.eval[i]) for i in range(count) for c in own if i < len(c.eval)][:count]
-        parts = [split(example) for _, example in turns]
+        parts = [cut(example) for _, example in turns]
         answers: list[list[torch.Tensor]] = []
         for state in (initial, adapter):
             with clients.wearing(state) as model:

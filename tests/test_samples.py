@@ -1,13 +1,14 @@
+import torch
 from lightning.fabric import Fabric
 
 from fl_lightning import LoraClientModule, create_lora_model
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.records import parse_record
-from fl_lightning.data.tokenization import encode
+from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state
-from fl_lightning.samples import Sample, as_json, as_markdown, take_samples
+from fl_lightning.samples import Sample, as_json, as_markdown, cut, take_samples
 
 
 def test_base_and_adapter_answer_the_first_prompts_of_each_client_in_turn(tiny_base, random_state):
@@ -37,3 +38,10 @@ def test_texts_cannot_leave_their_cell():
     sample = Sample("hr/c0", "a | b\n\nc", "<script>", "", "`x`")
     assert as_markdown([sample]).splitlines()[2] == "| a &#124; b c | &lt;script> | – | &#96;x&#96; |"
     assert as_json([sample])["samples"][0]["department"] == "hr"
+
+
+def test_record_without_prompt_is_cut_in_half():
+    whole = Example(torch.arange(6), torch.tensor([False, True, True, True, True, True]))
+    assert [part.tolist() for part in cut(whole)] == [[0, 1, 2], [3, 4, 5]]
+    asked = Example(torch.arange(4), torch.tensor([False, False, False, True]))
+    assert [part.tolist() for part in cut(asked)] == [[0, 1, 2], [3]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fl_lightning.report.drawing import HATCHES, Theme, whole_rounds
+from fl_lightning.report.drawing import HATCHES, Theme
 from fl_lightning.report.parts import WIDTH, Picture, Section, Table, figure, kib
 from fl_lightning.report.run_data import Run
 
@@ -100,5 +100,7 @@ def _stack(
     axes.set_xlim(min(rounds) - room, max(rounds) + room)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    whole_rounds(axes)
+    shown = rounds[:: -(-len(rounds) // 8)]
+    axes.set_xticks(shown, [str(r) for r in shown])
+    axes.set_xlabel("round")
     canvas.legend(loc="outside upper left", ncols=2)

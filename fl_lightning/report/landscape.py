@@ -56,7 +56,8 @@ def _picture(run: Run, found: Places) -> Picture:
                 [p.x for p in clients], [p.y for p in clients], s=26, marker=marker, facecolor="none", edgecolor=colour
             )
             for own in (p for p in found.places if p.department == name and not p.client):
-                axes.scatter([own.x], [own.y], s=110, marker=marker, color=colour, zorder=3)
+                style = {"facecolor": (colour, 0.6), "edgecolor": colour}  # what lies below it shows
+                axes.scatter([own.x], [own.y], s=110, marker=marker, zorder=3, **style)
         axes.set(xlabel=f"first component ({found.shares[0]:.0%})", ylabel=f"second component ({found.shares[1]:.0%})")
         axes.margins(0.16)
         if named:

@@ -44,9 +44,8 @@ def _mean(run: Run, who: Sequence[str]) -> Picture:
         for name in run.departments:
             own = run.losses.get(name, {})
             axes.plot(list(own), list(own.values()), color=theme.faint, linewidth=0.8)
-        axes.plot(
-            list(curve), list(curve.values()), label="mean over departments", **{**look(theme, 0), "linewidth": 2}
-        )
+        style = {**look(theme, 0), "linewidth": 2, "markevery": few(curve)}
+        axes.plot(list(curve), list(curve.values()), label="mean over departments", **style)
         axes.plot([], [], color=theme.faint, linewidth=0.8, label="a department")
         axes.set_ylabel("held-out loss")
         axes.grid(axis="y")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,12 +19,8 @@ from fl_lightning.report.parts import Answer, Section
 from fl_lightning.report.values import mapping, text
 
 if TYPE_CHECKING:
-    import torch
-
     from fl_lightning.config import RunConfig
-    from fl_lightning.data.federation import ClientData
     from fl_lightning.data.records import Record
-    from fl_lightning.data.tokenization import Example
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +107,9 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
         InputError: if the run's config, base model, data or adapters cannot be used.
     """
     from fl_lightning.fit import LocalClients
-    from fl_lightning.judge import read_adapter
-    from fl_lightning.modeling.generation import generate
-    from fl_lightning.modeling.lora import collect_lora_state, lora_layers
+    from fl_lightning.modeling.lora import collect_lora_state, read_lora_adapter
     from fl_lightning.run import load_config, prepare
+    from fl_lightning.samples import take_samples
 
     config = load_config(run_folder / "config.yaml")
     on_cpu = replace(
@@ -128,46 +124,21 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
     parts = prepare(replace(config, fabric=on_cpu, output=str(run_folder)))
     clients = LocalClients(parts.fabric, parts.module, parts.data, config.training)
     initial = collect_lora_state(parts.module.model)
-    layer = next(iter(lora_layers(parts.module.model).values()))
-    (scaling,) = layer.scaling.values()
-    end = parts.tokenizer.eos_token_id
-    texts = _texts(config)
-    found: dict[str, list[Answer]] = {}
-    for name in sorted({client.department for client in parts.data.values()}):
-        folder = run_folder / "adapters" / name
-        if not folder.is_dir():
-            continue
-        log.info("sample answers of %s", name)
-        own = read_adapter(folder, initial, float(scaling))
-        picked = _picked([client for client in parts.data.values() if client.department == name], count)
-        cuts = [_cut(client.eval[number]) for client, number in picked]
-        said = []
-        for state, gain in ((initial, 1.0), (own.state, own.gain)):
-            with clients.wearing(state, gain) as model:
-                said.append(generate(model, [prompt for prompt, _ in cuts], max_new_tokens=MAX_NEW_TOKENS, end=end))
-        for (client, number), cut, base, adapted in zip(picked, cuts, *said, strict=True):
-            words = [parts.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (*cut, base, adapted)]
-            words[:2] = _words(texts[client.client_id][number]) or words[:2]
-            found.setdefault(name, []).append(Answer(client.client, *words))
+    places = {client.department: run_folder / "adapters" / client.department for client in parts.data.values()}
+    # A run's adapters of another rank are written with the scale of the others.
+    adapters = {d: read_lora_adapter(place, initial, any_rank=True) for d, place in places.items() if place.is_dir()}
+    log.info("asking %d departments for %d answers each", len(adapters), count)
+    taken = take_samples(
+        clients, parts.tokenizer, parts.data, initial, adapters, count=count, max_new_tokens=MAX_NEW_TOKENS
+    )
+    texts, asked, found = _texts(config), Counter[str](), dict[str, list[Answer]]()
+    for sample in taken:
+        record = texts[sample.client_id][asked[sample.client_id]]
+        asked[sample.client_id] += 1
+        prompt, reference = _words(record) or (sample.prompt, sample.reference)
+        answer = Answer(sample.client_id.split("/", 1)[1], prompt, reference, sample.base, sample.adapter)
+        found.setdefault(sample.department, []).append(answer)
     return found
-
-
-def _picked(clients: list[ClientData], count: int) -> list[tuple[ClientData, int]]:
-    """(client, number of a held-out record): everybody's first, then everybody's second, and so on."""
-    longest = max((len(client.eval) for client in clients), default=0)
-    turns = [(client, number) for number in range(longest) for client in clients if number < len(client.eval)]
-    return turns[:count]
-
-
-def _cut(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt, answer); of a record without a prompt, the first half is the prompt."""
-    from fl_lightning.modeling.generation import split
-
-    prompt, answer = split(example)
-    if len(prompt) > 1:
-        return prompt, answer
-    half = max(1, len(example) // 2)
-    return example.ids[:half], example.ids[half:]
 
 
 def _texts(config: RunConfig) -> dict[str, list[Record]]:
@@ -184,11 +155,11 @@ def _texts(config: RunConfig) -> dict[str, list[Record]]:
     return found
 
 
-def _words(record: Record) -> list[str]:
-    """[prompt, answer] in the record's own words; empty for a record without a prompt."""
+def _words(record: Record) -> tuple[str, str] | None:
+    """(prompt, answer) in the record's own words; None for a record without a prompt."""
     last = max(i for i, turn in enumerate(record) if turn.supervised)
     before = record[:last]
     if not before:
-        return []
+        return None
     said = [turn.content if len(before) == 1 else f"{turn.role}: {turn.content}" for turn in before]
-    return ["\n\n".join(said), record[last].content]
+    return "\n\n".join(said), record[last].content

@@ -1,10 +1,8 @@
 import json
 
 import pytest
-import torch
 
 from fl_lightning.data.records import Turn
-from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.report import samples as module
 from fl_lightning.report.parts import Answer
@@ -80,18 +78,11 @@ def test_base_that_is_not_there_is_said(make_run, monkeypatch):
     assert not (folder / "report" / "samples.json").exists()
 
 
-def test_record_without_prompt_is_cut_in_half():
-    whole = Example(torch.arange(6), torch.tensor([False, True, True, True, True, True]))
-    assert [part.tolist() for part in module._cut(whole)] == [[0, 1, 2], [3, 4, 5]]
-    asked = Example(torch.arange(4), torch.tensor([False, False, False, True]))
-    assert [part.tolist() for part in module._cut(asked)] == [[0, 1, 2], [3]]
-
-
 def test_words_are_those_of_the_record():
-    assert module._words([Turn("user", "Q"), Turn("assistant", "A")]) == ["Q", "A"]
+    assert module._words([Turn("user", "Q"), Turn("assistant", "A")]) == ("Q", "A")
     talk = [Turn("user", "Q"), Turn("assistant", "A"), Turn("user", "R"), Turn("assistant", "B")]
-    assert module._words(talk) == ["user: Q\n\nassistant: A\n\nuser: R", "B"]
-    assert module._words([Turn("text", "all of it")]) == []
+    assert module._words(talk) == ("user: Q\n\nassistant: A\n\nuser: R", "B")
+    assert module._words([Turn("text", "all of it")]) is None
 
 
 @pytest.mark.slow
