@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fl_lightning.errors import InputError
-from fl_lightning.inspection import ClientFacts, Lengths, inspect, normalised
+from fl_lightning.inspection import ClientFacts, Lengths, inspect
 
 
 def measure(record, where):
@@ -127,8 +127,3 @@ def test_json_has_everything(tmp_path, write_jsonl):
     value = json.loads(json.dumps(inspect(tmp_path, measure).as_json()))
     assert value["clients"][0]["lengths"]["longest"] == 2
     assert set(value) == {"root", "folder", "clients", "errors", "warnings", "leaks", "duplicates"}
-
-
-def test_case_and_white_space_make_no_difference():
-    assert normalised(["STRASSE\u00a0 1"]) == normalised(["Straße\n1"])
-    assert normalised(["a b"]) != normalised(["ab"])

@@ -141,6 +141,7 @@ LAYERS = {
         "data.packing",
         "data.federation",
         "inspection",
+        "inspection_scan",
         "inspection_report",
         "partition",
         "partition.source",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,10 @@ def split(
     if scheme.name in ("dirichlet", "shards") and labels is None:
         raise InputError(f"--scheme {scheme.name}: no label, wanted --label COLUMN to deal by")
     if scheme.name == "sizes" and len(scheme.sizes) != parts:
-        raise InputError(f"--sizes: got {len(scheme.sizes)} for {where}, wanted {parts}, one for each part")
+        raise InputError(
+            f"--sizes: got {len(scheme.sizes)} for {where}, wanted {parts}, one for each part; inside departments "
+            "--client-sizes or another --client-scheme count"
+        )
     if parts > len(indices):
         raise InputError(
             f"{where}: got {len(indices)} records for {parts} parts, wanted at least one each; ask for fewer"
@@ -177,6 +181,6 @@ def label_counts(shares: Shares, labels: Sequence[str]) -> Mapping[str, dict[str
     counts = {}
     for department, clients in shares.items():
         for client, indices in clients.items():
-            own = [labels[i] for i in indices]
-            counts[f"{department}/{client}"] = {name: own.count(name) for name in names}
+            own = Counter(labels[i] for i in indices)
+            counts[f"{department}/{client}"] = {name: own[name] for name in names}
     return counts
