@@ -156,7 +156,9 @@ def _facts(path: Path) -> dict[str, Any]:
     }
     if bad := [name for name, ok in forms.items() if not ok]:
         raise InputError(f"{path}: {bad[0]} is missing or of another form, wanted what `save_checkpoint` writes")
-    _check_departments(path, facts["examples"], owners["departments"])
+    of_clients = [owners[kind] for kind in ("client_starts", "server", "products") if kind in owners]
+    for clients in (facts["examples"], personal or (), *of_clients):
+        _check_departments(path, clients, owners["departments"])
     _check_departments(path, facts["cluster_assignments"], {**owners["departments"], **owners.get("groups", {})})
     return facts
 

@@ -27,7 +27,8 @@ from fl_lightning.errors import InputError
 ANSWERED = 0.5
 """Share of the tokens taken to be responses; ``inspect`` says what it is for given records."""
 MARGIN = {"cpu": 700 * 2**20, "cuda": 1200 * 2**20}
-"""Measured: a process that has loaded the libraries, and CUDA's context with what its allocator cannot give back."""
+"""A process that has loaded the libraries, as measured; CUDA's context with what its allocator cannot give back, as
+estimated."""
 SHORTEST = 16
 """Tokens of a record where clients are put together by their tokens: at most so many fit into a step."""
 STEP_TOKENS = {"cpu": 1000, "cuda": 16384}

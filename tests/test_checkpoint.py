@@ -277,6 +277,17 @@ def test_a_checkpoint_with_changed_bytes_is_consistent_or_bad_input(saved_once, 
         assert (loaded is None) == changed[-1]
 
 
+def test_clients_of_a_department_that_is_not_there_are_refused(saved_once):
+    def rename(folder):
+        facts = json.loads((folder / "state.json").read_text())
+        departments = facts["owners"]["departments"]
+        departments["r"] = departments.pop("hr")
+        facts["examples"], facts["cluster_assignments"] = {}, {}
+        (folder / "state.json").write_text(json.dumps(facts))
+
+    assert loaded_or_refused(saved_once, rename, sealed=True) is None
+
+
 def with_fact(key, value):
     def change(folder):
         facts = json.loads((folder / "state.json").read_text())
