@@ -1,0 +1,118 @@
+"""Every command that README and docs show: run where it is small enough to run here, else read as the command reads it.
+
+`partition`, `inspect`, `init`, `doctor`, `runs` and `completion` are run by tests of their own (`tests/commands`), and
+what needs several machines by `tests/network`.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fl_lightning import run as runs
+from fl_lightning.arguments import parse_config
+from fl_lightning.cli import COMMANDS, main
+from fl_lightning.terminal import take_option
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+START = re.compile(r"(?:python -m fl_lightning|fl-lightning) (?=[a-z])")
+
+
+def shown():
+    """Every command in a page, without its comment, once: {as it is shown: its words}."""
+    found = {}
+    for page in PAGES:
+        lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        for number, line in enumerate(lines):
+            for start in START.finditer(line):
+                text = line[start.end() :]
+                if text.count("'") % 2:  # the quotation ends on the next line
+                    text += " " + lines[number + 1]
+                if "`" in line[: start.start()]:
+                    text = text.partition("`")[0]
+                words = shlex.split(text.partition(" #")[0].replace(')"', ""))
+                if words[0] in COMMANDS:
+                    found.setdefault(" ".join(words), words)
+    return found
+
+
+SHOWN = shown()
+
+
+def of(*names):
+    return [pytest.param(words, id=command[:70]) for command, words in SHOWN.items() if words[0] in names]
+
+
+def test_every_command_is_shown():
+    assert {words[0] for words in SHOWN.values()} == set(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def little(cut_departments, tmp_path_factory):
+    """Four departments of four clients, two training records and one to evaluate each."""
+    return cut_departments(tmp_path_factory.mktemp("departments"), 4, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def finished(little, tmp_path_factory):
+    """A folder with one finished run in lightning_logs."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2"]
+    runs.fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
+    return folder
+
+
+def at_home(words):
+    """Configs are where the repository is, whatever the folder."""
+    return [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("fit", "compare"))
+def test_what_trains_is_run_with_little(words, little, finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    if "--help" in words:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        return
+    if words == ["compare"] or "my_data" in words or "…" in " ".join(words):
+        pytest.skip("the page shows a name, or data of the reader's own")
+    if "--resume" in words:
+        assert main(words) == 0
+        return
+    if words[0] == "compare":
+        place = words.index("--seeds")
+        words = [*words[:place], *words[place + 2 :], "--seeds", "1"]
+    clients = "4" if "hierarchy" in str(words) else "3"
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", "elsewhere"]
+    assert main([*at_home(words), *small, "--data", str(little)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("evaluate", "report"))
+def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    here = {"OTHER_DEPARTMENTS": str(little), "mine=PATH/TO/ADAPTER": "mine=lightning_logs/version_0/adapters/hr"}
+    assert main([here.get(word, word) for word in words]) == 0
+
+
+@pytest.mark.parametrize("words", of("certs"))
+def test_keys_are_made(words, tmp_path, monkeypatch):
+    pytest.importorskip("cryptography", reason="cryptography is not installed: pip install 'fl_lightning[flower]'")
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert (tmp_path / "certs" / "ca.pem").is_file()
+
+
+@pytest.mark.parametrize("words", of("server", "client"))
+def test_what_needs_several_machines_is_read(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.yaml", "laptop.yaml"):
+        Path(name).write_text("seed: 1\n")
+    rest = [word.replace("/etc/fl/", "") for word in at_home(words[1:])]
+    for flag in ("--department", "--client", "--resume"):
+        _, rest = take_option(rest, flag)
+    parse_config(rest)
