@@ -184,5 +184,5 @@ def test_the_summary_holds_departments_with_figures_before_and_after():
 
 def test_a_pair_of_departments_without_figures_counts_as_the_others_do(federation):
     jobs = [Metrics(20.0, 0.0, 10, 1), Metrics(40.0, 0.0, 10, 1), NONE, Metrics(10.0, 0.0, 10, 1), NONE, NONE]
-    found = cross_losses(FixedClients(*jobs), federation, {"hr": {}, "sales": {}})
+    found = cross_losses(FixedClients(*jobs), federation, {"hr": {}, "sales": {}}, {"hr": "hr", "sales": "sales"})
     assert found.tolist() == [[3.0, 2.0], [1.0, 2.0]]

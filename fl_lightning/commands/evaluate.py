@@ -39,12 +39,12 @@ def run(argv: list[str]) -> int:
     given = ["evaluate", *argv]
     name, argv = take_option(argv, "--run")
     output, argv = take_option(argv, "--output")
-    folder = None if name is None else find_run_folder(name, Path(output or "lightning_logs"))
+    root = Path(output or "lightning_logs")
     if argv:
-        return _judge(argv, folder)
-    if folder is None:
+        return _judge(argv, name, root)
+    if name is None:
         raise InputError("evaluate: no --run, wanted --run RUN with a run folder or 'last'; --help lists more")
-    return _again(folder, given)
+    return _again(find_run_folder(name, root), given)
 
 
 def _again(folder: Path, given: list[str]) -> int:
@@ -61,7 +61,7 @@ def _again(folder: Path, given: list[str]) -> int:
     return 0
 
 
-def _judge(argv: list[str], folder: Path | None) -> int:
+def _judge(argv: list[str], name: str | None, root: Path) -> int:
     """Any adapters on any data."""
     adapters, argv = take_all(argv, "--adapter")
     config_file, argv = take_option(argv, "--config")
@@ -76,10 +76,11 @@ def _judge(argv: list[str], folder: Path | None) -> int:
     if argv:
         known = [word.strip(",") for line in USAGE.splitlines() for word in line.split() if word.startswith("--")]
         raise InputError(f"evaluate: unknown argument {argv[0]}{nearest(argv[0], known)}")
-    if folder is None and config_file is None:
+    if name is None and config_file is None:
         raise InputError("evaluate: neither --run nor --config, wanted one of them for base model and data")
-    if folder is None and not adapters:
+    if name is None and not adapters:
         raise InputError("evaluate: neither --run nor --adapter, wanted something to judge")
+    folder = None if name is None else find_run_folder(name, root)
     quiet()
     from fl_lightning import judge_run
 
