@@ -6,6 +6,7 @@ records; their intervals come from drawing the records anew. The client mean giv
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from fl_lightning.modeling.generation import generate, split
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 BASE = "base"
@@ -174,6 +177,7 @@ def judge(
         departments.setdefault(client.department, []).append(client)
     found: dict[str, dict[str, Any]] = {}
     for name, department in pairs:
+        log.info("%s on %s", name, department)
         own = derive_seed(seed, "bootstrap", department)  # the same draws for every adapter: intervals are comparable
         answers = jury.answers(adapters[name], departments[department])
         found.setdefault(name, {})[department] = amounts_to(answers, seed=own, resamples=resamples)
