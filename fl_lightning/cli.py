@@ -19,7 +19,7 @@ COMMANDS = {
     "init": ("--output FILE", "write a config with every key and a comment for each"),
     "doctor": ("--config FILE", "versions, device, precision, disk, and whether a config fits into memory"),
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
-    "evaluate": ("--run RUN", "(re)write federated_eval.json and client_eval_all_rounds.json"),
+    "evaluate": ("--run RUN", "(re)write a run's evaluation, or judge any adapters on any records"),
     "report": ("--run RUN", "pictures of a run and one self-contained HTML page"),
     "server": ("--config configs/default.yaml", "the same run with clients on other machines; --resume last|RUN"),
     "client": ("--department hr --client client_0", "take part in it with the records here"),

@@ -7,7 +7,7 @@ wanted. Nothing heavy is imported here, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fl_lightning.combinations import check_ranks
@@ -171,6 +171,10 @@ class FabricConfig:
                 f"fabric.strategy: got fsdp with parallelism {self.parallelism} and {self.devices} devices, wanted "
                 "parallelism: data and devices of 2 or more; fsdp cuts one model up over several processes"
             )
+
+    def alone(self) -> FabricConfig:
+        """The same for one process, on the same kind of device: for what several would only do twice."""
+        return replace(self, devices=1, num_nodes=1, parallelism="clients", strategy="auto")
 
 
 def _default_loggers() -> list[dict[str, Any]]:

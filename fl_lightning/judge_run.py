@@ -60,6 +60,7 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
     Raises:
         InputError: if an adapter is missing or does not fit, or there is nothing to judge.
     """
+    config = replace(config, fabric=config.fabric.alone())
     if wanted.data is not None:
         config = replace(config, data=replace(config.data, root=wanted.data))
     parts = prepare(config)

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -75,6 +77,20 @@ def test_adapters_without_a_run_need_a_config(finished, tmp_path):
     result, _ = judged(tmp_path, "--config", config, "--adapter", str(place), "--resamples", "0", "--records", "1")
     assert set(result["figures"]) == {"base", "hr"}
     assert set(result["figures"]["hr"]) == {"customer_support", "engineering", "finance", "hr"}
+
+
+def test_a_run_of_several_processes_is_judged_by_one(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("  devices: 1\n", "  devices: 2\n"))
+    assert "devices: 2" in (copy / "config.yaml").read_text()
+    command = ["evaluate", "--run", str(copy), "--records", "1", "--resamples", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fl_lightning", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("held-out records of") == 1
 
 
 BAD = {

@@ -112,15 +112,7 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
     from fl_lightning.samples import take_samples
 
     config = load_config(run_folder / "config.yaml")
-    on_cpu = replace(
-        config.fabric,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=1,
-        parallelism="clients",
-        strategy="auto",
-        precision="fp32",
-    )
+    on_cpu = replace(config.fabric.alone(), accelerator="cpu", precision="fp32")
     parts = prepare(replace(config, fabric=on_cpu, output=str(run_folder)))
     clients = LocalClients(parts.fabric, parts.module, parts.data, config.training)
     initial = collect_lora_state(parts.module.model)

@@ -61,7 +61,7 @@ def test_four_departments_of_two_sites_end_with_the_adapters_of_one_process(
     assert len(sites) == 8
     started = time.monotonic()
     machines.together(sites=sites).wait(400)
-    print(f"{time.monotonic() - started:.1f} s")  # about 80 s where two cores have nothing else to do
+    print(f"{time.monotonic() - started:.1f} s")
     codes = json.loads(machines.log("together").splitlines()[-1])
     assert set(codes.values()) == {0}, {name: machines.log(name.removesuffix(".log"))[-2000:] for name in codes}
     assert len(codes) == 9
