@@ -7,6 +7,9 @@ those connected.
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +22,8 @@ from fl_lightning.network.socket_folder import connect
 
 PULL_EVERY = 0.2
 LOOK_EVERY = 1.0
+GRACE = 8.0
+"""Seconds that a relay has to end by itself after the coordinator has hung up."""
 
 app = ServerApp()
 
@@ -27,12 +32,31 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Relay until the coordinator hangs up."""
     connection = connect()
+    end_after_hang_up(connection)
     try:
         relay(grid, connection)
     except (EOFError, ConnectionError):
         return
     finally:
         connection.close()
+
+
+def end_after_hang_up(connection: Connection, grace: float = GRACE) -> None:
+    """End this process some seconds after the other side has hung up, whatever it is doing then.
+
+    Where the server was killed its SuperLink is gone too, and a call to it that waits and tries again would keep the
+    relay alive for minutes.
+    """
+    watched = os.dup(connection.fileno())  # its own, since the number of a closed one may be another file's
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(watched, getattr(select, "POLLRDHUP", 0))  # and POLLHUP, which is always told
+        poll.poll()
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def relay(grid: Grid, connection: Connection) -> None:

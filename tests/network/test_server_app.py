@@ -1,3 +1,6 @@
+import socket
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing import Pipe
@@ -90,3 +93,29 @@ def test_the_relay_moves_messages_both_ways_and_says_who_is_there(monkeypatch):
     here.close()
     thread.join(5)
     assert ended == [True]
+
+
+STUCK = """
+import sys, time
+from multiprocessing.connection import Connection
+from fl_lightning.network.server_app import end_after_hang_up
+end_after_hang_up(Connection(int(sys.argv[1])), grace=0.5)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_relay_that_is_stuck_ends_soon_after_the_coordinator_has_gone():
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-c", STUCK, str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, text=True) as relay_process:
+        theirs.close()
+        try:
+            assert relay_process.stdout.readline() == "ready\n"
+            ours.sendall(b"unread")  # what waits to be read does not hide that nobody is there any more
+            time.sleep(1.0)
+            assert relay_process.poll() is None  # not before the coordinator hangs up
+            ours.close()
+            assert relay_process.wait(10) == 1
+        finally:
+            relay_process.kill()
