@@ -15,10 +15,11 @@ from torchmetrics import MeanMetric
 from fl_lightning.data.federation import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.exchange import Clients, Metrics
-from fl_lightning.files import read_json, write_json
+from fl_lightning.files import write_json
 from fl_lightning.flora import WeightedMean
 from fl_lightning.hierarchy import NO_GROUPS, Tree
 from fl_lightning.modeling.lora import read_lora_adapter
+from fl_lightning.run_adapters import CLIENTS, DEPARTMENTS, GROUPS, client_exports, shared_adapters, within
 from fl_lightning.state import LoraState
 
 Figures = dict[str, float]
@@ -207,34 +208,26 @@ def evaluate_run(
         InputError: if an adapter is missing or does not fit the base.
     """
 
-    def read(index: Path, whose: str, place: object) -> LoraState:
-        if not isinstance(place, str) or "\0" in place:
-            raise InputError(f"{index}: {whose}: got {place!r}, wanted a folder within the run")
-        try:
-            folder = (run_folder / place).resolve()
-        except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.12's and older for links in a circle
-            raise InputError(f"{run_folder / place}: links in a circle; wanted an adapter's folder") from error
-        if not folder.is_relative_to(run_folder.resolve()):
-            raise InputError(
-                f"{run_folder}: {whose}: adapter path {place!r} leads out of the run folder; wanted one within it"
-            )
+    def read(client_id: str, place: object) -> LoraState:
+        folder = within(run_folder, run_folder / CLIENTS, client_id, place)
         return read_lora_adapter(folder, initial, any_rank=any_rank)
 
     wanted = {client.department for client in data.values()}
-    index, of_groups = run_folder / "dept_lora_federated.json", run_folder / "group_lora_federated.json"
-    places, group_places = _read_places(index, "department", wanted), {}
-    if tree.groups:
-        group_places = _read_places(of_groups, "group", set(tree.groups))
-    exported = _read_exports(run_folder / "client_lora_federated.json")
+    places, exported = shared_adapters(run_folder), client_exports(run_folder)
+    if missing := sorted((wanted | set(tree.groups)) - places.keys()):
+        kind = "department" if missing[0] in wanted else "group"
+        raise InputError(f"{run_folder}: no adapter of {kind} {missing[0]}, wanted one in {DEPARTMENTS} or {GROUPS}")
+    shared = {
+        name: read_lora_adapter(places[name], initial, any_rank=any_rank) for name in (*sorted(wanted), *tree.groups)
+    }
     base, _ = evaluate_departments(clients, data, dict.fromkeys(wanted, initial))
-    final, _ = evaluate_departments(clients, data, {d: read(index, d, places[d]) for d in sorted(wanted)})
+    final, _ = evaluate_departments(clients, data, {d: shared[d] for d in sorted(wanted)})
     groups: dict[str, dict[str, Figures]] = {}
     if tree.groups:
         before = evaluate_groups(clients, data, dict.fromkeys(tree.groups, initial), tree)
-        after = evaluate_groups(clients, data, {g: read(of_groups, g, group_places[g]) for g in tree.groups}, tree)
+        after = evaluate_groups(clients, data, {g: shared[g] for g in tree.groups}, tree)
         groups = {group: {"base": before[group], "final": after[group]} for group in tree.groups}
     rounds: dict[str, Any] = {}
-    index = run_folder / "client_lora_federated.json"
     for round_num, departments in exported.items():
         for department, exports in departments.items():
             ids = {client: f"{department}/{client}" for client in exports}
@@ -242,8 +235,8 @@ def evaluate_run(
                 if client_id not in data:
                     strange = f"it has an adapter of {client_id}, which is not in data.root"
                     raise InputError(f"{run_folder}: {strange}; wanted the data of the run")
-            results = clients.evaluate((read(index, ids[c], place), ids[c]) for c, place in exports.items())
-            rounds.setdefault(round_num, {})[department] = {
+            results = clients.evaluate((read(ids[c], place), ids[c]) for c, place in exports.items())
+            rounds.setdefault(str(round_num), {})[department] = {
                 client: {**figures(metrics), "num_examples": metrics.num_examples}
                 for client, metrics in zip(exports, results, strict=True)
             }
@@ -251,24 +244,3 @@ def evaluate_run(
     write_json(run_folder / "federated_eval.json", result)
     write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})
     return result
-
-
-def _read_places(index: Path, kind: str, wanted: set[str]) -> dict[str, object]:
-    """{department or group: folder}, at least of those wanted."""
-    places = read_json(index)
-    if not isinstance(places, dict):
-        raise InputError(f"{index}: got {type(places).__name__}, wanted {{{kind}: folder}}")
-    if missing := sorted(wanted - places.keys()):
-        raise InputError(f"{index.parent}: no adapter of {kind} {missing[0]} in {index.name}, wanted one")
-    return places
-
-
-def _read_exports(index: Path) -> dict[str, dict[str, dict[str, object]]]:
-    """{round: {department: {client: folder}}}."""
-    value = read_json(index)
-    rounds: Any = value.get("rounds") if isinstance(value, dict) else None
-    ok = isinstance(rounds, dict) and all(isinstance(departments, dict) for departments in rounds.values())
-    if not ok or not all(isinstance(clients, dict) for places in rounds.values() for clients in places.values()):
-        raise InputError(f"{index}: wanted {{rounds: {{round: {{department: {{client: folder}}}}}}}}, as fit writes it")
-    found: dict[str, dict[str, dict[str, object]]] = rounds
-    return found

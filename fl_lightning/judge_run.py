@@ -16,11 +16,12 @@ from rich.text import Text
 
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.files import check_name, read_json, write_json, write_text
+from fl_lightning.files import write_json, write_text
 from fl_lightning.fit import LocalClients
 from fl_lightning.judge import BASE, Adapter, Judge, judge, read_adapter
 from fl_lightning.modeling.lora import collect_lora_state, lora_layers
 from fl_lightning.run import prepare
+from fl_lightning.run_adapters import shared_adapters
 
 FIGURES = ("loss", "perplexity", "token_accuracy", "exact_match", "rouge_l")
 COLUMNS = {"loss": "loss", "token_accuracy": "accuracy", "exact_match": "exact", "rouge_l": "ROUGE-L"}
@@ -64,7 +65,8 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
     if wanted.data is not None:
         config = replace(config, data=replace(config.data, root=wanted.data))
     parts = prepare(config)
-    folders = {**_of_run(wanted.run_folder), **wanted.adapters}
+    own = {} if wanted.run_folder is None else shared_adapters(wanted.run_folder)
+    folders = {**own, **wanted.adapters}
     model = parts.module.model
     initial, scaling = collect_lora_state(model), _scaling(model)
     adapters = {BASE: Adapter(initial)}
@@ -99,21 +101,6 @@ def _scaling(model: Any) -> float:
     layer = next(iter(lora_layers(model).values()))
     (scaling,) = layer.scaling.values()
     return float(scaling)
-
-
-def _of_run(run_folder: Path | None) -> dict[str, Path]:
-    """{department or group: folder} of a run's adapters."""
-    found: dict[str, Path] = {}
-    for index in () if run_folder is None else ("dept_lora_federated.json", "group_lora_federated.json"):
-        assert run_folder is not None
-        if not (run_folder / index).exists() and index.startswith("group"):
-            continue
-        places = read_json(run_folder / index)
-        if not isinstance(places, dict):
-            raise InputError(f"{run_folder / index}: got {type(places).__name__}, wanted {{department: folder}}")
-        for name in places:
-            found[check_name(name, f"{run_folder / index}: department")] = run_folder / "adapters" / name
-    return found
 
 
 def named_adapters(given: Sequence[str]) -> dict[str, Path]:

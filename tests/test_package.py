@@ -123,6 +123,7 @@ LAYERS = {
         "received",
         "sampling",
         "retention",
+        "run_adapters",
         "exchange",
         "network.compression",
         "network.local_privacy",

@@ -1,0 +1,83 @@
+"""Which adapters a run folder holds, by name: departments and groups, and each client's own of its last round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fl_lightning.errors import InputError
+from fl_lightning.files import check_name, natural_key, read_json
+
+DEPARTMENTS, GROUPS, CLIENTS = "dept_lora_federated.json", "group_lora_federated.json", "client_lora_federated.json"
+
+
+def shared_adapters(run_folder: Path) -> dict[str, Path]:
+    """{department or group: folder of its adapter}, in natural order.
+
+    Raises:
+        InputError: if the run has none, or an index of it is not as `fit` writes it.
+    """
+    found: dict[str, Path] = {}
+    for index in (DEPARTMENTS, GROUPS):
+        path = run_folder / index
+        if index == GROUPS and not path.exists():
+            continue
+        places = read_json(path)
+        if not isinstance(places, dict):
+            raise InputError(f"{path}: got {type(places).__name__}, wanted {{name: folder}}")
+        for name in sorted(places, key=natural_key):
+            found[check_name(name, f"{path}: name")] = within(run_folder, path, name, places[name])
+    return found
+
+
+def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
+    """{client_id: (round, folder)} of the last adapter of each client that the run still keeps, in natural order.
+
+    Raises:
+        InputError: if the index is not as `fit` writes it.
+    """
+    path = run_folder / CLIENTS
+    found: dict[str, tuple[int, Path]] = {}
+    for round_num, departments in sorted(client_exports(run_folder).items() if path.exists() else ()):
+        for department, clients in departments.items():
+            for client, place in clients.items():
+                names = [check_name(name, f"{path}: name") for name in (department, client)]
+                folder = within(run_folder, path, client, place)
+                if folder.is_dir():
+                    found["/".join(names)] = round_num, folder
+    return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def within(run_folder: Path, index: Path, name: str, place: object) -> Path:
+    """The folder that an index gives for a name, if it lies inside the run.
+
+    Raises:
+        InputError: if it does not, or is no path at all.
+    """
+    if not isinstance(place, str) or "\0" in place:
+        raise InputError(f"{index}: {name}: got {place!r}, wanted a folder within the run")
+    folder = run_folder / place
+    try:
+        inside = folder.resolve().is_relative_to(run_folder.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.12's and older for links in a circle
+        raise InputError(f"{folder}: links in a circle; wanted an adapter's folder") from error
+    if not inside:
+        raise InputError(f"{index}: {name}: adapter path {place!r} leads out of the run folder; wanted one within it")
+    return folder
+
+
+def client_exports(run_folder: Path) -> dict[int, dict[str, dict[str, object]]]:
+    """{round: {department: {client: place within the run}}}, as the index says it.
+
+    Raises:
+        InputError: if the index is not as `fit` writes it.
+    """
+    path = run_folder / CLIENTS
+    value: Any = read_json(path)
+    rounds: Any = value.get("rounds") if isinstance(value, dict) else None
+    ok = isinstance(rounds, dict) and all(
+        number.isdecimal() and isinstance(departments, dict) for number, departments in rounds.items()
+    )
+    if not ok or not all(isinstance(clients, dict) for places in rounds.values() for clients in places.values()):
+        raise InputError(f"{path}: wanted {{rounds: {{round: {{department: {{client: folder}}}}}}}}, as fit writes it")
+    return {int(number): departments for number, departments in rounds.items()}
