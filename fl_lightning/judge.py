@@ -31,8 +31,6 @@ from fl_lightning.state import LoraState
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-BASE = "base"
-"""The name of the base model among the adapters."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.files import write_json, write_text
 from fl_lightning.fit import LocalClients
-from fl_lightning.judge import BASE, Adapter, Judge, judge, read_adapter
+from fl_lightning.judge import Adapter, Judge, judge, read_adapter
 from fl_lightning.modeling.lora import collect_lora_state, lora_layers
 from fl_lightning.run import prepare
-from fl_lightning.run_adapters import shared_adapters
+from fl_lightning.run_adapters import BASE, shared_adapters
 
 FIGURES = ("loss", "perplexity", "token_accuracy", "exact_match", "rouge_l")
 COLUMNS = {"loss": "loss", "token_accuracy": "accuracy", "exact_match": "exact", "rouge_l": "ROUGE-L"}

@@ -9,6 +9,8 @@ from fl_lightning.errors import InputError
 from fl_lightning.files import check_name, natural_key, read_json
 
 DEPARTMENTS, GROUPS, CLIENTS = "dept_lora_federated.json", "group_lora_federated.json", "client_lora_federated.json"
+BASE = "base"
+"""The name of the base model among adapters."""
 
 
 def shared_adapters(run_folder: Path) -> dict[str, Path]:

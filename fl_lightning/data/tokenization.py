@@ -109,7 +109,36 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: st
     return Examples(all_ids, all_marks)
 
 
-def _pieces(record: Record, tokenizer: Any, where: str) -> list[tuple[str, bool]]:
+def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
+    """Token ids of a conversation that the model is to answer, cut into pieces as `encode` cuts a record.
+
+    Args:
+        turns: what was said so far.
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        InputError: if the chat template cannot render them, or they come out empty.
+    """
+    templated = bool(getattr(tokenizer, "chat_template", None))
+    if templated:
+        prompt = _render(turns, tokenizer, "messages", add_generation_prompt=True)
+        try:
+            pieces = _pieces(turns, tokenizer, "messages")
+        except InputError:  # the template rewrites earlier turns, so that there is nothing to cut along
+            pieces = []
+        done = "".join(text for text, _ in pieces)
+        pieces = [*pieces, (prompt[len(done) :], False)] if prompt.startswith(done) else [(prompt, False)]
+    else:
+        pieces = _pieces(turns, tokenizer, "messages")
+    ids: list[int] = []
+    for text, _ in pieces:
+        ids += tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
+    if not ids:
+        raise InputError("messages: no tokens, wanted at least one word")
+    return ids
+
+
+def _pieces(record: Sequence[Turn], tokenizer: Any, where: str) -> list[tuple[str, bool]]:
     """The text of a record in consecutive pieces, each with whether it is supervised."""
     end = tokenizer.eos_token or ""
     if record[0].role == "text":

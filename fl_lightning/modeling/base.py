@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
@@ -78,6 +78,21 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return _tokenizer(source, arguments)
     except Exception as error:  # as above
         raise InputError(_why(config.name_or_path, source, error)) from error
+
+
+def context_length(config: ModelConfig) -> int | None:
+    """Tokens that the model has positions for, prompt and answer together; None where its config does not say.
+
+    Raises:
+        InputError: saying which model was wanted and what was tried.
+    """
+    source, arguments = _locate(config)
+    try:
+        found = AutoConfig.from_pretrained(source, **arguments)
+    except Exception as error:  # as above
+        raise InputError(_why(config.name_or_path, source, error)) from error
+    length = getattr(found, "max_position_embeddings", None) or getattr(found, "n_positions", None)
+    return int(length) if length else None
 
 
 def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:

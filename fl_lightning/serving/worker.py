@@ -1,0 +1,126 @@
+"""The process that computes: takes prompts from LitServe's queue, answers them side by side, sends tokens back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litserve import LitAPI
+from litserve.loops.base import LitLoop
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from fl_lightning.config import RunConfig
+from fl_lightning.errors import InputError
+from fl_lightning.run_adapters import BASE
+from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
+from fl_lightning.terminal import quiet
+
+if TYPE_CHECKING:
+    from fl_lightning.modeling.adapter_bank import BankedAdapter
+
+log = logging.getLogger(__name__)
+
+
+class ChatAPI(LitAPI):
+    """The model and its adapters, in LitServe's terms.
+
+    Args:
+        config: of the run.
+        folders: {model name: folder} of the adapters.
+        max_batch: answers under way at once.
+        spec: the HTTP side.
+    """
+
+    def __init__(self, config: RunConfig, folders: Mapping[str, Path], max_batch: int, spec: LitSpec) -> None:
+        super().__init__(max_batch_size=max_batch, stream=True, spec=spec, loop=ChatLoop())
+        self._config, self._folders = config, dict(folders)
+        self.models: dict[str, BankedAdapter] = {}
+
+    def setup(self, device: str) -> None:
+        """Load the base model and all adapters; the device is that of the run's config."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
+        quiet()  # before what follows is imported: some of it speaks then
+        from fl_lightning.answering import load_answering
+        from fl_lightning.modeling.adapter_bank import BankedAdapter
+
+        try:
+            self.answering = load_answering(self._config)
+            self.models[BASE] = BankedAdapter({}, "fp_base")
+            self.load(self._folders, strict=True)
+        except InputError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise
+
+    def load(self, folders: Mapping[str, Path], *, strict: bool = False) -> None:
+        """Read adapters; one that cannot be read is left as it was, unless `strict`.
+
+        Raises:
+            InputError: if one cannot be read and `strict`.
+        """
+        for name, folder in folders.items():
+            try:
+                self.models[name] = self.answering.read(folder)
+            except InputError as error:
+                if strict:
+                    raise
+                log.warning("model %s stays as it was: %s", name, error)
+
+    def authorize(self) -> None:
+        """Nothing: the gate has done it, and LitServe's own key is of another kind."""
+
+    def predict(self, x: Any, **kwargs: Any) -> Iterator[Any]:
+        """Not called: the loop decodes."""
+        raise NotImplementedError
+
+
+class ChatLoop(LitLoop):
+    """Continuous batching over LitServe's queues."""
+
+    def run(
+        self,
+        lit_api: ChatAPI,
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        workers_setup_status: Any,
+        callback_runner: Any,
+    ) -> None:
+        """Answer until the process that started this one has gone."""
+        from fl_lightning.serving.desk import Desk
+
+        inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]] = queue.SimpleQueue()
+        reader = threading.Thread(target=self._read, args=(request_queue, inbox, lit_api), daemon=True)
+        reader.start()
+
+        def send(consumer: int, uid: str, piece: Piece) -> None:
+            last = piece.finish is not None or piece.error is not None
+            self.put_response(transport, consumer, uid, piece, LitAPIStatus.OK, LoopResponseType.STREAMING)
+            if last:
+                self.put_response(
+                    transport, consumer, uid, None, LitAPIStatus.FINISH_STREAMING, LoopResponseType.STREAMING
+                )
+
+        desk = Desk(lit_api.answering, lit_api.models, lit_api.max_batch_size, send)
+        desk.work(inbox, lambda: os.getppid() == self._server_pid)
+        os._exit(0)
+
+    def _read(self, request_queue: Any, inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]], lit_api: ChatAPI) -> None:
+        """Bring in what comes, in order; adapters are read here, beside the decoding."""
+        while True:
+            try:
+                consumer, _, _, message = request_queue.get()
+            except (EOFError, OSError):  # the process that holds the queues has gone
+                os._exit(0)
+            if isinstance(message, Load):
+                lit_api.load(message.folders)
+            else:
+                inbox.put((consumer, message))

@@ -1,0 +1,60 @@
+"""Tokens into text as they come: whole characters only, and nothing of what might become a stop sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class TextStream:
+    """Text of an answer, piece by piece; all pieces together are the text of all tokens.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        stops: texts that end the answer and are left out of it.
+
+    Attributes:
+        stopped: whether one of them came.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self._tokens: list[int] = []
+        self._start = self._read = 0
+        self._held = ""
+        self.stopped = False
+
+    def push(self, tokens: Sequence[int], *, last: bool = False) -> str:
+        """The text that is certain now.
+
+        Args:
+            tokens: that came.
+            last: whether no more will; then nothing is held back.
+        """
+        if self.stopped:
+            return ""
+        self._tokens += tokens
+        self._held += self._text(last)
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)]
+        keep = 0 if last else max((self._overlap(stop) for stop in self._stops), default=0)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return certain
+
+    def _text(self, last: bool) -> str:
+        """New text. A token may be part of a character, and may look otherwise after others than it does alone."""
+        before = self._decode(self._tokens[self._start : self._read])
+        both = self._decode(self._tokens[self._start :])
+        if not last and (both.endswith("\ufffd") or len(both) <= len(before)):
+            return ""
+        self._start, self._read = self._read, len(self._tokens)
+        return both[len(before) :]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of what is held that a stop begins with."""
+        return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if stop.startswith(self._held[-n:])), 0)
