@@ -10,6 +10,7 @@ from typing import Any
 
 from fl_lightning.config import RunConfig
 from fl_lightning.device import make_fabric
+from fl_lightning.errors import InputError
 from fl_lightning.judge import read_adapter
 from fl_lightning.modeling.adapter_bank import AdapterBank, BankedAdapter
 from fl_lightning.modeling.base import load_base_model
@@ -58,10 +59,15 @@ def load_answering(config: RunConfig) -> Answering:
     """The base model of a run, on one device, ready to answer.
 
     Raises:
-        InputError: if the model is not there, or the device is not.
+        InputError: if the model is not there, the device is not, or the model keeps a state instead of keys and values.
     """
     fabric, dtype = make_fabric(config.fabric.alone())
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    if getattr(base, "_is_stateful", False):
+        raise InputError(
+            f"model.name_or_path: {config.model.name_or_path} is a {type(base).__name__}, which keeps a recurrent "
+            "state; wanted a model with attention alone to answer several prompts at once"
+        )
     if not config.model.load_in_4bit:
         base.to(fabric.device)
     lora = config.lora

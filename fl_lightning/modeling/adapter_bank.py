@@ -73,7 +73,8 @@ class AdapterBank:
         for name, layer in self._layers.items():
             a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
             scale = float(layer.scaling[ADAPTER]) * gain
-            factors[name] = scale * a.to(self._device, torch.float32), b.to(self._device, torch.float32)
+            b = b.to(self._device, torch.float32, copy=True)  # the state stays the caller's
+            factors[name] = scale * a.to(self._device, torch.float32), b
         return BankedAdapter(factors, fingerprint)
 
     def arrange(self, rows: Sequence[BankedAdapter]) -> None:
