@@ -1,6 +1,6 @@
 """The server under load: 200 chat requests at once over five adapters, against one adapter and one request at a time.
 
-    python benchmarks/serving.py --run last [--requests 200] [--tokens 48] [--json FILE]
+    python benchmarks/serving.py --run last [--requests 200] [--tokens 48] [--json FILE] [--docs docs/serving.md]
 
 Starts `serve` on a free port of the loopback interface and asks it with the openai client, greedily. Every answer is
 compared with that of `generate` on the adapter alone, one prompt at a time. Ratios are of turns taken in alternation.
@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import httpx
 import openai
 import torch
-from common import write_json
+from common import put_table, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("lightning_logs/benchmarks/serving.json"))
+    parser.add_argument("--docs", type=Path, help="a page into which the table is written")
     args = parser.parse_args()
     folder = find_run_folder(args.run, Path(args.output))
     config = parse_config(["--config", str(folder / "config.yaml")])
@@ -167,9 +168,9 @@ def main() -> None:
     with serving(folder, args.json.with_suffix(".log"), "--max-requests", str(args.requests + 8)) as address:
         found = asyncio.run(measure(address, pairs, args.tokens, args.repeats))
     expected = reference(folder, pairs, args.tokens) * args.repeats
-    table = Table(title=f"{args.requests} requests, {len(names)} adapters, up to {args.tokens} tokens")
-    for column in ("way", "requests/s", "p50 s", "p99 s", "answers as alone", "ratio to one adapter at a time"):
-        table.add_column(column)
+    columns = ("way", "requests/s", "against one adapter at a time", "p50, s", "p99, s", "answers as alone")
+    table = Table(*columns, title=f"{args.requests} requests, {len(names)} adapters, up to {args.tokens} tokens")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base = found["adapter by adapter"][0]
     rows = {}
     for name, (seconds, latencies, answers) in found.items():
@@ -184,12 +185,20 @@ def main() -> None:
             "ratio": statistics.median(b / s for b, s in zip(base, seconds, strict=True)),
         }
         row = rows[name]
-        table.add_row(
-            name, f"{row['requests_per_second']:.1f}", f"{row['p50']:.2f}", f"{row['p99']:.2f}",
-            f"{equal} of {len(answers)}", f"{row['ratio']:.2f}",
-        )  # fmt: skip
+        cells = [
+            name,
+            f"{row['requests_per_second']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['p50']:.2f}",
+            f"{row['p99']:.2f}",
+            f"{equal} of {len(answers)}",
+        ]
+        table.add_row(*cells)
+        lines.append(f"| {' | '.join(cells)} |")
     Console().print(table)
     write_json(args.json, {"requests": args.requests, "adapters": names, "tokens": args.tokens, "ways": rows})
+    if args.docs is not None:
+        put_table(args.docs, "serving", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 what needs several machines by `tests/network`.
 """
 
+import io
 import re
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,12 @@ def finished(little, tmp_path_factory):
     return folder
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def at_home(words):
     """Configs are where the repository is, whatever the folder."""
     return [str(ROOT / word) if word.startswith("configs/") else word for word in words]
@@ -116,3 +124,28 @@ def test_what_needs_several_machines_is_read(words, tmp_path, monkeypatch):
     for flag in ("--department", "--client", "--resume"):
         _, rest = take_option(rest, flag)
     parse_config(rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("chat"))
+def test_what_talks_is_talked_to(words, finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert main([*words, "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("serve"))
+def test_what_serves_is_started_up_to_the_model(words, finished, monkeypatch):
+    pytest.importorskip("litserve", reason="litserve is not installed: pip install 'fl_lightning[serve]'")
+    from fl_lightning.serving import server
+
+    monkeypatch.chdir(finished)
+    for name in ("api.key", "cert.pem", "key.pem"):
+        Path(name).write_text("0123456789abcdef")
+        Path(name).chmod(0o600)
+    started = []
+    monkeypatch.setattr(server, "_until_stopped", lambda served, run: started.append(served))
+    assert main([*words, "--port", str(free_port())]) == 0
+    assert len(started) == 1

@@ -1,4 +1,7 @@
-"""What vLLM's ``--lora-modules`` wants of an adapter's folder, as its loader checks it (vllm/lora, 0.6 to 0.11)."""
+"""What vLLM's ``--lora-modules`` wants of an adapter's folder.
+
+As ``parse_fine_tuned_lora_name`` and ``PEFTHelper`` of vllm/lora check it.
+"""
 
 import json
 
