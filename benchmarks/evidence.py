@@ -71,15 +71,31 @@ def shown(interval: dict[str, float] | None, signed: bool = False) -> str:
 def markdown(comparison: dict[str, Any]) -> str:
     """One row a config, the lowest loss of departments' adapters first."""
     first = next(iter(comparison["configs"]))
-    lines = [f"| config | departments' adapters | clients' own | against {first} | KiB up |", "|---|---|---|---|---|"]
+    columns = ("config", "departments' adapters", "clients' own", f"against {first}", "KiB up", "clusters, ARI")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     configs = comparison["configs"]
     for name in sorted(configs, key=lambda name: float(configs[name]["figures"]["loss"]["mean"])):
         figures, against = configs[name]["figures"], configs[name]["loss_against_first"]
         sent = sum(figures[key]["mean"] or 0.0 for key in ("bytes_client_up", "bytes_department_up")) / 1024
-        difference = "0" if against is None else shown(against["interval"], signed=True)
-        cells = [name, shown(figures["loss"]), shown(figures["personal_loss"]), difference, f"{sent:,.0f}"]
+        cells = [
+            name,
+            shown(figures["loss"]),
+            shown(figures["personal_loss"]),
+            "0" if against is None else shown(against["interval"], signed=True),
+            f"{sent:,.0f}",
+            grouped(figures),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def grouped(figures: dict[str, Any]) -> str:
+    """Clusters of departments in the last round, and their adjusted Rand index; means over seeds."""
+    clusters, ari = figures["clusters"], figures["ari"]
+    if clusters is None or clusters["mean"] is None:
+        return "–"
+    index = "" if ari is None or ari["mean"] is None else f", {ari['mean']:.2f}"
+    return f"{clusters['mean']:.1f}{index}"
 
 
 def curve(title: str, comparisons: dict[int, dict[str, Any]], figure: str) -> str:

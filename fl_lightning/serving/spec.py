@@ -139,7 +139,8 @@ class ChatSpec(LitSpec):
             if changed:
                 self._post(Load(changed))
                 self._figures.loads.inc(len(changed))
-                log.info("%d adapters are new: %s", len(changed), ", ".join(changed)[:200])
+                more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+                log.info("new adapters: %s%s", ", ".join(list(changed)[:4]), more)
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._offer.created[name], "owned_by": "fl_lightning"}
