@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
@@ -78,6 +78,26 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return _tokenizer(source, arguments)
     except Exception as error:  # as above
         raise InputError(_why(config.name_or_path, source, error)) from error
+
+
+def stored_dtype(config: ModelConfig) -> torch.dtype:
+    """What the base's own files hold its weights in; fp32 where they do not say so, as those of a GGUF file.
+
+    Raises:
+        InputError: saying which model was wanted and what was tried.
+
+    Example:
+        >>> stored_dtype(ModelConfig())
+        torch.bfloat16
+    """
+    source, arguments = _locate(config)
+    if "gguf_file" in arguments:
+        return torch.float32
+    try:
+        found = AutoConfig.from_pretrained(source, **arguments).dtype
+    except Exception as error:  # as above
+        raise InputError(_why(config.name_or_path, source, error)) from error
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:
