@@ -21,8 +21,12 @@ from fl_lightning.modeling.lora import ADAPTER, load_adapter_model, lora_layers
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MODEL_FILES = re.compile(r"[\w.\-]+\.(json|jinja|safetensors|model|txt|py)|README\.md|additional_chat_templates")
-"""What transformers writes for a model and its tokenizer, and a model card."""
+MODEL_FILES = re.compile(
+    r"(generation_|tokenizer_|adapter_)?config\.json|(tokenizer|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja|README\.md"
+    r"|(vocab|merges)\.txt|[\w.]+\.model|(configuration|modeling|tokenization)_\w+\.py|additional_chat_templates"
+)
+"""What transformers and PEFT write for a model, its tokenizer or an adapter, and a model card."""
 TEMPLATES = "additional_chat_templates"
 """The one folder among it."""
 
@@ -75,7 +79,7 @@ def merge_adapter(
         >>> merged.dtype, sorted(path.name for path in merged.folder.glob("*.safetensors"))
         ('bf16', ['model.safetensors'])
     """
-    check_replaceable(folder, MODEL_FILES)
+    check_replaceable(folder)
     target = stored_dtype(config) if dtype == "auto" else DTYPES[dtype]
     names = {value: name for name, value in DTYPES.items()}
     if target not in names:
@@ -146,8 +150,8 @@ def check_room(folder: Path, wanted: int) -> None:
         )
 
 
-def check_replaceable(folder: Path, ours: re.Pattern[str]) -> None:
-    """Check that a folder is not there, or holds nothing but files of such names: what stands there is replaced.
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder is not there, or holds nothing but a model or an adapter, which may be replaced.
 
     Raises:
         InputError: if it holds anything else.
@@ -155,7 +159,7 @@ def check_replaceable(folder: Path, ours: re.Pattern[str]) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder}: not a folder; choose another --to")
     for path in folder.iterdir() if folder.exists() else ():
-        if (path.is_dir() and path.name != TEMPLATES) or not ours.fullmatch(path.name):
+        if (path.is_dir() and path.name != TEMPLATES) or not MODEL_FILES.fullmatch(path.name):
             raise InputError(
-                f"{folder}: holds {path.name}, which this command did not write; choose another --to, or remove it"
+                f"{folder}: holds {path.name}, which is no file of a model; choose another --to, or remove it"
             )

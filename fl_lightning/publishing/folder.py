@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def build(source: Source, folder: Path, *, merged: bool = False, dtype: str = "a
         merge_adapter(source.config.model, source.adapter, folder, dtype=dtype, copies=copies, card=card)
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         return Built(source, folder, files, facts)
-    check_replaceable(folder, re.compile("|".join(map(re.escape, ADAPTER_FILES))))
+    check_replaceable(folder)
     read_lora_adapter(source.adapter)  # whole, and finite
     with atomic_folder(folder) as temporary:
         shutil.copyfile(source.adapter / "adapter_model.safetensors", temporary / "adapter_model.safetensors")

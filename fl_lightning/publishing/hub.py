@@ -66,18 +66,27 @@ def upload(api: HfApi, built: Built, *, private: bool) -> Uploaded:
         private: whether the repository is to be private; one that is public already is then not written to.
 
     Raises:
-        InputError: if the Hub refuses the token, the name or the card, or the repository is public.
+        InputError: if the Hub refuses the token, the name or the card; if the repository is public, or holds an adapter
+            where a model is to go, or the reverse.
         RunError: if it could not be reached, however often it was tried.
     """
     name = built.source.repository
     url = persevere(name, lambda: api.create_repo(name, private=private, exist_ok=True))
-    before = persevere(name, lambda: api.repo_info(name))
+    before = persevere(name, lambda: api.model_info(name))
     if private and before.private is False:
         raise InputError(
             f"{name}: is public on the Hub already, and private is wanted; make it private there, or take --public"
         )
     if not private and before.private:
         log.warning("%s: is private on the Hub already, and stays so; its settings there make it public", name)
+    there = {sibling.rfilename for sibling in before.siblings or []}
+    for mark, what in (("adapter_config.json", "an adapter"), ("config.json", "a whole model")):
+        if (
+            mark in there and mark not in built.files
+        ):  # transformers would put the adapter on the model that has it in it
+            raise InputError(
+                f"{name}: holds {what} already, and both together would be loaded wrongly; take another --repo-prefix"
+            )
     log.info("%s: uploading %d files, %s", name, len(built.files), amount(built.size))
     commit = persevere(
         name,

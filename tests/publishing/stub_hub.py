@@ -143,7 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"files": [self._mode(repository, f["path"]) for f in value["files"]]}
         if match[2] == "commit":
             return self._commit(match[1], repository, [json.loads(line) for line in body.splitlines()])
-        info = {"_id": "1", "id": match[1], "sha": repository.sha, "private": repository.private, "siblings": []}
+        info = {"_id": "1", "id": match[1], "sha": repository.sha, "private": repository.private}
+        info["siblings"] = [{"rfilename": name} for name in repository.files]
         return 200, info
 
     def _place(self, wanted):

@@ -79,6 +79,19 @@ def test_other_files_of_the_repository_stay(make_run, hub):
     assert files["README.md"] != b"older"
 
 
+@pytest.mark.parametrize("merged_first", [True, False])
+def test_adapter_and_merged_model_do_not_come_together(make_run, hub, capsys, merged_first):
+    run = make_run()
+    first, second = (["--merged"], []) if merged_first else ([], ["--merged"])
+    assert push(run, *ONE, *first) == 0
+    before = dict(hub.repositories["acme/bots-hr"].files)
+    assert push(run, *ONE, *second) == 2
+    what = "a whole model" if merged_first else "an adapter"
+    assert f"holds {what} already, and both together would be loaded wrongly" in last_line(capsys)
+    assert hub.repositories["acme/bots-hr"].files == before
+    assert ("config.json" in local(run, "bots-hr")) == (not merged_first)  # the folder is the second's
+
+
 @pytest.mark.parametrize(
     ("pattern", "faults"),
     [
@@ -265,7 +278,7 @@ def test_folder_with_something_else_in_it_is_not_touched(make_run, hub, tmp_path
     (tmp_path / "bots-hr").mkdir()
     (tmp_path / "bots-hr/train.jsonl").write_text("mine")
     assert push(make_run(), *ONE, "--dry-run", "--to", str(tmp_path)) == 2
-    assert "holds train.jsonl, which this command did not write" in capsys.readouterr().err
+    assert "holds train.jsonl, which is no file of a model" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "bots-hr").iterdir()] == ["train.jsonl"]
 
 
