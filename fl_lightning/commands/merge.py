@@ -8,6 +8,7 @@ from fl_lightning.arguments import parse_config
 from fl_lightning.options import Parser
 from fl_lightning.run_adapters import chosen_adapters, folder_names
 from fl_lightning.run_folder import find_run_folder, held
+from fl_lightning.stopping import Stopped
 from fl_lightning.terminal import amount, hush, quiet
 
 DESCRIPTION = """Write base + adapter of each department and group of a run as one model that plain transformers loads:
@@ -35,9 +36,16 @@ def run(argv: list[str]) -> int:
 
     hush()
     root = Path(given.to) if given.to else folder / "merged"
-    with held(folder):
-        for done, (name, adapter) in enumerate(adapters.items()):
-            merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=len(adapters) - done)
-            rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
-            print(f"{name}: {merged.folder} ({merged.dtype}, {amount(merged.size)}{rounded})")
+    written: list[str] = []
+    try:
+        with held(folder):
+            for name, adapter in adapters.items():
+                left = len(adapters) - len(written)
+                merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=left)
+                rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
+                print(f"{name}: {merged.folder} ({merged.dtype}, {amount(merged.size)}{rounded})", flush=True)
+                written.append(name)
+    except Stopped as stop:
+        stop.note = f"written: {', '.join(written)}" if written else ""
+        raise
     return 0

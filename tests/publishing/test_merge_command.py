@@ -60,3 +60,22 @@ def test_base_that_is_gone_is_one_line_and_nothing_is_left_behind(make_run, caps
     assert merge(run, "--models", "hr") == 2
     assert "no config.json in /nowhere/base" in capsys.readouterr().err
     assert not (run / "merged").exists()
+
+
+def test_stopping_says_what_is_written_and_leaves_no_half_model(make_run, capsys, monkeypatch):
+    from fl_lightning.modeling import merging
+    from fl_lightning.stopping import Stopped
+
+    real, seen = merging.check_room, []
+
+    def stop(folder, wanted):
+        seen.append(folder)
+        if len(seen) == 2:
+            raise Stopped(15)
+        real(folder, wanted)
+
+    monkeypatch.setattr(merging, "check_room", stop)
+    run = make_run()
+    assert merge(run) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; written: finance"
+    assert [p.name for p in (run / "merged").iterdir()] == ["finance"]
