@@ -23,6 +23,8 @@ COMMANDS = {
     "report": ("--run RUN", "pictures of a run and one self-contained HTML page"),
     "serve": ("--run RUN", "the adapters of a run behind OpenAI's chat API, next to each other"),
     "chat": ("--run RUN --model hr", "talk to one of them here"),
+    "merge": ("--run RUN", "base and adapter of each department as one model for plain transformers"),
+    "push": ("--run RUN --repo-prefix ORG/NAME", "adapters and their model cards to the Hugging Face Hub"),
     "server": ("--config configs/default.yaml", "the same run with clients on other machines; --resume last|RUN"),
     "client": ("--department hr --client client_0", "take part in it with the records here"),
     "certs": ("--sites hr/client_0 hr/client_1", "make certificates and keys for a run between machines"),
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except stopping.Stopped as stop:
         if processes.is_first():
-            saved = "it can be started again" if command == "serve" else "nothing was written"
+            saved = stop.note or "nothing was written"
             if stop.run_folder is not None:
                 run, verb = shlex.quote(str(stop.run_folder)), "server" if command == "server" else "fit"
                 saved = f"all that was finished is saved: fl-lightning {verb} --resume {run} continues"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, nearest
 from fl_lightning.files import check_name, natural_key, read_json
 
 DEPARTMENTS, GROUPS, CLIENTS = "dept_lora_federated.json", "group_lora_federated.json", "client_lora_federated.json"
@@ -48,6 +49,45 @@ def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
                 if folder.is_dir():
                     found["/".join(names)] = round_num, folder
     return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def chosen_adapters(run_folder: Path, names: Sequence[str] = ()) -> dict[str, Path]:
+    """{name: folder} of the adapters named, in the order given; of all departments and groups where none is.
+
+    Args:
+        run_folder: of the run.
+        names: departments, groups, and clients such as ``hr/client_0``.
+
+    Raises:
+        InputError: if a name is nobody's, or an index of the run is not as `fit` writes it.
+    """
+    shared = shared_adapters(run_folder)
+    if not names:
+        return shared
+    known = {**shared, **{name: folder for name, (_, folder) in client_adapters(run_folder).items()}}
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known) or f"; wanted some of {', '.join(shared)}, or a client such as hr/client_0"
+            raise InputError(f"--models: {run_folder} has no adapter of {name!r}{hint}")
+    return {name: known[name] for name in names}
+
+
+def folder_names(names: Iterable[str]) -> dict[str, str]:
+    """{name: what it is called where no ``/`` may be}, in the order given.
+
+    Raises:
+        InputError: if two would be called alike, upper and lower case not told apart.
+
+    Example:
+        >>> folder_names(["hr", "hr/client_0"])
+        {'hr': 'hr', 'hr/client_0': 'hr-client_0'}
+    """
+    found = {name: name.replace("/", "-") for name in names}
+    owners: dict[str, str] = {}
+    for name, short in found.items():
+        if (other := owners.setdefault(short.casefold(), name)) != name:
+            raise InputError(f"--models: {other!r} and {name!r} would both be called {short!r}; take them one by one")
+    return found
 
 
 def within(run_folder: Path, index: Path, name: str, place: object) -> Path:

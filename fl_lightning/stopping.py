@@ -22,12 +22,14 @@ class Stopped(BaseException):
     Attributes:
         number: the signal.
         run_folder: of the run that it stopped and that can be resumed; None where there is none yet.
+        note: what was done before, where it is no run that was stopped.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by signal {number}")
         self.number = number
         self.run_folder: Path | None = None
+        self.note = ""
 
 
 _asked = False

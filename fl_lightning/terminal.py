@@ -68,6 +68,17 @@ def take_number(argv: Sequence[str], flag: str, least: int) -> tuple[int | None,
     return int(value), rest
 
 
+def amount(size: int) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> amount(20_480), amount(3 * 2**30)
+        ('20.0 KiB', '3.0 GiB')
+    """
+    unit, power = next((u, p) for u, p in (("GiB", 30), ("MiB", 20), ("KiB", 10)) if size >= 2**p or p == 10)
+    return f"{size / 2**power:,.1f} {unit}"
+
+
 def quiet() -> None:
     """Telemetry off, third parties' notices that no user can act on away, our own log on the terminal."""
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):

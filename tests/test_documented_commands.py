@@ -100,11 +100,20 @@ def test_what_trains_is_run_with_little(words, little, finished, monkeypatch, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", of("evaluate", "report"))
+@pytest.mark.parametrize("words", of("evaluate", "report", "merge"))
 def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
     monkeypatch.chdir(finished)
     here = {"OTHER_DEPARTMENTS": str(little), "mine=PATH/TO/ADAPTER": "mine=lightning_logs/version_0/adapters/hr"}
     assert main([here.get(word, word) for word in words]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("push"))
+def test_what_is_pushed_is_shown(words, finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    if "…" in " ".join(words):
+        pytest.skip("the page shows a name")
+    assert main([*words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
 
 
 @pytest.mark.parametrize("words", of("certs"))

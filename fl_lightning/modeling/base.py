@@ -86,13 +86,33 @@ def context_length(config: ModelConfig) -> int | None:
     Raises:
         InputError: saying which model was wanted and what was tried.
     """
-    source, arguments = _locate(config)
-    try:
-        found = AutoConfig.from_pretrained(source, **arguments)
-    except Exception as error:  # as above
-        raise InputError(_why(config.name_or_path, source, error)) from error
+    found = _model_config(config)
     length = getattr(found, "max_position_embeddings", None) or getattr(found, "n_positions", None)
     return int(length) if length else None
+
+
+def stored_dtype(config: ModelConfig) -> torch.dtype:
+    """What the base's own files hold its weights in; fp32 where they do not say so, as those of a GGUF file.
+
+    Raises:
+        InputError: saying which model was wanted and what was tried.
+
+    Example:
+        >>> stored_dtype(ModelConfig())
+        torch.bfloat16
+    """
+    if bundled.resolve(config.name_or_path).suffix == ".gguf":
+        return torch.float32
+    found = _model_config(config).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _model_config(config: ModelConfig) -> Any:
+    source, arguments = _locate(config)
+    try:
+        return AutoConfig.from_pretrained(source, **arguments)
+    except Exception as error:  # as above
+        raise InputError(_why(config.name_or_path, source, error)) from error
 
 
 def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:

@@ -195,5 +195,7 @@ def _until_stopped(server: LitServer, run: Callable[[], None]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        raise Stopped(received[0])
+        stop = Stopped(received[0])
+        stop.note = "it can be started again"
+        raise stop
     raise RunError(why)

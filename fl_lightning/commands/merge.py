@@ -1,0 +1,51 @@
+"""``merge --run RUN``: base and adapter as one model, for whatever takes no adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_lightning.arguments import parse_config
+from fl_lightning.options import Parser
+from fl_lightning.run_adapters import chosen_adapters, folder_names
+from fl_lightning.run_folder import find_run_folder, held
+from fl_lightning.stopping import Stopped
+from fl_lightning.terminal import amount, hush, quiet
+
+DESCRIPTION = """Write base + adapter of each department and group of a run as one model that plain transformers loads:
+safetensors, config, tokenizer and chat template. Nothing goes over the network but what the base needs."""
+
+
+def run(argv: list[str]) -> int:
+    """Merge."""
+    parser = Parser("merge", DESCRIPTION)
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
+    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
+    )
+    parser.add_argument("--to", metavar="DIR", help="where the models' folders go (RUN/merged)")
+    help_ = "of the weights; auto is as the base's own files have them"
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=help_)
+    given = parser.read(argv)
+    folder = find_run_folder(given.run, Path(given.output))
+    model = parse_config(["--config", str(folder / "config.yaml")]).model
+    adapters = chosen_adapters(folder, given.models)
+    names = folder_names(adapters)
+    quiet()
+    from fl_lightning.modeling.merging import merge_adapter
+
+    hush()
+    root = Path(given.to) if given.to else folder / "merged"
+    written: list[str] = []
+    try:
+        with held(folder):
+            for name, adapter in adapters.items():
+                left = len(adapters) - len(written)
+                merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=left)
+                rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
+                print(f"{name}: {merged.folder} ({merged.dtype}, {amount(merged.size)}{rounded})", flush=True)
+                written.append(name)
+    except Stopped as stop:
+        stop.note = f"written: {', '.join(written)}" if written else ""
+        raise
+    return 0

@@ -1,0 +1,141 @@
+"""``push --run RUN --repo-prefix ORG/NAME``: a run's adapters and their model cards to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_lightning.arguments import parse_config
+from fl_lightning.errors import InputError, RunError
+from fl_lightning.options import Parser
+from fl_lightning.run_adapters import chosen_adapters
+from fl_lightning.run_folder import find_run_folder, held
+from fl_lightning.stopping import Stopped
+from fl_lightning.terminal import amount, hush, quiet
+
+if TYPE_CHECKING:
+    from fl_lightning.publishing.folder import Built, Source
+
+DESCRIPTION = """Upload the adapter of each department and group of a run to a repository of its own on the Hugging
+Face Hub, ORG/NAME-<department>, with a model card. Clients' own adapters go there only when they are named.
+
+The token is that of HF_TOKEN or of 'hf auth login'. Only adapter_config.json, adapter_model.safetensors and README.md
+are uploaded (with --merged: the merged model's files and README.md). After an interruption the same command goes on."""
+
+
+def run(argv: list[str]) -> int:
+    """Push."""
+    if any(word.partition("=")[0] == "--token" for word in argv):
+        raise InputError(
+            "push: takes no --token, since others could read it; set HF_TOKEN, or run 'hf auth login' once"
+        )
+    given = _parser().read(argv)
+    quiet()  # before the hub's own import, which reads what is to be quiet
+    from fl_lightning.publishing import names
+
+    names.check_prefix(given.repo_prefix)
+    licence = None if given.licence is None else names.check_licence(given.licence)
+    folder = find_run_folder(given.run, Path(given.output))
+    config = parse_config(["--config", str(folder / "config.yaml")])
+    adapters = chosen_adapters(folder, given.models)
+    repositories = names.repositories(given.repo_prefix, adapters)
+    base = names.hub_id(config.model, given.base_model)
+    from fl_lightning.publishing.folder import Source
+
+    hush()
+    sources = [
+        Source(folder, config, name, adapter, repositories[name], base, licence) for name, adapter in adapters.items()
+    ]
+    with held(folder):
+        return _dry_run(sources, given) if given.dry_run else _push(sources, given)
+
+
+def _parser() -> Parser:
+    parser = Parser("push", DESCRIPTION)
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
+    parser.add_argument(
+        "--repo-prefix", required=True, metavar="ORG/NAME", help="what the repositories' names begin with"
+    )
+    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
+    )
+    who = parser.add_mutually_exclusive_group()
+    help_ = "for those with access (the default)"
+    who.add_argument("--private", dest="public", action="store_false", default=False, help=help_)
+    who.add_argument("--public", dest="public", action="store_true", help="for everybody")
+    parser.add_argument("--licence", metavar="ID", help="for the card, such as apache-2.0")
+    parser.add_argument(
+        "--base-model", metavar="ID", help="the base's id on the Hub, where the config has a folder or file"
+    )
+    parser.add_argument("--merged", action="store_true", help="whole models in place of adapters, as merge makes them")
+    help_ = "with --merged: of the weights; auto is as the base's own files have them"
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=help_)
+    parser.add_argument("--dry-run", action="store_true", help="write the folders, show them, and upload nothing")
+    parser.add_argument("--to", metavar="DIR", help="where the folders go (RUN/publish)")
+    return parser
+
+
+def _build(sources: list[Source], given: Namespace, number: int) -> Built:
+    from fl_lightning.publishing.folder import build
+
+    source = sources[number]
+    root = Path(given.to) if given.to else source.run_folder / "publish"
+    place = root / source.repository.rpartition("/")[2]
+    return build(source, place, merged=given.merged, dtype=given.dtype, copies=len(sources) - number)
+
+
+def _dry_run(sources: list[Source], given: Namespace) -> int:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    built = [_build(sources, given, number) for number in range(len(sources))]
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("repository", "files", "size", "loss"):
+        table.add_column(column, overflow="fold", justify="left" if column == "repository" else "right")
+    for one in built:
+        loss = " → ".join(f"{f['loss']:.3f}" for f in (one.facts.base, one.facts.final) if "loss" in f)
+        table.add_row(one.source.repository, str(len(one.files)), amount(one.size), loss or "–")
+    Console().print(table)
+    source, visibility = sources[0], "public" if given.public else "private"
+    print(f"each: {', '.join(built[0].files)}")
+    print(f"visibility: {visibility} · base: {_base(source)} · licence: {source.licence or '–'}")
+    print(f"Nothing was uploaded. The folders are in {built[0].folder.parent}")
+    return 0
+
+
+def _base(source: Source) -> str:
+    from fl_lightning.publishing.names import UNNAMED, in_adapter_config
+
+    said = in_adapter_config(source.config.model, source.base)
+    return f"{said} (--base-model ID names it)" if said == UNNAMED else said
+
+
+def _push(sources: list[Source], given: Namespace) -> int:
+    from fl_lightning.publishing import hub
+
+    api = hub.connect()
+    done: list[str] = []
+    try:
+        for number, source in enumerate(sources):
+            built = _build(sources, given, number)
+            result = hub.upload(api, built, private=not given.public)
+            what = f"{amount(built.size)} uploaded" if result.changed else "unchanged"
+            print(f"{source.repository}: {what}, {result.url}", flush=True)
+            done.append(source.repository)
+    except (InputError, RunError) as error:
+        raise type(error)(f"{error}{_so_far(sources, done)}") from error
+    except Stopped as stop:
+        stop.note = _so_far(sources, done).removeprefix("; ")
+        raise
+    return 0
+
+
+def _so_far(sources: list[Source], done: list[str]) -> str:
+    """What was uploaded before something went wrong."""
+    if len(sources) == 1:
+        return ""
+    left = [source.repository for source in sources if source.repository not in done]
+    return f"; done: {', '.join(done) or 'none'}; not done: {', '.join(left)}; the same command goes on there"
