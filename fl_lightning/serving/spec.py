@@ -80,7 +80,7 @@ class ChatSpec(LitSpec):
 
     async def models(self) -> Response:
         """The models that are served."""
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in self._offer.created]})
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in list(self._offer.created)]})
 
     async def model(self, name: str) -> Response:
         """One of them."""
@@ -132,12 +132,11 @@ class ChatSpec(LitSpec):
         while True:
             await asyncio.sleep(self._watch_seconds)
             try:
-                changed = await asyncio.to_thread(self._offer.look)
+                changed = await asyncio.to_thread(self._offer.look, lambda new: self._post(Load(dict(new))))
             except (InputError, OSError) as error:
                 log.warning("the run cannot be read now: %s", error)
                 continue
             if changed:
-                self._post(Load(changed))
                 self._figures.loads.inc(len(changed))
                 log.info("%d adapters are new: %s", len(changed), ", ".join(changed)[:200])
 
