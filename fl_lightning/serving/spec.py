@@ -112,7 +112,7 @@ class ChatSpec(LitSpec):
             for i in range(asked.n)
         ]  # fmt: skip
         if asked.stream:
-            return StreamingResponse(self._events(asked, asks), media_type="text/event-stream")
+            return _Events(self._events(asked, asks), media_type="text/event-stream")
         whole = asyncio.ensure_future(self._whole(asked, asks))
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -241,7 +241,7 @@ class ChatSpec(LitSpec):
     async def _events(self, asked: ChatRequest, asks: Sequence[Ask]) -> AsyncIterator[str]:
         """The events of a stream; the choices of a request come as they are produced."""
         completion, choices = Completion(asked.model), [Choice() for _ in asks]
-        events: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        events: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
         started, first = time.monotonic(), True
 
         async def told(index: int, ask: Ask, choice: Choice) -> None:
@@ -254,6 +254,9 @@ class ChatSpec(LitSpec):
                 await events.put(None)
             except ApiError as error:
                 await events.put(error)
+            except Exception as error:  # the queue has gone, say: whatever it was, the stream has to end
+                log.exception("no answer")
+                await events.put(ApiError(500, f"no answer: {type(error).__name__}", code="internal_error"))
 
         tasks = [asyncio.ensure_future(told(i, *pair)) for i, pair in enumerate(zip(asks, choices, strict=True))]
         try:
@@ -269,7 +272,7 @@ class ChatSpec(LitSpec):
                 if first and any(choice.tokens for choice in choices):
                     first = False
                     self._figures.first.labels(asked.model).observe(time.monotonic() - started)
-                yield str(item)
+                yield item
             if asked.stream_options.include_usage:
                 yield completion.usage_chunk(_usage(asks, choices), choices[0].fingerprint)
             self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
@@ -278,6 +281,15 @@ class ChatSpec(LitSpec):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Events(StreamingResponse):
+    """A stream whose generator ends with it, wherever it stood when the client went away."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
 
 
 def _usage(asks: Sequence[Ask], choices: Sequence[Choice]) -> Usage:

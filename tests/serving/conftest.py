@@ -11,9 +11,9 @@ import pytest
 def asgi():
     """Factory of calls: ``await call(app, path, ...)`` gives status, headers, body and the messages sent."""
 
-    async def call(app, path="/v1/chat/completions", method="POST", headers=(), messages=None, sent=None, kind="http"):
+    async def call(app, path="/v1/chat/completions", method="POST", headers=(), messages=None, send=None, kind="http"):
         received = list([{"type": "http.request", "body": b"{}"}] if messages is None else messages)
-        sent = [] if sent is None else sent
+        sent = []
 
         async def receive():
             if not received:
@@ -23,7 +23,7 @@ def asgi():
                 message = await message()
             return message
 
-        async def send(message):
+        async def keep(message):
             sent.append(message)
 
         scope = {
@@ -32,7 +32,7 @@ def asgi():
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
         }  # fmt: skip
-        await app(scope, receive, send)
+        await app(scope, receive, send or keep)
         starts = [message for message in sent if message["type"] == "http.response.start"]
         body = b"".join(message.get("body", b"") for message in sent if message["type"] == "http.response.body")
         start = starts[0] if starts else {"status": None, "headers": []}
