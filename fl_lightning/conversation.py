@@ -103,7 +103,11 @@ class Conversation:
 
 
 def talk(conversation: Conversation, console: Console | None = None) -> None:
-    """Read messages from the standard input and print answers, until it ends."""
+    """Read messages from the standard input and print answers, until it ends.
+
+    Raises:
+        InputError: if the input is no text; or, where nobody types it, if a message cannot be answered.
+    """
     console = console or Console(highlight=False, soft_wrap=True)
     by_hand = sys.stdin.isatty()
     if by_hand:
@@ -111,18 +115,18 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
     while True:
         if by_hand:
             console.print("> ", end="", markup=False)
-        line = sys.stdin.readline()
+        line = _read()
         text = line.strip()
         if not line or text == "/exit":
             return
         try:
             if text == "/clear":
                 conversation.turns = []
-            elif text.startswith("/model"):
+            elif text.split(maxsplit=1)[:1] == ["/model"]:
                 conversation.switch(text.removeprefix("/model").strip())
             elif text:
                 for piece in conversation.say(text):
-                    console.print(piece, end="", markup=False)
+                    console.out(piece, end="", highlight=False)  # as it is: no :smile: becomes a face
                 console.print()
                 if not by_hand:
                     conversation.turns = []
@@ -130,3 +134,12 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
             if not by_hand:
                 raise
             console.print(str(error), markup=False)
+
+
+def _read() -> str:
+    try:
+        line = sys.stdin.readline()
+        line.encode()  # in a C locale, bytes that are no text come as halves of surrogate pairs
+    except UnicodeError as error:
+        raise InputError("the input is not UTF-8, wanted text") from error
+    return line

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from fl_lightning import processes
 from fl_lightning.errors import InputError
 
+DIGITS = 18
+"""Of a number on the command line, at most: it fits into 64 bits, and is a float."""
+
 
 def take_option(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """(value of a flag or None, the other arguments).
@@ -63,6 +66,8 @@ def take_number(argv: Sequence[str], flag: str, least: int) -> tuple[int | None,
     value, rest = take_option(argv, flag)
     if value is None:
         return None, rest
+    if len(value) > DIGITS:
+        raise InputError(f"{flag}: got {value[:DIGITS]}…, wanted a whole number of at most {DIGITS} digits")
     if not value.isdecimal() or int(value) < least:
         raise InputError(f"{flag}: got {value!r}, wanted a whole number of {least} or more")
     return int(value), rest

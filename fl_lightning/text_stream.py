@@ -35,10 +35,10 @@ class TextStream:
             return ""
         self._tokens += tokens
         self._held += self._text(last)
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:  # the one that was complete first, so that it makes no difference how many tokens came at once
             self.stopped = True
-            return self._held[: min(found)]
+            return self._held[: min(found)[1]]
         keep = 0 if last else max((self._overlap(stop) for stop in self._stops), default=0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return certain

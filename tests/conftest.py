@@ -167,3 +167,30 @@ def cut_departments():
         return folder
 
     return cut
+
+
+@pytest.fixture(scope="session")
+def adapter_run(loaded_tiny_base, tmp_path_factory):
+    """A run folder with adapters of two departments and a client on the bundled base, none of them trained: read it."""
+    import torch
+
+    from fl_lightning.arguments import parse_config, to_yaml
+    from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
+
+    folder = tmp_path_factory.mktemp("served") / "version_0"
+    folder.mkdir()
+    config = parse_config(["--device-map", "cpu"])
+    (folder / "config.yaml").write_text(to_yaml(config))
+    lora = config.lora
+    model = create_lora_model(
+        copy.deepcopy(loaded_tiny_base[0]), lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules
+    )
+    places = {"hr": "adapters/hr", "finance": "adapters/finance", "hr/client_0": "client_exports/hr/round_1_client_0"}
+    for seed, place in enumerate(places.values()):
+        generator = torch.Generator().manual_seed(seed)
+        state = {n: torch.randn(t.shape, generator=generator) * 0.2 for n, t in collect_lora_state(model).items()}
+        export_lora_adapter(model, folder / place, state)
+    (folder / "dept_lora_federated.json").write_text(json.dumps({name: places[name] for name in ("hr", "finance")}))
+    rounds = {"1": {"hr": {"client_0": places["hr/client_0"]}}}
+    (folder / "client_lora_federated.json").write_text(json.dumps({"rounds": rounds}))
+    return folder

@@ -85,7 +85,6 @@ class AdapterBank:
         """
         beside = tuple(dict.fromkeys(adapter for adapter in rows if adapter.factors))
         if beside != self._beside:
-            self._beside = beside
             self._stacked = {
                 name: (
                     torch.cat([adapter.factors[name][0] for adapter in beside]),
@@ -94,6 +93,7 @@ class AdapterBank:
                 for name in self._layers
                 if beside
             }
+            self._beside = beside  # last: if there is no memory for the above, it must not count as done
         if not beside:
             self._own = None
             return

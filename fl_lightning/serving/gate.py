@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -45,6 +46,8 @@ class Gate:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
             return
         path = scope["path"] if scope["path"] in PATHS else MODEL if scope["path"].startswith(MODEL) else "other"
 
@@ -76,7 +79,7 @@ class Gate:
         if scope["method"] != wanted:
             raise ApiError(405, f"{path}: got {scope['method']}, wanted {wanted}", code="method_not_allowed")
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._max_body:
+        if not length.isdigit() or len(length) > 20 or int(length) > self._max_body:
             raise self._too_much()
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,9 +108,10 @@ class Gate:
     async def _body(self, receive: Receive) -> Message:
         """The body, whole, as one message."""
         parts, size, more = [], 0, True
+        deadline = time.monotonic() + BODY_SECONDS
         try:
             while more:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
                 if message["type"] == "http.disconnect":
                     raise _Gone
                 parts.append(message.get("body", b""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,13 @@ class Offer:
     created: dict[str, int] = field(default_factory=dict)
     _stamps: dict[str, tuple[object, ...]] = field(default_factory=dict)
 
-    def look(self) -> dict[str, Path]:
+    def look(self, tell: Callable[[Mapping[str, Path]], None] | None = None) -> dict[str, Path]:
         """{model name: folder} of the adapters that are new, or have changed, since the last look.
 
-        One that has gone stays on offer: it is still in memory.
+        One that has gone stays on offer: it is still in memory. After an error nothing counts as looked at.
+
+        Args:
+            tell: is called with them, if there are any, before they are on offer.
 
         Raises:
             InputError: if the run holds no adapters, or not those asked for.
@@ -45,12 +48,14 @@ class Offer:
             found |= {name: folder for name, (_, folder) in client_adapters(self.run_folder).items()}
         if BASE in found:
             raise InputError(f"{self.run_folder}: a department is called {BASE!r}, as the base model is; rename it")
-        for name in (name for name in self.only if name not in found and name != BASE):
+        for name in (name for name in self.only if name not in found and name not in self.created and name != BASE):
             raise InputError(
                 f"--models {name}: no such adapter in {self.run_folder}{nearest(name, found)}; "
                 f"wanted some of {', '.join(found)}"
             )
-        changed = {}
+        changed: dict[str, Path] = {}
+        stamps: dict[str, tuple[object, ...]] = {}
+        created: dict[str, int] = {}
         for name, folder in found.items():
             if self.only and name not in self.only:
                 continue
@@ -62,8 +67,12 @@ class Offer:
             stamp = (folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
             if self._stamps.get(name) != stamp:
                 changed[name] = folder
-                self._stamps[name] = stamp
-                self.created[name] = int(stats[1].st_mtime)
+                stamps[name] = stamp
+                created[name] = int(stats[1].st_mtime)
         if not self.only or BASE in self.only:
-            self.created.setdefault(BASE, int((self.run_folder / "config.yaml").stat().st_mtime))
+            created[BASE] = int((self.run_folder / "config.yaml").stat().st_mtime)
+        if changed and tell is not None:
+            tell(changed)
+        self._stamps |= stamps
+        self.created |= created
         return changed

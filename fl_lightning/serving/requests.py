@@ -13,6 +13,9 @@ from fl_lightning.errors import nearest
 from fl_lightning.modeling.sampling import Sampling
 
 MOST_CHOICES, MOST_STOPS, SHOWN = 8, 4, 40
+MOST_MESSAGES = 512
+"""Of a request: the chat template renders them anew for every answer among them, so that the work grows as their
+square."""
 
 
 class ApiError(Exception):
@@ -75,7 +78,7 @@ class ChatRequest(_Lenient):
     """The body of ``POST /v1/chat/completions``, as far as it is understood."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)

@@ -80,7 +80,7 @@ class ChatSpec(LitSpec):
 
     async def models(self) -> Response:
         """The models that are served."""
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in self._offer.created]})
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in list(self._offer.created)]})
 
     async def model(self, name: str) -> Response:
         """One of them."""
@@ -112,7 +112,7 @@ class ChatSpec(LitSpec):
             for i in range(asked.n)
         ]  # fmt: skip
         if asked.stream:
-            return StreamingResponse(self._events(asked, asks), media_type="text/event-stream")
+            return _Events(self._events(asked, asks), media_type="text/event-stream")
         whole = asyncio.ensure_future(self._whole(asked, asks))
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -132,12 +132,11 @@ class ChatSpec(LitSpec):
         while True:
             await asyncio.sleep(self._watch_seconds)
             try:
-                changed = await asyncio.to_thread(self._offer.look)
+                changed = await asyncio.to_thread(self._offer.look, lambda new: self._post(Load(dict(new))))
             except (InputError, OSError) as error:
                 log.warning("the run cannot be read now: %s", error)
                 continue
             if changed:
-                self._post(Load(changed))
                 self._figures.loads.inc(len(changed))
                 more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
                 log.info("new adapters: %s%s", ", ".join(list(changed)[:4]), more)
@@ -243,7 +242,7 @@ class ChatSpec(LitSpec):
     async def _events(self, asked: ChatRequest, asks: Sequence[Ask]) -> AsyncIterator[str]:
         """The events of a stream; the choices of a request come as they are produced."""
         completion, choices = Completion(asked.model), [Choice() for _ in asks]
-        events: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        events: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
         started, first = time.monotonic(), True
 
         async def told(index: int, ask: Ask, choice: Choice) -> None:
@@ -256,6 +255,9 @@ class ChatSpec(LitSpec):
                 await events.put(None)
             except ApiError as error:
                 await events.put(error)
+            except Exception as error:  # the queue has gone, say: whatever it was, the stream has to end
+                log.exception("no answer")
+                await events.put(ApiError(500, f"no answer: {type(error).__name__}", code="internal_error"))
 
         tasks = [asyncio.ensure_future(told(i, *pair)) for i, pair in enumerate(zip(asks, choices, strict=True))]
         try:
@@ -271,7 +273,7 @@ class ChatSpec(LitSpec):
                 if first and any(choice.tokens for choice in choices):
                     first = False
                     self._figures.first.labels(asked.model).observe(time.monotonic() - started)
-                yield str(item)
+                yield item
             if asked.stream_options.include_usage:
                 yield completion.usage_chunk(_usage(asks, choices), choices[0].fingerprint)
             self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
@@ -280,6 +282,15 @@ class ChatSpec(LitSpec):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Events(StreamingResponse):
+    """A stream whose generator ends with it, wherever it stood when the client went away."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
 
 
 def _usage(asks: Sequence[Ask], choices: Sequence[Choice]) -> Usage:

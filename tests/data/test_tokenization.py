@@ -6,7 +6,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from fl_lightning.data.records import Turn, parse_record
-from fl_lightning.data.tokenization import encode
+from fl_lightning.data.tokenization import encode, encode_prompt
 from fl_lightning.errors import InputError
 
 
@@ -189,3 +189,72 @@ def test_examples_read_like_a_list_and_cost_five_bytes_a_token():
     with pytest.raises(IndexError):
         examples[3]
     assert examples._ids.nbytes + examples._supervised.nbytes == 5 * 4
+
+
+def turns(*contents, system=None):
+    """A conversation that a user begins and ends."""
+    said = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(contents)]
+    return [*([Turn("system", system)] if system else []), *said]
+
+
+def test_prompt_of_a_question_is_what_a_record_has_before_its_response(tokenizer):
+    example = one(QUESTION, tokenizer)
+    assert encode_prompt(turns(QUESTION["prompt"]), tokenizer) == example.ids[~example.supervised].tolist()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_prompt_of_a_conversation_is_cut_into_tokens_as_its_record_is(tokenizer, plain_tokenizer, plain):
+    used = plain_tokenizer if plain else tokenizer
+    said = turns("One?", "First answer", "Two?", system="Be short.")
+    last = one(TALK, used).supervised.tolist()
+    start = len(last) - last[::-1].index(False)  # of the last response
+    assert encode_prompt(said, used) == one(TALK, used).ids[:start].tolist()
+
+
+def test_prompt_reads_as_the_chat_template_renders_it_for_generation(tokenizer):
+    said = turns("One?", "First answer", "Two?", system="Be short.")
+    messages = [{"role": turn.role, "content": turn.content} for turn in said]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(encode_prompt(said, tokenizer)) == rendered
+
+
+def test_prompt_without_chat_template_ends_every_turn_as_a_record_does(plain_tokenizer):
+    ids = encode_prompt(turns("One?", "First answer", "Two?"), plain_tokenizer)
+    assert plain_tokenizer.decode(ids) == f"One?\n\nFirst answer{plain_tokenizer.eos_token}Two?\n\n"
+
+
+def test_prompt_of_a_template_that_rewrites_earlier_turns_is_that_of_the_template(tokenizer):
+    rewriting = copy.deepcopy(tokenizer)
+    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    ids = encode_prompt(turns("a", "b", "c"), rewriting)
+    assert rewriting.decode(ids) == "3abc"
+
+
+def test_prompt_of_a_template_that_raises_is_an_input_error(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    assert encode_prompt(turns("Hi"), strict)
+    with pytest.raises(InputError, match=r"messages: the tokenizer's chat template refuses it \(no system\)"):
+        encode_prompt(turns("Hi", system="Be short."), strict)
+
+
+def test_prompt_without_tokens_is_refused(tokenizer):
+    empty = copy.deepcopy(tokenizer)
+    empty.chat_template = "{{ messages[0]['content'] }}"
+    assert encode_prompt(turns("x"), empty)
+    with pytest.raises(InputError, match="no tokens, wanted at least one word"):
+        encode_prompt(turns(""), empty)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_prompt_has_the_beginning_mark_once(tokenizer, plain_tokenizer, plain):
+    marked = copy.deepcopy(plain_tokenizer if plain else tokenizer)
+    marked.bos_token = "<|im_start|>"
+    marked.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", marked.bos_token_id)]
+    )
+    ids = encode_prompt(turns("One?", "First answer", "Two?"), marked)
+    assert ids[0] == marked.bos_token_id
+    assert ids[1] != marked.bos_token_id
+    if plain:
+        assert ids.count(marked.bos_token_id) == 1

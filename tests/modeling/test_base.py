@@ -9,7 +9,7 @@ import torch
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.base import load_base_model, load_tokenizer
+from fl_lightning.modeling.base import context_length, load_base_model, load_tokenizer
 
 
 def load(name, **arguments):
@@ -108,3 +108,29 @@ def test_tokenizer_alone_is_the_one_of_the_base(loaded_tiny_base, model_folder):
     (model_folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="the tokenizer has no vocabulary"):
         load_tokenizer(ModelConfig(name_or_path=str(model_folder)))
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"model_type": "qwen2", "max_position_embeddings": 96}, 96),
+        ({"model_type": "gpt2", "n_positions": 48}, 48),
+        ({"model_type": "bloom"}, None),  # ALiBi: no positions to run out of
+        ({"model_type": "mamba"}, None),
+    ],
+)
+def test_context_is_what_the_config_has_positions_for(tmp_path, config, length):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_length(ModelConfig(name_or_path=str(tmp_path))) == length
+
+
+def test_context_of_the_bundled_base_is_that_of_its_model(loaded_tiny_base):
+    assert context_length(ModelConfig()) == loaded_tiny_base[0].config.max_position_embeddings == 2048
+
+
+def test_context_of_a_model_that_is_not_there_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="not found; tried"):
+        context_length(ModelConfig(name_or_path="nobody/no-such-model"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        context_length(ModelConfig(name_or_path=str(tmp_path)))
