@@ -63,7 +63,7 @@ def shown(interval: dict[str, float] | None, signed: bool = False) -> str:
     """A mean with half its interval; a dash where there is none."""
     if interval is None or interval["mean"] is None:
         return "–"
-    mean = f"{interval['mean']:+.3f}" if signed else f"{interval['mean']:.3f}"
+    mean = f"{interval['mean']:+.3f}".replace("-", "−") if signed else f"{interval['mean']:.3f}"
     half = interval["half_width"]
     return mean if half is None else f"{mean} ± {half:.3f}"
 

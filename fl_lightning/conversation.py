@@ -126,7 +126,7 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
                 conversation.switch(text.removeprefix("/model").strip())
             elif text:
                 for piece in conversation.say(text):
-                    console.out(piece, end="", highlight=False)  # as it is: no :smile: becomes a face
+                    console.out(_plain(piece), end="", highlight=False)  # as it is: no :smile: becomes a face
                 console.print()
                 if not by_hand:
                     conversation.turns = []
@@ -134,6 +134,11 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
             if not by_hand:
                 raise
             console.print(str(error), markup=False)
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would take for commands."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 def _read() -> str:

@@ -58,7 +58,7 @@ def at_least(least: int) -> Any:
 
     def read(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"got {text!r}, wanted an integer of at least {least}")
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted an integer of at least {least}")
         return int(text)
 
     return read
@@ -79,7 +79,7 @@ def number_above(least: float, below: float = float("inf")) -> Any:
             value = float("nan")
         if not least < value < below:
             most = "" if below == float("inf") else f" and below {below:g}"
-            raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above {least:g}{most}")
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted a number above {least:g}{most}")
         return value
 
     return read

@@ -176,3 +176,8 @@ def test_what_is_no_text_is_refused(conversation, monkeypatch, errors):
 def test_markup_in_an_answer_is_shown_as_it_is(conversation, monkeypatch):
     monkeypatch.setattr(conversation, "say", lambda text: iter(["[bold]a[/bold] ", ":smile: [/x]"]))
     assert talked(conversation, monkeypatch, "x\n", by_hand=False) == "[bold]a[/bold] :smile: [/x]\n"
+
+
+def test_what_a_terminal_would_take_for_commands_is_left_out(conversation, monkeypatch):
+    monkeypatch.setattr(conversation, "say", lambda text: iter(["a\x1b]0;owned\x07", "\x1b[2Jb\nü\r"]))
+    assert talked(conversation, monkeypatch, "x\n", by_hand=False) == "a]0;owned[2Jb\nü\n"

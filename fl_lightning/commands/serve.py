@@ -7,89 +7,74 @@ import os
 import stat
 from pathlib import Path
 
-from fl_lightning.errors import InputError, nearest
+from fl_lightning.errors import InputError
+from fl_lightning.options import Parser, at_least
 from fl_lightning.run_folder import CONFIG, find_run_folder
-from fl_lightning.terminal import hush, quiet, take_all, take_flag, take_number, take_option
+from fl_lightning.terminal import hush, quiet
 
 KEY = "FL_LIGHTNING_API_KEY"
-USAGE = """usage: fl-lightning serve --run RUN [--output DIR] [--host ADDRESS] [--port N] [--api-key-file FILE]
-                          [--models NAME …] [--no-clients] [--max-batch N] [--max-requests N]
-                          [--max-prompt-tokens N] [--max-new-tokens N] [--max-body-kib N] [--timeout SECONDS]
-                          [--watch SECONDS] [--tls-certificate FILE --tls-key FILE]
+DESCRIPTION = """Serve POST /v1/chat/completions and GET /v1/models, with a model for every department (hr), group and
+client (hr/client_0) of a run, and base; and /health and /metrics. Adapters of a new round are taken up as they land.
 
-Serves POST /v1/chat/completions and GET /v1/models, with a model for every department (hr), group and client
-(hr/client_0) of the run, and base; and /health and /metrics. Adapters of a new round are taken up as they land.
-
-  --run RUN               a run folder, or 'last' under --output (default: lightning_logs)
-  --host ADDRESS          127.0.0.1 (the default), 0.0.0.0 or ::; from elsewhere only with an API key
-  --port N                (default: 8000)
-  --api-key-file FILE     the key that clients must show; or in the environment variable FL_LIGHTNING_API_KEY
-  --models NAME           serve this one; may be given several times (default: all)
-  --no-clients            departments and groups only
-  --max-batch N           answers under way at once (default: 32); the others wait
-  --max-requests N        requests under way or waiting at once (default: 256); more get 429
-  --max-prompt-tokens N   (default: 2048); more get 413
-  --max-new-tokens N      of an answer (default: 256)
-  --max-body-kib N        of a request (default: 1024); more get 413
-  --timeout SECONDS       until an answer has to be there (default: 300)
-  --watch SECONDS         between two looks for a new round (default: 2)
-  --tls-certificate FILE, --tls-key FILE   for HTTPS
-"""
+The API key that clients must show is in --api-key-file or in the environment variable FL_LIGHTNING_API_KEY; without
+one the server is on the loopback address only."""
 
 
 def run(argv: list[str]) -> int:
     """Serve until stopped."""
-    if "--help" in argv or "-h" in argv:
-        print(USAGE, end="")
-        return 0
-    texts: dict[str, str | None] = {}
-    for flag in ("--run", "--output", "--host", "--api-key-file", "--tls-certificate", "--tls-key"):
-        texts[flag], argv = take_option(argv, flag)
-    numbers: dict[str, int | None] = {}
-    for flag in (
-        "--port", "--max-batch", "--max-requests", "--max-prompt-tokens", "--max-new-tokens", "--max-body-kib",
-        "--timeout", "--watch",
-    ):  # fmt: skip
-        numbers[flag], argv = take_number(argv, flag, 1)
-    models, argv = take_all(argv, "--models")
-    no_clients, argv = take_flag(argv, "--no-clients")
-    if argv:
-        known = [word.strip(",") for line in USAGE.splitlines() for word in line.split() if word.startswith("--")]
-        raise InputError(f"serve: unknown argument {argv[0]}{nearest(argv[0], known)}")
-    if texts["--run"] is None:
-        raise InputError("serve: no --run, wanted --run RUN with a run folder or 'last'")
+    given = _parser().read(argv)
     if missing := [name for name in ("litserve", "prometheus_client") if importlib.util.find_spec(name) is None]:
         raise InputError(f"serve needs {missing[0]}, which is not installed: pip install 'fl_lightning[serve]'")
-    folder = find_run_folder(texts["--run"], Path(texts["--output"] or "lightning_logs"))
-    key = api_key(texts["--api-key-file"])
+    folder = find_run_folder(given.run, Path(given.output))
+    key = api_key(given.api_key_file)
     quiet()
     from fl_lightning.arguments import parse_config
     from fl_lightning.serving.server import ServingOptions, serve
     from fl_lightning.serving.spec import Limits
 
     hush()
-    limits = Limits()
     options = ServingOptions(
         folder,
-        host=texts["--host"] or ServingOptions.host,
-        port=numbers["--port"] or ServingOptions.port,
+        host=given.host,
+        port=given.port,
         api_key=key,
-        clients=not no_clients,
-        models=models,
-        max_batch=numbers["--max-batch"] or ServingOptions.max_batch,
-        max_requests=numbers["--max-requests"] or ServingOptions.max_requests,
-        max_body=(numbers["--max-body-kib"] or 1024) * 1024,
-        limits=Limits(
-            prompt_tokens=numbers["--max-prompt-tokens"] or limits.prompt_tokens,
-            new_tokens=numbers["--max-new-tokens"] or limits.new_tokens,
-            seconds=float(numbers["--timeout"] or limits.seconds),
-        ),
-        watch_seconds=float(numbers["--watch"] or ServingOptions.watch_seconds),
-        certificate=_path(texts["--tls-certificate"]),
-        key=_path(texts["--tls-key"]),
+        clients=given.clients,
+        models=given.models,
+        max_batch=given.max_batch,
+        max_requests=given.max_requests,
+        max_body=given.max_body_kib * 1024,
+        limits=Limits(given.max_prompt_tokens, given.max_new_tokens, seconds=float(given.timeout)),
+        watch_seconds=float(given.watch),
+        certificate=given.tls_certificate,
+        key=given.tls_key,
     )
     serve(parse_config(["--config", str(folder / CONFIG)]), options)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("serve", DESCRIPTION)
+
+    def number(flag: str, value: int, text: str) -> None:
+        parser.add_argument(flag, type=at_least(1), default=value, metavar="N", help=f"{text} ({value})")
+
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
+    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="serve these (all)")
+    parser.add_argument("--no-clients", dest="clients", action="store_false", help="departments and groups only")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="127.0.0.1 (the default), 0.0.0.0 or ::")
+    number("--port", 8000, "from 1024 on")
+    parser.add_argument("--api-key-file", metavar="FILE", help="the key that clients must show")
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="for HTTPS, with --tls-key")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="for HTTPS, with --tls-certificate")
+    number("--max-batch", 32, "answers under way at once; the others wait")
+    number("--max-requests", 256, "requests under way or waiting at once; more get 429")
+    number("--max-prompt-tokens", 2048, "of a prompt; more get 413")
+    number("--max-new-tokens", 256, "of an answer")
+    number("--max-body-kib", 1024, "of a request; more get 413")
+    number("--timeout", 300, "seconds until an answer has to be there")
+    number("--watch", 2, "seconds between two looks for a new round")
+    return parser
 
 
 def api_key(file: str | None) -> str:
@@ -117,7 +102,3 @@ def api_key(file: str | None) -> str:
             "'openssl rand -hex 24' gives"
         )
     return key
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -35,7 +35,8 @@ class Offer:
     def look(self, tell: Callable[[Mapping[str, Path]], None] | None = None) -> dict[str, Path]:
         """{model name: folder} of the adapters that are new, or have changed, since the last look.
 
-        One that has gone stays on offer: it is still in memory. After an error nothing counts as looked at.
+        One that has gone stays on offer: it is still in memory. After an error nothing counts as looked at. From the
+        second look on, one that is not whole is passed over until it is.
 
         Args:
             tell: is called with them, if there are any, before they are on offer.
@@ -62,8 +63,11 @@ class Offer:
             try:
                 stats = [(folder / file).stat() for file in FILES]
             except OSError as error:
-                missing = Path(error.filename).name
-                raise InputError(f"{folder}: no {missing} ({error.strerror}); wanted {' and '.join(FILES)}") from error
+                text = f"{folder}: no {Path(error.filename).name} ({error.strerror}); wanted {' and '.join(FILES)}"
+                if not self.created:
+                    raise InputError(text) from error
+                log.warning("%s; model %s stays as it was", text, name)
+                continue
             stamp = (folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
             if self._stamps.get(name) != stamp:
                 changed[name] = folder

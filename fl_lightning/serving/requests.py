@@ -61,6 +61,15 @@ class Message(_Lenient):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_alone(cls, content: Any) -> Any:
+        parts = content if isinstance(content, list) else []
+        for part in (part for part in parts if not isinstance(part, dict) or part.get("type") != "text"):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise ValueError(f"got a part of type {str(kind)[:40]!r}, wanted text, which is all that is understood")
+        return content
+
     @property
     def turn(self) -> Turn:
         """The same as the tokenisation wants it."""
@@ -172,3 +181,9 @@ def unknown_model(name: str, known: Sequence[str]) -> ApiError:
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
     text = f"model {name[:100]!r} is not served{nearest(name[:100], known)}; wanted one of {shown}"
     return ApiError(404, text, param="model", code="model_not_found")
+
+
+def busy(under_way: int) -> ApiError:
+    """429, with when to try again."""
+    text = f"{under_way} answers are under way, which is as many as there is room for; try again"
+    return ApiError(429, text, code="rate_limit_exceeded", retry_after=1)

@@ -20,7 +20,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.modeling.base import context_length, load_tokenizer
 from fl_lightning.serving.figures import Figures
-from fl_lightning.serving.gate import Gate
+from fl_lightning.serving.gate import Gate, digest
 from fl_lightning.serving.offer import Offer
 from fl_lightning.serving.spec import ChatSpec, Limits
 from fl_lightning.serving.worker import ChatAPI
@@ -140,13 +140,13 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
     offer = Offer(options.run_folder, options.clients, options.models)
     folders = offer.look()
     tokenizer = load_tokenizer(config.model)
-    limits = replace(options.limits, context=context_length(config.model))
+    limits = replace(options.limits, context=context_length(config.model), answers=options.max_requests)
     figures = Figures()
     spec = ChatSpec(tokenizer, offer, limits, figures, options.watch_seconds)
     api = ChatAPI(config, folders, options.max_batch, spec)
     gate = {
         "figures": figures,
-        "api_key": options.api_key,
+        "key": digest(options.api_key.encode()) if options.api_key else None,
         "max_body": options.max_body,
         "max_requests": options.max_requests,
     }

@@ -25,7 +25,7 @@ from fl_lightning.serving.figures import Figures
 from fl_lightning.serving.gate import CHAT
 from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
 from fl_lightning.serving.offer import Offer
-from fl_lightning.serving.requests import ApiError, ChatRequest, read_request, unknown_model
+from fl_lightning.serving.requests import ApiError, ChatRequest, busy, read_request, unknown_model
 from fl_lightning.text_stream import TextStream
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,14 @@ class Limits:
         new_tokens: of an answer, and how many it gets where the request does not say.
         context: tokens of both together, which the model has positions for; None where it does not say.
         seconds: until an answer has to be there.
+        answers: under way or waiting at once; a request may ask for several.
     """
 
     prompt_tokens: int = 2048
     new_tokens: int = 256
     context: int | None = None
     seconds: float = 300.0
+    answers: int = 256
 
 
 class ChatSpec(LitSpec):
@@ -98,6 +100,8 @@ class ChatSpec(LitSpec):
             asked = read_request(await request.body())
             if asked.model not in self._offer.created:
                 raise unknown_model(asked.model, list(self._offer.created))
+            if len(self.response_buffer) + asked.n > self._limits.answers:
+                raise busy(len(self.response_buffer))
             prompt = await asyncio.to_thread(self._prompt, asked)
             length = self._length(asked, len(prompt))
         except ApiError as error:
@@ -202,23 +206,26 @@ class ChatSpec(LitSpec):
         finally:
             self.response_buffer.pop(ask.uid, None)
             if not ended:
-                self._figures.abandoned.inc()
                 self._post(Cancel(ask.uid))
 
     async def _texts(self, asked: ChatRequest, ask: Ask, choice: Choice) -> AsyncGenerator[str, None]:
         """The text of an answer as it comes; `choice` is filled in on the way."""
         stream = TextStream(self._tokenizer, asked.stops)
-        async with contextlib.aclosing(self._pieces(ask)) as pieces:
-            async for piece in pieces:
-                choice.tokens += len(piece.tokens)
-                choice.fingerprint = piece.fingerprint
-                text = stream.push(piece.tokens, last=piece.finish is not None)
-                choice.text += text
-                choice.finish = "stop" if stream.stopped else piece.finish or choice.finish
-                if text:
-                    yield text
-                if stream.stopped:
-                    return
+        try:
+            async with contextlib.aclosing(self._pieces(ask)) as pieces:
+                async for piece in pieces:
+                    choice.tokens += len(piece.tokens)
+                    choice.fingerprint = piece.fingerprint
+                    text = stream.push(piece.tokens, last=piece.finish is not None)
+                    choice.text += text
+                    choice.finish = "stop" if stream.stopped else piece.finish or choice.finish
+                    if text:
+                        yield text
+                    if stream.stopped:
+                        return
+        except (asyncio.CancelledError, GeneratorExit):
+            self._figures.abandoned.inc()
+            raise
 
     async def _whole(self, asked: ChatRequest, asks: Sequence[Ask]) -> dict[str, Any]:
         choices = [Choice() for _ in asks]

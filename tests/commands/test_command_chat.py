@@ -2,6 +2,8 @@ import io
 
 import pytest
 
+from fl_lightning.commands import chat
+
 
 @pytest.fixture
 def piped(command, monkeypatch):
@@ -49,17 +51,17 @@ def test_draws_are_those_of_the_seed(piped, adapter_run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "chat: no --run, wanted --run RUN"),
-        (("--run", "RUN", "--modle", "hr"), "chat: unknown argument --modle; did you mean '--model'?"),
+        ((), "the following arguments are required: --run"),
+        (("--run", "RUN", "--modle", "hr"), "unknown argument --modle; did you mean '--model'?"),
         (("--run", "RUN", "--model"), "--model: no value"),
         (("--run", "nowhere"), "run 'nowhere': no config.yaml there"),
         (("--run", "RUN", "--temperature", "hot"), "--temperature: got 'hot', wanted a number from 0 to 2"),
         (("--run", "RUN", "--temperature", "-1"), "--temperature: got '-1'"),
         (("--run", "RUN", "--temperature", "2.1"), "--temperature: got '2.1'"),
         (("--run", "RUN", "--temperature", "nan"), "--temperature: got 'nan'"),
-        (("--run", "RUN", "--max-new-tokens", "0"), "--max-new-tokens: got '0', wanted a whole number of 1 or more"),
-        (("--run", "RUN", "--seed", "-1"), "--seed: got '-1', wanted a whole number of 0 or more"),
-        (("--run", "RUN", "--seed", "9" * 5000), "--seed: got 999"),
+        (("--run", "RUN", "--max-new-tokens", "0"), "--max-new-tokens: got '0', wanted an integer of at least 1"),
+        (("--run", "RUN", "--seed", "-1"), "--seed: got '-1', wanted an integer of at least 0"),
+        (("--run", "RUN", "--seed", "9" * 5000), "--seed: got '999"),
         (("--run", "RUN", "--model", "finanse"), "model 'finanse': not in this run; did you mean 'finance'?"),
     ],
 )
@@ -79,8 +81,10 @@ def test_a_line_that_cannot_be_answered_ends_it_with_one_line(piped, adapter_run
     assert said in line
 
 
-def test_help_names_every_option(command):
-    code, out, _ = command("chat", "--help")
-    assert code == 0
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        chat.run(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
     for option in ("--run", "--model", "--output", "--max-new-tokens", "--temperature", "--seed", "/clear", "/exit"):
         assert option in out

@@ -7,6 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 
+def with_host(headers):
+    """Headers of a request to this machine, unless they name another host."""
+    named = any(name.lower() == "host" for name, _ in headers)
+    return [*([] if named else [("Host", "127.0.0.1:8000")]), *headers]
+
+
 @pytest.fixture
 def asgi():
     """Factory of calls: ``await call(app, path, ...)`` gives status, headers, body and the messages sent."""
@@ -29,7 +35,7 @@ def asgi():
         scope = {
             "type": kind, "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
             "path": path, "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b"",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+            "headers": [(name.lower().encode(), value.encode()) for name, value in with_host(headers)],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
         }  # fmt: skip
         await app(scope, receive, send or keep)

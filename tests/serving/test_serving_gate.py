@@ -43,7 +43,8 @@ def behind():
 def make(behind):
     def make(api_key="", max_body=100, max_requests=2):
         figures = Figures()
-        gate = Gate(behind, figures=figures, api_key=api_key, max_body=max_body, max_requests=max_requests)
+        key = gates.digest(api_key.encode()) if api_key else None
+        gate = Gate(behind, figures=figures, key=key, max_body=max_body, max_requests=max_requests)
         gate.figures = figures
         return gate
 
@@ -158,8 +159,10 @@ def test_other_methods_are_refused(make, behind, asgi, path, wanted):
     assert asyncio.run(asgi(gate, path, wanted)).status == 200
 
 
-@pytest.mark.parametrize("length", ["101", "-1", "many", "1e2", "", "9" * 5000])
-def test_a_length_that_is_too_much_or_none_is_refused_unread(make, behind, asgi, length):
+@pytest.mark.parametrize(
+    ("length", "status"), [("101", 413), ("9" * 5000, 413), ("-1", 400), ("many", 400), ("1e2", 400), ("", 400)]
+)
+def test_a_length_that_is_too_much_or_none_is_refused_unread(make, behind, asgi, length, status):
     read = []
 
     async def watched():
@@ -167,8 +170,9 @@ def test_a_length_that_is_too_much_or_none_is_refused_unread(make, behind, asgi,
         return parts(b"{}")[0]
 
     reply = asyncio.run(asgi(make(), headers=[("Content-Length", length)], messages=[watched]))
-    assert (reply.status, read, behind.bodies) == (413, [], [])
-    assert reply.json["error"]["message"] == "the body is too large, wanted at most 100 bytes"
+    assert (reply.status, read, behind.bodies) == (status, [], [])
+    text = {413: "the body is too large, wanted at most 100 bytes", 400: "Content-Length is no number"}
+    assert reply.json["error"]["message"] == text[status]
     assert reply.headers["connection"] == "close"
 
 
@@ -317,3 +321,23 @@ def test_nothing_of_a_request_is_logged(make, asgi, caplog):
         asyncio.run(asgi(make(KEY), headers=[("Authorization", "Bearer not-this-one")]))
     assert KEY not in caplog.text
     assert "not-this-one" not in caplog.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1", "127.0.0.1:8123"])
+def test_without_a_key_this_machine_is_answered(make, asgi, host):
+    assert asyncio.run(asgi(make(), headers=[("Host", host)])).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [[("Host", "evil.example:8000")], [("Host", "")], [("Host", "localhost.evil.example")]]
+)
+def test_without_a_key_another_name_is_refused(make, behind, asgi, headers):
+    reply = asyncio.run(asgi(make(), headers=headers))
+    assert (reply.status, reply.json["error"]["code"], behind.paths) == (403, "forbidden", [])
+
+
+def test_without_a_key_a_web_page_is_refused_and_with_one_it_is_not(make, asgi):
+    page = [("Origin", "https://evil.example")]
+    assert asyncio.run(asgi(make(), headers=page)).status == 403
+    assert asyncio.run(asgi(make(KEY), headers=[*page, *BEARER])).status == 200
+    assert asyncio.run(asgi(make(KEY), headers=[("Host", "llm.example"), *BEARER])).status == 200

@@ -257,3 +257,10 @@ def test_of_any_values_comes_a_request_or_a_refusal(keys):
 @given(st.dictionaries(st.sampled_from(["role", "content"]), JSON | st.sampled_from(["user", "system"])))
 def test_of_any_message_comes_a_request_or_a_refusal(message):
     assert read_or_refused(body(messages=[message, USER]))
+
+
+def test_a_picture_is_refused_in_words():
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
+    body = json.dumps({"model": "hr", "messages": [{"role": "user", "content": parts}]}).encode()
+    with pytest.raises(ApiError, match="content: .*got a part of type 'image_url', wanted text"):
+        read_request(body)

@@ -370,7 +370,7 @@ def test_an_answer_that_is_not_there_in_time_is_given_up(make, stream, pieces):
     assert error["code"] == "timeout"
     assert stream or (reply.status, reply.headers["retry-after"]) == (504, "1")
     assert served.worker.cancelled == [served.worker.asked[0].uid]
-    assert served.figure("fl_abandoned_total") == 1
+    assert served.figure("fl_abandoned_total") == 0  # who asked is still there
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -520,3 +520,10 @@ def test_the_process_that_computes_gets_nothing_of_it_but_the_path(served):
     again = pickle.loads(pickle.dumps(served.spec))
     assert set(vars(again)) == {"api_path", "_endpoints", "_max_batch_size"}
     assert again.stream
+
+
+def test_answers_are_counted_and_not_requests_alone(make):
+    served = make(answers=3, seconds=5)
+    served.worker.script += [[Piece((5,), "length", "fp_1")]] * 3
+    assert served.ask(n=4).status == 429
+    assert served.ask(n=3).status == 200
