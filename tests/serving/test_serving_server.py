@@ -205,7 +205,8 @@ def test_more_than_there_is_room_for_is_told_to_wait(server):
 def test_who_goes_away_is_not_worked_for(server):
     address = server[0]
     before = metric(address, "fl_abandoned_total")
-    body = {"model": "hr", "messages": [{"role": "user", "content": "Hi"}], "temperature": 1.5, "max_tokens": 200}
+    body = {"model": "hr", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 200}
+    assert httpx.post(f"{address}/v1/chat/completions", json=body).json()["choices"][0]["finish_reason"] == "length"
     with httpx.stream("POST", f"{address}/v1/chat/completions", json={**body, "stream": True}) as answer:
         next(answer.iter_raw())
     with pytest.raises(httpx.ReadTimeout):
@@ -260,10 +261,10 @@ def test_hostile_clients_take_nothing_from_the_others_and_memory_does_not_grow(m
         until(lambda: metric(address, "fl_requests_in_flight") == 0, 40)
         return memory_of(process.pid)
 
-    before = attacked(ATTACK / 2)
+    before = attacked(ATTACK)  # until threads and buffers are there
     grown = attacked(ATTACK) - before
     print(f"{grown:+.1f} MiB after {ATTACK} s, {metric(address, 'fl_requests_total'):.0f} requests")
-    assert grown < 16
+    assert grown < 24
     assert "Traceback" not in log.read_text()
 
 
