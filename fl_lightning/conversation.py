@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,11 +112,11 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
     console = console or Console(highlight=False, soft_wrap=True)
     by_hand = sys.stdin.isatty()
     if by_hand:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (lines can be edited, and brought back)
         console.print(f"talking to {conversation.model}; /model NAME, /clear, /exit", markup=False)
     while True:
-        if by_hand:
-            console.print("> ", end="", markup=False)
-        line = _read()
+        line = _read(by_hand)
         text = line.strip()
         if not line or text == "/exit":
             return
@@ -124,6 +125,8 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
                 conversation.turns = []
             elif text.split(maxsplit=1)[:1] == ["/model"]:
                 conversation.switch(text.removeprefix("/model").strip())
+                if by_hand:
+                    console.print(f"talking to {conversation.model}", markup=False)
             elif text:
                 for piece in conversation.say(text):
                     console.out(_plain(piece), end="", highlight=False)  # as it is: no :smile: becomes a face
@@ -141,10 +144,13 @@ def _plain(text: str) -> str:
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
-def _read() -> str:
+def _read(by_hand: bool) -> str:
+    """The next line with its end; empty at the end of the input."""
     try:
-        line = sys.stdin.readline()
+        line = f"{input('> ')}\n" if by_hand else sys.stdin.readline()
         line.encode()  # in a C locale, bytes that are no text come as halves of surrogate pairs
+    except EOFError:
+        return ""
     except UnicodeError as error:
         raise InputError("the input is not UTF-8, wanted text") from error
     return line

@@ -127,25 +127,26 @@ def talked(conversation, monkeypatch, text, by_hand=True):
     return shown.getvalue()
 
 
-def test_by_hand_the_next_message_is_answered_with_all_before(conversation, monkeypatch, reference):
+def test_by_hand_the_next_message_is_answered_with_all_before(conversation, monkeypatch, reference, capsys):
     shown = talked(conversation, monkeypatch, "One?\n\n  Two?  \n")
+    assert capsys.readouterr().out == "> > > > "  # three lines, and the end
     first = reference("hr", "One?")
     second = reference("hr", "One?", first, "Two?")
-    assert shown == f"talking to hr; /model NAME, /clear, /exit\n> {first}\n> > {second}\n> "
+    assert shown == f"talking to hr; /model NAME, /clear, /exit\n{first}\n{second}\n"
 
 
 def test_clear_forgets_and_exit_ends(conversation, monkeypatch, reference):
     shown = talked(conversation, monkeypatch, "One?\n/clear\nTwo?\n/exit\nThree?\n")
-    assert shown.endswith(f"> > {reference('hr', 'Two?')}\n> ")
+    assert shown.endswith(f"{reference('hr', 'Two?')}\n")
     assert [turn.content for turn in conversation.turns] == ["Two?", reference("hr", "Two?")]
 
 
 def test_model_goes_on_with_another_and_errors_are_said_and_gone_past(conversation, monkeypatch, reference):
     shown = talked(conversation, monkeypatch, "/model legal\n/model\n/model base\nOne?\n" + "word " * 3000 + "\n")
     lines = shown.split("\n")
-    assert lines[1].startswith("> model 'legal': not in this run")
-    assert lines[2].startswith("> model '': not in this run")
-    assert lines[3] == f"> > {reference('base', 'One?')}"
+    assert lines[1].startswith("model 'legal': not in this run")
+    assert lines[2].startswith("model '': not in this run")
+    assert lines[3:5] == ["talking to base", reference("base", "One?")]
     assert "/clear forgets them" in lines[-2]
     assert conversation.model == "base"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fl_lightning.options import Parser, at_least
 from fl_lightning.run_folder import CONFIG, find_run_folder
+from fl_lightning.stopping import Stopped
 from fl_lightning.terminal import hush, quiet
 
 DESCRIPTION = """Talk to an adapter of a run.
@@ -34,7 +35,11 @@ def run(argv: list[str]) -> int:
         temperature=given.temperature,
         seed=given.seed,
     )
-    talk(conversation)
+    try:
+        talk(conversation)
+    except Stopped as stop:
+        stop.note = "what was said is kept nowhere"
+        raise
     return 0
 
 
