@@ -101,7 +101,7 @@ class _Server(LitServer):
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
-        self._queues_pid = manager._process.pid
+        self._starter_pid, self._queues_pid = os.getpid(), manager._process.pid
         return manager
 
     @contextlib.asynccontextmanager
@@ -117,8 +117,7 @@ class _Server(LitServer):
 
     async def _end_with_parent(self) -> None:
         """End this process, and the one that holds the queues, once the one that started both has gone."""
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == self._starter_pid:
             await asyncio.sleep(1)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._queues_pid, signal.SIGTERM)

@@ -56,7 +56,8 @@ class ChatAPI(LitAPI):
             self.models[BASE] = BankedAdapter({}, "fp_base")
             self.load(self._folders, strict=True)
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would add a traceback
             raise
 
     def load(self, folders: Mapping[str, Path], *, strict: bool = False) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -303,3 +304,18 @@ def test_a_server_whose_worker_dies_ends_and_says_so(made):
         assert process.wait(60) == 1
         assert log.read_text().rstrip().endswith("failed: the process that computes has ended")
         until(lambda: not processes_of(process.pid), 20)
+
+
+def test_an_adapter_that_does_not_fit_is_said_in_two_lines(made):
+    place = made.folder / "adapters" / "hr" / "adapter_config.json"
+    whole = place.read_text()
+    place.write_text(whole.replace('"r": 8', '"r": 4'))
+    try:
+        command = [sys.executable, "-m", "fl_lightning", "serve", "--run", str(made.folder), "--port", "18437"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        place.write_text(whole)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: {place}: r 4 and lora_alpha 16")
+    assert second == "failed: the model could not be loaded, see the line above"
