@@ -80,7 +80,7 @@ def serving(folder, *options, environment=None):
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: process.poll() is not None or healthy(address), 120)
+        until(lambda: process.poll() is not None or healthy(address), 240)
         assert process.poll() is None, log.read_text()
         yield address, process, log
     finally:
