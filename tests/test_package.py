@@ -260,6 +260,7 @@ LAYERS = {
         "serving.completion",
         "serving.figures",
         "serving.gate",
+        "serving.answers",
         "serving.spec",
         "serving.desk",
         "serving.worker",

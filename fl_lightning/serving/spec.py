@@ -8,25 +8,21 @@ import logging
 import secrets
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from litserve.specs.base import LitSpec
-from litserve.utils import LitAPIStatus, ResponseBufferItem
 
 from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.errors import InputError
-from fl_lightning.serving.completion import DONE, Choice, Completion, Usage, event
+from fl_lightning.serving.answers import Answers
 from fl_lightning.serving.figures import Figures
 from fl_lightning.serving.gate import CHAT
-from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
+from fl_lightning.serving.messages import Ask, Cancel, Load
 from fl_lightning.serving.offer import Offer
 from fl_lightning.serving.requests import ApiError, ChatRequest, busy, read_request, unknown_model
-from fl_lightning.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +111,10 @@ class ChatSpec(LitSpec):
             )
             for i in range(asked.n)
         ]  # fmt: skip
+        answers = Answers(self._tokenizer, self._figures, self._limits.seconds, self.response_buffer, self._post)
         if asked.stream:
-            return _Events(self._events(asked, asks), media_type="text/event-stream")
-        whole = asyncio.ensure_future(self._whole(asked, asks))
+            return _Events(answers.events(asked, asks), media_type="text/event-stream")
+        whole = asyncio.ensure_future(answers.whole(asked, asks))
         gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -177,119 +174,6 @@ class ChatSpec(LitSpec):
         uid = getattr(message, "uid", "")
         self.request_queue.put((self.response_queue_id, uid, time.monotonic(), message))
 
-    async def _pieces(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """What comes of an answer; if nobody waits any more, the process that computes is told so."""
-        parts: deque[Any] = deque()
-        ready = asyncio.Event()
-        self.response_buffer[ask.uid] = ResponseBufferItem(event=ready, response_queue=parts)
-        ended = False
-        try:
-            self._post(ask)
-            deadline = time.monotonic() + self._limits.seconds
-            while not ended:
-                try:
-                    await asyncio.wait_for(ready.wait(), deadline - time.monotonic())
-                except asyncio.TimeoutError as error:
-                    raise ApiError(
-                        504, f"no answer within {self._limits.seconds:.0f} s", code="timeout", retry_after=1
-                    ) from error
-                ready.clear()
-                while parts:
-                    piece, status = parts.popleft()
-                    ended = ended or status != LitAPIStatus.OK
-                    if status != LitAPIStatus.OK:
-                        continue
-                    if piece.error is not None:
-                        raise ApiError(500, f"no answer: {piece.error}", code="internal_error")
-                    self._figures.new_tokens.labels(ask.model).inc(len(piece.tokens))
-                    yield piece
-        finally:
-            self.response_buffer.pop(ask.uid, None)
-            if not ended:
-                self._post(Cancel(ask.uid))
-
-    async def _texts(self, asked: ChatRequest, ask: Ask, choice: Choice) -> AsyncGenerator[str, None]:
-        """The text of an answer as it comes; `choice` is filled in on the way."""
-        stream = TextStream(self._tokenizer, asked.stops)
-        try:
-            async with contextlib.aclosing(self._pieces(ask)) as pieces:
-                async for piece in pieces:
-                    choice.tokens += len(piece.tokens)
-                    choice.fingerprint = piece.fingerprint
-                    text = stream.push(piece.tokens, last=piece.finish is not None)
-                    choice.text += text
-                    choice.finish = "stop" if stream.stopped else piece.finish or choice.finish
-                    if text:
-                        yield text
-                    if stream.stopped:
-                        return
-        except (asyncio.CancelledError, GeneratorExit):
-            self._figures.abandoned.inc()
-            raise
-
-    async def _whole(self, asked: ChatRequest, asks: Sequence[Ask]) -> dict[str, Any]:
-        choices = [Choice() for _ in asks]
-        started = time.monotonic()
-
-        async def finished(ask: Ask, choice: Choice) -> None:
-            async with contextlib.aclosing(self._texts(asked, ask, choice)) as texts:
-                async for _ in texts:
-                    pass
-
-        tasks = [asyncio.ensure_future(finished(*pair)) for pair in zip(asks, choices, strict=True)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
-        return Completion(asked.model).body(choices, _usage(asks, choices))
-
-    async def _events(self, asked: ChatRequest, asks: Sequence[Ask]) -> AsyncIterator[str]:
-        """The events of a stream; the choices of a request come as they are produced."""
-        completion, choices = Completion(asked.model), [Choice() for _ in asks]
-        events: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
-        started, first = time.monotonic(), True
-
-        async def told(index: int, ask: Ask, choice: Choice) -> None:
-            try:
-                await events.put(completion.chunk(index, {"role": "assistant", "content": ""}, None, ""))
-                async with contextlib.aclosing(self._texts(asked, ask, choice)) as texts:
-                    async for text in texts:
-                        await events.put(completion.chunk(index, {"content": text}, None, choice.fingerprint))
-                await events.put(completion.chunk(index, {}, choice.finish, choice.fingerprint))
-                await events.put(None)
-            except ApiError as error:
-                await events.put(error)
-            except Exception as error:  # the queue has gone, say: whatever it was, the stream has to end
-                log.exception("no answer")
-                await events.put(ApiError(500, f"no answer: {type(error).__name__}", code="internal_error"))
-
-        tasks = [asyncio.ensure_future(told(i, *pair)) for i, pair in enumerate(zip(asks, choices, strict=True))]
-        try:
-            left = len(tasks)
-            while left:
-                item = await events.get()
-                if isinstance(item, ApiError):
-                    yield event(item.body())
-                    return
-                if item is None:
-                    left -= 1
-                    continue
-                if first and any(choice.tokens for choice in choices):
-                    first = False
-                    self._figures.first.labels(asked.model).observe(time.monotonic() - started)
-                yield item
-            if asked.stream_options.include_usage:
-                yield completion.usage_chunk(_usage(asks, choices), choices[0].fingerprint)
-            self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
-            yield DONE
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
 
 class _Events(StreamingResponse):
     """A stream whose generator ends with it, wherever it stood when the client went away."""
@@ -298,10 +182,6 @@ class _Events(StreamingResponse):
         """Send it."""
         async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
             await super().__call__(scope, receive, send)
-
-
-def _usage(asks: Sequence[Ask], choices: Sequence[Choice]) -> Usage:
-    return Usage(len(asks[0].prompt), sum(choice.tokens for choice in choices))
 
 
 def _refusal(error: ApiError) -> Response:
