@@ -5,19 +5,20 @@
 =============  ==========================================================================  =======
 part           what it runs                                                                minutes
 =============  ==========================================================================  =======
-recovery_few   which grouping finds the departments, 8 records a client                        1
-recovery_many  the same with 64 records a client                                               4
-tasks          FLAN's tasks and Dolly's categories as departments                                3
-arms           conflict, control, even: federations that were built for a question               8
-kinship        kinship by topic, to choose by and held out                                      30
-main           ten methods on the bundled departments                                         25
-epochs         three methods with 1, 2 and 4 local epochs                                     26
-records        three methods with 8 to 128 records a client                                   52
-smollm2        four methods with the model that configs/smollm2-135m.yaml says how to get     77
-all            all of them, in this order                                                    226
+recovery_few   which grouping finds the departments, 8 records a client                          1
+recovery_many  the same with 64 records a client                                                ~4
+tasks          FLAN's tasks and Dolly's categories as departments                              ~16
+arms           conflict, control, even: federations that were built for a question              20
+kinship        kinship by topic, to choose by and held out                                     ~30
+main           ten methods on the bundled departments                                           25
+epochs         three methods with 1, 2 and 4 local epochs                                       26
+records        three methods with 8 to 128 records a client                                     52
+smollm2        four methods with the model that configs/smollm2-135m.yaml says how to get       77
+all            all of them, in this order                                                     ~250
 =============  ==========================================================================  =======
 
-Minutes are of one core, three seeds. A part that was interrupted goes on, and one that is finished is only read again.
+Minutes are of one core, three seeds; those with ~ are estimates. A part that was interrupted goes on, and one that is
+finished is only read again.
 tasks, arms and kinship need the record sets that do not ship (`benchmarks/federations.py`).
 """
 

@@ -100,7 +100,8 @@ def table(groups: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
         for federations in groups.values():
             own = [mean(parts, f"{representation} agglomerative {rule}") for parts in federations.values()]
             cells += [*own, fmean(own)]
-        found[f"{representation}, {rule}"] = cells
+        if not isnan(cells[first]):
+            found[f"{representation}, {rule}"] = cells
     rows = sorted(found, key=lambda row: -found[row][first])
     return markdown(columns, [[row, *("–" if isnan(v) else number(v, 2) for v in found[row])] for row in rows])
 
