@@ -1,4 +1,4 @@
-"""The tables of docs/results.md that come from comparing configs: runs what is missing and writes them there.
+"""The tables of docs/results.md: runs what is missing and writes them there.
 
     python benchmarks/evidence.py PART … [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
 

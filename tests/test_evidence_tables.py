@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TABLES = "main records epochs smollm2 conflict control even kinship flan dolly recovery_few recovery_many".split()
+TABLES = [
+    "main",
+    "records",
+    "epochs",
+    "smollm2",
+    "conflict",
+    "control",
+    "even",
+    "kinship",
+    "flan",
+    "dolly",
+    "recovery_few",
+    "recovery_many",
+]
 
 
 @pytest.fixture
