@@ -2,7 +2,7 @@
 
     python benchmarks/arms.py conflict control [--seeds 3] [--first 1] [--rounds 5] [--records 32] [--output DIR]
     python benchmarks/arms.py even --methods average fedavg clusters clusters_03
-    python benchmarks/arms.py flan dolly --rounds 3 --records 12 --eval 6
+    python benchmarks/arms.py flan dolly --rounds 3 --records 12 --eval 6 --against fedavg
     python benchmarks/arms.py conflict_turned --methods average fedavg clusters --rounds 12 --local-epochs 2
 
 Each seed has a federation of its own (`benchmarks/federations.py`), in which `python -m fl_lightning compare` runs all
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
+from common import markdown, number, shown
 from federations import BUILDERS, build
 from sklearn.metrics import adjusted_rand_score
 
@@ -47,10 +49,10 @@ METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 """{name: (config, dept_clusters)}; the first is plain averaging over all departments."""
 TITLES = {
-    "average": "fedavg, one average of all",
+    "average": "fedavg, one average of all departments",
     "fedavg": "fedavg, not mixed",
-    "clusters": "fedavg, mixed in `dynamic` clusters",
-    "clusters_03": "the same, mixing ratio 0.3",
+    "clusters": "fedavg, mixed fully in `dynamic` clusters",
+    "clusters_03": "fedavg, `dynamic` clusters, mixing ratio 0.3",
     "local_only": "local only",
     "share_a": "share a, not mixed",
     "share_a_clusters": "share a, `dynamic` clusters",
@@ -58,6 +60,7 @@ TITLES = {
 }
 FEW = ("average", "fedavg", "clusters")
 Runs = dict[str, dict[int, RunFigures]]
+Found = dict[str, dict[int, list[dict[str, Any]]]]
 
 
 def run_arm(arm: str, methods: list[str], seed: int, args: argparse.Namespace) -> Path:
@@ -90,14 +93,6 @@ def write_configs(place: Path, methods: list[str]) -> list[str]:
     return paths
 
 
-def shown(found: Interval | None, signed: bool = False) -> str:
-    """A mean with half its interval."""
-    if found is None:
-        return "–"
-    mean = f"{found.mean:+.3f}" if signed else f"{found.mean:.3f}"
-    return mean if found.half_width is None else f"{mean} ± {found.half_width:.3f}"
-
-
 def gaps(first: Mapping[int, RunFigures], other: Mapping[int, RunFigures]) -> tuple[Interval | None, Interval | None]:
     """(loss after the last round, mean loss over the rounds) of `other` minus that of `first`, paired by seed."""
 
@@ -125,40 +120,52 @@ def clusters(folder: Path, name: str, seed: int, truth: Mapping[str, int]) -> li
     return found
 
 
-def report(arm: str, methods: list[str], folders: Mapping[int, Path], against: str) -> None:
-    """The arm's table, and what `dynamic` found in each seed."""
+def measured(arm: str, args: argparse.Namespace) -> tuple[Runs, Found]:
+    """Run what is missing of an arm: the figures of every method and seed, and what `dynamic` found there."""
+    methods = args.methods or list(METHODS if arm.startswith("con") else FEW)
     runs: Runs = {name: {} for name in methods}
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in methods}
-    for seed, folder in folders.items():
+    found: Found = {}
+    for seed in range(args.first, args.first + args.seeds):
+        folder = run_arm(arm, methods, seed, args)
         collected = collect(folder, read_plan(folder))
         truth = true_clusters(folder.parent / "data") or {}
         for name in methods:
             runs[name][seed] = collected.runs[name][seed]
             if CLUSTERS["select"] == (METHODS[name][1] or {}).get("select"):
-                found[name][seed] = clusters(folder, name, seed, truth)
-    base = interval([run.curve[0] for run in runs[methods[0]].values()])
-    print(f"\n### {arm}: {len(folders)} seeds; the base has {shown(base)}\n")
-    print(f"| method | departments' adapters | clients' own | against {against} | mean over rounds | clusters, ARI |")
-    print("|---|---|---|---|---|---|")
-    for name in sorted(methods, key=lambda n: fmean(run.curve[max(run.curve)] for run in runs[n].values())):
+                found.setdefault(name, {})[seed] = clusters(folder, name, seed, truth)
+    return runs, found
+
+
+def table(arm: str, runs: Runs, found: Found, against: str) -> str:
+    """One row a method, the lowest loss first; the mean loss of the base is in the head."""
+
+    def cell(value: Interval | None, signed: bool = False) -> str:
+        return shown(asdict(value) if value else None, signed)
+
+    base = interval([run.curve[0] for run in next(iter(runs.values())).values()])
+    head = f"{arm} (base {number(base.mean) if base else '–'})"
+    gap = f"against {TITLES[against].removeprefix('fedavg, ')}"
+    rows = []
+    for name in sorted(runs, key=lambda n: fmean(run.curve[max(run.curve)] for run in runs[n].values())):
         after, over = gaps(runs[against], runs[name])
-        own = [shown(over_seeds(runs[name].values(), key)) for key in ("loss", "personal_loss")]
-        last = [rounds[-1] for rounds in found[name].values()]
-        groups = f"{fmean(len(r['together']) for r in last):.1f}, {fmean(r['ari'] for r in last):.2f}" if last else "–"
-        both = ["0", "0"] if name == against else [shown(after, True), shown(over, True)]
-        print(f"| {' | '.join([TITLES[name], *own, *both, groups])} |")
-    for name in (n for n in methods if found[n]):
-        for seed, rounds in found[name].items():
-            aris = " ".join(f"{r['ari']:.2f}" for r in rounds)
-            print(f"- {name}, seed {seed}: ARI by round {aris}; last: {rounds[-1]['together']}")
+        own = [cell(over_seeds(runs[name].values(), key)) for key in ("loss", "personal_loss")]
+        last = [rounds[-1] for rounds in found.get(name, {}).values()]
+        groups = "–"
+        if last:
+            groups = f"{fmean(len(r['together']) for r in last):.1f}, {number(fmean(r['ari'] for r in last), 2)}"
+        both = ["0", "0"] if name == against else [cell(after, True), cell(over, True)]
+        rows.append([TITLES[name], *own, *both, groups])
+    return markdown(
+        (head, "departments' adapters", "clients' own", gap, "the same, mean over rounds", "clusters, ARI"), rows
+    )
 
 
-def main() -> None:
-    """Run the arms, then their tables."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arms", nargs="+", choices=sorted(BUILDERS))
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), help="default: all, or three for dolly, flan")
-    parser.add_argument("--against", default="average")
+    parser.add_argument("--against", default="average", choices=sorted(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -166,12 +173,21 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--eval", type=int, default=8)
     parser.add_argument("--output", default="lightning_logs/arms")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def tables(args: argparse.Namespace) -> dict[str, str]:
+    """Run the arms: {arm: its table}. What `dynamic` found in each seed is printed."""
+    made = {}
     for arm in args.arms:
-        methods = args.methods or list(METHODS if arm.startswith("con") else FEW)
-        seeds = range(args.first, args.first + args.seeds)
-        report(arm, methods, {seed: run_arm(arm, methods, seed, args) for seed in seeds}, args.against)
+        runs, found = measured(arm, args)
+        made[arm] = table(arm, runs, found, args.against)
+        for name, seeds in found.items():
+            for seed, rounds in seeds.items():
+                aris = " ".join(f"{r['ari']:.2f}" for r in rounds)
+                print(f"- {arm}, {name}, seed {seed}: ARI by round {aris}; last: {rounds[-1]['together']}")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    print(*tables(arguments()).values(), sep="\n\n")

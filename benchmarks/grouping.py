@@ -17,14 +17,15 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_json
+from common import markdown, number, write_json
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +47,7 @@ from fl_lightning.data.federation import ClientData
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.department_groups import Evidence, group_round
 from fl_lightning.evaluation import cross_losses
+from fl_lightning.files import read_json
 from fl_lightning.trainer import make_clients
 
 REPRESENTATIONS = ("raw", "delta", "subspace", "subspace_residual", "product", "cross_loss")
@@ -179,8 +181,8 @@ def show(title: str, scores: Scores) -> None:
     Console(width=140).print(table)
 
 
-def main() -> None:
-    """Both parts, then their tables."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="bundled:departments")
     parser.add_argument("--truth", help="a structure.json; default: that of the data")
@@ -193,22 +195,60 @@ def main() -> None:
     parser.add_argument("--null", type=int, default=100)
     parser.add_argument("--null-rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", default="lightning_logs/benchmarks/grouping.json")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    module, tokenizer = prepare()
-    few = load(args.data, tokenizer, args.records, args.eval)
+    parser.add_argument("--json", default="lightning_logs/benchmarks/grouping.json", help="kept there, and reused")
+    return parser.parse_args(argv)
+
+
+def recovery(args: argparse.Namespace) -> Scores:
+    """The indices: those that are kept if they are of the same arguments, otherwise measured and kept."""
+    same = ("data", "truth", "rounds", "seeds", "records", "eval", "skip", "momentum")
+    if Path(args.json).is_file():
+        kept = read_json(Path(args.json))
+        if all(kept["arguments"].get(name) == getattr(args, name) for name in same):
+            scores: Scores = kept["ari"]
+            return scores
     truth = true_clusters(Path(args.truth).parent if args.truth else args.data)
     if truth is None:
-        parser.error(f"{args.truth or args.data}: no true_department_clusters in structure.json; wanted them")
-    seeds, ways = list(range(args.seeds)), ways_without(args.skip)
-    scores = score(recover(module, few, args.rounds, seeds, ways, args.momentum), truth, args.rounds)
+        sys.exit(f"{args.truth or args.data}: no true_department_clusters in structure.json; wanted them")
+    torch.set_num_threads(args.threads)
+    module, tokenizer = prepare()
+    data = load(args.data, tokenizer, args.records, args.eval)
+    watches = recover(module, data, args.rounds, list(range(args.seeds)), ways_without(args.skip), args.momentum)
+    scores = score(watches, truth, args.rounds)
     write_json(args.json, {"arguments": vars(args), "ari": scores})
+    return scores
+
+
+def table(scores: Scores) -> str:
+    """Index after round 1 and mean over the later ones; the lowest and the highest where the methods differ."""
+
+    def spread(values: list[float]) -> str:
+        low, high = number(min(values), 2), number(max(values), 2)
+        return low if low == high else f"{low} to {high}"
+
+    rows = []
+    for representation in dict.fromkeys(way.split()[0] for way in scores):
+        cells = []
+        for rule in RULES:
+            own = [scores[f"{representation} {m} {rule}"] for m in METHODS if f"{representation} {m} {rule}" in scores]
+            first = spread([statistics.fmean(seed[0] for seed in seeds) for seeds in own]) if own else "–"
+            later = spread([statistics.fmean(statistics.fmean(s[1:]) for s in seeds) for seeds in own]) if own else "–"
+            cells.append(f"{first}; {later}")
+        rows.append([representation, *cells])
+    return markdown(("representation", *RULES), rows)
+
+
+def main() -> None:
+    """Both parts, then their tables."""
+    args = arguments()
+    scores = recovery(args)
     show(f"{args.data}, {args.records} records a client, {args.seeds} seeds, {args.rounds} rounds", scores)
-    ones = null(module, few, args) if args.null else {}
-    write_json(args.json, {"arguments": vars(args), "ari": scores, "null": ones})
-    for name, counts in ones.items():
-        Console().print(f"one pool, {name}: one cluster in {counts.count(1)} of {len(counts)}")
+    if args.null:
+        module, tokenizer = prepare()
+        ones = null(module, load(args.data, tokenizer, args.records, args.eval), args)
+        write_json(args.json, {"arguments": vars(args), "ari": scores, "null": ones})
+        for name, counts in ones.items():
+            Console().print(f"one pool, {name}: one cluster in {counts.count(1)} of {len(counts)}")
 
 
 def null(module: Any, data: dict[str, ClientData], args: argparse.Namespace) -> dict[str, list[int]]:

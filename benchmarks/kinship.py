@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_json
+from common import markdown, number, write_json
 from federations import BUILDERS, build
-from grouping import REPRESENTATIONS, Groupings, Scores, load, prepare, recover, score, show, ways_without
+from grouping import REPRESENTATIONS, WAYS, Groupings, Scores, load, prepare, recover, score, show, ways_without
 from rich.console import Console
 
 from fl_lightning.files import read_json
@@ -58,8 +59,8 @@ def merged(parts: list[Mapping[str, Any]]) -> Scores:
     return {way: [row for part in parts for row in part["ari"][way]] for way in parts[0]["ari"]}
 
 
-def main() -> None:
-    """Measure what is missing, then the tables."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("federations", nargs="+", choices=sorted(BUILDERS))
     parser.add_argument("--show", help="representation, method and rule whose clusters are printed")
@@ -72,11 +73,49 @@ def main() -> None:
     parser.add_argument("--momentum", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="lightning_logs/kinship")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """{federation: what each seed gave}; runs what is missing."""
     torch.set_num_threads(args.threads)
     base: list[Any] = []
     seeds = range(args.first, args.first + args.seeds)
-    found = {name: [measured(name, seed, base, args) for seed in seeds] for name in args.federations}
+    return {name: [measured(name, seed, base, args) for seed in seeds] for name in args.federations}
+
+
+def table(groups: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
+    """A row for each representation and rule, a column for each federation and for the mean over each group.
+
+    Args:
+        groups: {title of the mean: {federation: what each seed gave}}; rows are sorted by the first of the means.
+    """
+    first = len(next(iter(groups.values())))
+    columns = ["representation, rule"]
+    for title, federations in groups.items():
+        columns += [*(name.partition("_")[2] for name in federations), title]
+    found = {}
+    for representation, rule in dict.fromkeys((way[0], way[2]) for way in WAYS):
+        cells: list[float] = []
+        for federations in groups.values():
+            own = [mean(parts, f"{representation} agglomerative {rule}") for parts in federations.values()]
+            cells += [*own, fmean(own)]
+        if not isnan(cells[first]):
+            found[f"{representation}, {rule}"] = cells
+    rows = sorted(found, key=lambda row: -found[row][first])
+    return markdown(columns, [[row, *("–" if isnan(v) else number(v, 2) for v in found[row])] for row in rows])
+
+
+def mean(parts: list[dict[str, Any]], way: str) -> float:
+    """Mean over seeds and rounds of a way's index; not a number where it was left out."""
+    return fmean(value for part in parts for value in part["ari"].get(way, [[nan]])[0])
+
+
+def main() -> None:
+    """Measure what is missing, then the tables."""
+    args = arguments()
+    found = measure(args)
+    seeds = range(args.first, args.first + args.seeds)
     for name, parts in found.items():
         show(f"{name}, {args.records} records a client, {len(seeds)} seeds", merged(parts))
     show(f"mean over {', '.join(found)}", merged([part for parts in found.values() for part in parts]))
@@ -86,8 +125,9 @@ def main() -> None:
             by_round = " ".join(f"{value:.2f}" for value in aris)
             sizes = " ".join(str(len(together)) for together in own.values())
             last = " | ".join(" ".join(together) for together in own[str(args.rounds)])
-            mean = statistics.fmean(aris)
-            Console(width=160).print(f"{name}, seed {seed}: ARI {by_round} (mean {mean:.2f}), clusters {sizes}: {last}")
+            Console(width=160).print(
+                f"{name}, seed {seed}: ARI {by_round} (mean {fmean(aris):.2f}), clusters {sizes}: {last}"
+            )
 
 
 if __name__ == "__main__":
