@@ -37,8 +37,8 @@ from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.judge import read_adapter
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation import generate
-from fl_lightning.modeling.lora import ADAPTER, lora_layers
-from fl_lightning.run_adapters import client_adapters, shared_adapters
+from fl_lightning.modeling.lora import adapter_scaling
+from fl_lightning.run_adapters import all_adapters
 from fl_lightning.run_folder import find_run_folder
 
 Pairs = list[tuple[str, str]]
@@ -116,8 +116,8 @@ def reference(folder: Path, pairs: Pairs, tokens: int) -> list[str]:
     """What each adapter says alone, prompt by prompt, without any of the serving's code."""
     answering = load_answering(parse_config(["--config", str(folder / "config.yaml")]))
     model, tokenizer = answering.model, answering.tokenizer
-    scaling = float(next(iter(lora_layers(model).values())).scaling[ADAPTER])
-    folders = shared_adapters(folder) | {name: place for name, (_, place) in client_adapters(folder).items()}
+    scaling = adapter_scaling(model)
+    folders = all_adapters(folder)
     cohort, answers = LoraCohort(model), {}
     for name in dict.fromkeys(name for name, _ in pairs):
         adapter = read_adapter(folders[name], answering.initial, scaling)
@@ -161,7 +161,7 @@ def main() -> None:
     config = parse_config(["--config", str(folder / "config.yaml")])
     from fl_lightning.bundled import resolve
 
-    names = [*shared_adapters(folder), *client_adapters(folder)][: args.adapters]
+    names = list(all_adapters(folder))[: args.adapters]
     texts = questions(args.requests, resolve(config.data.root))
     pairs = [(names[i % len(names)], text) for i, text in enumerate(texts)]
     args.json.parent.mkdir(parents=True, exist_ok=True)

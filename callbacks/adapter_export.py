@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.retention import kept_rounds
+from fl_lightning.run_adapters import CLIENTS, DEPARTMENTS, GROUPS
 
 if TYPE_CHECKING:
     from fl_lightning.exchange import ClientUpdate
@@ -57,10 +58,10 @@ class AdapterExport(FederatedCallback):
         groups = {group: f"adapters/{group}" for group in federation.groups}
         for group, place in groups.items():
             self._export(trainer, place, federation.groups[group])
-        trainer.writer.json(trainer.run_folder / "client_lora_federated.json", {"rounds": self._rounds})
-        trainer.writer.json(trainer.run_folder / "dept_lora_federated.json", places)
+        trainer.writer.json(trainer.run_folder / CLIENTS, {"rounds": self._rounds})
+        trainer.writer.json(trainer.run_folder / DEPARTMENTS, places)
         if groups:
-            trainer.writer.json(trainer.run_folder / "group_lora_federated.json", groups)
+            trainer.writer.json(trainer.run_folder / GROUPS, groups)
         for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
             trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / place, ignore_errors=True))
 

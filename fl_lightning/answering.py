@@ -15,7 +15,7 @@ from fl_lightning.judge import read_adapter
 from fl_lightning.modeling.adapter_bank import AdapterBank, BankedAdapter
 from fl_lightning.modeling.base import load_base_model
 from fl_lightning.modeling.decoding import Decoder
-from fl_lightning.modeling.lora import ADAPTER, collect_lora_state, create_lora_model, lora_layers
+from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
 from fl_lightning.state import LoraState
 
 
@@ -43,8 +43,7 @@ class Answering:
         Raises:
             InputError: if there is none, or it does not fit the model.
         """
-        scaling = next(iter(lora_layers(self.model).values())).scaling[ADAPTER]
-        adapter = read_adapter(folder, self.initial, float(scaling))
+        adapter = read_adapter(folder, self.initial, adapter_scaling(self.model))
         digest = hashlib.sha256()
         for name in sorted(adapter.state):
             digest.update(adapter.state[name].numpy().tobytes())

@@ -19,7 +19,7 @@ from fl_lightning.errors import InputError, nearest
 from fl_lightning.files import write_json, write_text
 from fl_lightning.fit import LocalClients
 from fl_lightning.judge import Adapter, Judge, judge, read_adapter
-from fl_lightning.modeling.lora import collect_lora_state, lora_layers
+from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.run import prepare
 from fl_lightning.run_adapters import BASE, shared_adapters
 
@@ -68,7 +68,7 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
     own = {} if wanted.run_folder is None else shared_adapters(wanted.run_folder)
     folders = {**own, **wanted.adapters}
     model = parts.module.model
-    initial, scaling = collect_lora_state(model), _scaling(model)
+    initial, scaling = collect_lora_state(model), adapter_scaling(model)
     adapters = {BASE: Adapter(initial)}
     adapters.update({name: read_adapter(folder, initial, scaling) for name, folder in folders.items()})
     departments = sorted({client.department for client in parts.data.values()})
@@ -95,12 +95,6 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
 
 def _meets(name: str, department: str, wanted: Wanted) -> bool:
     return wanted.matrix or name in (BASE, department) or name in wanted.adapters
-
-
-def _scaling(model: Any) -> float:
-    layer = next(iter(lora_layers(model).values()))
-    (scaling,) = layer.scaling.values()
-    return float(scaling)
 
 
 def named_adapters(given: Sequence[str]) -> dict[str, Path]:

@@ -28,6 +28,11 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=f"fl-lightning {command}", description=description, allow_abbrev=False, **settings)
 
+    def takes_run(self) -> None:
+        """Add ``--run`` and ``--output``, which `fl_lightning.run_folder.find_run_folder` makes a folder of."""
+        self.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
+        self.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options in the arguments.
 

@@ -51,6 +51,15 @@ def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
+def all_adapters(run_folder: Path) -> dict[str, Path]:
+    """{name: folder} of `shared_adapters`, then of `client_adapters`.
+
+    Raises:
+        InputError: as those do.
+    """
+    return shared_adapters(run_folder) | {name: folder for name, (_, folder) in client_adapters(run_folder).items()}
+
+
 def chosen_adapters(run_folder: Path, names: Sequence[str] = ()) -> dict[str, Path]:
     """{name: folder} of the adapters named, in the order given; of all departments and groups where none is.
 
@@ -64,7 +73,7 @@ def chosen_adapters(run_folder: Path, names: Sequence[str] = ()) -> dict[str, Pa
     shared = shared_adapters(run_folder)
     if not names:
         return shared
-    known = {**shared, **{name: folder for name, (_, folder) in client_adapters(run_folder).items()}}
+    known = all_adapters(run_folder)
     for name in names:
         if name not in known:
             hint = nearest(name, known) or f"; wanted some of {', '.join(shared)}, or a client such as hr/client_0"

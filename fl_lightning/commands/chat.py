@@ -23,10 +23,10 @@ def run(argv: list[str]) -> int:
     quiet()
     from fl_lightning.arguments import parse_config
     from fl_lightning.conversation import Conversation, talk
-    from fl_lightning.run_adapters import client_adapters, shared_adapters
+    from fl_lightning.run_adapters import all_adapters
 
     hush()
-    folders = shared_adapters(folder) | {name: place for name, (_, place) in client_adapters(folder).items()}
+    folders = all_adapters(folder)
     conversation = Conversation(
         parse_config(["--config", str(folder / CONFIG)]),
         folders,
@@ -45,8 +45,7 @@ def run(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("chat", DESCRIPTION)
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
-    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.takes_run()
     parser.add_argument("--model", metavar="NAME", help="hr, hr/client_0, base (the first department)")
     help_ = "of an answer (256)"
     parser.add_argument("--max-new-tokens", type=at_least(1), default=256, metavar="N", help=help_)

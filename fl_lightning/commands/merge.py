@@ -18,8 +18,7 @@ safetensors, config, tokenizer and chat template. Nothing goes over the network 
 def run(argv: list[str]) -> int:
     """Merge."""
     parser = Parser("merge", DESCRIPTION)
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
-    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.takes_run()
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
     )

@@ -53,11 +53,10 @@ def run(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("push", DESCRIPTION)
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
+    parser.takes_run()
     parser.add_argument(
         "--repo-prefix", required=True, metavar="ORG/NAME", help="what the repositories' names begin with"
     )
-    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
     )

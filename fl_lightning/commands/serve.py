@@ -58,8 +58,7 @@ def _parser() -> Parser:
     def number(flag: str, value: int, text: str) -> None:
         parser.add_argument(flag, type=at_least(1), default=value, metavar="N", help=f"{text} ({value})")
 
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder, or 'last' under --output")
-    parser.add_argument("--output", default="lightning_logs", metavar="DIR", help="where runs are (lightning_logs)")
+    parser.takes_run()
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="serve these (all)")
     parser.add_argument("--no-clients", dest="clients", action="store_false", help="departments and groups only")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="127.0.0.1 (the default), 0.0.0.0 or ::")

@@ -104,6 +104,11 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
     }
 
 
+def adapter_scaling(model: PeftModel) -> float:
+    """lora_alpha / r of the model's adapter (over √r with rslora), which all its layers share."""
+    return float(next(iter(lora_layers(model).values())).scaling[ADAPTER])
+
+
 @torch.no_grad()
 def load_lora_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
     """Copy a state into the model's adapter, in place.

@@ -14,6 +14,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.files import read_json
 from fl_lightning.report.run_data import ROOT, Found, LeftOut, Run
 from fl_lightning.report.values import by_round, labels, mapping, matrix, number, numbers, text
+from fl_lightning.run_adapters import GROUPS
 
 LEVELS = {f"{who}/{way}" for who in ("client", "department", "group") for way in ("up", "down")}
 
@@ -69,7 +70,7 @@ def _read_evaluation(run: Run) -> None:
             run.figures[who] = {stage: numbers(figures) for stage, figures in mapping(own).items()}
             if kind == "groups":
                 run.groups.add(who)
-    run.groups.update(mapping(_optional(run.folder / "group_lora_federated.json")))
+    run.groups.update(mapping(_optional(run.folder / GROUPS)))
 
 
 def _optional(path: Path) -> Any:

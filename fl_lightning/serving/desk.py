@@ -51,7 +51,7 @@ class Desk:
     ) -> None:
         self._answering, self._models, self._max_batch, self._send = answering, models, max_batch, send
         self._decoder = answering.decoder()
-        self._tickets: OrderedDict[str, _Ticket] = OrderedDict()
+        self._tickets: dict[str, _Ticket] = {}
         self._waiting: OrderedDict[str, _Ticket] = OrderedDict()
 
     def work(self, inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]], go_on: Callable[[], bool]) -> None:
@@ -85,7 +85,7 @@ class Desk:
         self._waiting[message.uid] = _Ticket(message, consumer, answer)
 
     def _advance(self) -> None:
-        """One token for everybody who is under way, after those that there is room for have joined them."""
+        """One token for everybody who is under way; then those that there is room for join, with their first."""
         stepped = self._decoder.step()
         joining = []
         while self._waiting and len(self._tickets) < self._max_batch:

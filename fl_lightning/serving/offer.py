@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.run_adapters import BASE, client_adapters, shared_adapters
+from fl_lightning.run_adapters import BASE, all_adapters, shared_adapters
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,7 @@ class Offer:
         Raises:
             InputError: if the run holds no adapters, or not those asked for.
         """
-        found = shared_adapters(self.run_folder)
-        if self.clients:
-            found |= {name: folder for name, (_, folder) in client_adapters(self.run_folder).items()}
+        found = all_adapters(self.run_folder) if self.clients else shared_adapters(self.run_folder)
         if BASE in found:
             raise InputError(f"{self.run_folder}: a department is called {BASE!r}, as the base model is; rename it")
         for name in (name for name in self.only if name not in found and name not in self.created and name != BASE):

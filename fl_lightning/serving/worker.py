@@ -69,7 +69,7 @@ class ChatAPI(LitAPI):
         for name, folder in folders.items():
             try:
                 self.models[name] = self.answering.read(folder)
-            except InputError as error:
+            except Exception as error:  # no memory for it, say: the thread that brings in requests has to live
                 if strict:
                     raise
                 log.warning("model %s stays as it was: %s", name, error)

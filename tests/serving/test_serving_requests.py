@@ -197,7 +197,7 @@ def test_what_is_not_supported_is_said_rather_than_passed_over(key, value):
     ("key", "value"), [("tools", []), ("logprobs", False), ("response_format", {"type": "text"}), ("functions", [])]
 )
 def test_what_asks_for_nothing_special_is_taken(key, value):
-    read_request(body(**{key: value}))
+    assert read_request(body(**{key: value})).turns == read_request(body()).turns == [Turn("user", "Hello")]
 
 
 def test_an_error_is_in_the_form_that_clients_know():
