@@ -28,11 +28,11 @@ from federations import BUILDERS, build
 from sklearn.metrics import adjusted_rand_score
 
 from fl_lightning.cli import main as command_line
-from fl_lightning.compare import collect
-from fl_lightning.compare_plan import read_plan
-from fl_lightning.comparison import Interval, RunFigures, interval, over_seeds
 from fl_lightning.data.layout import true_clusters
-from fl_lightning.files import read_json
+from fl_lightning.runs.comparison.plan import read_plan
+from fl_lightning.runs.comparison.runner import collect
+from fl_lightning.runs.comparison.statistics import Interval, RunFigures, interval, over_seeds
+from fl_lightning.storage.files import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 AVERAGE = {"enabled": True, "method": "agglomerative", "select": "fixed", "min_clusters": 1, "max_clusters": 1}

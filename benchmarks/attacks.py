@@ -26,17 +26,17 @@ from common import write_json
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import run
-from fl_lightning.arguments import parse_config
 from fl_lightning.bundled import resolve
 from fl_lightning.callbacks import FederatedRound
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, GuardConfig
+from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import RunError
-from fl_lightning.evaluation import evaluate_departments
-from fl_lightning.exchange import ClientTask, ClientUpdate, CohortJournal, OnStep
-from fl_lightning.fit import LocalClients
+from fl_lightning.evaluation.departments import evaluate_departments
+from fl_lightning.federation.protocol import ClientTask, ClientUpdate, CohortJournal, OnStep
+from fl_lightning.runs import build
 from fl_lightning.seeding import derive_seed
 from fl_lightning.trainer import FederatedTrainer
+from fl_lightning.training.local_clients import LocalClients
 
 GUARDS = ("none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean")
 ATTACKS = ("times −10", "noise", "NaN", "shuffled answers")
@@ -105,7 +105,7 @@ def main() -> None:
             config = parse_config(
                 ["--data", folder, "--clients-per-dept", "8", "--learning-rate", "5e-3", "--device-map", "cpu"]
             )
-            parts = run.prepare(config)
+            parts = build.prepare(config)
         clients = Hostile(parts.fabric, parts.module, parts.data, config.training, "auto")
         clients.attack, clients.who = attack, who
         federation = FederationConfig(

@@ -61,8 +61,8 @@ def check_whole(run_folder: Path) -> None:
     Raises:
         AssertionError: naming the file that is not.
     """
-    from fl_lightning.checkpoint import checkpoints, load_checkpoint
-    from fl_lightning.tensor_files import read_state
+    from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint
+    from fl_lightning.storage.tensors import read_state
 
     for path in run_folder.rglob("*"):
         if ".tmp" in "".join(part for part in path.parts if part.startswith(".")):
@@ -100,7 +100,9 @@ def live(arguments: list[str], threads: int, log: str) -> None:
 def lives() -> Any:
     """Where processes come from: a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fl_lightning.run", "fl_lightning.cli", "lightning.pytorch.loggers", "tensorboard"])
+    context.set_forkserver_preload(
+        ["fl_lightning.runs.build", "fl_lightning.cli", "lightning.pytorch.loggers", "tensorboard"]
+    )
     return context
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from fl_lightning.kmeans import SKETCH_ERROR, SKETCH_FAILURE, cluster_rows, elbow, sketch, sketch_size
+from fl_lightning.clustering.kmeans import SKETCH_ERROR, SKETCH_FAILURE, cluster_rows, elbow, sketch, sketch_size
 
 SEED, RESTARTS, MIN, MAX = 0, 10, 2, 5
 

@@ -88,7 +88,7 @@ def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, fl
 
 def write_json(path: str, value: Any) -> None:
     """The figures of a benchmark on disk, whole or not at all."""
-    from fl_lightning.files import write_text
+    from fl_lightning.storage.files import write_text
 
     write_text(Path(path), json.dumps(value, indent=1) + "\n")
 

@@ -42,7 +42,7 @@ import yaml
 from common import markdown, put_table, shown
 
 from fl_lightning.cli import main as command_line
-from fl_lightning.files import read_json
+from fl_lightning.storage.files import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MAIN = (

@@ -42,12 +42,12 @@ from fl_lightning import (
     load_base_model,
 )
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.clustering.rounds import Evidence, group_round
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
-from fl_lightning.data.federation import ClientData
+from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.layout import true_clusters
-from fl_lightning.department_groups import Evidence, group_round
-from fl_lightning.evaluation import cross_losses
-from fl_lightning.files import read_json
+from fl_lightning.evaluation.departments import cross_losses
+from fl_lightning.storage.files import read_json
 from fl_lightning.trainer import make_clients
 
 REPRESENTATIONS = ("raw", "delta", "subspace", "subspace_residual", "product", "cross_loss")

@@ -26,7 +26,7 @@ from federations import BUILDERS, build
 from grouping import REPRESENTATIONS, WAYS, Groupings, Scores, load, prepare, recover, score, show, ways_without
 from rich.console import Console
 
-from fl_lightning.files import read_json
+from fl_lightning.storage.files import read_json
 
 
 def measured(name: str, seed: int, base: list[Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from common import alternate, report
 from lightning.fabric import Fabric
 
 from fl_lightning import LoraClientModule, ModelConfig, TrainingConfig, create_lora_model, load_base_model
-from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_federation
 from fl_lightning.data.packing import epoch_order
-from fl_lightning.exchange import ClientTask
-from fl_lightning.fit import LocalClients
+from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.modeling.lora import collect_lora_state, load_lora_state
-from fl_lightning.modeling.supervised import last_mlp
+from fl_lightning.modeling.supervised_positions import last_mlp
 from fl_lightning.seeding import derive_seed
+from fl_lightning.training.local_clients import LocalClients
 
 RATE, SEED = 5e-3, 1234
 

@@ -20,7 +20,7 @@ from common import alternate, report
 from transformers import DynamicCache
 
 from fl_lightning import ModelConfig, create_lora_model, load_base_model
-from fl_lightning.modeling.adapter_bank import AdapterBank
+from fl_lightning.modeling.generation.adapter_bank import AdapterBank
 from fl_lightning.modeling.lora import ADAPTER, collect_lora_state
 
 

@@ -23,21 +23,21 @@ from typing import Any
 
 import torch
 
+from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import NetworkConfig, RunConfig
-from fl_lightning.data.federation import ClientData
+from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.exchange import ClientTask, ClientUpdate
-from fl_lightning.network.agreement import Agreement
-from fl_lightning.network.certificates import make_certificates, public_keys, server_files, site_files
-from fl_lightning.network.children import free_port
-from fl_lightning.network.inquiry import Inquiry
-from fl_lightning.network.post import Answer, FlowerPost
-from fl_lightning.network.remote import RemoteClients
-from fl_lightning.network.site import Site
-from fl_lightning.network.socket_folder import SocketFolder
-from fl_lightning.network.superlink import BUNDLE, SuperLink
-from fl_lightning.network.supernode import SuperNode
-from fl_lightning.sharing import share_policy
+from fl_lightning.federation.protocol import ClientTask, ClientUpdate
+from fl_lightning.network.compatibility import Agreement
+from fl_lightning.network.coordinator.remote_clients import RemoteClients
+from fl_lightning.network.coordinator.requests import Inquiry
+from fl_lightning.network.coordinator.transport import Answer, FlowerPost
+from fl_lightning.network.flower.local_socket import SocketFolder
+from fl_lightning.network.flower.subprocesses import free_port
+from fl_lightning.network.flower.superlink import BUNDLE, SuperLink
+from fl_lightning.network.flower.supernode import SuperNode
+from fl_lightning.network.site.site import Site
+from fl_lightning.network.tls import make_certificates, public_keys, server_files, site_files
 
 START = {f"layers.{k}.{n}.weight": torch.zeros(8, 160) for k in range(8) for n in ("lora_A", "lora_B")}
 
@@ -170,8 +170,8 @@ def main() -> None:
         settings = {"sites": len(ids), "rounds": given.rounds, "result": str(result)}
         os.environ["FL_BENCHMARK"] = json.dumps(settings)
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        bundle = BUNDLE.replace("fl_lightning.network.server_app:app", "network_empty:app")
-        bundle = bundle.replace("fl_lightning.network.client_app:app", "network_empty:client")
+        bundle = BUNDLE.replace("fl_lightning.network.flower.server_app:app", "network_empty:app")
+        bundle = bundle.replace("fl_lightning.network.flower.client_app:app", "network_empty:client")
 
         def empty(link: SuperLink, listener: Listener) -> Any:
             end = time.monotonic() + 600

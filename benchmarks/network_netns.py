@@ -31,7 +31,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fl_lightning import bundled
-from fl_lightning.network.certificates import make_certificates
+from fl_lightning.network.tls import make_certificates
 
 NET = "10.77.0"
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000

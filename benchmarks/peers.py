@@ -60,12 +60,12 @@ from fl_lightning import (
     load_base_model,
 )
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FloraConfig
-from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_federation
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.data.tokenization import Example
-from fl_lightning.fit import LocalClients
 from fl_lightning.modeling.lora import collect_lora_state, load_lora_state
 from fl_lightning.seeding import derive_seed
+from fl_lightning.training.local_clients import LocalClients
 
 HERE = Path(__file__).parent
 SEED = 1234

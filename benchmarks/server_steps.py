@@ -22,8 +22,8 @@ from common import write_json
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import run
-from fl_lightning.arguments import parse_config
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.runs import build
 
 STEPS = {
     "fedavg": ["--federation.combiner=fedavg"],
@@ -52,7 +52,7 @@ def losses(arguments: list[str], args: argparse.Namespace, folder: str, target: 
     for rounds in range(args.target_round, args.rounds + 1):
         config = parse_config([*sizes, *alone, *arguments, "--rounds", str(rounds)])
         with open(os.devnull, "w") as nowhere:
-            resume = run.fit(config, resume=resume, console=Console(file=nowhere))
+            resume = build.fit(config, resume=resume, console=Console(file=nowhere))
         with open(Path(str(resume)) / "metrics.csv", newline="") as file:
             found = [float(row["eval/loss"]) for row in csv.DictReader(file) if row.get("eval/loss")][1:]
         if found[-1] <= target:

@@ -30,16 +30,16 @@ from common import put_table, write_json
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning.answering import load_answering
-from fl_lightning.arguments import parse_config
+from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.records import Turn, read_records
 from fl_lightning.data.tokenization import encode_prompt
-from fl_lightning.judge import read_adapter
+from fl_lightning.evaluation.scoring import read_adapter
 from fl_lightning.modeling.cohort import LoraCohort
-from fl_lightning.modeling.generation import generate
+from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
-from fl_lightning.run_adapters import all_adapters
-from fl_lightning.run_folder import find_run_folder
+from fl_lightning.serving.engine import load_answering
+from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import all_adapters
 
 Pairs = list[tuple[str, str]]
 """(model, question)."""

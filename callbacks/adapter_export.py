@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.federation.retention import kept_rounds
 from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.retention import kept_rounds
-from fl_lightning.run_adapters import CLIENTS, DEPARTMENTS, GROUPS
+from fl_lightning.storage.run_layout import CLIENTS, DEPARTMENTS, GROUPS
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientUpdate
+    from fl_lightning.federation.protocol import ClientUpdate
     from fl_lightning.state import LoraState
     from fl_lightning.trainer import FederatedTrainer
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientTask, ClientUpdate
+    from fl_lightning.federation.protocol import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.files import write_text
+from fl_lightning.storage.files import write_text
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientUpdate
+    from fl_lightning.federation.protocol import ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, members
-from fl_lightning.hierarchy import ROOT
+from fl_lightning.clustering.tree import ROOT
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.evaluation import (
+from fl_lightning.evaluation.departments import (
     Figures,
     evaluate_departments,
     evaluate_groups,
@@ -19,7 +19,7 @@ from fl_lightning.evaluation import (
 )
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientUpdate, Metrics
+    from fl_lightning.federation.protocol import ClientUpdate, Metrics
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)

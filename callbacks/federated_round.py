@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from fl_lightning.aggregation.department import NextState, Release, next_state
+from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
+from fl_lightning.aggregation.robust.krum import clients_wanted
+from fl_lightning.aggregation.sharing import share_policy
+from fl_lightning.aggregation.updates import Received, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import cluster_aware_average_selected
-from fl_lightning.combiners.error import averaging_error, result_error
-from fl_lightning.combiners.singular import product_distance, side_by_side
+from fl_lightning.clustering.rounds import Evidence, group_clients
+from fl_lightning.clustering.tree import step_all
 from fl_lightning.config import FederationConfig
-from fl_lightning.department import NextState, Release, next_state
-from fl_lightning.department_groups import Evidence, group_clients
 from fl_lightning.errors import RunError
-from fl_lightning.evaluation import cross_losses, leave_one_out
-from fl_lightning.exact import KEEP_PRODUCTS
-from fl_lightning.federation import DepartmentReport, FederationState, RoundReport, mean_personal
-from fl_lightning.guards.krum import clients_wanted
-from fl_lightning.hierarchy import step_all
+from fl_lightning.evaluation.departments import cross_losses, leave_one_out
+from fl_lightning.federation.state import DepartmentReport, FederationState, RoundReport, mean_personal
+from fl_lightning.linalg.adapter_algebra import product_distance, side_by_side
+from fl_lightning.linalg.approximation_error import averaging_error, result_error
 from fl_lightning.privacy.ledger import Ledger
-from fl_lightning.received import Received, problem_with_update
 from fl_lightning.seeding import derive_seed
-from fl_lightning.sharing import share_policy
-from fl_lightning.spill import IN_MEMORY, Spill
 from fl_lightning.state import LoraState, distance, norm, num_bytes, select
+from fl_lightning.storage.offload import IN_MEMORY, Spill
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientTask, ClientUpdate
+    from fl_lightning.federation.protocol import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.logger_media import heatmap, put_layout, put_outcome, put_picture
+from fl_lightning.loggers.media import heatmap, put_layout, put_outcome, put_picture
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.memory import MIB, peak_resident_mib, resident_mib
+from fl_lightning.training.memory import MIB, peak_resident_mib, resident_mib
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer

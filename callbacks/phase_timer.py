@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fl_lightning.callbacks.base import FederatedCallback
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientTask, ClientUpdate
+    from fl_lightning.federation.protocol import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

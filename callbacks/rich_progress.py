@@ -22,7 +22,7 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from fl_lightning.exchange import ClientTask, ClientUpdate
+    from fl_lightning.federation.protocol import ClientTask, ClientUpdate
     from fl_lightning.trainer import FederatedTrainer
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.checkpoint import checkpoints, save_checkpoint
-from fl_lightning.retention import kept_rounds
+from fl_lightning.federation.checkpoint import checkpoints, save_checkpoint
+from fl_lightning.federation.retention import kept_rounds
 
 if TYPE_CHECKING:
-    from fl_lightning.federation import FederationState
+    from fl_lightning.federation.state import FederationState
     from fl_lightning.trainer import FederatedTrainer
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.fit import LocalClients
-from fl_lightning.logger_media import put_text
-from fl_lightning.parallel import SeveralProcesses
-from fl_lightning.samples import as_json, as_markdown, take_samples
+from fl_lightning.evaluation.samples import as_json, as_markdown, take_samples
+from fl_lightning.loggers.media import put_text
+from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.worker_processes import SeveralProcesses
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer

@@ -41,7 +41,7 @@ _HOMES = {
     "fl_lightning.errors": ["InputError", "RunError"],
     "fl_lightning.flora": ["flora_weighted_aggregate"],
     "fl_lightning.mixing": ["mix_with_cluster_average"],
-    "fl_lightning.modeling.base": ["load_base_model"],
+    "fl_lightning.modeling.base_model": ["load_base_model"],
     "fl_lightning.modeling.lora": [
         "collect_lora_parameter_names",
         "collect_lora_state",
@@ -51,7 +51,7 @@ _HOMES = {
         "load_lora_state",
     ],
     "fl_lightning.module": ["LoraClientModule"],
-    "fl_lightning.network.client_app": ["DepartmentLoraClient"],
+    "fl_lightning.network.flower.client_app": ["DepartmentLoraClient"],
     "fl_lightning.state": ["LoraState"],
     "fl_lightning.trainer": ["FederatedTrainer"],
 }
@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     from fl_lightning.errors import RunError as RunError
     from fl_lightning.flora import flora_weighted_aggregate as flora_weighted_aggregate
     from fl_lightning.mixing import mix_with_cluster_average as mix_with_cluster_average
-    from fl_lightning.modeling.base import load_base_model as load_base_model
+    from fl_lightning.modeling.base_model import load_base_model as load_base_model
     from fl_lightning.modeling.lora import collect_lora_parameter_names as collect_lora_parameter_names
     from fl_lightning.modeling.lora import collect_lora_state as collect_lora_state
     from fl_lightning.modeling.lora import create_lora_model as create_lora_model
@@ -108,6 +108,6 @@ if TYPE_CHECKING:
     from fl_lightning.modeling.lora import load_adapter_model as load_adapter_model
     from fl_lightning.modeling.lora import load_lora_state as load_lora_state
     from fl_lightning.module import LoraClientModule as LoraClientModule
-    from fl_lightning.network.client_app import DepartmentLoraClient as DepartmentLoraClient
+    from fl_lightning.network.flower.client_app import DepartmentLoraClient as DepartmentLoraClient
     from fl_lightning.state import LoraState as LoraState
     from fl_lightning.trainer import FederatedTrainer as FederatedTrainer

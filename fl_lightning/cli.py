@@ -12,29 +12,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from fl_lightning import processes, stopping
+from fl_lightning import launch, signals
+from fl_lightning.commands import COMMANDS
 from fl_lightning.errors import InputError, RunError, nearest
-
-COMMANDS = {
-    "init": ("--output FILE", "write a config with every key and a comment for each"),
-    "doctor": ("--config FILE", "versions, device, precision, disk, and whether a config fits into memory"),
-    "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
-    "evaluate": ("--run RUN", "(re)write a run's evaluation, or judge any adapters on any records"),
-    "report": ("--run RUN", "pictures of a run and one self-contained HTML page"),
-    "serve": ("--run RUN", "the adapters of a run behind OpenAI's chat API, next to each other"),
-    "chat": ("--run RUN --model hr", "talk to one of them here"),
-    "merge": ("--run RUN", "base and adapter of each department as one model for plain transformers"),
-    "push": ("--run RUN --repo-prefix ORG/NAME", "adapters and their model cards to the Hugging Face Hub"),
-    "server": ("--config configs/default.yaml", "the same run with clients on other machines; --resume last|RUN"),
-    "client": ("--department hr --client client_0", "take part in it with the records here"),
-    "certs": ("--sites hr/client_0 hr/client_1", "make certificates and keys for a run between machines"),
-    "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
-    "runs": ("--output DIR", "list runs, how far they came and their final figures"),
-    "partition": ("SOURCE --by COLUMN --output DIR", "deal a file or data set out to departments and clients"),
-    "inspect": ("--data DIR", "look for bad lines, duplicates and leaks in a folder of departments"),
-    "completion": ("bash|zsh", "print a script that completes commands and options on Tab"),
-}
-"""{command: (its main options, what it does)}; `fl_lightning.commands` has a module for each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if threading.current_thread() is threading.main_thread():
-        stopping.install()
+        signals.install()
     try:
         if command not in COMMANDS:
             raise InputError(
@@ -64,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RunError, OSError) as error:
         _say("failed", error)
         return 1
-    except stopping.Stopped as stop:
-        if processes.is_first():
+    except signals.Stopped as stop:
+        if launch.is_first():
             saved = stop.note or "nothing was written"
             if stop.run_folder is not None:
                 run, verb = shlex.quote(str(stop.run_folder)), "server" if command == "server" else "fit"
@@ -96,6 +76,6 @@ def usage() -> str:
 
 def _say(kind: str, error: Exception) -> None:
     """One line on stderr; a process that this command started leaves it to the first one, which fails alike."""
-    if processes.CHILD not in os.environ:
-        where = "" if processes.is_first() else f"process {os.environ.get('RANK')}: "
+    if launch.CHILD not in os.environ:
+        where = "" if launch.is_first() else f"process {os.environ.get('RANK')}: "
         print(f"{kind}: {where}{' '.join(str(error).split())}", file=sys.stderr)

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from fl_lightning.data.federation import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_federation
 from fl_lightning.data.packing import PackedBatch, pack_one
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError, nearest

@@ -1,7 +1,7 @@
 """The LightningModule around a PEFT causal language model.
 
-It runs under this package's Fabric loop (`fl_lightning.fit`) and, unchanged, under `lightning.Trainer` in another
-project with the batches of `FederatedDataModule`.
+It runs under this package's Fabric loop (`fl_lightning.training.local_clients`) and, unchanged, under
+`lightning.Trainer` in another project with the batches of `FederatedDataModule`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.supervised import last_mlp_at
+from fl_lightning.modeling.supervised_positions import last_mlp_at
 
 
 class ClientSums(NamedTuple):

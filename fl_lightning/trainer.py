@@ -11,24 +11,24 @@ from typing import Any, Literal
 
 from lightning.fabric import Fabric
 
-from fl_lightning import stopping
+from fl_lightning import signals
+from fl_lightning.aggregation.products.department_product import Starts
+from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
+from fl_lightning.clustering.tree import NO_GROUPS, Tree
 from fl_lightning.config import FederationConfig, LoraConfig, TrainingConfig
-from fl_lightning.data.federation import POOL, ClientData, pooled
+from fl_lightning.data.client_data import POOL, ClientData, pooled
 from fl_lightning.errors import RunError
-from fl_lightning.exact import Starts
-from fl_lightning.exchange import Clients, ClientTask
-from fl_lightning.federation import FederationState, RoundReport
-from fl_lightning.fit import LocalClients
-from fl_lightning.hierarchy import NO_GROUPS, Tree
-from fl_lightning.journal import Journal
+from fl_lightning.federation.journal import Journal
+from fl_lightning.federation.protocol import Clients, ClientTask
+from fl_lightning.federation.state import FederationState, RoundReport
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
-from fl_lightning.parallel import Parallelism, SeveralProcesses, Shard, on_own_device
-from fl_lightning.sampling import sample_clients
-from fl_lightning.sharing import share_policy
-from fl_lightning.writer import BackgroundWriter
+from fl_lightning.storage.background_writer import BackgroundWriter
+from fl_lightning.training.client_sampling import sample_clients
+from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.worker_processes import Parallelism, SeveralProcesses, Shard, on_own_device
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class FederatedTrainer:
                 departments=dict(zip(names, states[: len(names)], strict=True)),
                 products={name: product for name, product in products.items() if product},
             )
-        with stopping.at_safe_points():
+        with signals.at_safe_points():
             self._run(history)
         if isinstance(self.clients, SeveralProcesses):
             factors = [self.federation.departments[name] for name in sorted(departments)]
@@ -253,12 +253,12 @@ class FederatedTrainer:
         return [*self.history, *([(self.round_num, dict(self._row))] if self._row else [])]
 
     def _on_step(self, client_ids: Sequence[str], share: float, tokens: int) -> None:
-        stopping.check()
+        signals.check()
         self._call("on_step_end", client_ids=client_ids, share=share, tokens=tokens)
 
     def _call(self, hook: str, **arguments: Any) -> None:
         for callback in self.callbacks:
-            stopping.check()
+            signals.check()
             getattr(callback, hook)(trainer=self, **arguments)
 
 

@@ -31,7 +31,7 @@ def loaded_tiny_base():
     import torch
 
     from fl_lightning.config import ModelConfig
-    from fl_lightning.modeling.base import load_base_model
+    from fl_lightning.modeling.base_model import load_base_model
 
     return load_base_model(ModelConfig(), dtype=torch.float32)
 
@@ -174,7 +174,7 @@ def adapter_run(loaded_tiny_base, tmp_path_factory):
     """A run folder with adapters of two departments and a client on the bundled base, none of them trained: read it."""
     import torch
 
-    from fl_lightning.arguments import parse_config, to_yaml
+    from fl_lightning.config.parsing import parse_config, to_yaml
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
 
     folder = tmp_path_factory.mktemp("served") / "version_0"

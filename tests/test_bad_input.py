@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from fl_lightning import bundled
 from fl_lightning.cli import main
-from fl_lightning.files import write_manifest
-from fl_lightning.run_folder import held
+from fl_lightning.storage.files import write_manifest
+from fl_lightning.storage.run_folder import held
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 DEPARTMENTS = ("finance", "hr")

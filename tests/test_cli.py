@@ -13,8 +13,8 @@ import torch
 import transformers
 import yaml
 
-from fl_lightning.checkpoint import checkpoints
 from fl_lightning.cli import main
+from fl_lightning.federation.checkpoint import checkpoints
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 SMALL = ["--clients-per-dept", "1", "--max-records", "2", "--device-map", "cpu"]
@@ -95,7 +95,7 @@ def test_fit_help_lists_keys_and_every_shortcut_of_the_contract(capsys, monkeypa
 
 
 def test_fit_help_shows_one_shortcut_a_line(capsys):
-    from fl_lightning.arguments import SHORTCUTS
+    from fl_lightning.config.parsing import SHORTCUTS
 
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
@@ -170,12 +170,13 @@ def test_fit_then_resume_then_evaluate(tmp_path, capfd):
 
 
 def test_run_that_cannot_go_on_is_exit_code_1(monkeypatch, capfd, tmp_path):
-    from fl_lightning import RunError, run
+    from fl_lightning import RunError
+    from fl_lightning.runs import build
 
     def fail(*_, **__):
         raise RunError("round 2: no valid update\nfrom any client")
 
-    monkeypatch.setattr(run, "fit", fail)
+    monkeypatch.setattr(build, "fit", fail)
     assert main(["fit", "--output", str(tmp_path)]) == 1
     assert capfd.readouterr().err == "failed: round 2: no valid update from any client\n"
 

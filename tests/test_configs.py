@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 import fl_lightning
-from fl_lightning import run
-from fl_lightning.arguments import known_keys, parse_config
 from fl_lightning.config import TINY_BASE, LoraProfile, RunConfig
+from fl_lightning.config.parsing import known_keys, parse_config
+from fl_lightning.runs import build
 
 FOLDER = Path(fl_lightning.__file__).parent.parent / "configs"
 FILES = sorted(p for p in FOLDER.rglob("*") if p.suffix in (".yaml", ".yml"))
@@ -66,7 +66,7 @@ def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", str(little)]
     config = parse_config(["--config", str(path), *small, *other, *cpu])
     assert config.model.load_in_4bit == model.get("load_in_4bit", False)
-    folder = run.fit(config)
+    folder = build.fit(config)
     assert (folder / "federated_eval.json").is_file()
     assert (folder / "adapters" / "hr" / "adapter_model.safetensors").is_file()
 
@@ -152,9 +152,10 @@ def test_defaults_are_those_of_the_contract():
 def test_every_field_of_the_config_has_a_docstring_below_it():
     import ast
 
-    from fl_lightning import config, federation_config, network_config
+    from fl_lightning import config
+    from fl_lightning.config import federation, network
 
-    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation_config, network_config)]
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (config, federation, network)]
     for cls in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
         fields = [i for i, node in enumerate(cls.body) if isinstance(node, ast.AnnAssign)]
         for index in fields:

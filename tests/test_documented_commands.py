@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning import run as runs
-from fl_lightning.arguments import parse_config
-from fl_lightning.cli import COMMANDS, main
-from fl_lightning.terminal import take_option
+from fl_lightning.cli import main
+from fl_lightning.commands import COMMANDS
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import take_option
+from fl_lightning.runs import build as runs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,13 +149,13 @@ def test_what_talks_is_talked_to(words, finished, monkeypatch, capsys):
 @pytest.mark.parametrize("words", of("serve"))
 def test_what_serves_is_started_up_to_the_model(words, finished, monkeypatch):
     pytest.importorskip("litserve", reason="litserve is not installed: pip install 'fl_lightning[serve]'")
-    from fl_lightning.serving import server
+    from fl_lightning.serving import app
 
     monkeypatch.chdir(finished)
     for name in ("api.key", "cert.pem", "key.pem"):
         Path(name).write_text("0123456789abcdef")
         Path(name).chmod(0o600)
     started = []
-    monkeypatch.setattr(server, "_until_stopped", lambda served, run: started.append(served))
+    monkeypatch.setattr(app, "_until_stopped", lambda served, run: started.append(served))
     assert main([*words, "--port", str(free_port())]) == 0
     assert len(started) == 1

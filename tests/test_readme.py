@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning.arguments import SHORTCUTS
+from fl_lightning.config.parsing import SHORTCUTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

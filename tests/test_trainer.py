@@ -7,9 +7,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fl_lightning import FederatedCallback, FederatedRound, FederatedTrainer, LoraClientModule, create_lora_model
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, TrainingConfig
-from fl_lightning.data.federation import ClientData
+from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.exchange import ClientUpdate, Metrics
+from fl_lightning.federation.protocol import ClientUpdate, Metrics
 from fl_lightning.modeling.lora import collect_lora_state
 
 CLIENTS = ("hr/c0", "hr/c1", "it/c0")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fl_lightning.errors import InputError
-from fl_lightning.network.certificates import DEFAULT_HOSTS, add_site, make_certificates, public_keys, sites_of
+from fl_lightning.network.tls import DEFAULT_HOSTS, add_site, make_certificates, public_keys, sites_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     sites = given.sites
     if given.config is not None:
-        from fl_lightning.arguments import parse_config
+        from fl_lightning.config.parsing import parse_config
 
         data = parse_config(["--config", str(given.config)]).data
         sites = sites_of(data.root, data.clients_per_dept)

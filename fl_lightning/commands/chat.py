@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fl_lightning.options import Parser, at_least
-from fl_lightning.run_folder import CONFIG, find_run_folder
-from fl_lightning.stopping import Stopped
-from fl_lightning.terminal import hush, quiet
+from fl_lightning.commands.parser import Parser, at_least
+from fl_lightning.console import hush, quiet
+from fl_lightning.signals import Stopped
+from fl_lightning.storage.run_folder import CONFIG, find_run_folder
 
 DESCRIPTION = """Talk to an adapter of a run.
 
@@ -21,9 +21,9 @@ def run(argv: list[str]) -> int:
     given = _parser().read(argv)
     folder = find_run_folder(given.run, Path(given.output))
     quiet()
-    from fl_lightning.arguments import parse_config
-    from fl_lightning.conversation import Conversation, talk
-    from fl_lightning.run_adapters import all_adapters
+    from fl_lightning.config.parsing import parse_config
+    from fl_lightning.serving.chat import Conversation, talk
+    from fl_lightning.storage.run_layout import all_adapters
 
     hush()
     folders = all_adapters(folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fl_lightning import processes
-from fl_lightning.arguments import parse_config
+from fl_lightning import launch
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import hush, quiet, take_option
 from fl_lightning.errors import InputError
-from fl_lightning.terminal import hush, quiet, take_option
 
 
 def run(argv: list[str]) -> int:
@@ -19,9 +19,9 @@ def run(argv: list[str]) -> int:
     if department is None or name is None:
         missing = "--department" if department is None else "--client"
         raise InputError(f"client: no {missing}, wanted --department and --client, such as hr and client_0")
-    with processes.started(config.fabric.devices, given):
+    with launch.started(config.fabric.devices, given):
         quiet()
-        from fl_lightning.network import client
+        from fl_lightning.network.site import run as client
 
         hush()
         client.attend(config, department, name)

@@ -6,9 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from fl_lightning import compare_plan, stopping
+from fl_lightning import signals
+from fl_lightning.console import hush, quiet, take_option
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.terminal import hush, quiet, take_option
+from fl_lightning.runs.comparison import plan as compare_plan
 
 
 def run(argv: list[str]) -> int:
@@ -31,8 +32,8 @@ def run(argv: list[str]) -> int:
         folder = compare_plan.find_comparison(resume, Path(output or "lightning_logs"))
         plan = compare_plan.read_plan(folder)
     quiet()
-    from fl_lightning import compare as runs
-    from fl_lightning import comparison_report
+    from fl_lightning.runs.comparison import report
+    from fl_lightning.runs.comparison import runner as runs
 
     hush()
     new = folder is None
@@ -42,10 +43,10 @@ def run(argv: list[str]) -> int:
     again = f"fl-lightning compare --resume {shlex.quote(str(folder))}"
     try:
         comparison = runs.run_all(folder, plan, new=new)
-    except stopping.Stopped as stop:
+    except signals.Stopped as stop:
         print(f"stopped; all that was finished is saved: {again} continues", file=sys.stderr)
         return 128 + stop.number
-    comparison_report.show(folder, comparison, by_department=by_department)
+    report.show(folder, comparison, by_department=by_department)
     if comparison.failed:
         raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fl_lightning.completion import SHELLS, script
+from fl_lightning.commands import COMMANDS
+from fl_lightning.commands.parser import Parser
+from fl_lightning.commands.shell_completion import SHELLS, script
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.options import Parser
 
 DESCRIPTION = """Print a script that completes commands, options and their values on Tab.
 
@@ -19,7 +20,5 @@ def run(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.shell not in SHELLS:
         raise InputError(f"completion: got {given.shell!r}, wanted {' or '.join(SHELLS)}{nearest(given.shell, SHELLS)}")
-    from fl_lightning.cli import COMMANDS
-
     print(script(given.shell, COMMANDS), end="")
     return 0

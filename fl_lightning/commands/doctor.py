@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from fl_lightning.arguments import parse_config
-from fl_lightning.options import Parser
-from fl_lightning.terminal import hush, quiet
+from fl_lightning.commands.parser import Parser
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import hush, quiet
 
 DESCRIPTION = """Print versions, device, precision, free disk, and whether a config's base, adapters and activations
 will fit into memory. Nothing is loaded, downloaded or written.
@@ -24,13 +24,13 @@ def run(argv: list[str]) -> int:
     quiet()
     from rich.console import Console
 
-    from fl_lightning import doctor
+    from fl_lightning.runs import diagnosis
 
     hush()
     with Console(stderr=True).status("looking at this machine"):
-        found = doctor.diagnose(config)
+        found = diagnosis.diagnose(config)
     if given.json:
         print(json.dumps(found.as_json(), indent=1))
     else:
-        doctor.show(found, Console())
+        diagnosis.show(found, Console())
     return 0

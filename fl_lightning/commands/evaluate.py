@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fl_lightning import processes
-from fl_lightning.arguments import parse_config
+from fl_lightning import launch
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import hush, quiet, take_all, take_flag, take_number, take_option
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.run_folder import find_run_folder
-from fl_lightning.terminal import hush, quiet, take_all, take_flag, take_number, take_option
+from fl_lightning.storage.run_folder import find_run_folder
 
 USAGE = """usage: fl-lightning evaluate --run RUN [--output DIR]
        fl-lightning evaluate [--run RUN] [--adapter NAME=FOLDER …] [--config FILE] [--data DIR] [--matrix] [--generate]
@@ -50,9 +50,9 @@ def run(argv: list[str]) -> int:
 def _again(folder: Path, given: list[str]) -> int:
     """Write a run's evaluation anew."""
     devices = parse_config(["--config", str(folder / "config.yaml")]).fabric.devices
-    with processes.started(devices, given):
+    with launch.started(devices, given):
         quiet()
-        from fl_lightning import run as runs
+        from fl_lightning.runs import build as runs
 
         hush()
         result = runs.evaluate(folder)
@@ -82,12 +82,12 @@ def _judge(argv: list[str], name: str | None, root: Path) -> int:
         raise InputError("evaluate: neither --run nor --adapter, wanted something to judge")
     folder = None if name is None else find_run_folder(name, root)
     quiet()
-    from fl_lightning import judge_run
+    from fl_lightning.runs import scoring
 
     hush()
-    wanted = judge_run.Wanted(
+    wanted = scoring.Wanted(
         folder,
-        judge_run.named_adapters(adapters),
+        scoring.named_adapters(adapters),
         data,
         matrix,
         (longest or 64) if generated else 0,
@@ -95,10 +95,10 @@ def _judge(argv: list[str], name: str | None, root: Path) -> int:
         1000 if resamples is None else resamples,
     )
     source = config_file if folder is None or config_file is not None else str(folder / "config.yaml")
-    result = judge_run.judge_run(parse_config(["--config", str(source)]), wanted)
+    result = scoring.judge_run(parse_config(["--config", str(source)]), wanted)
     places = [None if place is None else Path(place) for place in (json_to, csv_to)]
-    judge_run.write(result, json_to=places[0], csv_to=places[1])
-    judge_run.show(result)
+    scoring.write(result, json_to=places[0], csv_to=places[1])
+    scoring.show(result)
     return 0
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_lightning import processes
-from fl_lightning.arguments import parse_config
+from fl_lightning import launch
 from fl_lightning.config import RunConfig
-from fl_lightning.run_folder import find_run_folder
-from fl_lightning.terminal import hush, quiet, take_option
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import hush, quiet, take_option
+from fl_lightning.storage.run_folder import find_run_folder
 
 
 def run(argv: list[str]) -> int:
     """Train."""
     config, folder = config_and_folder(argv, "fit")
-    with processes.started(config.fabric.devices, ["fit", *argv]):
+    with launch.started(config.fabric.devices, ["fit", *argv]):
         quiet()
-        from fl_lightning import run as runs
+        from fl_lightning.runs import build as runs
 
         hush()
         runs.fit(config, resume=folder)

@@ -6,10 +6,10 @@ import os
 import shlex
 from pathlib import Path
 
-from fl_lightning import templates
+from fl_lightning.commands.parser import Parser
+from fl_lightning.config import templates
 from fl_lightning.errors import InputError
-from fl_lightning.files import write_text
-from fl_lightning.options import Parser
+from fl_lightning.storage.files import write_text
 
 DESCRIPTION = "Write a YAML config with every key, its default and a comment for each."
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from fl_lightning.arguments import parse_config
+from fl_lightning.commands.parser import Parser
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import hush, quiet
 from fl_lightning.errors import InputError
-from fl_lightning.options import Parser
-from fl_lightning.terminal import hush, quiet
 
 DESCRIPTION = """Look at every record of every client: counts, lengths in tokens, bad lines, unsafe names, records
 that are there more than once, and held-out records that some client trains on.
@@ -33,9 +33,9 @@ def run(argv: list[str]) -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading the tokenizer", total=None)
-        from fl_lightning import inspection, inspection_report
+        from fl_lightning.data.inspection import checks, report
         from fl_lightning.data.tokenization import encode
-        from fl_lightning.modeling.base import load_tokenizer
+        from fl_lightning.modeling.base_model import load_tokenizer
 
         hush()
         tokenizer = load_tokenizer(config.model)
@@ -47,13 +47,13 @@ def run(argv: list[str]) -> int:
             return len(example), int(example.supervised.sum())
 
         data = config.data
-        found = inspection.inspect(
+        found = checks.inspect(
             root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
         )
     if given.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:
-        inspection_report.show(found, Console())
+        report.show(found, Console())
     if found.errors:
         count = len(found.errors)
         raise InputError(f"{root}: {count} error{'s' if count > 1 else ''}, see above; mend them before 'fit'")

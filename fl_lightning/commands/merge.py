@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_lightning.arguments import parse_config
-from fl_lightning.options import Parser
-from fl_lightning.run_adapters import chosen_adapters, folder_names
-from fl_lightning.run_folder import find_run_folder, held
-from fl_lightning.stopping import Stopped
-from fl_lightning.terminal import amount, hush, quiet
+from fl_lightning.commands.parser import Parser
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import amount, hush, quiet
+from fl_lightning.signals import Stopped
+from fl_lightning.storage.run_folder import find_run_folder, held
+from fl_lightning.storage.run_layout import chosen_adapters, folder_names
 
 DESCRIPTION = """Write base + adapter of each department and group of a run as one model that plain transformers loads:
 safetensors, config, tokenizer and chat template. Nothing goes over the network but what the base needs."""

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fl_lightning.commands.parser import Parser, at_least, number_above
 from fl_lightning.errors import InputError
-from fl_lightning.options import Parser, at_least, number_above
 
 DESCRIPTION = """Deal one pile of records out to departments and clients, in the folders that 'fit --data' reads:
 
@@ -52,13 +52,13 @@ def run(argv: list[str]) -> int:
     given = make_parser().read(argv)
     columns = {name.removesuffix("_column"): getattr(given, name) for name in RECORD if getattr(given, name)}
     parts = _parts(given)
-    from fl_lightning.partition import write
-    from fl_lightning.partition.columns import check_columns, to_records, values_of
-    from fl_lightning.partition.deal import Scheme, deal, label_counts
-    from fl_lightning.partition.source import read_rows
+    from fl_lightning.data.partition import writer
+    from fl_lightning.data.partition.columns import check_columns, to_records, values_of
+    from fl_lightning.data.partition.reader import read_rows
+    from fl_lightning.data.partition.strategies import Scheme, deal, label_counts
 
     if given.output:
-        write.check_new(Path(given.output))
+        writer.check_new(Path(given.output))
     rows = read_rows(given.source, given.split)
     options = {"--by": given.by, "--clients-by": given.clients_by, "--label": given.label}
     options |= {f"--{name.replace('_', '-')}": getattr(given, name) for name in RECORD}
@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
         labels=labels,
         seed=given.seed,
     )
-    dealt = write.splits(shares, given.eval_fraction, given.seed)
+    dealt = writer.splits(shares, given.eval_fraction, given.seed)
     counts = label_counts(shares, labels) if labels else None
     return _finish(given, records, dealt, counts)
 
@@ -100,11 +100,11 @@ def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: A
     """Print the table, and write unless it is a rehearsal."""
     from rich.console import Console
 
-    from fl_lightning.partition import write
+    from fl_lightning.data.partition import writer
 
     console = Console()
     title = given.source if given.dry_run else f"{given.source} → {given.output}"
-    console.print(write.table(dealt, counts, title))
+    console.print(writer.table(dealt, counts, title))
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -115,7 +115,7 @@ def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: A
     picture = None
     if counts:
         try:
-            picture = write.draw(counts, given.label)
+            picture = writer.draw(counts, given.label)
         except ImportError:
             say(f"partition.png was not drawn: matplotlib is not installed; {DRAWING}")
     options = {key: value for key, value in vars(given).items() if value not in (None, []) and key != "dry_run"}
@@ -123,7 +123,7 @@ def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: A
         client_id: {"train": len(train), "eval": len(held_out), **({"labels": counts[client_id]} if counts else {})}
         for client_id, (train, held_out) in dealt.items()
     }
-    write.write_federation(Path(given.output), records, dealt, {"options": options, "clients": clients}, picture)
+    writer.write_federation(Path(given.output), records, dealt, {"options": options, "clients": clients}, picture)
     most = min(sum(c.startswith(f"{name}/") for c in dealt) for name in {c.split("/")[0] for c in dealt})
     say(f"Train on it: fl-lightning fit --data {given.output} --clients-per-dept {most}")
     return 0

@@ -6,16 +6,16 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_lightning.arguments import parse_config
+from fl_lightning.commands.parser import Parser
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.console import amount, hush, quiet
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.options import Parser
-from fl_lightning.run_adapters import chosen_adapters
-from fl_lightning.run_folder import find_run_folder, held
-from fl_lightning.stopping import Stopped
-from fl_lightning.terminal import amount, hush, quiet
+from fl_lightning.signals import Stopped
+from fl_lightning.storage.run_folder import find_run_folder, held
+from fl_lightning.storage.run_layout import chosen_adapters
 
 if TYPE_CHECKING:
-    from fl_lightning.publishing.folder import Built, Source
+    from fl_lightning.publishing.export_folder import Built, Source
 
 DESCRIPTION = """Upload the adapter of each department and group of a run to a repository of its own on the Hugging
 Face Hub, ORG/NAME-<department>, with a model card. Clients' own adapters go there only when they are named.
@@ -32,16 +32,16 @@ def run(argv: list[str]) -> int:
         )
     given = _parser().read(argv)
     quiet()  # before the hub's own import, which reads what is to be quiet
-    from fl_lightning.publishing import names
+    from fl_lightning.publishing import repo_names
 
-    names.check_prefix(given.repo_prefix)
-    licence = None if given.licence is None else names.check_licence(given.licence)
+    repo_names.check_prefix(given.repo_prefix)
+    licence = None if given.licence is None else repo_names.check_licence(given.licence)
     folder = find_run_folder(given.run, Path(given.output))
     config = parse_config(["--config", str(folder / "config.yaml")])
     adapters = chosen_adapters(folder, given.models)
-    repositories = names.repositories(given.repo_prefix, adapters)
-    base = names.hub_id(config.model, given.base_model)
-    from fl_lightning.publishing.folder import Source
+    repositories = repo_names.repositories(given.repo_prefix, adapters)
+    base = repo_names.hub_id(config.model, given.base_model)
+    from fl_lightning.publishing.export_folder import Source
 
     hush()
     sources = [
@@ -77,7 +77,7 @@ def _parser() -> Parser:
 
 
 def _build(sources: list[Source], given: Namespace, number: int) -> Built:
-    from fl_lightning.publishing.folder import build
+    from fl_lightning.publishing.export_folder import build
 
     source = sources[number]
     root = Path(given.to) if given.to else source.run_folder / "publish"
@@ -106,7 +106,7 @@ def _dry_run(sources: list[Source], given: Namespace) -> int:
 
 
 def _base(source: Source) -> str:
-    from fl_lightning.publishing.names import UNNAMED, in_adapter_config
+    from fl_lightning.publishing.repo_names import UNNAMED, in_adapter_config
 
     said = in_adapter_config(source.config.model, source.base)
     return f"{said} (--base-model ID names it)" if said == UNNAMED else said

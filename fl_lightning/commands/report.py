@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fl_lightning.console import hush, quiet, take_number, take_option
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.run_folder import find_run_folder
-from fl_lightning.terminal import hush, quiet, take_number, take_option
+from fl_lightning.storage.run_folder import find_run_folder
 
 OPTIONS = ("--run", "--output", "--samples")
 HELP = """usage: fl-lightning report --run RUN [--output DIR] [--samples N]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fl_lightning.options import Parser
+from fl_lightning.commands.parser import Parser
 
 DESCRIPTION = """List the version_N folders under --output: when each was last written to, whether it is finished,
 running or interrupted, mean evaluation loss before the first round and after the last, and clusters of departments."""
@@ -17,9 +17,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", default="lightning_logs", help="(default: lightning_logs)")
     parser.add_argument("--json", action="store_true", help="for scripts")
     given = parser.read(argv)
-    from fl_lightning import run_list
+    from fl_lightning.runs import listing
 
-    runs = run_list.list_runs(Path(given.output))
+    runs = listing.list_runs(Path(given.output))
     if given.json:
         print(json.dumps([run.as_json() for run in runs], indent=1))
         return 0
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     if not runs:
         console.print(f"No run in {given.output}; 'fl-lightning fit' makes one.", markup=False, highlight=False)
         return 0
-    console.print(run_list.table(runs, given.output))
+    console.print(listing.table(runs, given.output))
     if waiting := [run.name for run in runs if run.status == "interrupted"]:
         folder = Path(given.output) / waiting[-1]
         console.print(f"fl-lightning fit --resume {folder} continues", markup=False, highlight=False, soft_wrap=True)

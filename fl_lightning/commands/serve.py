@@ -7,10 +7,10 @@ import os
 import stat
 from pathlib import Path
 
+from fl_lightning.commands.parser import Parser, at_least
+from fl_lightning.console import hush, quiet
 from fl_lightning.errors import InputError
-from fl_lightning.options import Parser, at_least
-from fl_lightning.run_folder import CONFIG, find_run_folder
-from fl_lightning.terminal import hush, quiet
+from fl_lightning.storage.run_folder import CONFIG, find_run_folder
 
 KEY = "FL_LIGHTNING_API_KEY"
 DESCRIPTION = """Serve POST /v1/chat/completions and GET /v1/models, with a model for every department (hr), group and
@@ -28,9 +28,9 @@ def run(argv: list[str]) -> int:
     folder = find_run_folder(given.run, Path(given.output))
     key = api_key(given.api_key_file)
     quiet()
-    from fl_lightning.arguments import parse_config
-    from fl_lightning.serving.server import ServingOptions, serve
-    from fl_lightning.serving.spec import Limits
+    from fl_lightning.config.parsing import parse_config
+    from fl_lightning.serving.app import ServingOptions, serve
+    from fl_lightning.serving.endpoints import Limits
 
     hush()
     options = ServingOptions(

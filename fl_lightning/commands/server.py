@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fl_lightning.commands.fit import config_and_folder
-from fl_lightning.terminal import hush, quiet
+from fl_lightning.console import hush, quiet
 
 
 def run(argv: list[str]) -> int:
     """Serve."""
     config, folder = config_and_folder(argv, "server")
     quiet()
-    from fl_lightning.network import server
+    from fl_lightning.network.coordinator import run as server
 
     hush()
     server.serve(config, resume=folder)

@@ -19,8 +19,8 @@ from pathlib import Path
 from fl_lightning import bundled
 from fl_lightning.data.records import Record, read_records
 from fl_lightning.errors import InputError
-from fl_lightning.files import check_name, natural_key
 from fl_lightning.seeding import derive_seed
+from fl_lightning.storage.files import check_name, natural_key
 
 SUFFIX = "_personal_clients"
 ENDINGS = (".jsonl", ".json")

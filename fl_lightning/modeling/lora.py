@@ -12,11 +12,11 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from fl_lightning.combiners.singular import at_ranks_of, of_one_rank
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.files import atomic_folder
+from fl_lightning.linalg.adapter_algebra import at_ranks_of, of_one_rank
 from fl_lightning.state import LoraState, is_lora_a, problem_with, snapshot
-from fl_lightning.tensor_files import read_state, write_state
+from fl_lightning.storage.files import atomic_folder
+from fl_lightning.storage.tensors import read_state, write_state
 
 ADAPTER = "default"
 

@@ -14,9 +14,9 @@ import torch
 
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.files import atomic_folder
-from fl_lightning.modeling.base import load_base_model, stored_dtype
+from fl_lightning.modeling.base_model import load_base_model, stored_dtype
 from fl_lightning.modeling.lora import ADAPTER, load_adapter_model, lora_layers
+from fl_lightning.storage.files import atomic_folder
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_lightning.guards.rows import Residuals
+from fl_lightning.linalg.client_matrix import Residuals
 from fl_lightning.privacy.noise import gaussian
 from fl_lightning.state import LoraState, norm
 

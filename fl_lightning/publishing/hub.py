@@ -13,9 +13,9 @@ import httpx
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from fl_lightning.console import amount
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.publishing.folder import Built
-from fl_lightning.terminal import amount
+from fl_lightning.publishing.export_folder import Built
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fl_lightning.files import natural_key
 from fl_lightning.report.drawing import Theme
-from fl_lightning.report.parts import WIDTH, Picture, Section, Table, short
-from fl_lightning.report.run_data import ROOT, Run
+from fl_lightning.report.elements import WIDTH, Picture, Section, Table, short
+from fl_lightning.runs.artifacts import ROOT, Run
+from fl_lightning.storage.files import natural_key
 
 MOST = 60
 NUMBERED = 26

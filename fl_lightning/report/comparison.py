@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fl_lightning.files import natural_key
 from fl_lightning.report.drawing import Theme
-from fl_lightning.report.parts import WIDTH, Picture, Section, Table, figure, short
-from fl_lightning.report.run_data import Run
+from fl_lightning.report.elements import WIDTH, Picture, Section, Table, figure, short
+from fl_lightning.runs.artifacts import Run
+from fl_lightning.storage.files import natural_key
 
 MOST = 40
 KINDS = (("base", "base model", "o"), ("clients", "clients' own, mean", "s"), ("department", "department", "^"),

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_lightning.report.drawing import HATCHES, Theme
-from fl_lightning.report.parts import WIDTH, Picture, Section, Table, figure, kib
-from fl_lightning.report.run_data import Run
+from fl_lightning.report.elements import WIDTH, Picture, Section, Table, figure, kib
+from fl_lightning.runs.artifacts import Run
 
 LEVELS = {
     "client/up": "clients, up",

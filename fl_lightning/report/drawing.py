@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.errors import RunError
-from fl_lightning.files import write_bytes
-from fl_lightning.report.parts import Picture
+from fl_lightning.report.elements import Picture
+from fl_lightning.storage.files import write_bytes
 
 EXTRA = "pip install 'fl_lightning[report]'"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")

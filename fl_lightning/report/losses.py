@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fl_lightning.files import natural_key
 from fl_lightning.report.drawing import Theme, look, whole_rounds
-from fl_lightning.report.parts import WIDTH, Picture, Section, Table, figure, short
-from fl_lightning.report.run_data import Curve, Run
+from fl_lightning.report.elements import WIDTH, Picture, Section, Table, figure, short
+from fl_lightning.runs.artifacts import Curve, Run
+from fl_lightning.storage.files import natural_key
 
 MAX_PANELS = 24
 NAMED_CLIENTS = 4

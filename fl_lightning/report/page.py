@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.errors import InputError
-from fl_lightning.files import write_text
-from fl_lightning.report.choice import choice
+from fl_lightning.report.adapter_map import landscape
+from fl_lightning.report.cluster_count import choice
 from fl_lightning.report.clusters import clusters
 from fl_lightning.report.comparison import comparison
 from fl_lightning.report.costs import costs
 from fl_lightning.report.drawing import check_installed, draw
-from fl_lightning.report.facts import config, glance, left_out, state
-from fl_lightning.report.landscape import landscape
+from fl_lightning.report.elements import Section
 from fl_lightning.report.losses import losses
-from fl_lightning.report.parts import Section
-from fl_lightning.report.reading import read_run
-from fl_lightning.report.run_data import Run
+from fl_lightning.report.run_summary import config, glance, left_out, state
 from fl_lightning.report.samples import samples
 from fl_lightning.report.similarity import similarity
+from fl_lightning.runs.artifact_reader import read_run
+from fl_lightning.runs.artifacts import Run
+from fl_lightning.storage.files import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup

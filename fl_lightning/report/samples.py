@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.errors import InputError
-from fl_lightning.files import read_json, write_json
-from fl_lightning.report.parts import Answer, Section
-from fl_lightning.report.values import mapping, text
+from fl_lightning.report.elements import Answer, Section
+from fl_lightning.runs.lenient import mapping, text
+from fl_lightning.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from fl_lightning.config import RunConfig
@@ -106,10 +106,10 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
     Raises:
         InputError: if the run's config, base model, data or adapters cannot be used.
     """
-    from fl_lightning.fit import LocalClients
+    from fl_lightning.evaluation.samples import take_samples
     from fl_lightning.modeling.lora import collect_lora_state, read_lora_adapter
-    from fl_lightning.run import load_config, prepare
-    from fl_lightning.samples import take_samples
+    from fl_lightning.runs.build import load_config, prepare
+    from fl_lightning.training.local_clients import LocalClients
 
     config = load_config(run_folder / "config.yaml")
     on_cpu = replace(config.fabric.alone(), accelerator="cpu", precision="fp32")
@@ -135,8 +135,8 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
 
 def _texts(config: RunConfig) -> dict[str, list[Record]]:
     """{client_id: held-out records as they were written}, in the order in which they are tokenised."""
+    from fl_lightning.clustering.tree import teams
     from fl_lightning.data.layout import find_clients, read_splits
-    from fl_lightning.hierarchy import teams
 
     team, own = teams(config.federation.hierarchy.groups), config.data
     found = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fl_lightning.files import natural_key
 from fl_lightning.report.drawing import Theme
-from fl_lightning.report.parts import WIDTH, Frame, Heatmap, Picture, Section, Table, figure, short
-from fl_lightning.report.run_data import ROOT, Found, Run
+from fl_lightning.report.elements import WIDTH, Frame, Heatmap, Picture, Section, Table, figure, short
+from fl_lightning.runs.artifacts import ROOT, Found, Run
+from fl_lightning.storage.files import natural_key
 
 MOST = 40
 """Larger tables are drawn as a picture of the newest round instead."""

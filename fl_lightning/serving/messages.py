@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_lightning.modeling.sampling import Sampling
+from fl_lightning.modeling.generation.token_sampling import Sampling
 
 
 @dataclass(frozen=True)

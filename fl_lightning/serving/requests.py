@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from fl_lightning.data.records import Turn
 from fl_lightning.errors import nearest
-from fl_lightning.modeling.sampling import Sampling
+from fl_lightning.modeling.generation.token_sampling import Sampling
 
 MOST_CHOICES, MOST_STOPS, SHOWN = 8, 4, 40
 MOST_MESSAGES = 512

@@ -18,13 +18,13 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from fl_lightning.config import RunConfig
+from fl_lightning.console import quiet
 from fl_lightning.errors import InputError
-from fl_lightning.run_adapters import BASE
 from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
-from fl_lightning.terminal import quiet
+from fl_lightning.storage.run_layout import BASE
 
 if TYPE_CHECKING:
-    from fl_lightning.modeling.adapter_bank import BankedAdapter
+    from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class ChatAPI(LitAPI):
         """Load the base model and all adapters; the device is that of the run's config."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
         quiet()  # before what follows is imported: some of it speaks then
-        from fl_lightning.answering import load_answering
-        from fl_lightning.modeling.adapter_bank import BankedAdapter
+        from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
+        from fl_lightning.serving.engine import load_answering
 
         try:
             self.answering = load_answering(self._config)
@@ -96,7 +96,7 @@ class ChatLoop(LitLoop):
         callback_runner: Any,
     ) -> None:
         """Answer until the process that started this one has gone."""
-        from fl_lightning.serving.desk import Desk
+        from fl_lightning.serving.scheduler import Desk
 
         inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]] = queue.SimpleQueue()
         reader = threading.Thread(target=self._read, args=(request_queue, inbox, lit_api), daemon=True)

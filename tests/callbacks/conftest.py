@@ -8,9 +8,9 @@ from lightning.fabric import Fabric
 
 from fl_lightning import FederatedTrainer
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig
-from fl_lightning.data.federation import ClientData
-from fl_lightning.exchange import ClientUpdate, Metrics
-from fl_lightning.federation import FederationState
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.federation.protocol import ClientUpdate, Metrics
+from fl_lightning.federation.state import FederationState
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 

@@ -26,7 +26,7 @@ def test_without_a_run_folder_nothing_is_written(play, state, tmp_path, monkeypa
 def test_client_that_took_no_step_has_no_log(play, state, tmp_path):
     from types import SimpleNamespace
 
-    from fl_lightning.exchange import ClientUpdate
+    from fl_lightning.federation.protocol import ClientUpdate
 
     logged = {}
     trainer = SimpleNamespace(run_folder=tmp_path, log=logged.update)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from fl_lightning import ClusterMonitor, kmeans
+from fl_lightning import ClusterMonitor
+from fl_lightning.clustering import kmeans
 
 
 @pytest.fixture

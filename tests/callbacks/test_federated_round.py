@@ -6,7 +6,7 @@ import torch
 
 from fl_lightning import ClusterMonitor, FederatedCallback, FederatedRound, RunError
 from fl_lightning.config import FederationConfig
-from fl_lightning.federation import FederationState
+from fl_lightning.federation.state import FederationState
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 

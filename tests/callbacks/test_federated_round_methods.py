@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fl_lightning import ClusterMonitor, RoundCheckpoint, RunError
-from fl_lightning.checkpoint import load_checkpoint
+from fl_lightning.clustering.tree import ROOT
 from fl_lightning.config import GuardConfig, HierarchyConfig, ServerConfig
-from fl_lightning.hierarchy import ROOT
+from fl_lightning.federation.checkpoint import load_checkpoint
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 

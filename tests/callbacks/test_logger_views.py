@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fl_lightning import ClusterMonitor, Evaluation, LoggerViews
 from fl_lightning.config import HierarchyConfig
-from fl_lightning.loggers import make_loggers
+from fl_lightning.loggers.factory import make_loggers
 
 
 def run(play, config, state, tmp_path, rounds=2):

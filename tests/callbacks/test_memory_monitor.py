@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fl_lightning import MemoryMonitor
-from fl_lightning.memory import peak_resident_mib, resident_mib
+from fl_lightning.training.memory import peak_resident_mib, resident_mib
 
 
 def test_resident_memory_grows_by_what_is_allocated():

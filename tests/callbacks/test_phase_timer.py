@@ -46,7 +46,7 @@ def test_every_round_of_a_run_logs_its_seconds(play, state):
 
 def test_fit_gives_the_timer_its_place_behind_the_evaluation():
     from fl_lightning.config import RunConfig
-    from fl_lightning.run import make_callbacks
+    from fl_lightning.runs.build import make_callbacks
 
     names = [type(callback).__name__ for callback in make_callbacks(RunConfig())]
     assert names.index("FederatedRound") < names.index("Evaluation") < names.index("PhaseTimer")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fl_lightning import ClientLog, FederatedCallback, RoundCheckpoint
-from fl_lightning.checkpoint import checkpoints, load_checkpoint
+from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint
 
 
 class Keeper(FederatedCallback):

@@ -3,8 +3,11 @@ import os
 import signal
 
 import pytest
+from report_runs import build_run, make_run
 
 from fl_lightning.cli import main
+
+__all__ = ["build_run", "command", "make_run"]
 
 
 @pytest.fixture

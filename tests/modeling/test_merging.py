@@ -11,7 +11,7 @@ from fl_lightning.bundled import resolve
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
 from fl_lightning.modeling import merging
-from fl_lightning.modeling.base import load_base_model, stored_dtype
+from fl_lightning.modeling.base_model import load_base_model, stored_dtype
 from fl_lightning.modeling.lora import create_lora_model, export_lora_adapter, load_adapter_model, load_lora_state
 from fl_lightning.modeling.merging import check_replaceable, check_room, merge_adapter
 

@@ -39,7 +39,7 @@ class Machines:
     """Commands of a run between machines, each a process with a log of its own under a folder."""
 
     def __init__(self, folder):
-        from fl_lightning.network.children import free_port
+        from fl_lightning.network.flower.subprocesses import free_port
 
         self.folder, self.port = folder, free_port()
         self.processes = {}

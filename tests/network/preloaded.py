@@ -13,8 +13,6 @@ from pathlib import Path
 
 
 def main(commands):
-    import fl_lightning.network.client
-    import fl_lightning.network.server  # noqa: F401
     from fl_lightning.cli import main as run
 
     children = {}

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from test_flower import adapters, in_process, largest_difference, prepare
+from flower_runs import adapters, in_process, largest_difference, prepare
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 

@@ -11,11 +11,11 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 @pytest.fixture
 def link(tmp_path):
     """(SuperLink that knows hr/a's key, post, folder of certificates, port)."""
-    from fl_lightning.network.certificates import make_certificates, public_keys, server_files
-    from fl_lightning.network.children import free_port
-    from fl_lightning.network.post import FlowerPost
-    from fl_lightning.network.socket_folder import SocketFolder
-    from fl_lightning.network.superlink import SuperLink
+    from fl_lightning.network.coordinator.transport import FlowerPost
+    from fl_lightning.network.flower.local_socket import SocketFolder
+    from fl_lightning.network.flower.subprocesses import free_port
+    from fl_lightning.network.flower.superlink import SuperLink
+    from fl_lightning.network.tls import make_certificates, public_keys, server_files
 
     certs, port = tmp_path / "certs", free_port()
     make_certificates(certs, ["hr/a", "hr/stranger"])
@@ -36,22 +36,22 @@ def link(tmp_path):
 @pytest.fixture
 def node(tmp_path, link):
     """Function that starts a SuperNode with these arguments; (process, log file) comes back."""
-    from fl_lightning.network import children
+    from fl_lightning.network.flower import subprocesses
 
     started = []
 
     def start(name, *arguments):
         home = tmp_path / name
         home.mkdir()
-        command = ["flower-supernode", "--superlink", f"127.0.0.1:{link[3]}", "--port", str(children.free_port())]
-        environment = children.flower_environment(home)
-        child = children.start([*command, *arguments], environment, home / "log")
+        command = ["flower-supernode", "--superlink", f"127.0.0.1:{link[3]}", "--port", str(subprocesses.free_port())]
+        environment = subprocesses.flower_environment(home)
+        child = subprocesses.start([*command, *arguments], environment, home / "log")
         started.append((child, home))
         return child, home / "log"
 
     yield start
     for child, home in started:
-        children.stop(child, home)
+        subprocesses.stop(child, home)
 
 
 def test_strangers_and_plaintext_are_not_let_in(link, node, tmp_path):
@@ -59,7 +59,7 @@ def test_strangers_and_plaintext_are_not_let_in(link, node, tmp_path):
 
     import httpx
 
-    from fl_lightning.network.certificates import make_certificates, site_files
+    from fl_lightning.network.tls import make_certificates, site_files
 
     _, post, certs, port = link
     trusted = ssl.create_default_context(cafile=certs / "ca.pem")
@@ -81,13 +81,13 @@ def test_strangers_and_plaintext_are_not_let_in(link, node, tmp_path):
         "wrong CA": ["--root-certificates", other_ca, "--auth-supernode-private-key", key, "--max-wait-time", "5"],
         "plaintext": ["--insecure", "--max-wait-time", "5"],
     }  # fmt: skip
-    children = {name: node(name.replace(" ", "_"), *arguments) for name, arguments in refused.items()}
+    subprocesses = {name: node(name.replace(" ", "_"), *arguments) for name, arguments in refused.items()}
     end = time.monotonic() + 90
-    while any(child.poll() is None for child, _ in children.values()) and time.monotonic() < end:
+    while any(child.poll() is None for child, _ in subprocesses.values()) and time.monotonic() < end:
         time.sleep(0.2)
         assert post.online() == {}
-    said = {name: log.read_text(errors="replace")[-800:] for name, (_, log) in children.items()}
-    assert all(child.poll() not in (None, 0) for child, _ in children.values()), said
+    said = {name: log.read_text(errors="replace")[-800:] for name, (_, log) in subprocesses.items()}
+    assert all(child.poll() not in (None, 0) for child, _ in subprocesses.values()), said
     node("good", "--root-certificates", ca, "--auth-supernode-private-key", key)
     end = time.monotonic() + 60
     while not post.online():
@@ -98,13 +98,13 @@ def test_strangers_and_plaintext_are_not_let_in(link, node, tmp_path):
 
 def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link, monkeypatch):
     from fl_lightning.config import NetworkConfig
-    from fl_lightning.messages import decode, encode
-    from fl_lightning.network.agreement import Agreement, SiteFacts
-    from fl_lightning.network.certificates import site_files
-    from fl_lightning.network.inquiry import Inquiry
-    from fl_lightning.network.socket_folder import SocketFolder
-    from fl_lightning.network.supernode import SuperNode
-    from fl_lightning.network.wire import HEADER_BYTES
+    from fl_lightning.network.compatibility import Agreement, SiteFacts
+    from fl_lightning.network.coordinator.requests import Inquiry
+    from fl_lightning.network.flower.local_socket import SocketFolder
+    from fl_lightning.network.flower.supernode import SuperNode
+    from fl_lightning.network.tls import site_files
+    from fl_lightning.network.validation import HEADER_BYTES
+    from fl_lightning.storage.messages import decode, encode
 
     _, post, certs, port = link
     kept = []

@@ -29,7 +29,7 @@ def adapters(tmp_path_factory):
     import torch
 
     from fl_lightning.config import ModelConfig
-    from fl_lightning.modeling.base import load_base_model
+    from fl_lightning.modeling.base_model import load_base_model
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
 
     base, _ = load_base_model(ModelConfig(), dtype=torch.float32)

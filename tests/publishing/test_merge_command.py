@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM
 
 from fl_lightning.cli import main
 from fl_lightning.config import ModelConfig
-from fl_lightning.modeling.base import load_base_model
+from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.lora import load_adapter_model
 
 IDS = torch.tensor([[5, 17, 200, 31]])
@@ -64,7 +64,7 @@ def test_base_that_is_gone_is_one_line_and_nothing_is_left_behind(make_run, caps
 
 def test_stopping_says_what_is_written_and_leaves_no_half_model(make_run, capsys, monkeypatch):
     from fl_lightning.modeling import merging
-    from fl_lightning.stopping import Stopped
+    from fl_lightning.signals import Stopped
 
     real, seen = merging.check_room, []
 

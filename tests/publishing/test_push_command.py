@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, constants
 from stub_hub import DROP, LOSE, TOKEN
 
 from fl_lightning.cli import main
-from fl_lightning.publishing.folder import ADAPTER_FILES
+from fl_lightning.publishing.export_folder import ADAPTER_FILES
 
 ONE = ["--models", "hr"]
 COMMIT = "POST /api/models/acme/bots-hr/commit"
@@ -297,7 +297,7 @@ def test_merged_models_are_pushed_whole(make_run, hub):
 
 def test_stopping_says_what_was_done(make_run, hub, capsys, monkeypatch):
     from fl_lightning.publishing import hub as uploading
-    from fl_lightning.stopping import Stopped
+    from fl_lightning.signals import Stopped
 
     real = uploading.upload
 

@@ -1,0 +1,117 @@
+"""What a round has worked out so far, on disk: a run that is killed inside a round goes on from there.
+
+Each entry is one file, written whole: the SHA-256 of the rest, then a message. An entry that is torn, or that answers
+another question, is taken for missing, and its work is done again; since every random draw is hashed from run, round
+and client, that gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_lightning.federation.protocol import ClientTask, ClientUpdate, header_of, update_from
+from fl_lightning.state import LoraState
+from fl_lightning.storage.background_writer import BackgroundWriter
+from fl_lightning.storage.files import write_bytes
+from fl_lightning.storage.messages import decode, encode
+
+log = logging.getLogger(__name__)
+
+DIGEST = hashlib.sha256().digest_size
+
+
+class Journal:
+    """The entries of the running rounds under ``<folder>/round_R_journal``.
+
+    Args:
+        folder: where checkpoints are kept; None for a journal that forgets everything.
+        writer: does the writing.
+
+    Example:
+        >>> import tempfile
+        >>> writer = BackgroundWriter()
+        >>> journal = Journal(Path(tempfile.mkdtemp()), writer)
+        >>> journal.note(3, "evaluation", {"loss": 1.5})
+        >>> writer.close()
+        >>> journal.look_up(3, "evaluation"), journal.look_up(4, "evaluation")
+        ({'loss': 1.5}, None)
+    """
+
+    def __init__(self, folder: Path | None, writer: BackgroundWriter) -> None:
+        self._folder, self._writer = folder, writer
+
+    def record(self, updates: Sequence[ClientUpdate]) -> None:
+        """Keep the updates of a cohort, all of them or none."""
+        header = {"updates": [header_of(update) for update in updates]}
+        self._write(updates[0].round_num, _name(updates), header, [update.state for update in updates])
+
+    def recall(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
+        """The updates of a cohort that was fitted before; None where it was not, or with other clients beside it."""
+        found = self._read(cohort[0].round_num, _name(cohort))
+        if found is None:
+            return None
+        header, states = found
+        updates = [update_from(values, state) for values, state in zip(header["updates"], states, strict=True)]
+        return updates if [u.client_id for u in updates] == [t.client_id for t in cohort] else None
+
+    def note(self, round_num: int, name: str, value: Any) -> None:
+        """Keep a JSON value."""
+        self._write(round_num, name, value)
+
+    def look_up(self, round_num: int, name: str) -> Any:
+        """The JSON value of that name; None where there is none."""
+        found = self._read(round_num, name)
+        return None if found is None else found[0]
+
+    def forget(self, round_num: int) -> None:
+        """Drop the entries of all rounds up to this one, once its checkpoint is on the disk."""
+        if self._folder is not None:
+            for path in self._folder.glob("round_*_journal"):
+                if path.name.split("_")[1].isdecimal() and int(path.name.split("_")[1]) <= round_num:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, round_num: int, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"round_{round_num}_journal" / name
+
+    def _write(self, round_num: int, name: str, header: Any, states: Sequence[Mapping[str, torch.Tensor]] = ()) -> None:
+        path = self._path(round_num, name)
+        if path is not None:
+            self._writer.submit(lambda: write_bytes(path, sealed(encode(header, states))))
+
+    def _read(self, round_num: int, name: str) -> tuple[Any, list[LoraState]] | None:
+        path = self._path(round_num, name)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return decode(unsealed(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            log.warning("%s is not whole (%s) and its work is done again", path, error)
+            return None
+
+
+def sealed(data: bytes) -> bytes:
+    """The data behind its own SHA-256."""
+    return hashlib.sha256(data).digest() + data
+
+
+def unsealed(data: bytes) -> bytes:
+    """The data that `sealed` was given.
+
+    Raises:
+        ValueError: if it has changed.
+    """
+    if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+        raise ValueError(f"the SHA-256 of its {len(data)} bytes is not the one noted in front")
+    return data[DIGEST:]
+
+
+def _name(cohort: Sequence[ClientTask] | Sequence[ClientUpdate]) -> str:
+    ids = "\n".join(item.client_id for item in cohort)
+    return f"updates_{hashlib.sha256(ids.encode()).hexdigest()[:16]}"

@@ -1,0 +1,115 @@
+"""States of any rank: put side by side, added up, and kept in singular vectors, from which each rank can be read off.
+
+A state in singular vectors has ``B = U sqrt(S)`` and ``A = sqrt(S) Vᵀ`` of ``ΔW = U S Vᵀ``, largest first: its first r
+columns of B and rows of A are the nearest product of rank r (Eckart and Young 1936). Layers may differ in rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fl_lightning.linalg.factors import Product, Spectrum, pair_names, product_norm, spectrum
+from fl_lightning.linalg.truncation import Layer
+from fl_lightning.state import LoraState, snapshot
+
+
+def side_by_side(states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[float] | None = None) -> LoraState:
+    """One state whose product is ``Σ s_i B_i A_i``: the factors one after the other, the scales on B.
+
+    Args:
+        states: of any ranks, with the same layers, in and out shapes; a single one of scale 1 comes back as it is.
+        scales: s_i; all 1 where None.
+
+    Returns:
+        Rank Σ r_i, of the states' dtype.
+
+    Example:
+        >>> x = {"q.lora_A.weight": torch.tensor([[1.0]]), "q.lora_B.weight": torch.tensor([[4.0]])}
+        >>> {name: tensor.tolist() for name, tensor in side_by_side([x, x], [1.0, 0.5]).items()}
+        {'q.lora_A.weight': [[1.0], [1.0]], 'q.lora_B.weight': [[4.0, 2.0]]}
+    """
+    factors = scales or [1.0] * len(states)
+    if len(states) == 1 and factors[0] == 1.0:
+        return dict(states[0])
+    joined: LoraState = {}
+    for names in pair_names(states[0]).values():
+        joined[names.a] = torch.cat([state[names.a] for state in states])
+        joined[names.b] = torch.cat([s * state[names.b] for s, state in zip(factors, states, strict=True)], 1)
+    return dict(sorted(joined.items()))
+
+
+def in_singular_vectors(layers: Mapping[str, Layer]) -> LoraState:
+    """A decomposed product as a state, fp32; a layer's rank is the number of its singular values."""
+    state: LoraState = {}
+    for names, (left, values, right) in layers.values():
+        root = values.sqrt()
+        state[names.b], state[names.a] = left * root, root[:, None] * right
+    return snapshot(state)
+
+
+def layers_of(state: Mapping[str, torch.Tensor]) -> dict[str, Layer]:
+    """What `in_singular_vectors` was made of, fp64, up to its rounding to fp32."""
+    layers = {}
+    for layer, names in pair_names(state).items():
+        up, down = state[names.b].double(), state[names.a].double()
+        ups, downs = up.norm(dim=0), down.norm(dim=1)
+        layers[layer] = Layer(names, Spectrum(up / ups, ups * downs, down / downs[:, None]))
+    return layers
+
+
+def add_products(states: Sequence[Mapping[str, torch.Tensor]]) -> LoraState:
+    """Σ B_i A_i in singular vectors: exact but for rounding, of no higher rank than the sum has.
+
+    Example:
+        >>> x = {"q.lora_A.weight": torch.tensor([[1.0, 0.0]]), "q.lora_B.weight": torch.tensor([[4.0], [0.0]])}
+        >>> [t.shape for t in add_products([x, x]).values()]
+        [torch.Size([1, 2]), torch.Size([2, 1])]
+    """
+    whole = side_by_side([{n: t.double() for n, t in state.items()} for state in states])
+    pairs = pair_names(whole)
+    return in_singular_vectors(
+        {layer: Layer(n, spectrum(Product(whole[n.b], whole[n.a]))) for layer, n in pairs.items()}
+    )
+
+
+def product_distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
+    """``‖B₁A₁ − B₂A₂‖_F`` over all layers, for any ranks."""
+    gap = side_by_side([first, second], [1.0, -1.0])
+    return math.hypot(*(product_norm(Product(gap[n.b], gap[n.a])) for n in pair_names(gap).values()))
+
+
+def of_one_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
+    """The same products with zeros up to the highest rank of all layers, as adapter files have it.
+
+    Example:
+        >>> ragged = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(3, 2)}
+        >>> ragged |= {"v.lora_A": torch.ones(1, 3), "v.lora_B": torch.ones(1, 1)}
+        >>> [tuple(t.shape) for t in of_one_rank(ragged).values()]
+        [(2, 3), (3, 2), (2, 3), (1, 2)]
+    """
+    pairs = pair_names(state).values()
+    rank = max(state[names.a].shape[0] for names in pairs)
+    padded = dict(state)
+    for a, b in pairs:
+        missing = rank - state[a].shape[0]
+        padded[a] = torch.nn.functional.pad(state[a], (0, 0, 0, missing))
+        padded[b] = torch.nn.functional.pad(state[b], (0, missing))
+    return padded
+
+
+def at_ranks_of(state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> LoraState:
+    """What `state` should look like: the layers of `like`, each at the rank of the state's A; values are of no meaning.
+
+    Example:
+        >>> like = {"q.lora_A": torch.ones(8, 3), "q.lora_B": torch.ones(5, 8)}
+        >>> [tuple(t.shape) for t in at_ranks_of({"q.lora_A": torch.ones(2, 3)}, like).values()]
+        [(2, 3), (5, 2)]
+    """
+    wanted: LoraState = {}
+    for a, b in pair_names(like).values():
+        rank = state[a].shape[0] if a in state and state[a].ndim else 0
+        wanted[a], wanted[b] = like[a].new_empty(rank, like[a].shape[1]), like[b].new_empty(like[b].shape[0], rank)
+    return wanted

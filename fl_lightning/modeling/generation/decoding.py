@@ -1,0 +1,183 @@
+"""Continuous batching: answers are produced a token at a time, and rows come and go between tokens.
+
+Rows of several lengths stand right-aligned in one key-value cache, with padding on the left that the attention mask
+hides. A new row is read (its prompt's keys and values are computed) beside the others that are new, and is then put
+into the cache; a finished one leaves it. After Yu et al. 2022 (Orca, OSDI), without paging.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
+from fl_lightning.modeling.generation.token_sampling import Sampler, choose_all
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer under way.
+
+    Attributes:
+        prompt: token ids, at least one.
+        adapter: which gives it.
+        max_new_tokens: it is cut after so many tokens, at least one.
+        sampler: chooses its tokens.
+        tokens: what there is of it, without the end token.
+        finish: ``stop`` once the model has ended it, ``length`` once it was cut; None before.
+    """
+
+    prompt: Sequence[int]
+    adapter: BankedAdapter
+    max_new_tokens: int
+    sampler: Sampler
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+
+class Decoder:
+    """Answers many prompts at once, each with its own adapter.
+
+    Args:
+        model: the PEFT model that `bank` is attached to.
+        bank: gives each row its adapter.
+        ends: tokens that end an answer.
+
+    Example:
+        >>> from fl_lightning import ModelConfig, create_lora_model, load_base_model
+        >>> from fl_lightning.modeling.generation.token_sampling import Sampling
+        >>> model = create_lora_model(load_base_model(ModelConfig(), dtype=torch.float32)[0])
+        >>> bank = AdapterBank(model)
+        >>> answer = Answer([5, 6], BankedAdapter({}), 3, Sampler(Sampling(temperature=0)))
+        >>> with bank.attached():
+        ...     decoder = Decoder(model, bank, ends=[2])
+        ...     decoder.add([answer])
+        ...     while decoder.rows:
+        ...         _ = decoder.step()
+        >>> len(answer.tokens), answer.finish
+        (3, 'length')
+    """
+
+    def __init__(self, model: Any, bank: AdapterBank, ends: Collection[int]) -> None:
+        self._model, self._bank, self._ends = model.get_base_model(), bank, frozenset(ends)
+        self._takes = inspect.signature(self._model.forward).parameters.keys()
+        self._device = next(model.parameters()).device
+        self.rows: list[Answer] = []
+        self._cache = DynamicCache()
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)
+
+    @torch.inference_mode()
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Read the prompts of new answers, produce their first tokens, and let those that go on join the rest.
+
+        Prompts of like length are read together: of a batch no row is more than half padding.
+        """
+        waiting = sorted(answers, key=lambda answer: len(answer.prompt))
+        while waiting:
+            longest = len(waiting[-1].prompt)
+            first = next(i for i, answer in enumerate(waiting) if 2 * len(answer.prompt) >= longest)
+            self._read(waiting[first:])
+            waiting = waiting[:first]
+
+    @torch.inference_mode()
+    def step(self) -> list[Answer]:
+        """One more token for every row; those that are finished now leave.
+
+        Returns:
+            All rows that there were, each with its new token or its `finish`.
+        """
+        rows = self.rows
+        if not rows:
+            return []
+        self._bank.arrange([row.adapter for row in rows])
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=self._device)
+        logits = self._forward(ids, self._mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
+        self._extend(rows, logits)
+        self._keep([i for i, row in enumerate(rows) if row.finish is None])
+        return rows
+
+    def drop(self, answers: Collection[Answer]) -> None:
+        """Let rows leave that nobody waits for any more."""
+        gone = set(answers)
+        self._keep([i for i, row in enumerate(self.rows) if row not in gone])
+
+    def _read(self, new: Sequence[Answer]) -> None:
+        width = max(len(answer.prompt) for answer in new)
+        ids = torch.zeros(len(new), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, answer in enumerate(new):
+            ids[row, width - len(answer.prompt) :] = torch.tensor(answer.prompt)
+            mask[row, width - len(answer.prompt) :] = 1
+        ids, mask, cache = ids.to(self._device), mask.to(self._device), DynamicCache()
+        self._bank.arrange([answer.adapter for answer in new])
+        self._extend(new, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
+        going = [i for i, answer in enumerate(new) if answer.finish is None]
+        if going:
+            self._join([new[i] for i in going], *_chosen(cache, mask, going))
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Logits after the last token of each row, shape (rows, V); the cache grows."""
+        extra = {"position_ids": positions, "logits_to_keep": 1}
+        given = {name: value for name, value in extra.items() if name in self._takes}
+        out = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _extend(self, rows: Sequence[Answer], logits: torch.Tensor) -> None:
+        for row, token in zip(rows, choose_all(logits, [row.sampler for row in rows]), strict=True):
+            if token in self._ends:
+                row.finish = "stop"
+                continue
+            row.tokens.append(token)
+            if len(row.tokens) >= row.max_new_tokens:
+                row.finish = "length"
+
+    def _join(self, new: list[Answer], cache: Any, mask: torch.Tensor) -> None:
+        if not self.rows:
+            self.rows, self._cache, self._mask = new, cache, mask
+            return
+        width = max(mask.shape[1], self._mask.shape[1])
+        joined = DynamicCache()
+        for number, (old, more) in enumerate(zip(self._cache.layers, cache.layers, strict=True)):
+            keys, values = (
+                torch.cat([_padded(getattr(old, part), width), _padded(getattr(more, part), width)])
+                for part in ("keys", "values")
+            )
+            joined.update(keys, values, number)
+        self._mask = torch.cat([_wider(self._mask, width), _wider(mask, width)])
+        self.rows, self._cache = self.rows + new, joined
+
+    def _keep(self, staying: list[int]) -> None:
+        if len(staying) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in staying]
+        if staying:
+            self._cache, self._mask = _chosen(self._cache, self._mask, staying)
+        else:
+            self._cache, self._mask = DynamicCache(), self._mask[:0, :0]
+
+
+def _chosen(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch.Tensor]:
+    """Some rows of a cache and of its mask, without the columns that are padding in all of them."""
+    index = torch.tensor(rows, device=mask.device)
+    mask = mask[index]
+    start = int(mask.any(0).int().argmax())
+    found = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        found.update(layer.keys[index, :, start:], layer.values[index, :, start:], number)
+    return found, mask[:, start:]
+
+
+def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Keys or values of shape (rows, heads, length, d) with zeros on the left up to a length."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
+def _wider(mask: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))

@@ -1,0 +1,225 @@
+"""Local differential privacy: a site clips its update and adds noise before anything leaves it.
+
+``start + Δ min(1, C / ‖Δ‖) + N(0, (z C)² I)``, the mechanism of `fl_lightning.privacy` with one client. Unlike there,
+the server need not be trusted: what it gets has its noise already.
+
+What is protected is one site's whole update in a round, A, or A and B where B is shared: from what the server got it
+can hardly tell which of any two updates it was (Kasiviswanathan et al. 2011, "What Can We Learn Privately?"). Two
+clipped updates are up to 2 C apart, so ε is that of noise multiplier z / 2; sites do not hide each other, and nothing
+is drawn. Every further round costs more.
+
+What is not protected:
+
+- That the site takes part, when it answers, its numbers of records and tokens, and its rank. Losses, seconds and
+  figures on held-out records are private, so `protect` takes them out.
+- What the site is asked to evaluate: figures of evaluations go out as they are.
+- Anything against who reads the site's disk: the secret there takes the noise off again.
+- Attacks on floating point (Mironov 2012).
+
+ε speaks of all records of the site at once, so the noise must be large: its norm is about ``z C √d`` for d parameters,
+however many records there are.
+
+The noise is drawn from the site's own secret and a hash of what it is for: the run, the round, the start, the numbers
+and the difference itself. A round that is repeated, after a resume say, gives the same bytes again, which tell nothing
+new. A round that is asked twice from two starts gives noise of its own each time, and both are counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fl_lightning.errors import InputError
+from fl_lightning.federation.protocol import ClientUpdate
+from fl_lightning.privacy import epsilon, noisy_mean
+from fl_lightning.state import LoraState
+from fl_lightning.storage.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Protected:
+    """An update that may leave its site.
+
+    Attributes:
+        update: with the noisy state, fp32, and without losses, seconds and metrics.
+        release: what the account counts it under; the same for the same bytes.
+    """
+
+    update: ClientUpdate
+    release: str
+
+
+def protect(
+    update: ClientUpdate,
+    start: Mapping[str, torch.Tensor],
+    *,
+    clip: float,
+    noise_multiplier: float,
+    secret: str,
+    run_id: str,
+) -> Protected:
+    """Clip an update's difference from its start and add noise.
+
+    Args:
+        update: its state over what is sent, and nothing else.
+        start: what it began from, over at least that.
+        clip: C > 0, the norm over all tensors together.
+        noise_multiplier: z, at least 0; 0 only clips.
+        secret: of the site, as `read_secret` gives it.
+        run_id: of the run.
+
+    Raises:
+        ValueError: a value is out of range or not finite, or names or shapes differ.
+
+    Example:
+        >>> update = ClientUpdate("hr/a", 1, {"lora_A": torch.tensor([6.0, 8.0])}, 3, 90, losses=[2.5])
+        >>> start = {"lora_A": torch.zeros(2)}
+        >>> got = protect(update, start, clip=5.0, noise_multiplier=0.0, secret="5e" * 32, run_id="x").update
+        >>> got.state["lora_A"].tolist(), got.losses
+        ([3.0, 4.0], [])
+    """
+    names = sorted(update.state)
+    if missing := [n for n in names if n not in start or start[n].shape != update.state[n].shape]:
+        raise ValueError(f"{missing[0]}: the start has no such tensor of the same shape; wanted equal layouts")
+    before = {n: start[n].detach().to("cpu", torch.float64) for n in names}
+    difference = {n: update.state[n].detach().to("cpu", torch.float64) - before[n] for n in names}
+    numbers = [float(clip).hex(), float(noise_multiplier).hex()]
+    about: list[str | int] = [
+        run_id,
+        update.client_id,
+        update.round_num,
+        *numbers,
+        _digest(before),
+        _digest(difference),
+    ]
+    noisy = noisy_mean(
+        {update.client_id: difference},
+        clip=clip,
+        noise_multiplier=noise_multiplier,
+        asked=1,
+        seed=_keyed(secret, "noise", about),
+    )
+    state = {n: (before[n] + noisy.mean[n]).float() for n in names}
+    sent = replace(update, state=state, losses=[], seconds=0.0, metrics=None)
+    return Protected(sent, _keyed(secret, "release", about))
+
+
+class LocalLedger:
+    """A site's account: every release there was, in whatever run, on the site's own disk.
+
+    Args:
+        path: a JSON file; it appears with the first release.
+
+    Raises:
+        InputError: if the file is none of this kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        found = read_json(path) if path.exists() else {"releases": {}}
+        releases = found.get("releases") if isinstance(found, dict) else None
+        if not isinstance(releases, dict) or not all(_is_multiplier(z) for z in releases.values()):
+            raise InputError(f"{path}: got no account of releases; wanted the file as it was written")
+        self.releases: dict[str, float] = releases
+
+    def record(self, release: str, noise_multiplier: float) -> None:
+        """Count a release; on the disk when this returns, so call it before anything is sent."""
+        if release not in self.releases:
+            self.releases[release] = noise_multiplier
+            write_json(self._path, {"releases": self.releases})
+
+    def epsilon(self, delta: float) -> float:
+        """ε of all releases together; Gaussian mechanisms add up by ``1 / z² = Σ 1 / z_i²``.
+
+        Args:
+            delta: δ in (0, 1).
+
+        Raises:
+            InputError: dp-accounting is not installed.
+        """
+        if not self.releases:
+            return 0.0
+        if not all(self.releases.values()):
+            return math.inf
+        return local_epsilon(sum(z**-2 for z in self.releases.values()) ** -0.5, 1, delta)
+
+
+def local_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
+    """ε of so many rounds between any two updates of a site.
+
+    Args:
+        noise_multiplier: z, at least 0; 0 gives infinity.
+        rounds: T.
+        delta: δ in (0, 1).
+
+    Raises:
+        ValueError: an argument is out of range.
+        InputError: dp-accounting is not installed.
+
+    Example:
+        >>> round(local_epsilon(8.0, 10, 1e-5), 3)  # as that of 4.0 where one update may be there or not
+        3.341
+    """
+    return epsilon(noise_multiplier / 2, rounds, delta, clients=1, asked=1)
+
+
+def read_secret(path: Path) -> str:
+    """The site's secret, 64 hexadecimal digits; made from the system's entropy where there is none yet.
+
+    Raises:
+        InputError: if the file is no such secret, or others may read it.
+    """
+    if not os.path.lexists(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _create(path, os.urandom(32).hex())
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{path}: not a regular file; wanted the site's secret")
+    if path.stat().st_mode & 0o077:
+        raise InputError(f"{path}: others may read this secret; wanted chmod 600")
+    text = path.read_bytes()[:100].decode("ascii", "replace").strip()
+    try:
+        if len(bytes.fromhex(text)) == 32 and len(text) == 64:
+            return text
+    except ValueError:
+        pass
+    raise InputError(f"{path}: got something else than 64 hexadecimal digits; wanted the secret as it was written")
+
+
+def _create(path: Path, text: str) -> None:
+    """A new file, whole or not there, that nobody else could read at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename it takes no other process's place
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _keyed(secret: str, purpose: str, about: list[str | int]) -> str:
+    """64 hexadecimal digits that nobody can tell from random ones without the secret."""
+    return hmac.new(bytes.fromhex(secret), json.dumps([purpose, *about]).encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(state: LoraState) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(json.dumps([name, list(state[name].shape)]).encode())
+        digest.update(state[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _is_multiplier(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

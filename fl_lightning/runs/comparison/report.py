@@ -1,0 +1,219 @@
+"""What ``compare`` shows and writes: tables, ``comparison.json``, ``comparison.csv`` and ``comparison.png``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fl_lightning.runs.comparison.statistics import (
+    ENOUGH_SEEDS,
+    GLOBAL,
+    OF_DEPARTMENT,
+    OF_RUN,
+    PERSONAL,
+    Difference,
+    Interval,
+    RunFigures,
+    difference,
+    over_seeds,
+)
+from fl_lightning.storage.files import write_bytes, write_json, write_text
+
+NONE = "–"
+PLOTS = "pip install 'fl_lightning[plots]'"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of configs under seeds, as far as they have come to their end."""
+
+    seeds: Sequence[int]
+    runs: Mapping[str, Mapping[int, RunFigures]]
+    """{config: {seed: run}}; the others are compared with the first one."""
+    failed: Mapping[str, str]
+    """{config and seed, in words: why that run failed}."""
+
+    @property
+    def first(self) -> str:
+        """The config that the others are compared with."""
+        return next(iter(self.runs))
+
+    def differences(self) -> dict[str, Difference | None]:
+        """{config: difference to the first one}, of all but the first."""
+        return {name: difference(self.runs[self.first], runs) for name, runs in self.runs.items() if name != self.first}
+
+    def departments(self) -> list[str]:
+        """All departments, sorted."""
+        return sorted({name for runs in self.runs.values() for run in runs.values() for name in run.departments})
+
+
+def show(folder: Path, comparison: Comparison, *, by_department: bool = False) -> None:
+    """Write the files and print the tables."""
+    notes = write_report(folder, comparison)
+    console = Console()
+    for table in tables(comparison, by_department=by_department):
+        console.print(table)
+    for line in [*footer(comparison), *notes, f"Runs, comparison.json and comparison.csv are in {folder}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(folder: Path, comparison: Comparison) -> list[str]:
+    """Write the three files into a folder.
+
+    Returns:
+        One line for each file that could not be made, saying what it wants.
+    """
+    write_json(folder / "comparison.json", as_json(comparison))
+    write_text(folder / "comparison.csv", as_csv(comparison))
+    picture = folder / "comparison.png"
+    if not any(run.curve for runs in comparison.runs.values() for run in runs.values()):
+        return [f"{picture} was not drawn: no run has a metrics.csv with eval/loss; keep CSVLogger in logging.loggers"]
+    try:
+        write_bytes(picture, as_png(comparison))
+    except ImportError:
+        return [f"{picture} was not drawn: matplotlib is not installed; {PLOTS}, then compare --resume {folder}"]
+    return []
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Every interval, and every run's figures."""
+    configs, differences = {}, comparison.differences()
+    for name, runs in comparison.runs.items():
+        found = list(runs.values())
+        configs[name] = {
+            "seeds": list(runs),
+            "figures": {figure: _plain(over_seeds(found, figure)) for figure in OF_RUN},
+            "departments": {
+                d: {figure: _plain(over_seeds(found, figure, d)) for figure in OF_DEPARTMENT}
+                for d in comparison.departments()
+            },
+            "loss_against_first": _plain(differences.get(name)),
+            "runs": {str(seed): run.figures for seed, run in runs.items()},
+        }
+    head = {"seeds": list(comparison.seeds), "first": comparison.first, "confidence": 0.95}
+    return {**head, "failed": dict(comparison.failed), "configs": configs}
+
+
+def _plain(value: Interval | Difference | None) -> dict[str, Any] | None:
+    return None if value is None else asdict(value)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A row for each config, seed and department; what belongs to a run stands in the rows of all its departments."""
+    of_run = OF_RUN[len(OF_DEPARTMENT) :]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["config", "seed", "department", *OF_DEPARTMENT, *(f"run_{name}" for name in of_run)])
+    for name, runs in comparison.runs.items():
+        for seed, run in runs.items():
+            shared = [run.figures[figure] for figure in of_run]
+            for department, figures in run.departments.items():
+                rows.writerow([name, seed, department, *(figures[figure] for figure in OF_DEPARTMENT), *shared])
+    return text.getvalue()
+
+
+def as_png(comparison: Comparison) -> bytes:
+    """Evaluation loss over rounds, a line for each config: the mean over seeds, in a band from lowest to highest.
+
+    Raises:
+        ImportError: where matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in comparison.runs.items():
+        curves = [run.curve for run in runs.values() if run.curve]
+        if not curves:
+            continue
+        rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
+        losses = [[curve[number] for curve in curves] for number in rounds]
+        (line,) = axes.plot(rounds, [fmean(values) for values in losses], marker=".", label=name)
+        low, high = [min(values) for values in losses], [max(values) for values in losses]
+        axes.fill_between(rounds, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    axes.set(xlabel="round", ylabel="held-out loss, mean over departments (nats a token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(title="mean over seeds; band: lowest to highest", alignment="left")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=150)
+    return data.getvalue()
+
+
+def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table]:
+    """What the adapters are worth, how their loss differs from the first config's, and what they cost."""
+    worth = _table("held-out records", ("config", "adapters"), ("loss", "perplexity", "token accuracy"))
+    for name, runs in comparison.runs.items():
+        for title, kind, figures in ((name, "departments'", GLOBAL), ("", "clients' own", PERSONAL)):
+            loss, perplexity, accuracy = (over_seeds(runs.values(), figure) for figure in figures)
+            worth.add_row(title, kind, _cell(loss, 4), _cell(perplexity, 1), _cell(accuracy, 3))
+        worth.add_section()
+    found = [worth]
+    for name, runs in comparison.runs.items() if by_department else ():
+        own = _table(f"{name}, by department", ("department",), ("loss", "clients' own loss", "token accuracy"))
+        for department in comparison.departments():
+            loss, personal, accuracy = (
+                over_seeds(runs.values(), figure, department) for figure in ("loss", "personal_loss", "token_accuracy")
+            )
+            own.add_row(department, _cell(loss, 4), _cell(personal, 4), _cell(accuracy, 3))
+        found.append(own)
+    if len(comparison.runs) > 1:
+        against = _table(f"loss against {comparison.first}", ("config",), ("difference", "pairs"))
+        for name, gap in comparison.differences().items():
+            pairs = NONE if gap is None else f"{gap.interval.n} {gap.pairs if gap.interval.n > 1 else gap.pairs[:-1]}"
+            against.add_row(name, _cell(gap.interval if gap else None, 4, sign="+"), pairs)
+        found.append(against)
+    cost = _table("cost and clusters", ("config",), ("KiB up", "KiB down", "seconds", "clusters", "ARI"))
+    for name, runs in comparison.runs.items():
+        up, down, seconds, clusters, ari = (
+            over_seeds(runs.values(), figure) for figure in ("bytes_up", "bytes_down", "seconds", "clusters", "ari")
+        )
+        sizes = _number(up, 0, 1024), _number(down, 0, 1024)
+        cost.add_row(name, *sizes, _number(seconds, 0), _number(clusters, 1), _cell(ari, 2))
+    return [*found, cost]
+
+
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in words:
+        table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _cell(value: Interval | None, digits: int, sign: str = "") -> str:
+    if value is None:
+        return NONE
+    half = NONE if value.half_width is None else f"{value.half_width:.{digits}f}"
+    return f"{value.mean:{sign}.{digits}f} ± {half}"
+
+
+def _number(value: Interval | None, digits: int, unit: int = 1) -> str:
+    return NONE if value is None else f"{value.mean / unit:,.{digits}f}"
+
+
+def footer(comparison: Comparison) -> list[str]:
+    """What the tables mean, line by line."""
+    seeds = ", ".join(map(str, comparison.seeds))
+    lines = [f"Means over seeds {seeds}, ± half a 95 % t-interval; {NONE} where there is none, as with one seed."]
+    lines += ["At each seed the partition of the data is the same for all configs; only the seed differs between runs."]
+    for name, runs in comparison.runs.items():
+        if len(runs) < len(comparison.seeds):
+            lines.append(f"{name}: {len(runs)} of {len(comparison.seeds)} runs came to their end.")
+    lines += ["KiB are of adapters that travelled, over all rounds and both levels; seconds include loading."]
+    found = {gap.pairs for gap in comparison.differences().values() if gap is not None}
+    if "seeds" in found:
+        lines.append("Differences (below 0 is better) are paired by seed, losses averaged over departments first.")
+    if "departments" in found:
+        why = f"with fewer than {ENOUGH_SEEDS} seeds, losses averaged over seeds first"
+        lines.append(f"Differences (below 0 is better) are paired by department, {why}.")
+    return [*lines, *(f"{run} failed: {why}" for run, why in comparison.failed.items())]

@@ -1,0 +1,182 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fl_lightning.aggregation.department import Residual, next_state
+from fl_lightning.aggregation.robust import GUARDS
+from fl_lightning.aggregation.server_optimizers import SERVER_STEPS
+from fl_lightning.aggregation.weighting import WEIGHTINGS, Facts
+from fl_lightning.config import FederationConfig, FloraConfig, GuardConfig, ServerConfig
+from fl_lightning.flora import flora_weighted_aggregate
+
+A, B = "w.lora_A.weight", "w.lora_B.weight"
+START = {A: torch.tensor([[1.0, 0.0]]), B: torch.tensor([[0.0]])}
+
+
+def config(*, momentum=1.0, guard=None, server=None, weighting="examples", residual=True):
+    return FederationConfig(
+        weighting=weighting,
+        flora=FloraConfig(momentum=momentum, use_residual=residual),
+        guard=GuardConfig(**(guard or {})),
+        server=ServerConfig(**(server or {})),
+    )
+
+
+def update(a, b=0.0):
+    return {A: torch.tensor([a]), B: torch.tensor([[b]])}
+
+
+def play(config, updates, facts=None, *, round_num=1, previous=START, memory=None):
+    facts = facts or {c: Facts(1, 10) for c in updates}
+    return next_state(config, round_num, previous, updates, facts, memory or {})
+
+
+HONEST = {f"hr/c{i}": update([1.0 + 0.1 * i, 1.0], 0.5 + 0.1 * i) for i in range(7)}
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+@pytest.mark.parametrize("residual", [True, False])
+def test_defaults_are_flora_bit_by_bit(momentum, residual):
+    sizes = {c: i + 1 for i, c in enumerate(HONEST)}
+    got = play(config(momentum=momentum, residual=residual), HONEST, {c: Facts(n, 5) for c, n in sizes.items()})
+    wanted = flora_weighted_aggregate(((HONEST[c], n) for c, n in sizes.items()), START, momentum, residual)
+    assert all(torch.equal(got.state[name], wanted[name]) for name in wanted)
+    assert got.weights == {c: n / 28 for c, n in sizes.items()}
+    assert (got.left_out, got.scaled, got.memory, got.step_size) == ({}, {}, {}, momentum)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "wanted"),
+    [
+        ("examples", 0.25),  # 1 of 4
+        ("tokens", 0.75),  # 30 of 40
+        ("uniform", 0.5),
+    ],
+)
+def test_weights_go_by_the_rule_of_the_config(weighting, wanted):
+    facts = {"hr/a": Facts(1, 30), "hr/b": Facts(3, 10)}
+    got = play(config(weighting=weighting), {"hr/a": update([5.0, 0.0]), "hr/b": update([1.0, 0.0])}, facts)
+    assert got.state[A][0, 0].item() == pytest.approx(1 + 4 * wanted)
+    assert got.weights["hr/a"] == wanted
+
+
+def test_a_client_of_weight_zero_is_left_out_and_named():
+    facts = {"hr/a": Facts(1, 10, (3.0, 1.0)), "hr/b": Facts(9, 10, (1.0, 2.0))}
+    got = play(config(weighting="loss_improvement"), {"hr/a": update([5.0, 0.0]), "hr/b": update([-9.0, 0.0])}, facts)
+    assert got.state[A].tolist() == [[5.0, 0.0]]
+    assert got.left_out == {"hr/b": "weight 0 by loss_improvement"}
+    assert got.weights == {"hr/a": 1.0}
+
+
+@pytest.mark.parametrize("name", sorted(set(GUARDS) - {"none"}))
+def test_every_guard_works_from_the_config_and_bounds_what_one_of_eight_does(name):
+    attacked = {**HONEST, "hr/z": update([-1000.0, -1000.0], -1000.0)}
+    clean = play(config(), HONEST).state
+    got = play(config(guard={"name": name}), attacked)
+    plain = play(config(), attacked).state
+    assert (got.state[A] - clean[A]).abs().max() < 1.0
+    assert (plain[A] - clean[A]).abs().max() > 100
+    if name in ("outlier", "krum", "multi_krum"):
+        assert "hr/z" in got.left_out
+    if name == "norm_clip":
+        assert 0 < got.scaled["hr/z"] < 0.01
+
+
+def test_krum_with_too_few_clients_says_so():
+    with pytest.raises(ValueError, match="5"):
+        play(config(guard={"name": "krum", "f": 1}), dict(list(HONEST.items())[:4]))
+
+
+def test_clipped_updates_are_scaled_about_the_departments_state():
+    # residuals (3, 4) of length 5 and (0, 1) of length 1; M = 1: (0.6, 0.8) and (0, 1), mean (0.3, 0.9)
+    updates = {"hr/a": update([4.0, 4.0]), "hr/b": update([1.0, 1.0])}
+    got = play(config(guard={"name": "norm_clip", "max_norm": 1.0}), updates)
+    torch.testing.assert_close(got.state[A], torch.tensor([[1.3, 0.9]]))
+    assert got.scaled == {"hr/a": pytest.approx(0.2)}
+
+
+@pytest.mark.parametrize("step", SERVER_STEPS)
+def test_every_step_works_from_the_config_and_its_memory_goes_on(step):
+    rounds = config(momentum=0.1, server={"step": step, "tau": 1.0})
+    first = play(rounds, HONEST)
+    second = play(rounds, HONEST, memory=first.memory, previous=first.state)
+    fresh = play(rounds, HONEST, previous=first.state)
+    assert bool(first.memory) is (step != "sgd")
+    assert torch.equal(second.state[A], fresh.state[A]) is (step == "sgd")
+
+
+def test_momentum_on_the_server_adds_up():
+    # Δ = (4, 0); m = 4, then 0.5 · 4 + Δ'; θ = 1 + 0.25 · 4 = 2, Δ' = 5 − 2 = 3, m = 5, θ = 2 + 0.25 · 5
+    rounds = config(momentum=0.25, server={"step": "fedavgm", "beta1": 0.5})
+    updates = {"hr/a": update([5.0, 0.0])}
+    first = play(rounds, updates)
+    assert first.state[A][0, 0].item() == 2.0
+    assert first.memory["m/" + A][0, 0].item() == 4.0
+    assert play(rounds, updates, previous=first.state, memory=first.memory).state[A][0, 0].item() == 3.25
+
+
+def test_a_factor_that_is_not_sent_keeps_its_memory_out_of_the_round():
+    rounds = config(momentum=0.25, server={"step": "fedavgm", "beta1": 0.5})
+    only_b = {"hr/a": {B: torch.tensor([[2.0]])}}
+    memory = {"m/" + A: torch.tensor([[8.0, 8.0]]), "m/" + B: torch.tensor([[2.0]])}
+    got = play(rounds, only_b, previous={B: START[B]}, memory=memory)
+    assert torch.equal(got.memory["m/" + A], memory["m/" + A])
+    assert got.memory["m/" + B].item() == 3.0
+    assert set(got.state) == {B}
+
+
+@pytest.mark.parametrize(
+    ("server", "sizes"),
+    [
+        ({"schedule": "linear", "end": 0.0, "schedule_rounds": 4}, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
+        ({"schedule": "cosine", "end": 0.5, "schedule_rounds": 2}, [1.0, 0.75, 0.5, 0.5]),
+    ],
+)
+def test_step_sizes_follow_the_schedule_down_to_standing_still(server, sizes):
+    for round_num, size in enumerate(sizes, start=1):
+        got = play(config(server=server), {"hr/a": update([5.0, 0.0])}, round_num=round_num)
+        assert got.step_size == pytest.approx(size)
+        assert got.state[A][0, 0].item() == pytest.approx(1 + 4 * size)
+
+
+def test_agreement_is_one_in_step_and_less_at_right_angles():
+    apart = {"hr/a": update([2.0, 0.0]), "hr/b": update([1.0, 1.0])}
+    assert play(config(server={"schedule": "agreement"}), apart).step_size == pytest.approx(1 / math.sqrt(2))
+    together = {"hr/a": update([2.0, 0.0]), "hr/b": update([3.0, 0.0])}
+    assert play(config(server={"schedule": "agreement"}), together).step_size == 1.0
+    against = {"hr/a": update([2.0, 0.0]), "hr/b": update([0.0, 0.0])}
+    still = play(config(server={"schedule": "agreement"}), against)
+    assert (still.step_size, still.state[A].tolist()) == (0.0, START[A].tolist())
+
+
+def test_agreement_looks_at_clipped_updates():
+    updates = {"hr/a": update([101.0, 0.0]), "hr/b": update([0.0, 0.0])}  # (100, 0) clipped to (1, 0), and (−1, 0)
+    got = play(config(guard={"name": "norm_clip", "max_norm": 1.0}, server={"schedule": "agreement"}), updates)
+    assert got.step_size == pytest.approx(0.0, abs=1e-12)
+
+
+def test_residual_reads_a_tensor_only_when_it_is_asked_for():
+    read = []
+
+    class Watched(dict):
+        def __getitem__(self, name):
+            read.append(name)
+            return super().__getitem__(name)
+
+    residual = Residual(Watched(update([3.0, 0.0], 2.0)), START)
+    assert (list(residual), len(residual), read) == ([A, B], 2, [])
+    assert residual[A].tolist() == [[2.0, 0.0]]
+    assert residual[A].dtype == torch.float64
+    assert set(read) == {A}
+
+
+def test_config_names_every_method_there_is():
+    def choices(block, name):
+        (field,) = [f for f in dataclasses.fields(block) if f.name == name]
+        return {word.strip(" \"'\n") for word in field.type.split("[", 1)[1].rstrip("]").split(",")}
+
+    assert choices(GuardConfig, "name") == {*GUARDS, "dp"}
+    assert choices(ServerConfig, "step") == set(SERVER_STEPS)
+    assert choices(FederationConfig, "weighting") == set(WEIGHTINGS)

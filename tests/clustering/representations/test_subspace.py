@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import subspace_angles
+
+from fl_lightning.clustering.representations import subspace
+from fl_lightning.clustering.representations.vectors import represent
+
+A, A2 = "q.lora_A.weight", "v.lora_A.weight"
+WIDTH = 9
+
+
+def random_a(seed, rank=2, width=WIDTH):
+    return torch.randn(rank, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def angles(first, second):
+    """Mean squared cosine of the principal angles, min(r_i, r_j) of them."""
+    return float((np.cos(subspace_angles(first.numpy().T, second.numpy().T)) ** 2).mean())
+
+
+def test_it_is_one_less_the_mean_squared_cosine_of_the_principal_angles():
+    states = {f"d{i}": {A: random_a(i), A2: random_a(10 + i, rank=3)} for i in range(3)}
+    d = subspace.subspace(states).dissimilarity
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        first, second = states[f"d{i}"], states[f"d{j}"]
+        assert d[i, j] == pytest.approx(1 - (angles(first[A], second[A]) + angles(first[A2], second[A2])) / 2)
+
+
+def test_it_is_the_kernel_of_projectors_where_ranks_are_equal():
+    states = {f"d{i}": {A: random_a(i)} for i in range(4)}
+    x = represent(states, "subspace")
+    np.testing.assert_allclose(subspace.subspace(states).gram, x @ x.T, atol=1e-12)
+
+
+def test_a_change_of_basis_does_not_show():
+    states = {f"d{i}": {A: random_a(i, rank=3)} for i in range(3)}
+    turned = {name: {A: random_a(50 + i, 3, 3) @ state[A]} for i, (name, state) in enumerate(states.items())}
+    found, wanted = subspace.subspace(turned), subspace.subspace(states)
+    np.testing.assert_allclose(found.dissimilarity, wanted.dissimilarity, atol=1e-9)
+    start = {A: random_a(99, rank=3)}
+    np.testing.assert_allclose(
+        subspace.subspace_residual(turned, reference=start).dissimilarity,
+        subspace.subspace_residual(states, reference=start).dissimilarity,
+        atol=1e-9,
+    )
+
+
+def test_mixed_ranks_go_by_the_smaller_one_and_are_no_kernel():
+    states = {f"d{i}": {A: random_a(i, rank)} for i, rank in enumerate([1, 2, 4])}
+    relation = subspace.subspace(states)
+    assert relation.gram is None
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        assert relation.dissimilarity[i, j] == pytest.approx(1 - angles(states[f"d{i}"][A], states[f"d{j}"][A]))
+
+
+def test_a_line_is_at_no_distance_from_a_plane_that_holds_it():
+    states = {"line": {A: torch.eye(4)[:1]}, "plane": {A: torch.eye(4)[:2]}}
+    np.testing.assert_allclose(subspace.subspace(states).dissimilarity, 0, atol=1e-12)
+
+
+def test_dependent_rows_count_once():
+    states = {"hr": {A: torch.tensor([[1.0, 0, 0], [2.0, 0, 0]])}, "it": {A: torch.tensor([[0.0, 1, 0], [3.0, 0, 0]])}}
+    assert subspace.subspace(states).dissimilarity[0, 1] == pytest.approx(0, abs=1e-12)  # a line in a plane
+
+
+def test_residual_is_the_subspace_of_what_is_beyond_the_start():
+    start, states = random_a(0), {f"d{i}": {A: random_a(0) + 0.1 * random_a(i)} for i in range(1, 4)}
+    projector = torch.linalg.pinv(start) @ start
+    beyond = {
+        name: {A: state[A] @ (torch.eye(WIDTH, dtype=torch.float64) - projector)} for name, state in states.items()
+    }
+    np.testing.assert_allclose(
+        subspace.subspace_residual(states, reference={A: start}).dissimilarity,
+        subspace.subspace(beyond).dissimilarity,
+        atol=1e-9,
+    )
+
+
+def test_residual_sees_what_the_start_hides():
+    # a and b add the same direction, c another one; plain subspaces are all nearly the start's.
+    start = random_a(0, width=200).float()
+    one, two = random_a(1, width=200).float(), random_a(2, width=200).float()
+    states = {"a": {A: start + 0.01 * one}, "b": {A: start + 0.02 * one}, "c": {A: start + 0.01 * two}}
+    assert subspace.subspace(states).dissimilarity.max() < 0.01
+    d = subspace.subspace_residual(states, reference={A: start}).dissimilarity
+    assert d[0, 1] < 0.01
+    assert d[0, 2] > 0.9
+
+
+def test_an_unmoved_layer_spans_nothing_beyond_the_start():
+    # in fp32 even: what is left of A (I − P₀) is rounding, and half the distance of orthogonal subspaces
+    start = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    other = torch.Generator().manual_seed(1)
+    states = {
+        "moved": {A: start + 0.1 * torch.randn(4, 64, generator=other)},
+        "still": {A: start},
+        "turned": {A: 3 * start.flip(0)},
+    }
+    relation = subspace.subspace_residual(states, reference={A: start})
+    np.testing.assert_allclose(relation.gram, np.diag([1.0, 0.0, 0.0]), atol=1e-12)
+    np.testing.assert_allclose(relation.dissimilarity[1], [0.5, 0.0, 0.0], atol=1e-12)
+
+
+def test_identical_states_are_one_point():
+    assert subspace.subspace({name: {A: random_a(3).float()} for name in "abc"}).distinct == 1
+
+
+def test_half_precision_is_compared_too():
+    states = {"hr": {A: random_a(1).bfloat16()}, "it": {A: random_a(1).float()}}
+    assert subspace.subspace(states).dissimilarity[0, 1] < 1e-3
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="it: q.lora_A.weight has 4 columns, wanted 3"):
+        subspace.subspace({"hr": {A: torch.ones(1, 3)}, "it": {A: torch.ones(1, 4)}})
+    with pytest.raises(ValueError, match="hr: q.lora_A.weight has 4 columns, wanted 3"):
+        subspace.subspace_residual({"hr": {A: torch.ones(1, 4)}}, reference={A: torch.ones(1, 3)})
+    with pytest.raises(ValueError, match="reference: got no q.lora_A.weight"):
+        subspace.subspace_residual({"hr": {A: torch.ones(1, 4)}}, reference={})
+    with pytest.raises(ValueError, match=r"hr: q.lora_A.weight has shape \(4,\), wanted \(r, in_features\)"):
+        subspace.subspace({"hr": {A: torch.ones(4)}})
+    with pytest.raises(ValueError, match="it: q.lora_A.weight: not finite"):
+        subspace.subspace({"hr": {A: torch.ones(1, 1)}, "it": {A: torch.tensor([[float("inf")]])}})

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from fl_lightning.clustering.registry import from_dissimilarity, from_gram, smooth
+
+NAMES = ["a", "b", "c"]
+X = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+
+
+def test_dissimilarity_is_half_the_squared_distance():
+    relation = from_gram(NAMES, X @ X.T)
+    np.testing.assert_allclose(relation.distance, [[0, 5, 10], [5, 0, 5], [10, 5, 0]])
+    np.testing.assert_allclose(relation.dissimilarity, [[0, 12.5, 50], [12.5, 0, 12.5], [50, 12.5, 0]])
+
+
+def test_points_are_as_far_apart_as_the_relation_says():
+    x = np.random.default_rng(0).standard_normal((7, 20)) + 5
+    relation = from_gram(list("abcdefg"), x @ x.T)
+    points = relation.points
+    distances = np.linalg.norm(points[:, None] - points[None, :], axis=2)
+    np.testing.assert_allclose(distances, np.linalg.norm(x[:, None] - x[None, :], axis=2), atol=1e-9)
+    np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-12)
+
+
+def test_points_of_a_line_lie_on_one_line():
+    assert from_gram(NAMES, X @ X.T).points.shape[1] == 1
+
+
+def test_distances_without_a_kernel_come_back_from_points():
+    d = from_gram(NAMES, X @ X.T).dissimilarity
+    relation = from_dissimilarity(NAMES, d)
+    assert relation.gram is None
+    np.testing.assert_allclose(np.sort(relation.points.ravel()), [-5, 0, 5], atol=1e-9)
+
+
+def test_centred_products_keep_differences_that_are_small_beside_the_start():
+    start = np.full(50, 1e6)
+    x = start + np.random.default_rng(1).standard_normal((3, 50)) * 1e-3
+    centred = x - x.mean(axis=0)
+    relation = from_gram(NAMES, x @ x.T, centred @ centred.T)
+    np.testing.assert_allclose(relation.distance[0, 1], np.linalg.norm(x[0] - x[1]), rtol=1e-6)
+
+
+def test_distinct_counts_equal_rows_once():
+    x = np.array([[1.0, 2.0], [1.0, 2.0], [4.0, 2.0]])
+    assert from_gram(NAMES, x @ x.T).distinct == 2
+    assert from_gram(NAMES, np.ones((3, 3))).distinct == 1
+    assert from_dissimilarity(NAMES, np.zeros((3, 3))).distinct == 1
+    assert from_gram(["a"], np.ones((1, 1))).distinct == 1
+
+
+def test_values_below_zero_and_on_the_diagonal_count_as_zero():
+    relation = from_dissimilarity(["a", "b"], np.array([[7.0, -1.0], [-1.0, 7.0]]))
+    assert relation.dissimilarity.tolist() == [[0, 0], [0, 0]]
+
+
+def test_smoothing_is_an_exponential_moving_average():
+    before, now = (from_gram(["a", "b"], np.array([[1.0, c], [c, 1.0]])) for c in (0.8, 0.2))
+    mixed = smooth(before, now, keep=0.5)
+    assert mixed.dissimilarity[0, 1] == pytest.approx(0.5)
+    assert mixed.gram[0, 1] == pytest.approx(0.5)
+    assert smooth(mixed, now, keep=0.5).dissimilarity[0, 1] == pytest.approx(0.65)
+    assert smooth(None, now, keep=0.5) is now
+
+
+def test_smoothing_lets_departments_come_and_go():
+    before = from_dissimilarity(NAMES, np.array([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]]))
+    now = from_dissimilarity(["b", "c", "d"], np.array([[0.0, 5, 6], [5, 0, 7], [6, 7, 0]]))
+    mixed = smooth(before, now, keep=0.5)
+    assert mixed.names == ["b", "c", "d"]
+    np.testing.assert_allclose(mixed.dissimilarity, [[0, 4, 6], [4, 0, 7], [6, 7, 0]])  # b–c: (3 + 5) / 2
+
+
+def test_smoothing_a_kernel_with_distances_gives_distances():
+    kernel = from_gram(["a", "b"], np.eye(2))
+    assert smooth(kernel, from_dissimilarity(["a", "b"], 1 - np.eye(2)), keep=0.5).gram is None
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.0, float("nan")])
+def test_keep_out_of_range_is_refused(keep):
+    relation = from_gram(["a", "b"], np.eye(2))
+    with pytest.raises(ValueError, match=r"keep: got .*, wanted a share in \[0, 1\)"):
+        smooth(relation, relation, keep)
+
+
+@pytest.mark.parametrize(
+    ("names", "matrix", "message"),
+    [
+        ([], np.zeros((0, 0)), "names: got"),
+        (["b", "a"], np.eye(2), "wanted at least one, sorted, each once"),
+        (["a", "a"], np.eye(2), "wanted at least one, sorted, each once"),
+        (["a", "b"], np.eye(3), r"gram: got shape \(3, 3\), wanted \(2, 2\)"),
+        (["a", "b"], np.array([[1.0, np.nan], [np.nan, 1.0]]), "the row of a is not finite"),
+        (["a", "b"], np.array([[1.0, 0.5], [0.4, 1.0]]), "not symmetric"),
+    ],
+)
+def test_what_is_no_relation_is_refused(names, matrix, message):
+    with pytest.raises(ValueError, match=message):
+        from_gram(names, matrix)

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+
+from fl_lightning.clustering.dynamic import adjusted_share, dynamic, nearest_share, separations
+from fl_lightning.clustering.kmeans import number_by_first_appearance
+from fl_lightning.clustering.registry import METHODS, Clients, Problem, from_gram, group
+
+
+def answers(federation, clusters, n_clients, times, *, seed=0, draws=199, options=None, **kind):
+    """(share of the right partition, share of more than one cluster) over some federations."""
+    draw, right, more = np.random.default_rng(seed), 0, 0
+    for i in range(times):
+        relation, clients = federation(draw, clusters, n_clients, **kind)
+        found = group(relation, select="dynamic", clients=clients, seed=i, draws=draws, **(options or {}))
+        right += list(found.assignments.values()) == number_by_first_appearance(clusters)
+        more += found.choice.n_clusters > 1
+    return right / times, more / times
+
+
+@pytest.mark.parametrize(("departments", "n_clients"), [(4, 3), (6, 2)])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_one_pool_is_one_cluster(federation, departments, n_clients, rank):
+    _, wrong = answers(federation, [0] * departments, n_clients, 200, signal=0, rank=rank)
+    assert wrong <= 0.08
+
+
+def test_one_pool_of_clients_that_count_differently_is_one_cluster(federation):
+    weights = [1, 10, 100] * 4
+    _, wrong = answers(federation, [0] * 4, 3, 100, signal=0, weights=weights)
+    assert wrong <= 0.08
+
+
+@pytest.mark.parametrize(
+    ("clusters", "n_clients"),
+    [([0, 0, 1, 1], 3), ([0, 0, 1, 2], 3), ([0, 1, 2, 3], 3), ([0, 0, 1, 1, 2, 2], 2), ([0, 0, 0, 1, 1, 2], 3)],
+)
+def test_planted_clusters_are_found(federation, clusters, n_clients):
+    # cosines of clients of one cluster are above those of strangers by 0.04, at a noise of 1 / sqrt(1000) = 0.03
+    right, _ = answers(federation, clusters, n_clients, 20, signal=0.4)
+    assert right >= 0.85
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_agree_on_what_is_plain(federation, method):
+    relation, clients = federation(np.random.default_rng(0), [0, 1, 0, 2], 3, signal=1.0)
+    found = group(relation, method=method, select="dynamic", clients=clients, seed=0)
+    assert found.assignments == {"d00": 0, "d01": 1, "d02": 0, "d03": 2}
+    assert all(found.choice.p_values[k] <= 0.03 for k in (1, 2))
+
+
+def test_what_differs_surely_but_little_is_one_cluster_at_coarse_detail(federation):
+    # departments of a cluster are apart by 0.3² of what clusters are: seen with 8 clients each, not worth a cluster
+    kind = {"signal": 1.0, "own": 0.3, "options": {"detail": 0.67}}
+    assert answers(federation, [0, 0, 1, 2], 8, 5, **kind)[0] == 1
+    found, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 8, signal=1.0, own=0.3)
+    assert group(found, select="dynamic", clients=clients, seed=0, detail=0).choice.n_clusters == 4
+
+
+def test_many_departments_of_many_clients_are_no_trouble(federation):
+    clusters = [i % 5 for i in range(40)]  # more ways to deal 400 clients than a float holds
+    relation, clients = federation(np.random.default_rng(0), clusters, 10, signal=0.5)
+    found = group(relation, select="dynamic", max_clusters=6, clients=clients, seed=0, draws=49)
+    assert list(found.assignments.values()) == clusters
+
+
+def test_bounds_hold_where_there_is_structure(federation):
+    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 3, signal=1.0)
+
+    def count(low, high):
+        bounds = {"min_clusters": low, "max_clusters": high}
+        return group(relation, select="dynamic", clients=clients, seed=0, **bounds).choice.n_clusters
+
+    assert [count(1, 5), count(1, 2), count(4, 5), count(1, 1)] == [3, 2, 4, 1]
+
+
+def test_one_cluster_may_be_the_answer_below_the_smallest_number(federation):
+    relation, clients = federation(np.random.default_rng(3), [0, 0, 0, 0], 3, signal=0)
+    found = group(relation, select="dynamic", min_clusters=2, clients=clients, seed=0)
+    assert found.choice.n_clusters == 1
+    assert found.assignments == dict.fromkeys(relation.names, 0)
+    assert found.choice.p_values[1] > 0.03
+
+
+def test_identical_clients_are_one_cluster():
+    names = [f"{d}/{c}" for d in "abcd" for c in range(3)]
+    clients = Clients(from_gram(names, np.ones((12, 12))), {name: name[0] for name in names})
+    relation = from_gram(list("abcd"), np.ones((4, 4)))
+    assert group(relation, select="dynamic", clients=clients, seed=0).choice.n_clusters == 1
+
+
+def test_too_few_clients_to_tell_is_one_cluster_and_told(federation, caplog):
+    relation, clients = federation(np.random.default_rng(0), [0, 1], 3, signal=2.0)
+    with caplog.at_level("INFO", logger="fl_lightning"):
+        assert group(relation, select="dynamic", clients=clients, seed=0).choice.n_clusters == 1
+    assert "clients can be dealt to departments in 10 ways only" in caplog.text
+
+
+def test_a_seed_decides(federation):
+    relation, clients = federation(np.random.default_rng(5), [0, 0, 1, 1], 3, signal=0.2)
+    first, second = (group(relation, select="dynamic", clients=clients, seed=4) for _ in range(2))
+    assert first == second
+
+
+def test_clients_related_by_distances_alone_will_do(federation):
+    from fl_lightning.clustering.registry import from_dissimilarity
+
+    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
+    bare = from_dissimilarity(clients.relation.names, clients.relation.dissimilarity)
+    found = group(relation, select="dynamic", clients=Clients(bare, clients.department_of), seed=0)
+    assert list(found.assignments.values()) == [0, 0, 1, 1]
+
+
+def line(*positions):
+    """Two clients a department, at ± 1 around each position."""
+    x = np.array([[p + s] for p in positions for s in (-1.0, 1.0)])
+    names = [f"{d}/{c}" for d in "abcdef"[: len(positions)] for c in range(2)]
+    return Clients(from_gram(names, x @ x.T), {name: name[0] for name in names})
+
+
+def test_adjusted_share_by_hand():
+    clients = line(0, 0, 6, 6)
+    # within: 8 · 1 at 6 degrees of freedom; total: 8 + 8 · 9 at 7
+    assert adjusted_share(clients, [0, 0, 1, 1]) == pytest.approx(1 - (8 / 6) / (80 / 7))
+    assert adjusted_share(clients, [0, 0, 0, 0]) == 0
+    # clusters that mean nothing: within 80 at 6
+    assert adjusted_share(clients, [0, 1, 0, 1]) == pytest.approx(1 - (80 / 6) / (80 / 7))
+
+
+def test_separations_by_hand_are_free_of_noise():
+    clients = line(0, 4, 10)
+    # s² = 6 / 3 = 2, W = 2: 2 · (1/2 + 1/2) is taken off the squares of 4, 10 and 6
+    np.testing.assert_allclose(separations(clients, [0, 1, 2]), [14, 98, 34], atol=1e-9)
+    assert nearest_share(clients, [0, 1, 2]) == pytest.approx(14 / ((14 + 98 + 34) / 3))
+    assert nearest_share(clients, [0, 0, 1]) == 1
+
+
+def test_what_does_not_fit_is_refused(federation):
+    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
+
+    def ask(given=clients, **options):
+        return dynamic(Problem(relation, lambda k: [0] * 4, 2, 4, given), **options)
+
+    with pytest.raises(ValueError, match="rule 'dynamic': got no clients"):
+        ask(None)
+    with pytest.raises(ValueError, match="clients: got other departments than the relation has, first d02"):
+        ask(federation(np.random.default_rng(0), [0, 0], 3, signal=0)[1])
+    with pytest.raises(ValueError, match="got level 0, detail 0.67"):
+        ask(level=0)
+    with pytest.raises(ValueError, match="got level 0.03, detail 2"):
+        ask(detail=2)
+    with pytest.raises(ValueError, match="draws: got 19, wanted at least 99 for a test at level 0.01"):
+        ask(level=0.01, draws=19)

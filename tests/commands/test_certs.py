@@ -1,0 +1,53 @@
+import pytest
+
+from fl_lightning.commands.certs import run as certs
+from fl_lightning.errors import InputError
+from fl_lightning.network.tls import public_keys
+
+pytest.importorskip("cryptography", reason="cryptography is not installed: pip install 'fl_lightning[flower]'")
+
+
+def test_sites_named_get_keys_and_the_table_says_who_gets_what(tmp_path, capsys):
+    folder = tmp_path / "c"
+    assert certs(["--sites", "hr/client_0", "hr/client_1", "--out", str(folder)]) == 0
+    assert list(public_keys(folder)) == ["hr/client_0", "hr/client_1"]
+    said = capsys.readouterr().out
+    for word in ("hand to", "the server", "hr/client_0", "hr/client_1", "ca.key", "nobody"):
+        assert word in said
+    assert "PRIVATE" not in said
+
+
+def test_a_site_is_added_later(tmp_path, capsys):
+    folder = tmp_path / "c"
+    certs(["--sites", "hr/client_0", "--out", str(folder)])
+    assert certs(["--add", "hr/client_3", "--out", str(folder)]) == 0
+    assert list(public_keys(folder)) == ["hr/client_0", "hr/client_3"]
+    assert "sites: 2" in capsys.readouterr().out
+
+
+def test_a_config_means_the_clients_of_its_data(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {clients_per_dept: 2}\n")
+    certs(["--config", str(config), "--out", str(tmp_path / "c"), "--hosts", "fl.example", "--days", "3"])
+    assert len(public_keys(tmp_path / "c")) == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "one of the arguments"),
+        (["--sites"], "expected at least one"),
+        (["--sites", "hr/a", "--add", "hr/b"], "not allowed with"),
+        (["--sites", "hr/a", "--dayz", "3"], "unrecognized arguments"),
+        (["--sites", "hr/a", "--days", "many"], "invalid int"),
+        (["--sites", "hr"], "wanted department/client"),
+        (["--add", "hr/a", "--days", "3"], "with --add, wanted neither"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_arguments_are_one_line(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        certs(argv)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,137 @@
+"""Figures of adapters on departments, worked out by hand from record-wise answers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fl_lightning import InputError
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.tokenization import Example
+from fl_lightning.evaluation.scoring import Adapter, Answers, Judge, amounts_to, judge, read_adapter
+
+A, B = "w.lora_A.weight", "w.lora_B.weight"
+
+
+def test_figures_are_over_tokens_and_over_clients():
+    answers = Answers(
+        ["c0", "c0", "c1"],
+        loss=np.array([4.0, 2.0, 6.0]),
+        tokens=np.array([2.0, 1.0, 1.0]),
+        correct=np.array([1.0, 1.0, 0.0]),
+        exact=np.array([1.0, 0.0, 0.0]),
+        rouge=np.array([1.0, 0.5, 0.0]),
+    )
+    got = amounts_to(answers, seed=0, resamples=50)
+    assert got["loss"]["mean"] == 3.0  # 12 nats, 4 tokens
+    assert got["perplexity"] == {bound: math.exp(value) for bound, value in got["loss"].items()}
+    assert got["token_accuracy"]["mean"] == 0.5
+    assert (got["exact_match"]["mean"], got["rouge_l"]["mean"]) == (pytest.approx(1 / 3), 0.5)
+    assert got["client_mean"] == {
+        "loss": 4.0,
+        "token_accuracy": pytest.approx(1 / 3),
+        "exact_match": 0.25,
+        "rouge_l": 0.375,
+    }
+    assert (got["num_records"], got["num_tokens"]) == (3, 4)
+    assert got["loss"]["low"] <= 3.0 <= got["loss"]["high"]
+
+
+def test_without_answers_there_are_no_figures_of_answers():
+    ones = np.ones(2)
+    got = amounts_to(Answers(["c0", "c0"], ones, ones, ones), seed=0, resamples=0)
+    assert "exact_match" not in got
+    assert got["loss"] == {"mean": 1.0}
+
+
+class Words:
+    """A tokenizer of numbers: token 7 is the word "w7"."""
+
+    eos_token_id = 0
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "  ".join(f"w{i}" for i in ids.tolist() if i)
+
+
+class Fake:
+    """Clients whose adapter says what its A holds, whatever it is asked."""
+
+    def evaluate_records(self, state, examples, gain=1.0):
+        return np.array([[gain * float(state[A].sum()), 1.0, float(e.supervised.sum())] for e in examples])
+
+    def wearing(self, state, gain=1.0):
+        import contextlib
+
+        said = state[A].flatten().long()
+
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.p = torch.nn.Parameter(torch.zeros(1))
+
+            def generate(self, input_ids, **_):
+                return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
+
+        return contextlib.nullcontext(Model())
+
+
+def record(prompt, answer):
+    marks = [False] * len(prompt) + [True] * len(answer)
+    return Example(torch.tensor([*prompt, *answer]), torch.tensor(marks))
+
+
+@pytest.fixture
+def data():
+    clients = [
+        ClientData("hr", "c0", [], [record([9], [3, 4, 0]), record([9, 9], [3, 5, 0])]),
+        ClientData("hr", "c1", [], [record([8], [6, 7, 0])]),
+        ClientData("it", "c0", [], [record([8], [4, 0])]),
+    ]
+    return {client.client_id: client for client in clients}
+
+
+def test_generated_answers_are_compared_word_by_word(data):
+    jury = Judge(Fake(), Words(), max_new_tokens=4)
+    adapter = Adapter({A: torch.tensor([[3.0, 4.0, 0.0, 5.0]])})  # says w3 w4, and nothing after the end token
+    got = jury.answers(adapter, [data["hr/c0"], data["hr/c1"]])
+    assert got.clients == ["c0", "c0", "c1"]
+    assert got.exact.tolist() == [1.0, 0.0, 0.0]
+    assert got.rouge.tolist() == [1.0, 0.5, 0.0]  # two words, one in common: precision and recall one half
+    assert got.tokens.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_each_pair_is_judged_and_records_are_limited(data):
+    adapters = {"base": Adapter({A: torch.zeros(1, 1)}), "x": Adapter({A: torch.ones(1, 1)}, gain=2.0)}
+    pairs = [("base", "hr"), ("x", "hr"), ("x", "it")]
+    got = judge(Judge(Fake(), Words(), records=1), adapters, data, pairs=pairs, seed=1, resamples=10)
+    assert {name: sorted(own) for name, own in got.items()} == {"base": ["hr"], "x": ["hr", "it"]}
+    assert got["x"]["hr"]["num_records"] == 2
+    assert got["x"]["hr"]["loss"]["mean"] == pytest.approx(2 * 2 / 6)
+
+
+@pytest.fixture
+def written(tmp_path):
+    from safetensors.torch import save_file
+
+    def make(rank=2, **config):
+        save_file({A: torch.ones(2, 3), B: torch.ones(3, 2)}, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": 8, **config}))
+        return tmp_path
+
+    return make
+
+
+INITIAL = {A: torch.zeros(4, 3), B: torch.zeros(3, 4)}
+
+
+def test_an_adapter_of_another_rank_and_scale_is_read_at_its_scale(written):
+    assert read_adapter(written(), INITIAL, scaling=2.0).gain == 8 / 2 / 2.0
+    assert read_adapter(written(use_rslora=True), INITIAL, scaling=2.0).gain == pytest.approx(8 / math.sqrt(2) / 2.0)
+
+
+@pytest.mark.parametrize("config", [{"r": 3}, {"lora_alpha": 0}, {"lora_alpha": "much"}, {"r": None}])
+def test_a_config_that_does_not_fit_its_tensors_is_refused(written, config):
+    with pytest.raises(InputError, match=r"adapter_config\.json"):
+        read_adapter(written(**{"rank": 2, **config}), INITIAL, scaling=2.0)

@@ -1,0 +1,99 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from fl_lightning.config import RunConfig
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.errors import InputError
+from fl_lightning.federation.fingerprint import MAY_CHANGE, check_identity, fingerprint, identity
+
+
+@pytest.fixture
+def clients(make_examples):
+    return {
+        c: ClientData(*c.split("/"), make_examples(3, i), make_examples(2, 9)) for i, c in enumerate(["hr/a", "it/a"])
+    }
+
+
+def test_the_same_things_have_the_same_identity_wherever_they_lie(clients):
+    config = RunConfig()
+    moved = dataclasses.replace(config, output="elsewhere")
+    moved.data.root, moved.model.name_or_path = "/other/place", "/other/model"
+    check_identity(identity(config, clients, "abc"), identity(moved, copy.deepcopy(clients), "abc"))
+
+
+@pytest.mark.parametrize("key", [k for k in MAY_CHANGE if k not in ("logging", "retention")])
+def test_every_key_that_may_change_is_a_key(key):
+    value = RunConfig()
+    for name in key.split("."):
+        value = getattr(value, name)
+
+
+def test_a_changed_key_is_named_with_both_values_and_with_what_may_change(clients):
+    changed = RunConfig()
+    changed.federation.flora.momentum = 0.5
+    with pytest.raises(InputError, match=r"^federation.flora.momentum: got 0.5, wanted 0.1 .*federation.rounds"):
+        check_identity(identity(RunConfig(), clients, "abc"), identity(changed, clients, "abc"))
+
+
+def test_a_key_of_a_newer_version_is_not_held_against_an_older_run(clients):
+    before = identity(RunConfig(), clients, "abc")
+    del before["config"]["federation.min_clients"]
+    check_identity(before, identity(RunConfig(), clients, "abc"))
+
+
+def change(clients, what):
+    one = clients["hr/a"]
+    if what == "gone":
+        del clients["hr/a"]
+        clients["hr/c"] = dataclasses.replace(one, client="c")
+    elif what == "new":
+        clients["hr/b"] = dataclasses.replace(one, client="b")
+    elif what == "token":
+        one.train[1].ids[0] += 1
+    elif what == "mask":
+        one.eval[1].supervised[-1] ^= True
+    elif what == "order":
+        one.train.reverse()
+    elif what == "moved between splits":
+        one.eval.insert(0, one.train.pop())
+    elif what == "department":
+        clients["ops/a"] = clients.pop("it/a")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("gone", "hr/a: it is gone"),
+        ("new", "hr/b: it is new"),
+        ("token", "hr/a: its records have changed"),
+        ("mask", "hr/a: its records have changed"),
+        ("order", "hr/a: its records have changed"),
+        ("moved between splits", "hr/a: its records have changed"),
+        ("department", r"its departments are \['hr', 'ops'\], wanted \['hr', 'it'\]"),
+    ],
+)
+def test_changed_records_are_named(clients, what, message):
+    before = identity(RunConfig(), clients, "abc")
+    change(clients, what)
+    with pytest.raises(InputError, match=message):
+        check_identity(before, identity(RunConfig(), clients, "abc"))
+
+
+def test_another_base_is_refused(clients):
+    with pytest.raises(InputError, match="got a base model with SHA-256 abd"):
+        check_identity(identity(RunConfig(), clients, "abc"), identity(RunConfig(), clients, "abd"))
+
+
+def test_a_fingerprint_hears_of_every_value_type_and_name(micro_model):
+    model = micro_model("qwen")
+    first = fingerprint(model)
+    assert fingerprint(micro_model("qwen")) == first
+    assert fingerprint(micro_model("llama")) != first
+    assert fingerprint(micro_model("qwen").to(torch.bfloat16)) != first
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[-1, -1] = torch.nextafter(weight[-1, -1], torch.tensor(9.0))
+    assert fingerprint(model) != first

@@ -1,0 +1,119 @@
+"""A run folder made by hand, a server of it in a process of its own, and what each adapter says alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import torch
+import yaml
+
+from fl_lightning.config import ModelConfig, RunConfig
+from fl_lightning.data.records import Turn
+from fl_lightning.data.tokenization import encode_prompt
+from fl_lightning.modeling.base_model import load_base_model
+from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.modeling.generation.generate import generate
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
+from fl_lightning.storage.run_folder import create_run_folder
+
+SHARED = ("finance", "hr", "sales")
+CLIENTS = ("hr/client_0", "hr/client_1")
+
+
+class MadeRun:
+    """A run whose adapters are random: three departments and two clients."""
+
+    def __init__(self, root):
+        self.folder = create_run_folder(root, yaml.safe_dump(RunConfig().to_dict()))
+        base, self.tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+        self.model = create_lora_model(base).eval()
+        self.states = {}
+        for seed, name in enumerate((*SHARED, *CLIENTS)):
+            self.put(name, seed)
+        places = {name: f"adapters/{name}" for name in SHARED}
+        clients = {client: f"client_exports/{client}" for client in CLIENTS}
+        rounds = {"1": {"hr": {client.split("/")[1]: place for client, place in clients.items()}}}
+        (self.folder / "dept_lora_federated.json").write_text(json.dumps(places))
+        (self.folder / "client_lora_federated.json").write_text(json.dumps({"rounds": rounds}))
+
+    def put(self, name, seed):
+        """Give a model another adapter; its state."""
+        draw = torch.Generator().manual_seed(seed)
+        like = collect_lora_state(self.model)
+        self.states[name] = {n: torch.randn(t.shape, generator=draw) * 0.1 for n, t in like.items()}
+        place = "adapters" if name in SHARED else "client_exports"
+        export_lora_adapter(self.model, self.folder / place / name, self.states[name])
+        return self.states[name]
+
+    def says(self, state, text, tokens):
+        """The greedy answer of an adapter that is alone on the model."""
+        cohort = LoraCohort(self.model)
+        cohort.load([state], "cpu")
+        prompt = torch.tensor(encode_prompt([Turn("user", text)], self.tokenizer))
+        with cohort.attached():
+            cohort.arrange_one()
+            (ids,) = generate(self.model, [prompt], max_new_tokens=tokens, end=self.tokenizer.eos_token_id)
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@contextmanager
+def serving(folder, *options, environment=None):
+    """(address, process, log) of a server that is ready; it is stopped in the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder.parent / f"serve_{port}.log"
+    command = [sys.executable, "-m", "fl_lightning", "serve", "--run", str(folder), "--port", str(port), *options]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: process.poll() is not None or healthy(address), 240)
+        assert process.poll() is None, log.read_text()
+        yield address, process, log
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def healthy(address):
+    try:
+        return httpx.get(f"{address}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(condition, seconds):
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def processes_of(session):
+    """Processes that are left of a session."""
+    found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return found.stdout.split()
+
+
+def command_of(pid):
+    """The command line of a process, as everybody on the machine can read it."""
+    return Path(f"/proc/{pid}/cmdline").read_text()

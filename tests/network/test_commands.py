@@ -1,0 +1,64 @@
+"""The commands server and client as a person meets them when something is wrong: one line each."""
+
+import pytest
+
+from fl_lightning.cli import main
+
+pytest.importorskip("flwr", reason="flwr is not installed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["client", "--department", "hr"], 2, "client: no --client, wanted --department and --client"),
+        (["client", "--client", "a"], 2, "client: no --department"),
+        (["client", "--department", "hr", "--client", "a"], 2, "certs makes it"),
+        (["server"], 2, "network.certificates"),
+        (["server", "--federation.share=central", "--federation.combiner=fedavg", "--num-clusters=1",
+          "--no-dept-clustering"], 2, "brings all records to one place"),
+        (["server", "--fabric.devices=2"], 2, "fabric.devices: got 2 for the server"),
+        (["server", "--resume", "last"], 2, "run 'last': no version_N folder"),
+        (["server", "--network.port=0"], 2, "network.port: got 0"),
+        (["server", "--network.prot=1"], 2, "did you mean"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, code, said, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_fit_is_not_resumed_by_the_server(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "version_0" / "config.yaml").write_text("seed: 1\n")
+    assert main(["server", "--resume", "version_0", "--output", "."]) == 2
+    assert "not a run of the server command" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["server", "client"])
+def test_help_lists_the_network_block(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"fl-lightning {command} ")
+    assert "--network.quorum" in text
+
+
+def test_another_version_of_flower_is_told(monkeypatch):
+    from fl_lightning.errors import InputError
+    from fl_lightning.network.flower.superlink import check_flower
+
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.50.0")
+    with pytest.raises(InputError, match=r"flwr: got version 1\.50\.0; wanted flwr>=1\.41,<1\.43"):
+        check_flower()
+
+
+def test_json_is_found_between_what_flower_prints():
+    from fl_lightning.network.flower.superlink import _objects
+
+    assert _objects('hello {x\n{"a": {"b": 1}}\nbye\n{"c": 2}') == [{"a": {"b": 1}}, {"c": 2}]

@@ -1,0 +1,150 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.publishing.export_folder import Source, build
+from fl_lightning.publishing.repo_names import UNNAMED, hub_id
+
+SECRET = "/home/erna/secret-data"  # as the fixture has it
+DP = {"guard": {"name": "dp"}, "weighting": "uniform", "client_clusters": {"num_clusters": 1}}
+
+
+@pytest.fixture
+def card_of(make_run, tmp_path):
+    """Factory of (card, adapter_config, folder) of one adapter of a run with a config."""
+
+    def make(name="hr", base=None, licence=None, **config):
+        run = make_run(f"run_{len(list(tmp_path.iterdir()))}", **config)
+        settings = parse_config(["--config", str(run / "config.yaml")])
+        place = "client_exports/hr/round_2_client_0" if "/" in name else f"adapters/{name}"
+        short = name.replace("/", "-")
+        source = Source(run, settings, name, run / place, f"acme/bots-{short}", hub_id(settings.model, base), licence)
+        built = build(source, run / "publish" / short)
+        card = ModelCard((built.folder / "README.md").read_text())
+        return card, json.loads((built.folder / "adapter_config.json").read_text()), built.folder
+
+    return make
+
+
+def test_metadata_is_what_the_hub_reads(card_of):
+    card, settings, _ = card_of(base="acme/base", licence="apache-2.0")
+    data = card.data
+    assert (data.library_name, data.base_model, data.license) == ("peft", "acme/base", "apache-2.0")
+    assert data.base_model_relation == "adapter"
+    assert data.tags == ["lora", "federated-learning", "fl_lightning"]
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("loss", 3.0),
+        ("perplexity", 30.0),
+        ("accuracy", 0.3),
+    ]
+    assert settings["base_model_name_or_path"] == "acme/base"
+
+
+def test_text_has_figures_counts_and_method(card_of):
+    text = card_of()[0].text
+    for row in (
+        "On 24 held-out records of the department's clients",
+        "| loss | 4.000 | 3.000 |",
+        "| token accuracy | 0.400 | 0.300 |",
+        "| rounds | 2 |",
+        "| clients | 3 |",
+        "| training records | 123 |",
+        "| adapter | rank 2 on `q_proj`, `v_proj` |",
+        "| shared | clients send A and B |",
+        "| combined by | residual averaging (FLoRA), step 0.1 (constant) |",
+        "| updates left out | 1 |",
+        "Differential privacy was off",
+        "No licence was named",
+    ):
+        assert row in text, row
+
+
+def test_run_that_stopped_early_says_so(card_of):
+    assert "| rounds | 2 of 9 |" in card_of(federation={"rounds": 9})[0].text
+
+
+def test_group_and_client_are_called_what_they_are(card_of):
+    group = card_of("office")[0].text
+    assert "for the group `office`" in group
+    assert "| departments in the group | 2 |" in group
+    client = card_of("hr/client_0")[0].text
+    assert "the own adapter of the client `hr/client_0`" in client
+    assert "| training records | 100 |" in client
+    assert "no name of a client" not in client
+
+
+@pytest.mark.parametrize(
+    ("federation", "row"),
+    [
+        ({"combiner": "fedavg", "guard": {"name": "median"}}, "| guard | `median` |"),
+        ({"combiner": "fedavg"}, "| combined by | `fedavg` |"),
+        ({"server": {"step": "fedadam"}}, "server step `fedadam`, step size 0.1 (constant)"),
+        ({"flora": {"use_residual": False}}, "| combined by | the weighted mean of the factors |"),
+        ({"share": "a"}, "clients send A and keep B, of which the adapter carries the mean"),
+        ({"clients_per_round": 2}, "| clients asked in a round | 2 of each department's"),
+        ({"dept_clusters": {"enabled": False}}, "| clusters of departments | off |"),
+    ],
+)
+def test_method_is_the_configs(card_of, federation, row):
+    assert row in card_of(federation=federation)[0].text
+
+
+def test_epsilon_is_said_with_what_it_covers(card_of):
+    text = card_of(federation=DP)[0].text
+    assert "was on: ε = 3.25 at δ = 1e-05, noise multiplier 1" in text
+    assert "not the figures above" in text
+    assert "drawn from a seed" not in text
+    assert (
+        "whoever knows the seed is not bound by ε" in card_of(federation={**DP, "privacy": {"noise_seed": 7}})[0].text
+    )
+    assert "ε = 7.5 at" in card_of("office", federation=DP)[0].text
+    client = card_of("hr/client_0", federation=DP)[0].text
+    assert "does not cover this adapter" in client
+    assert "ε =" not in client
+    kept = card_of(federation={**DP, "share": "a"})[0].text
+    assert "carries the mean" not in kept  # with dp no mean is made of what clients keep
+
+
+def test_nothing_of_the_machine_or_of_others_is_told(card_of, tmp_path):
+    base = tmp_path / "base of erna"
+    config = {
+        "model": {"name_or_path": str(base)},
+        "logging": {"loggers": [{"class_path": "x.Y", "init_args": {"key": SECRET}}]},
+    }
+    card, settings, folder = card_of(network={"host": "10.1.2.3", "certificates": SECRET}, **config)
+    assert settings["base_model_name_or_path"] == UNNAMED
+    assert settings["revision"] is None
+    assert f'base = "{UNNAMED}"  # put the base model here' in card.text
+    assert "base_model" not in card.data.to_dict()
+    for path in folder.iterdir():
+        told = path.read_bytes().decode("utf-8", "replace")
+        for secret in (SECRET, str(tmp_path), "erna", "10.1.2.3", "client_2", "finance", "parcel", "x.Y"):
+            assert secret not in told, (path.name, secret)
+
+
+def test_revision_of_the_base_is_kept_where_it_is_the_configs(card_of):
+    model = {"name_or_path": "acme/base", "revision": "v2"}
+    assert card_of(model=model)[1]["revision"] == "v2"
+    assert card_of(model=model, base="acme/other")[1]["revision"] is None
+
+
+def test_snippet_of_the_bundled_base_runs(card_of, monkeypatch):
+    card, settings, folder = card_of()
+    assert settings["base_model_name_or_path"] == "bundled:tiny_base"
+    code = card.text.partition("```python\n")[2].partition("```")[0]
+    found = {}
+    exec(code.replace('"acme/bots-hr"', repr(str(folder))), found)
+    assert found["model"].peft_config["default"].r == 2
+    assert found["tokenizer"].chat_template
+
+
+def test_card_reads_back_as_yaml_and_ends_with_one_line(card_of):
+    card, _, folder = card_of(licence="mit")
+    text = (folder / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "mit"
+    assert text.endswith("well.\n")
+    assert Path(folder / "adapter_model.safetensors").stat().st_size > 10_000

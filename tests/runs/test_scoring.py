@@ -1,0 +1,130 @@
+"""`evaluate` with any adapters on any data, on a small run."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fl_lightning.cli import main
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.errors import InputError
+from fl_lightning.runs import build as runs
+from fl_lightning.runs.scoring import named_adapters
+
+
+@pytest.fixture(scope="module")
+def finished(cut_departments, tmp_path_factory):
+    """A run of two rounds on little data, with a group."""
+    data = cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+    output = tmp_path_factory.mktemp("runs")
+    groups = json.dumps({"trade": ["finance", "customer_support"]})
+    options = [
+        "--rounds",
+        "1",
+        "--clients-per-dept",
+        "2",
+        "--max-records",
+        "4",
+        f"--federation.hierarchy.groups={groups}",
+    ]
+    config = parse_config([*options, "--data", str(data), "--output", str(output), "--learning-rate", "5e-3"])
+    return runs.fit(config)
+
+
+def judged(tmp_path, *arguments):
+    places = ["--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv")]
+    assert main(["evaluate", *arguments, *places]) == 0
+    with (tmp_path / "x.csv").open() as file:
+        return json.loads((tmp_path / "x.json").read_text()), list(csv.DictReader(file))
+
+
+def test_own_departments_agree_with_the_runs_own_figures(finished, tmp_path, capsys):
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in finished.rglob("*"))
+    result, rows = judged(tmp_path, "--run", str(finished), "--resamples", "20")
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in finished.rglob("*")) == before  # nothing is written there
+    wanted = json.loads((finished / "federated_eval.json").read_text())["departments"]
+    for department, figures in wanted.items():
+        for who, name in ((department, "final"), ("base", "base")):
+            got = result["figures"][who][department]
+            assert got["loss"]["mean"] == pytest.approx(figures[name]["loss"], rel=1e-4)
+            assert got["token_accuracy"]["mean"] == pytest.approx(figures[name]["token_accuracy"], rel=1e-4)
+            assert got["loss"]["low"] <= got["loss"]["mean"] <= got["loss"]["high"]
+    assert "trade" not in result["figures"]  # no department is called so
+    assert len(rows) == 4 * 2 * 3
+    out = capsys.readouterr().out
+    assert "customer_support" in out
+    assert "every adapter (row)" not in out
+
+
+def test_the_matrix_has_every_adapter_on_every_department_and_answers(finished, tmp_path, capsys):
+    options = ["--matrix", "--generate", "--max-new-tokens", "2", "--records", "1", "--resamples", "0"]
+    extra = finished / "client_exports" / "hr" / "round_1_client_0"
+    result, rows = judged(tmp_path, "--run", str(finished), "--adapter", f"mine={extra}", *options)
+    names = {"base", "customer_support", "engineering", "finance", "hr", "trade", "mine"}
+    assert set(result["figures"]) == names
+    for own in result["figures"].values():
+        assert set(own) == {"customer_support", "engineering", "finance", "hr"}
+        assert all(0 <= figures["rouge_l"]["mean"] <= 1 for figures in own.values())
+    assert {row["low"] for row in rows} == {""}
+    assert "every adapter (row) on every department" in capsys.readouterr().out
+
+
+def test_adapters_without_a_run_need_a_config(finished, tmp_path):
+    config, place = str(finished / "config.yaml"), finished / "adapters" / "hr"
+    result, _ = judged(tmp_path, "--config", config, "--adapter", str(place), "--resamples", "0", "--records", "1")
+    assert set(result["figures"]) == {"base", "hr"}
+    assert set(result["figures"]["hr"]) == {"customer_support", "engineering", "finance", "hr"}
+
+
+def test_a_run_of_several_processes_is_judged_by_one(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("  devices: 1\n", "  devices: 2\n"))
+    assert "devices: 2" in (copy / "config.yaml").read_text()
+    command = ["evaluate", "--run", str(copy), "--records", "1", "--resamples", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fl_lightning", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("held-out records of") == 1
+
+
+BAD = {
+    "nothing to judge": (["--matrix", "--config", "c.yaml"], "neither --run nor --adapter"),
+    "no config": (["--matrix", "--adapter", "x=."], "neither --run nor --config"),
+    "a misspelt option": (["--matrx", "--run", "RUN"], r"unknown argument --matrx; did you mean '--matrix'"),
+    "no number": (["--records", "0", "--run", "RUN"], "--records: got '0', wanted a whole number of 1 or more"),
+    "no folder": (["--adapter", "x=/nowhere", "--run", "RUN"], "no folder /nowhere"),
+    "a taken name": (["--adapter", "base=.", "--run", "RUN"], "'base' is taken"),
+    "no adapter": (["--adapter", "x=RUN", "--run", "RUN"], "adapter_model.safetensors"),
+    "no data": (["--data", "/nowhere", "--run", "RUN"], "/nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_line_and_exit_code_2(finished, capsys, arguments, message):
+    import re
+
+    assert main(["evaluate", *(a.replace("RUN", str(finished)) for a in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert [line.startswith("error: ") for line in err.strip().splitlines()][-1:] == [True]
+
+
+def test_an_index_cannot_lead_out_of_the_run(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "dept_lora_federated.json").write_text(json.dumps({"../../x": "y"}))
+    assert main(["evaluate", "--run", str(copy), "--matrix"]) == 2
+
+
+def test_named_adapters_may_be_called_by_their_folder(tmp_path):
+    (tmp_path / "hr").mkdir()
+    assert named_adapters([str(tmp_path / "hr"), f"b={tmp_path}"]) == {"hr": tmp_path / "hr", "b": tmp_path}
+    with pytest.raises(InputError, match="taken"):
+        named_adapters([f"b={tmp_path}", f"b={tmp_path}"])

@@ -1,0 +1,266 @@
+"""What a chat request may be, and what is said of one that it may not be."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_lightning.data.records import Turn
+
+pytest.importorskip("pydantic", reason="pydantic is not installed: pip install 'fl_lightning[serve]'")
+
+from fl_lightning.serving.requests import MOST_MESSAGES, ApiError, ChatRequest, read_request, unknown_model
+
+USER = {"role": "user", "content": "Hello"}
+quick = settings(deadline=None, max_examples=150)
+
+
+def body(**keys):
+    return json.dumps({"model": "hr", "messages": [USER], **keys}).encode()
+
+
+def refused(content):
+    with pytest.raises(ApiError) as caught:
+        read_request(content)
+    assert caught.value.status == 400
+    return caught.value.body()["error"]
+
+
+def said(*contents, role="user"):
+    return body(messages=[{"role": role, "content": content} for content in contents])
+
+
+def test_what_is_left_out_is_what_openai_takes_for_it():
+    asked = read_request(body())
+    assert (asked.model, asked.turns, asked.n, asked.stream, asked.stops) == (
+        "hr", [Turn("user", "Hello")], 1, False, [],
+    )  # fmt: skip
+    assert (asked.temperature, asked.top_p, asked.presence_penalty, asked.frequency_penalty) == (1, 1, 0, 0)
+    assert (asked.seed, asked.max_tokens, asked.max_completion_tokens) == (None, None, None)
+
+
+def test_everything_that_is_given_is_taken():
+    asked = read_request(
+        body(
+            temperature=0.5, top_p=0.25, n=8, max_tokens=7, max_completion_tokens=9, stop=["a", "b"], stream=True,
+            stream_options={"include_usage": True}, seed=3, presence_penalty=-2, frequency_penalty=2,
+        )
+    )  # fmt: skip
+    assert (asked.n, asked.max_tokens, asked.max_completion_tokens, asked.stops) == (8, 7, 9, ["a", "b"])
+    assert (asked.stream, asked.stream_options.include_usage) == (True, True)
+    how = asked.sampling(2, seed=99)
+    assert (how.temperature, how.top_p, how.presence_penalty, how.frequency_penalty) == (0.5, 0.25, -2, 2)
+    assert how.seed == 5  # its own 3, and 2 for the third choice
+
+
+def test_choices_without_a_seed_have_draws_of_their_own():
+    assert [read_request(body()).sampling(i, seed=10).seed for i in range(2)] == [10, 11]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**40])
+def test_any_whole_number_is_a_seed_that_torch_takes(seed):
+    from fl_lightning.modeling.generation.token_sampling import Sampler
+
+    how = read_request(body(seed=seed)).sampling(0, seed=0)
+    assert how.seed == seed % 2**63
+    Sampler(how)
+
+
+def test_nulls_count_as_left_out_at_every_level():
+    keys = ("temperature", "top_p", "n", "max_tokens", "stop", "stream", "seed", "tools", "logprobs", "stream_options")
+    assert read_request(body(**dict.fromkeys(keys))) == read_request(body())
+    assert not read_request(body(stream_options={"include_usage": None})).stream_options.include_usage
+    assert read_request(body(messages=[{**USER, "name": None, "tool_calls": None}])).turns == [Turn("user", "Hello")]
+
+
+def test_unknown_keys_are_passed_over():
+    keys = {
+        "user": "x",
+        "store": True,
+        "metadata": {"a": 1},
+        "service_tier": "auto",
+        "__class__": "x",
+        "model_config": 1,
+    }
+    assert read_request(body(**keys)) == read_request(body())
+
+
+def test_a_developer_is_the_system_and_parts_of_text_are_joined():
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]
+    asked = read_request(body(messages=[{"role": "developer", "content": parts}, USER]))
+    assert asked.turns == [Turn("system", "Be short."), Turn("user", "Hello")]
+
+
+def test_one_stop_is_a_list_of_one():
+    assert read_request(body(stop="###")).stops == ["###"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\xff", "not valid JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"model": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"\\udfff": 1}', "half of a surrogate pair"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(content, said):
+    error = refused(content)
+    assert said in error["message"]
+    assert (error["code"], error["param"]) == ("invalid_json", None)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"null", b'"text"', b"NaN"])
+def test_a_body_that_is_no_object_is_refused(content):
+    error = refused(content)
+    assert (error["code"], error["param"]) == ("invalid_value", "body")
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": ["hr"]}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [None]}, "messages.0"),
+        ({"messages": [USER, "Hello"]}, "messages.1"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "text", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": {"text": "x"}}]}, "messages.0.content"),
+        ({"messages": [USER] * (MOST_MESSAGES + 1)}, "messages"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": 10**50}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a" * 257]}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stream": "maybe"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": 7}}, "stream_options.include_usage"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": float("inf")}, "seed"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"tools": "x"}, "tools"),
+        ({"response_format": "json"}, "response_format"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(keys, where):
+    error = refused(body(**keys))
+    assert error["code"] == "invalid_value"
+    assert error["param"] == where or error["param"].startswith(f"{where}.")
+    assert error["message"].startswith(f"{error['param']}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tools", [{"type": "function"}]),
+        ("functions", [{"name": "f"}]),
+        ("logprobs", True),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": ["text"]}),
+    ],
+)
+def test_what_is_not_supported_is_said_rather_than_passed_over(key, value):
+    error = refused(body(**{key: value}))
+    assert (error["code"], error["param"]) == ("unsupported_parameter", key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tools", []), ("logprobs", False), ("response_format", {"type": "text"}), ("functions", [])]
+)
+def test_what_asks_for_nothing_special_is_taken(key, value):
+    assert read_request(body(**{key: value})).turns == read_request(body()).turns == [Turn("user", "Hello")]
+
+
+def test_an_error_is_in_the_form_that_clients_know():
+    assert ApiError(400, "why", param="n", code="c").body() == {
+        "error": {"message": "why", "type": "invalid_request_error", "param": "n", "code": "c"}
+    }
+    assert ApiError(500, "why").body()["error"]["type"] == "server_error"
+    assert ApiError(400, "why").headers == {}
+    assert ApiError(429, "why", retry_after=1).headers == {"Retry-After": "1"}
+
+
+def test_an_unknown_model_is_answered_with_the_names_there_are():
+    error = unknown_model("finanse", ["hr", "finance"])
+    assert error.status == 404
+    assert error.body()["error"]["code"] == "model_not_found"
+    assert str(error) == "model 'finanse' is not served; did you mean 'finance'?; wanted one of hr, finance"
+
+
+def test_of_many_models_forty_are_named_and_a_long_name_is_cut():
+    message = str(unknown_model("x" * 5000, [f"d{i}" for i in range(42)]))
+    assert message.endswith("d38, d39 and 2 more")
+    assert message.startswith(f"model '{'x' * 100}' is not served; wanted")
+    assert str(unknown_model("x", [f"d{i}" for i in range(40)])).endswith("d38, d39")
+
+
+def read_or_refused(content):
+    try:
+        asked = read_request(content)
+    except ApiError as error:
+        return error.status == 400 and bool(json.dumps(error.body()).encode())
+    for turn in asked.turns:
+        turn.content.encode()
+    return isinstance(asked, ChatRequest) and 0 <= asked.sampling(0, 0).seed < 2**63
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = sorted(ChatRequest.model_fields)
+
+
+@quick
+@given(st.binary(max_size=200))
+def test_of_any_bytes_comes_a_request_or_a_refusal(content):
+    assert read_or_refused(content)
+
+
+@quick
+@given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4))
+def test_of_any_values_comes_a_request_or_a_refusal(keys):
+    assert read_or_refused(body(**keys))
+
+
+@quick
+@given(st.dictionaries(st.sampled_from(["role", "content"]), JSON | st.sampled_from(["user", "system"])))
+def test_of_any_message_comes_a_request_or_a_refusal(message):
+    assert read_or_refused(body(messages=[message, USER]))
+
+
+def test_a_picture_is_refused_in_words():
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
+    body = json.dumps({"model": "hr", "messages": [{"role": "user", "content": parts}]}).encode()
+    with pytest.raises(ApiError, match="content: .*got a part of type 'image_url', wanted text"):
+        read_request(body)

@@ -1,0 +1,145 @@
+"""Runs of several processes from the command line: the same files, and nothing left behind however they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fl_lightning import launch
+from fl_lightning.federation.checkpoint import checkpoints
+
+SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--lora-r", "2", "--learning-rate", "0.005"]
+
+
+def start(*arguments, command="fit", **options):
+    small = SMALL if command == "fit" else []
+    command = [sys.executable, "-m", "fl_lightning", command, *small, *map(str, arguments)]
+    environment = {n: v for n, v in os.environ.items() if n not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def finish(process, timeout=120):
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def children(pid):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(line, process):
+    seen = []
+    for got in process.stdout:
+        seen.append(got)
+        if line in got:
+            return
+    pytest.fail(f"{line!r} never came:\n" + "".join(seen))
+
+
+def test_nothing_is_started_for_one_process_or_by_a_process_that_was_started(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
+    with launch.started(1, ["fit"]):
+        pass
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with launch.started(2, ["fit"]):
+        pass
+
+
+@pytest.mark.parametrize(("variables", "first"), [({}, True), ({"LOCAL_RANK": "1"}, False), ({"RANK": "2"}, False)])
+def test_first_process_is_told_by_its_rank(monkeypatch, variables, first):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch.is_first() is first
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
+    both = [start("--rounds", 2, "--output", tmp_path / str(n), "--fabric.devices", n) for n in (1, 2)]
+    for process in both:
+        code, output = finish(process)
+        assert code == 0, output
+    one, two = (
+        {
+            p.relative_to(root): p.read_bytes()
+            for p in sorted(root.rglob("*.safetensors"))
+            if "checkpoints" not in p.parts
+        }
+        for root in (tmp_path / "1" / "version_0", tmp_path / "2" / "version_0")
+    )
+    assert len(one) == 2 * 8 + 4
+    assert one == two
+    assert [p.name for p in (tmp_path / "2").iterdir()] == ["version_0"]
+    figures = tmp_path / "2" / "version_0" / "federated_eval.json"
+    before = json.loads(figures.read_text())["mean"]["final"]["loss"]
+    figures.unlink()
+    code, output = finish(start("--run", "last", "--output", tmp_path / "2", command="evaluate"))
+    assert code == 0, output
+    assert json.loads(figures.read_text())["mean"]["final"]["loss"] == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_bad_data_is_one_line_from_two_processes(tmp_path):
+    code, output = finish(start("--data", tmp_path / "nowhere", "--output", tmp_path / "out", "--fabric.devices", 2))
+    assert code == 2
+    lines = output.strip().splitlines()
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
+def test_lost_process_ends_the_run_with_a_reason(tmp_path):
+    process = start("--rounds", 500, "--output", tmp_path, "--fabric.devices", 2)
+    wait_for("round 1 of 500", process)
+    (other,) = children(process.pid)
+    os.kill(other, signal.SIGKILL)
+    code, output = finish(process)
+    assert code == 1, output
+    assert "failed: process 1 of the run is lost" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_that_ends_takes_its_processes_with_it_and_resumes(tmp_path, number, code):
+    process = start("--rounds", 500, "--output", tmp_path, "--fabric.devices", 2)
+    wait_for("round 2 of 500", process)  # round 1 is on disk by then
+    (other,) = children(process.pid)
+    process.send_signal(number)
+    got, output = finish(process)
+    assert got == code, output
+    limit = time.monotonic() + 20
+    while Path(f"/proc/{other}").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{other}").exists()
+    done = max(checkpoints(tmp_path / "version_0"))
+    code, output = finish(start("--resume", "last", "--output", tmp_path, "--rounds", done + 1, "--fabric.devices", 2))
+    assert code == 0, output
+    assert (tmp_path / "version_0" / "checkpoints" / f"round_{done + 1}").exists()
