@@ -1,14 +1,13 @@
 """Runs that die anywhere and are resumed: the same bytes as a run that was left alone.
 
 Processes are forked from one that has done the imports. A life ends by SIGKILL just before its n-th call that changes
-the disk, so every step of every write is a place to die at; `benchmarks/chaos.py` kills at random moments instead.
+the disk, so every step of every write is a place to die at; `benchmarks/systems/chaos.py` kills at random moments.
 """
 
 import contextlib
 import ctypes
 import errno
 import gc
-import importlib.util
 import os
 import random
 import resource
@@ -18,11 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.systems import chaos
 from fl_lightning.cli import main
-
-_spec = importlib.util.spec_from_file_location("chaos", Path(__file__).parents[2] / "benchmarks" / "chaos.py")
-chaos = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(chaos)
 
 CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir")
 SMALL = ["--clients-per-dept", "2", "--learning-rate", "5e-3", "--device-map", "cpu", "--retention.client_exports=1"]

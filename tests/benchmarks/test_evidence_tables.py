@@ -25,7 +25,7 @@ TABLES = [
 
 @pytest.fixture
 def benchmark_module(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module
 
 
@@ -37,7 +37,7 @@ def test_every_table_of_the_page_is_between_its_marks():
 
 
 def test_a_table_takes_the_place_of_the_one_between_its_marks(benchmark_module, tmp_path):
-    common = benchmark_module("common")
+    common = benchmark_module("benchmarks.common")
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- table x -->\nold\n<!-- end x -->\nb\n")
     common.put_table(page, "x", common.markdown(("one", "two"), [["1", common.shown(None)]]))
@@ -47,13 +47,13 @@ def test_a_table_takes_the_place_of_the_one_between_its_marks(benchmark_module, 
 
 
 def test_figures_have_a_minus_sign(benchmark_module):
-    common = benchmark_module("common")
+    common = benchmark_module("benchmarks.common")
     assert common.shown({"mean": -0.5, "half_width": 0.25}, signed=True) == "−0.500 ± 0.250"
     assert common.shown({"mean": 0.5, "half_width": None}, signed=True) == "+0.500"
 
 
 def test_kinship_is_sorted_by_the_first_mean(benchmark_module):
-    kinship = benchmark_module("kinship")
+    kinship = benchmark_module("benchmarks.methods.cluster_recovery")
     both = {"raw agglomerative elbow": [[0.0, 0.5]], "delta agglomerative elbow": [[1.0, 0.5]]}
     lone = {"raw agglomerative elbow": [[-1.0, -1.0]]}
     table = kinship.table({"choose": {"tune_a": [{"ari": both}, {"ari": both}]}, "held": {"held_b": [{"ari": lone}]}})
@@ -67,7 +67,7 @@ def test_kinship_is_sorted_by_the_first_mean(benchmark_module):
 
 
 def test_recovery_shows_the_range_over_methods(benchmark_module):
-    grouping = benchmark_module("grouping")
+    grouping = benchmark_module("benchmarks.methods.grouping")
     scores = {f"raw {method} {rule}": [[0.0, 1.0, 0.5]] for method in grouping.METHODS for rule in grouping.RULES}
     scores["raw kmeans elbow"] = [[-1.0, 1.0, 1.0]]
     row = "| raw | −1.00 to 0.00; 0.75 to 1.00 | 0.00; 0.75 | 0.00; 0.75 | 0.00; 0.75 |"

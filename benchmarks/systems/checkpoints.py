@@ -1,6 +1,6 @@
 """What it costs to lose nothing: rounds with checkpoints and journal against the same rounds without.
 
-    python benchmarks/checkpoints.py [--rounds 3] [--records 32] [--repeats 5]
+    python -m benchmarks.systems.checkpoints [--rounds 3] [--records 32] [--repeats 5]
 
 Both train, aggregate, evaluate and export the bundled departments alike and write in the background; one also writes
 every cohort's updates, every evaluation and a checkpoint a round, each with fsync. Losses must agree to the last bit.
@@ -16,9 +16,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import alternate, report
 from rich.console import Console
 
+from benchmarks.common import alternate, report
 from fl_lightning.callbacks import RoundCheckpoint
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.journal import Journal

@@ -1,6 +1,6 @@
 """A run between hosts that are network namespaces, over links with latency and loss; needs root, iproute2 and TUN.
 
-    python benchmarks/network_netns.py --sites 2 --delay 20 --loss 1
+    python -m benchmarks.systems.network_netns --sites 2 --delay 20 --loss 1
 
 Each host holds the records of its one client alone. What is between the hosts delays every packet by half the round
 trip and loses some. The adapters must be those of the same run in one process, and nothing must be left over.

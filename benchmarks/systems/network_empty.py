@@ -1,4 +1,4 @@
-"""Flower's own empty round, for `benchmarks/network.py`: a ServerApp and a ClientApp that do nothing."""
+"""Flower's own empty round, for `benchmarks/systems/network.py`: a ServerApp and a ClientApp that do nothing."""
 
 import json
 import os

@@ -1,12 +1,14 @@
 """Does it pay to mix departments, and in which clusters? Federations with a known answer, methods paired by seed.
 
-    python benchmarks/arms.py conflict control [--seeds 3] [--first 1] [--rounds 5] [--records 32] [--output DIR]
-    python benchmarks/arms.py even --methods average fedavg clusters clusters_03
-    python benchmarks/arms.py flan dolly --rounds 3 --records 12 --eval 6 --against fedavg
-    python benchmarks/arms.py conflict_turned --methods average fedavg clusters --rounds 12 --local-epochs 2
+    python -m benchmarks.methods.experiment_arms conflict control [--seeds 3] [--first 1] [--rounds 5]
+        [--records 32] [--output DIR]
+    python -m benchmarks.methods.experiment_arms even --methods average fedavg clusters clusters_03
+    python -m benchmarks.methods.experiment_arms flan dolly --rounds 3 --records 12 --eval 6 --against fedavg
+    python -m benchmarks.methods.experiment_arms conflict_turned --methods average fedavg clusters --rounds 12
+        --local-epochs 2
 
-Each seed has a federation of its own (`benchmarks/federations.py`), in which `python -m fl_lightning compare` runs all
-methods with that seed; an interrupted arm goes on when it is asked for again. The table is Markdown.
+Each seed has a separate federation (`benchmarks/methods/federations.py`), in which `python -m fl_lightning compare`
+runs all methods with that seed; an interrupted arm goes on when it is asked for again. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml
-from common import markdown, number, shown
-from federations import BUILDERS, build
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.common import markdown, number, shown
+from benchmarks.methods.federations import BUILDERS, build
 from fl_lightning.cli import main as command_line
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.runs.comparison.plan import read_plan
@@ -34,7 +36,7 @@ from fl_lightning.runs.comparison.runner import collect
 from fl_lightning.runs.comparison.statistics import Interval, RunFigures, interval, over_seeds
 from fl_lightning.storage.files import read_json
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 AVERAGE = {"enabled": True, "method": "agglomerative", "select": "fixed", "min_clusters": 1, "max_clusters": 1}
 CLUSTERS = {"enabled": True, "method": "agglomerative", "select": "dynamic", "min_clusters": 1}
 METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {

@@ -1,6 +1,6 @@
 """Peak memory of a run from few clients to many, each with records of its own: flat is the aim.
 
-    python benchmarks/memory.py [--clients 20 200 1000] [--records 4] [--share all a]
+    python -m benchmarks.systems.memory [--clients 20 200 1000] [--records 4] [--share all a]
 
 Every run is a process of its own (two rounds, with evaluation, exports and checkpoints); its peak is what the system
 says of it.
@@ -15,9 +15,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from common import fit_command, write_clients, write_json
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.common import fit_command, write_clients, write_json
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Clients' local training: this package against a bare PyTorch loop on the same records, one epoch a client.
 
-    python benchmarks/local_training.py [--model bundled:tiny_base] [--batch-size 4] [--records 32] [--repeats 5]
+    python -m benchmarks.systems.local_training [--model bundled:tiny_base] [--batch-size 4] [--records 32]
+        [--repeats 5]
 
 The bare loop is what most federated frameworks do: one client after another, batches padded to their longest record,
 full logits, Hugging Face's loss, PEFT's own layers, clip_grad_norm_, torch's AdamW. Also printed: tokens a second of
@@ -16,9 +17,9 @@ import time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import alternate, report
 from lightning.fabric import Fabric
 
+from benchmarks.common import alternate, report
 from fl_lightning import LoraClientModule, ModelConfig, TrainingConfig, create_lora_model, load_base_model
 from fl_lightning.data.client_data import ClientData, load_federation
 from fl_lightning.data.packing import epoch_order

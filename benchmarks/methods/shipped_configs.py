@@ -1,6 +1,6 @@
 """Every config under configs/methods on the bundled departments: losses, bytes, aggregation error.
 
-    python benchmarks/methods.py [--rounds 5] [--records 48] [--clients 3] [--only fedavg fedsa_lora]
+    python -m benchmarks.methods.shipped_configs [--rounds 5] [--records 48] [--clients 3] [--only fedavg fedsa_lora]
 
 Held-out loss of the departments' adapters, and of each client's own adapter after its fit; both are means over clients'
 records in eval mode. Bytes are those that clients sent over all rounds. Same seed, records and rates for everybody.
@@ -18,15 +18,15 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import write_json
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.runs import build
 from fl_lightning.storage.files import read_json
 
-METHODS = Path(__file__).parent.parent / "configs" / "methods"
+METHODS = Path(__file__).parents[2] / "configs" / "methods"
 
 
 def measure(path: Path, args: argparse.Namespace, folder: str) -> dict[str, float | None]:

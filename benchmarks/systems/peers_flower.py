@@ -1,6 +1,6 @@
 """The peers of `peers.py`: a Hugging Face Trainer per client, alone and inside Flower's simulation.
 
-    python benchmarks/peers_flower.py {trainer,flower} WORK [--rounds 1] [--clients-at-once 1]
+    python -m benchmarks.systems.peers_flower {trainer,flower} WORK [--rounds 1] [--clients-at-once 1]
 
 Not to be called by hand: `peers.py` fills the folder WORK and reads `WORK/result.json`. It needs torch, transformers,
 peft and accelerate; flwr[simulation] only for Flower, whose virtual environment does not hold this package.

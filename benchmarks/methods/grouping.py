@@ -1,7 +1,7 @@
 """Which grouping finds the truth: adjusted Rand index on the bundled departments, and what it says of one pool.
 
-    python benchmarks/grouping.py [--rounds 5] [--seeds 3] [--records 32] [--null 100]
-    python benchmarks/grouping.py --data ROOT [--truth structure.json] --null 0
+    python -m benchmarks.methods.grouping [--rounds 5] [--seeds 3] [--records 32] [--null 100]
+    python -m benchmarks.methods.grouping --data ROOT [--truth structure.json] --null 0
 
 Recovery: departments train without being mixed, at the momentum of the default; after every round each representation,
 method and rule groups the very same states. Null: all records of all departments are shuffled and dealt to four
@@ -25,12 +25,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import markdown, number, write_json
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.common import markdown, number, write_json
 from fl_lightning import (
     FederatedDataModule,
     FederatedTrainer,

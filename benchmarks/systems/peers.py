@@ -1,6 +1,6 @@
 """A whole federated round: this package against a Hugging Face Trainer per client and against Flower's simulation.
 
-    python benchmarks/peers.py [--flower-venv PATH] [--records 32] [--threads 2] [--repeats 3]
+    python -m benchmarks.systems.peers [--flower-venv PATH] [--records 32] [--threads 2] [--repeats 3]
 
 The Trainer per client needs the `bench` extra. Flower wants its own virtual environment, since its ranges differ:
 
@@ -43,11 +43,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import report
 from lightning.fabric import Fabric
-from peers_flower import load_model, load_records, trainer_round
 from transformers.utils import logging
 
+from benchmarks.common import report
+from benchmarks.systems.peers_flower import load_model, load_records, trainer_round
 from fl_lightning import (
     FederatedCallback,
     FederatedTrainer,

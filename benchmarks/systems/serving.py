@@ -1,6 +1,7 @@
 """The server under load: 200 chat requests at once over five adapters, against one adapter and one request at a time.
 
-    python benchmarks/serving.py --run last [--requests 200] [--tokens 48] [--json FILE] [--docs docs/serving.md]
+    python -m benchmarks.systems.serving --run last [--requests 200] [--tokens 48] [--json FILE]
+        [--docs docs/serving.md]
 
 Starts `serve` on a free port of the loopback interface and asks it with the openai client, greedily. Every answer is
 compared with that of `generate` on the adapter alone, one prompt at a time. Ratios are of turns taken in alternation.
@@ -26,10 +27,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import httpx
 import openai
 import torch
-from common import put_table, write_json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import put_table, write_json
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.records import Turn, read_records
 from fl_lightning.data.tokenization import encode_prompt

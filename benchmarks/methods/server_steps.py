@@ -1,6 +1,6 @@
 """Rounds that each server step needs to reach the loss that plain averaging has after a few rounds.
 
-    python benchmarks/server_steps.py [--rounds 40] [--records 16] [--clients 3] [--target-round 3]
+    python -m benchmarks.methods.server_steps [--rounds 40] [--records 16] [--clients 3] [--target-round 3]
 
 The mean held-out loss of the departments' adapters is looked at after every round; the run of a step ends when it is at
 or below that of `fedavg` in `--target-round`, or after `--rounds`. Same seed, records and rates for everybody; neither
@@ -18,10 +18,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import write_json
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.runs import build
 

@@ -1,6 +1,6 @@
 """One token for 32 rows of several adapters: the bank's two products a layer against PEFT's sub-batch an adapter.
 
-    python benchmarks/mixed_adapters.py [--rows 32] [--adapters 1 5 20] [--steps 30]
+    python -m benchmarks.systems.mixed_adapters [--rows 32] [--adapters 1 5 20] [--steps 30]
 
 PEFT's own way to mix adapters in a batch is ``model(..., adapter_names=[...])``. Both are given the same rows of one
 token over a cache of 64; the logits are compared first.
@@ -16,9 +16,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import alternate, report
 from transformers import DynamicCache
 
+from benchmarks.common import alternate, report
 from fl_lightning import ModelConfig, create_lora_model, load_base_model
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank
 from fl_lightning.modeling.lora import ADAPTER, collect_lora_state

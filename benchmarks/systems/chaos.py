@@ -1,6 +1,6 @@
 """One run, killed again and again at random moments and resumed each time, against one that was left alone.
 
-    python benchmarks/chaos.py [--kills 50] [--rounds 40] [--processes 1]
+    python -m benchmarks.systems.chaos [--kills 50] [--rounds 40] [--processes 1]
 
 Every life of the run is a process of its own that gets SIGKILL after a random time: while it loads, trains, evaluates,
 writes or resumes. After each kill whatever has a name must be whole: JSON files parse, safetensors files open, the
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="lightning_logs/benchmarks/chaos.json")
     args = parser.parse_args()
-    from common import write_clients, write_json
+    from benchmarks.common import write_clients, write_json
 
     draw, context = random.Random(args.seed), lives()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

@@ -1,11 +1,13 @@
 """Is kinship by topic found? Every representation, method and rule on federations of six to eight departments.
 
-    python benchmarks/kinship.py tune_service tune_intents tune_money        to choose a signal and a rule on
-    python benchmarks/kinship.py held_desks held_tasks held_talk             to report them on
-    python benchmarks/kinship.py dolly flan --show "delta agglomerative dynamic"
+    python -m benchmarks.methods.cluster_recovery tune_service tune_intents tune_money
+        to choose a signal and a rule on
+    python -m benchmarks.methods.cluster_recovery held_desks held_tasks held_talk             to report them on
+    python -m benchmarks.methods.cluster_recovery dolly flan --show "delta agglomerative dynamic"
 
-Each seed has other records (`benchmarks/federations.py`) and another run. What a seed gave is kept under --output and
-not worked out again. Tables: the mean over all federations, and one for each; --show prints the clusters of one way.
+Each seed has other records (`benchmarks/methods/federations.py`) and another run. What a seed gave is kept under
+--output and not worked out again. Tables: the mean over all federations, and one for each; --show prints the clusters
+of one way.
 """
 
 from __future__ import annotations
@@ -21,11 +23,22 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import markdown, number, write_json
-from federations import BUILDERS, build
-from grouping import REPRESENTATIONS, WAYS, Groupings, Scores, load, prepare, recover, score, show, ways_without
 from rich.console import Console
 
+from benchmarks.common import markdown, number, write_json
+from benchmarks.methods.federations import BUILDERS, build
+from benchmarks.methods.grouping import (
+    REPRESENTATIONS,
+    WAYS,
+    Groupings,
+    Scores,
+    load,
+    prepare,
+    recover,
+    score,
+    show,
+    ways_without,
+)
 from fl_lightning.storage.files import read_json
 
 

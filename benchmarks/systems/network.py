@@ -1,6 +1,6 @@
 """What a round between machines costs when nobody trains: our transport beside Flower's own empty round.
 
-    python benchmarks/network.py --sites 2 --rounds 5
+    python -m benchmarks.systems.network --sites 2 --rounds 5
 
 Everything is on the loopback interface, with TLS and node authentication. Three figures a round: the questions and
 answers of one fit through our coordinator and sites that do no work; the same without Flower, in memory; and Flower's

@@ -1,6 +1,6 @@
 """What guards are good for: eight clients of one department, some of them hostile, every guard against every attack.
 
-    python benchmarks/attacks.py [--rounds 2] [--records 16]
+    python -m benchmarks.methods.attacks [--rounds 2] [--records 16]
 
 The clients are those of the bundled customer_support department, each cut in two. A hostile client sends its update
 times −10, noise of ten times an update's length, NaN, or trains on answers that were shuffled among its records.
@@ -22,10 +22,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import write_json
 from fl_lightning.bundled import resolve
 from fl_lightning.callbacks import FederatedRound
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, GuardConfig

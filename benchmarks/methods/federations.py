@@ -1,6 +1,6 @@
 """Federations with a known answer, written as data roots: the same bytes from the same seed.
 
-    python benchmarks/federations.py NAME ROOT [--seed 0] [--train 32] [--eval 8]
+    python -m benchmarks.methods.federations NAME ROOT [--seed 0] [--train 32] [--eval 8]
 
 =============  =====================================================================================================
 conflict       six departments, one pool of CLINC utterances, the answer is a code for the topic; two code books
@@ -30,7 +30,7 @@ from fl_lightning.bundled import resolve
 from fl_lightning.data.layout import find_clients, true_clusters
 
 Records = list[dict[str, Any]]
-CLASSIC = Path(__file__).parents[2] / "shared" / "data" / "classic"
+CLASSIC = Path(__file__).parents[3] / "shared" / "data" / "classic"
 CLIENTS = 3
 TOPICS = ("travel", "kitchen_and_dining", "banking", "small_talk", "work", "auto_and_commute")
 """CLINC domains whose utterances are far apart."""

@@ -1,6 +1,6 @@
 """The tables of docs/results.md: runs what is missing and writes them there.
 
-    python benchmarks/evidence.py PART … [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
+    python -m benchmarks.methods.evidence PART … [--seeds 3] [--output lightning_logs/evidence] [--docs docs/results.md]
 
 =============  ==========================================================================  =======
 part           what it runs                                                                minutes
@@ -19,7 +19,7 @@ all            all of them, in this order                                       
 
 Minutes are of one core, three seeds; those with ~ are estimates. A part that was interrupted goes on, and one that is
 finished is only read again.
-tasks, arms and kinship need the record sets that do not ship (`benchmarks/federations.py`).
+tasks, arms and kinship need the record sets that do not ship (`benchmarks/methods/federations.py`).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import arms
-import grouping
-import kinship
 import yaml
-from common import markdown, put_table, shown
 
+from benchmarks.common import markdown, put_table, shown
+from benchmarks.methods import cluster_recovery as kinship
+from benchmarks.methods import experiment_arms as arms
+from benchmarks.methods import grouping
 from fl_lightning.cli import main as command_line
 from fl_lightning.storage.files import read_json
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 MAIN = (
     "default",
     "methods/local_only",
@@ -179,7 +179,7 @@ def smollm2_part(folder: Path, seeds: str) -> Tables:
 
 
 def arms_part(folder: Path, seeds: str, *calls: str) -> Tables:
-    """Federations with a known answer, as `benchmarks/arms.py` runs them."""
+    """Federations with a known answer, as `benchmarks/methods/experiment_arms.py` runs them."""
     made: Tables = {}
     for call in calls:
         made |= arms.tables(arms.arguments([*call.split(), "--seeds", seeds, "--output", str(folder)]))
@@ -187,14 +187,14 @@ def arms_part(folder: Path, seeds: str, *calls: str) -> Tables:
 
 
 def kinship_part(folder: Path, seeds: str) -> Tables:
-    """Federations to choose by and held-out ones, as `benchmarks/kinship.py` measures them."""
+    """Federations to choose by and held-out ones, as `benchmarks/methods/cluster_recovery.py` measures them."""
     place = ["--seeds", seeds, "--output", str(folder)]
     measured = {mean: kinship.measure(kinship.arguments([*call.split(), *place])) for mean, call in KINSHIP.items()}
     return {"kinship": kinship.table(measured)}
 
 
 def recovery_part(folder: Path, seeds: str, records: int) -> Tables:
-    """Ten rounds of the bundled departments, as `benchmarks/grouping.py` groups them."""
+    """Ten rounds of the bundled departments, as `benchmarks/methods/grouping.py` groups them."""
     sizes = f"--rounds 10 --records {records} --eval 8 --null 0 --skip cross_loss --seeds {seeds}".split()
     return {folder.name: grouping.table(grouping.recovery(grouping.arguments([*sizes, "--json", f"{folder}.json"])))}
 

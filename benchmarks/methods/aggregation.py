@@ -1,6 +1,6 @@
 """Bandwidth of aggregating clients' states: `flora_weighted_aggregate` against a plain memory copy of the same states.
 
-    python benchmarks/aggregation.py [--states 100] [--tensors 64] [--megabytes 8] [--repeats 7]
+    python -m benchmarks.methods.aggregation [--states 100] [--tensors 64] [--megabytes 8] [--repeats 7]
 
 GB/s are bytes of fp32 states read a second, counted alike for everybody. Copies are ``dst.copy_(src)`` for each tensor:
 from memory to memory (into a state of their own for each state), and into one state again and again, whose writes stay
@@ -13,8 +13,8 @@ import argparse
 import statistics
 
 import torch
-from common import alternate, report
 
+from benchmarks.common import alternate, report
 from fl_lightning import flora_weighted_aggregate
 
 

@@ -1,6 +1,6 @@
 """Seconds a round from few clients to many, and one process against two.
 
-    python benchmarks/scaling.py [--clients 4 40 400] [--records 8] [--repeats 3]
+    python -m benchmarks.systems.scaling [--clients 4 40 400] [--records 8] [--repeats 3]
 
 Every run is a process of its own. The number of clients is scaled with small clients (`--records` each); processes are
 compared on the bundled clients with 32 records each, all cores to one process or divided between two, in turns, by the
@@ -17,9 +17,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from common import fit_command, write_clients, write_json
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.common import fit_command, write_clients, write_json
 
 
 def main() -> None:

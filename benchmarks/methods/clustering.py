@@ -1,6 +1,6 @@
 """Number of clusters of departments: this package against scikit-learn's KMeans on the raw matrix.
 
-    python benchmarks/clustering.py [--departments 1000] [--features 100000] [--repeats 1]
+    python -m benchmarks.methods.clustering [--departments 1000] [--features 100000] [--repeats 1]
                                     [--sketch-departments 10000] [--sketch-features 8000]
 
 Both try the same k = 1 … 6 with ten k-means++ restarts and the same seed. Ours includes the Gram product. The data are
@@ -19,11 +19,11 @@ import argparse
 import time
 
 import numpy as np
-from common import report
 from rich.console import Console
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.common import report
 from fl_lightning.clustering.kmeans import SKETCH_ERROR, SKETCH_FAILURE, cluster_rows, elbow, sketch, sketch_size
 
 SEED, RESTARTS, MIN, MAX = 0, 10, 2, 5

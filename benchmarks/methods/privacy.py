@@ -1,6 +1,6 @@
 """Loss against ε: DP-FedAvg at several noise multipliers, many clients in one department, B alone at rank 4.
 
-    python benchmarks/privacy.py [--clients 64] [--rounds 5] [--multipliers 0.5 1 2 4]
+    python -m benchmarks.methods.privacy [--clients 64] [--rounds 5] [--multipliers 0.5 1 2 4]
 
 The fewer numbers are sent and the more clients send them, the less noise is in their mean. Clipping alone and the plain
 mean stand beside them. ε is that of the last round at δ = 1e-5; the noise's seed is fixed.
@@ -16,10 +16,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from common import write_clients, write_json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import write_clients, write_json
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.runs import build
 from fl_lightning.storage.files import read_json
