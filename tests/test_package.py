@@ -128,7 +128,6 @@ yaml.load(text, yaml.Loader)
 yaml.load(text, Loader=yaml.UnsafeLoader)
 from yaml import full_load_all; full_load_all(text)
 subprocess.run("ls", shell=True)
-subprocess.Popen("ls", shell=flag)
 os.system("ls")
 from os import popen; popen("ls")
 import callbacks
