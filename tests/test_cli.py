@@ -171,12 +171,12 @@ def test_fit_then_resume_then_evaluate(tmp_path, capfd):
 
 def test_run_that_cannot_go_on_is_exit_code_1(monkeypatch, capfd, tmp_path):
     from fl_lightning import RunError
-    from fl_lightning.runs import build
+    from fl_lightning.runs import fit as fitting
 
     def fail(*_, **__):
         raise RunError("round 2: no valid update\nfrom any client")
 
-    monkeypatch.setattr(build, "fit", fail)
+    monkeypatch.setattr(fitting, "fit", fail)
     assert main(["fit", "--output", str(tmp_path)]) == 1
     assert capfd.readouterr().err == "failed: round 2: no valid update from any client\n"
 

@@ -9,7 +9,7 @@ import yaml
 import fl_lightning
 from fl_lightning.config import TINY_BASE, LoraProfile, RunConfig
 from fl_lightning.config.parsing import known_keys, parse_config
-from fl_lightning.runs import build
+from fl_lightning.runs.fit import fit
 
 FOLDER = Path(fl_lightning.__file__).parent.parent / "configs"
 FILES = sorted(p for p in FOLDER.rglob("*") if p.suffix in (".yaml", ".yml"))
@@ -66,7 +66,7 @@ def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", str(little)]
     config = parse_config(["--config", str(path), *small, *other, *cpu])
     assert config.model.load_in_4bit == model.get("load_in_4bit", False)
-    folder = build.fit(config)
+    folder = fit(config)
     assert (folder / "federated_eval.json").is_file()
     assert (folder / "adapters" / "hr" / "adapter_model.safetensors").is_file()
 

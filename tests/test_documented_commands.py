@@ -16,7 +16,7 @@ from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import take_option
-from fl_lightning.runs import build as runs
+from fl_lightning.runs.fit import fit
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,7 +63,7 @@ def finished(little, tmp_path_factory):
     """A folder with one finished run in lightning_logs."""
     folder = tmp_path_factory.mktemp("runs")
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2"]
-    runs.fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
+    fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
     return folder
 
 

@@ -33,7 +33,7 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.departments import evaluate_departments
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, CohortJournal, OnStep
-from fl_lightning.runs import build
+from fl_lightning.runs.build import build_components
 from fl_lightning.seeding import derive_seed
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.local_clients import LocalClients
@@ -105,7 +105,7 @@ def main() -> None:
             config = parse_config(
                 ["--data", folder, "--clients-per-dept", "8", "--learning-rate", "5e-3", "--device-map", "cpu"]
             )
-            parts = build.prepare(config)
+            parts = build_components(config)
         clients = Hostile(parts.fabric, parts.module, parts.data, config.training, "auto")
         clients.attack, clients.who = attack, who
         federation = FederationConfig(

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.common import write_clients, write_json
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.runs import build
+from fl_lightning.runs.fit import fit
 from fl_lightning.storage.files import read_json
 
 PLAIN = "--federation={share: freeze_a, combiner: fedavg, weighting: uniform}"
@@ -38,7 +38,7 @@ def measure(multiplier: float | None, args: argparse.Namespace, root: Path, fold
         private = ["--federation.guard.name=dp", f"--federation.privacy={numbers}"]
     config = parse_config(["--data", str(root), *sizes, *alone, *rank, PLAIN, *private])
     with open(os.devnull, "w") as nowhere:
-        run_folder = build.fit(config, console=Console(file=nowhere))
+        run_folder = fit(config, console=Console(file=nowhere))
     mean = read_json(Path(str(run_folder)) / "federated_eval.json")["mean"]
     notes = read_json(Path(str(run_folder)) / f"cluster_metadata/round_{args.rounds}_aggregation.json")["departments"]
     (own,) = notes.values()

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.common import write_json
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.runs import build
+from fl_lightning.runs.fit import fit
 
 STEPS = {
     "fedavg": ["--federation.combiner=fedavg"],
@@ -52,7 +52,7 @@ def losses(arguments: list[str], args: argparse.Namespace, folder: str, target: 
     for rounds in range(args.target_round, args.rounds + 1):
         config = parse_config([*sizes, *alone, *arguments, "--rounds", str(rounds)])
         with open(os.devnull, "w") as nowhere:
-            resume = build.fit(config, resume=resume, console=Console(file=nowhere))
+            resume = fit(config, resume=resume, console=Console(file=nowhere))
         with open(Path(str(resume)) / "metrics.csv", newline="") as file:
             found = [float(row["eval/loss"]) for row in csv.DictReader(file) if row.get("eval/loss")][1:]
         if found[-1] <= target:

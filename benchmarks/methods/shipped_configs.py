@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.common import write_json
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.runs import build
+from fl_lightning.runs.fit import fit
 from fl_lightning.storage.files import read_json
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
@@ -35,7 +35,7 @@ def measure(path: Path, args: argparse.Namespace, folder: str) -> dict[str, floa
     config = parse_config(["--config", str(path), *sizes, "--output", f"{folder}/{path.stem}", "--device-map", "cpu"])
     started = time.perf_counter()
     with open(os.devnull, "w") as nowhere:
-        run_folder = build.fit(config, console=Console(file=nowhere))
+        run_folder = fit(config, console=Console(file=nowhere))
     seconds = time.perf_counter() - started
     final = read_json(run_folder / "federated_eval.json")["mean"]
     own = read_json(run_folder / "client_eval_all_rounds.json")["rounds"].get(str(args.rounds), {})

@@ -101,7 +101,7 @@ def lives() -> Any:
     """Where processes come from: a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["fl_lightning.runs.build", "fl_lightning.cli", "lightning.pytorch.loggers", "tensorboard"]
+        ["fl_lightning.runs.fit", "fl_lightning.cli", "lightning.pytorch.loggers", "tensorboard"]
     )
     return context
 

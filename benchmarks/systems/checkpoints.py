@@ -22,7 +22,7 @@ from benchmarks.common import alternate, report
 from fl_lightning.callbacks import RoundCheckpoint
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.journal import Journal
-from fl_lightning.runs import build
+from fl_lightning.runs.build import build_components, make_callbacks
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.local_clients import LocalClients
 
@@ -38,13 +38,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = parse_config(["--max-records", str(args.records), "--rounds", str(args.rounds), "--device-map", "cpu"])
-    parts = build.prepare(config)
+    parts = build_components(config)
     clients = LocalClients(parts.fabric, parts.module, parts.data, config.training, config.training.clients_at_once)
     losses, written = {}, {}
 
     def rounds(saving: bool) -> None:
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-            callbacks = build.make_callbacks(config, Console(file=nowhere))
+            callbacks = make_callbacks(config, Console(file=nowhere))
             trainer = FederatedTrainer(
                 fabric=parts.fabric,
                 callbacks=[c for c in callbacks if saving or not isinstance(c, RoundCheckpoint)],

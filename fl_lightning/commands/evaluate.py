@@ -52,10 +52,10 @@ def _again(folder: Path, given: list[str]) -> int:
     devices = parse_config(["--config", str(folder / "config.yaml")]).fabric.devices
     with launch.started(devices, given):
         quiet()
-        from fl_lightning.runs import build as runs
+        from fl_lightning.runs.evaluate import evaluate
 
         hush()
-        result = runs.evaluate(folder)
+        result = evaluate(folder)
     if result is not None:
         _show(folder, result)
     return 0

@@ -16,10 +16,10 @@ def run(argv: list[str]) -> int:
     config, folder = config_and_folder(argv, "fit")
     with launch.started(config.fabric.devices, ["fit", *argv]):
         quiet()
-        from fl_lightning.runs import build as runs
+        from fl_lightning.runs.fit import fit
 
         hush()
-        runs.fit(config, resume=folder)
+        fit(config, resume=folder)
     return 0
 
 

@@ -108,20 +108,20 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
     """
     from fl_lightning.evaluation.samples import take_samples
     from fl_lightning.modeling.lora import collect_lora_state, read_lora_adapter
-    from fl_lightning.runs.build import load_config, prepare
+    from fl_lightning.runs.build import build_components, load_run_config
     from fl_lightning.training.local_clients import LocalClients
 
-    config = load_config(run_folder / "config.yaml")
+    config = load_run_config(run_folder)
     on_cpu = replace(config.fabric.alone(), accelerator="cpu", precision="fp32")
-    parts = prepare(replace(config, fabric=on_cpu, output=str(run_folder)))
-    clients = LocalClients(parts.fabric, parts.module, parts.data, config.training)
-    initial = collect_lora_state(parts.module.model)
-    places = {client.department: run_folder / "adapters" / client.department for client in parts.data.values()}
+    components = build_components(replace(config, fabric=on_cpu, output=str(run_folder)))
+    clients = LocalClients(components.fabric, components.module, components.data, config.training)
+    initial = collect_lora_state(components.module.model)
+    places = {client.department: run_folder / "adapters" / client.department for client in components.data.values()}
     # A run's adapters of another rank are written with the scale of the others.
     adapters = {d: read_lora_adapter(place, initial, any_rank=True) for d, place in places.items() if place.is_dir()}
     log.info("asking %d departments for %d answers each", len(adapters), count)
     taken = take_samples(
-        clients, parts.tokenizer, parts.data, initial, adapters, count=count, max_new_tokens=MAX_NEW_TOKENS
+        clients, components.tokenizer, components.data, initial, adapters, count=count, max_new_tokens=MAX_NEW_TOKENS
     )
     texts, asked, found = _texts(config), Counter[str](), dict[str, list[Answer]]()
     for sample in taken:

@@ -1,1 +1,18 @@
-"""Runs."""
+"""A run as a whole: one folder ``version_N``, from a config to the files that a finished run leaves.
+
+================== ====================================================================================
+file               does
+================== ====================================================================================
+`build`            config → base model, data, callbacks, local clients
+`fit`              trains into a new run folder, or continues one
+`resume`           reads the newest checkpoint of a run and checks that it fits
+`evaluate`         evaluates the adapters of a finished run again
+`scoring`          evaluates any adapters on any data, with confidence intervals
+`artifacts`        the contents of a run folder as dataclasses
+`artifact_reader`  reads them; missing or broken files are noted
+`lenient`          parses values from files that may be broken
+`listing`          the runs under a folder
+`diagnosis`        compares a config with this machine
+`comparison`       several configs, each with several seeds
+================== ====================================================================================
+"""

@@ -18,7 +18,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.evaluation.scoring import Adapter, Judge, judge, read_adapter
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
-from fl_lightning.runs.build import prepare
+from fl_lightning.runs.build import build_components
 from fl_lightning.storage.files import write_json, write_text
 from fl_lightning.storage.run_layout import BASE, shared_adapters
 from fl_lightning.training.local_clients import LocalClients
@@ -64,14 +64,14 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
     config = replace(config, fabric=config.fabric.alone())
     if wanted.data is not None:
         config = replace(config, data=replace(config.data, root=wanted.data))
-    parts = prepare(config)
+    components = build_components(config)
     own = {} if wanted.run_folder is None else shared_adapters(wanted.run_folder)
     folders = {**own, **wanted.adapters}
-    model = parts.module.model
+    model = components.module.model
     initial, scaling = collect_lora_state(model), adapter_scaling(model)
     adapters = {BASE: Adapter(initial)}
     adapters.update({name: read_adapter(folder, initial, scaling) for name, folder in folders.items()})
-    departments = sorted({client.department for client in parts.data.values()})
+    departments = sorted({client.department for client in components.data.values()})
     pairs = [(name, department) for name in adapters for department in departments if _meets(name, department, wanted)]
     if all(name == BASE for name, _ in pairs):
         raise InputError(
@@ -79,12 +79,12 @@ def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
             "--matrix for all of them on all departments, or adapters of these names"
         )
     jury = Judge(
-        LocalClients(parts.fabric, parts.module, parts.data, config.training),
-        parts.tokenizer,
+        LocalClients(components.fabric, components.module, components.data, config.training),
+        components.tokenizer,
         max_new_tokens=wanted.max_new_tokens,
         records=wanted.records,
     )
-    figures = judge(jury, adapters, parts.data, pairs=pairs, seed=config.seed, resamples=wanted.resamples)
+    figures = judge(jury, adapters, components.data, pairs=pairs, seed=config.seed, resamples=wanted.resamples)
     return {
         "data": config.data.root,
         "departments": departments,

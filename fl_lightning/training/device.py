@@ -61,7 +61,7 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
     return fabric, DTYPES[precision] if device_type == "cuda" else torch.float32
 
 
-def launch(fabric: Fabric) -> None:
+def launch_fabric(fabric: Fabric) -> None:
     """Join the other processes of the run, if there are any; Fabric divides the cores of a CPU between them.
 
     Raises:

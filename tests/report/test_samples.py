@@ -88,7 +88,7 @@ def test_words_are_those_of_the_record():
 @pytest.mark.slow
 def test_base_and_adapter_answer_held_out_prompts(tmp_path, cut_departments):
     from fl_lightning.config.parsing import parse_config
-    from fl_lightning.runs.build import fit
+    from fl_lightning.runs.fit import fit
 
     data = cut_departments(tmp_path / "data", 2, 4, 2)
     teams = "{one: [hr/client_0], two: [hr/client_1]}"

@@ -14,7 +14,9 @@ from fl_lightning import InputError, ModelConfig, load_base_model
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.checkpoint import checkpoints
-from fl_lightning.runs import build
+from fl_lightning.runs.build import load_run_config, make_callbacks
+from fl_lightning.runs.evaluate import evaluate
+from fl_lightning.runs.fit import fit as fit_config
 
 DEPARTMENTS = ["customer_support", "engineering", "finance", "hr"]
 CLIENTS = ["client_0", "client_1"]
@@ -30,7 +32,7 @@ def root(cut_departments, tmp_path_factory):
 @pytest.fixture(scope="module")
 def fit(root):
     def run_it(output, *arguments, resume=None):
-        return build.fit(
+        return fit_config(
             parse_config([*SMALL, "--data", str(root), "--output", str(output), *arguments]), resume=resume
         )
 
@@ -118,7 +120,7 @@ def test_no_half_written_file_is_left(finished):
 
 
 def test_config_yaml_reads_back_as_the_config_of_the_run(finished, root):
-    config = build.load_config(finished / "config.yaml")
+    config = load_run_config(finished)
     assert isinstance(config, RunConfig)
     assert config == parse_config([*SMALL, "--data", str(root), "--output", str(finished.parent), "--rounds", "2"])
 
@@ -295,7 +297,7 @@ def test_retention_drops_old_exports_and_checkpoints(fit, tmp_path):
 def test_evaluate_writes_the_same_figures_again_after_the_run_was_moved(finished, copied):
     for name in ("federated_eval.json", "client_eval_all_rounds.json"):
         (copied / name).unlink()
-    result = build.evaluate(copied)
+    result = evaluate(copied)
     assert result == read(copied, "federated_eval.json")
     for name in ("federated_eval.json", "client_eval_all_rounds.json"):
         assert flat(read(copied, name)) == pytest.approx(flat(read(finished, name)), rel=1e-6)
@@ -312,14 +314,14 @@ def test_evaluate_refuses_an_adapter_outside_the_run_folder(copied):
     places["hr"] = "../elsewhere"
     (copied / "dept_lora_federated.json").write_text(json.dumps(places))
     with pytest.raises(InputError, match="leads out of the run folder"):
-        build.evaluate(copied)
+        evaluate(copied)
 
 
 def test_evaluate_names_the_adapter_that_is_broken(copied):
     path = copied / "adapters" / "hr" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=re.escape(str(path))):
-        build.evaluate(copied)
+        evaluate(copied)
 
 
 def test_resume_without_a_checkpoint_is_refused(fit, copied):
@@ -354,7 +356,7 @@ def test_resume_with_another_rank_is_bad_input(fit, copied):
 
 
 def test_callbacks_of_a_run_have_one_writer_in_front_and_the_checkpoint_after_all_that_write():
-    names = [type(c).__name__ for c in build.make_callbacks(RunConfig())]
+    names = [type(c).__name__ for c in make_callbacks(RunConfig())]
     assert names[0] == "FederatedRound"
     assert names.count("FederatedRound") == 1
     assert names[names.index("RoundCheckpoint") + 1 :] == ["RichProgress"]

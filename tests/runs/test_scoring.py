@@ -11,7 +11,7 @@ import pytest
 from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
-from fl_lightning.runs import build as runs
+from fl_lightning.runs.fit import fit
 from fl_lightning.runs.scoring import named_adapters
 
 
@@ -31,7 +31,7 @@ def finished(cut_departments, tmp_path_factory):
         f"--federation.hierarchy.groups={groups}",
     ]
     config = parse_config([*options, "--data", str(data), "--output", str(output), "--learning-rate", "5e-3"])
-    return runs.fit(config)
+    return fit(config)
 
 
 def judged(tmp_path, *arguments):

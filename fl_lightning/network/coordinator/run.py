@@ -6,7 +6,6 @@ import contextlib
 import logging
 import queue
 import secrets
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -20,11 +19,9 @@ from fl_lightning import signals
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.callbacks import NetworkLog
 from fl_lightning.config import RunConfig
-from fl_lightning.config.parsing import to_yaml
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.fingerprint import identity
-from fl_lightning.loggers.factory import make_loggers
 from fl_lightning.network.compatibility import Agreement, SiteFacts
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import Inquiry
@@ -32,9 +29,10 @@ from fl_lightning.network.coordinator.transport import FlowerPost
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
-from fl_lightning.runs.build import Parts, fit_into, prepare_model, resumed
+from fl_lightning.runs.build import RunComponents, build_model_components
+from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.storage.files import natural_key, read_json, write_json
-from fl_lightning.storage.run_folder import create_run_folder, held
+from fl_lightning.storage.run_folder import held
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +67,8 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         if resume is not None:
             stack.enter_context(held(resume))
         run, before = _recorded(resume)
-        parts = prepare_model(config, lambda tokenizer: {})
-        agreement = Agreement.of(config, parts.form, parts.base)
+        parts = build_model_components(config, lambda tokenizer: {})
+        agreement = Agreement.of(config, parts.base_precision, parts.base_fingerprint)
         post, link = stack.enter_context(_flower(config))
         if unknown := [client_id for client_id in before if client_id not in link.nodes]:
             raise InputError(
@@ -85,27 +83,20 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
             department, client = client_id.split("/", 1)
             parts.data[client_id] = ClientData(department, client, (), ())
         run_identity = _identity(config, parts, joined)
-        state, folder = None, resume
-        extra: dict[str, Any] = {}
-        if folder is not None:
-            state, extra = resumed(parts, folder, run_identity)
-            loggers = make_loggers(config.logging.loggers, folder, fresh=False)
-        else:
-            folder = create_run_folder(Path(config.output), to_yaml(config))
-            stack.enter_context(held(folder))
-            try:
-                loggers = make_loggers(config.logging.loggers, folder)
-            except InputError:
-                shutil.rmtree(folder)
-                raise
-        write_json(folder / RECORD, {"run": run, "sites": {c: asdict(facts) for c, facts in joined.items()}})
+        start = stack.enter_context(open_run(config, parts, run_identity, resume))
+        write_json(start.run_folder / RECORD, {"run": run, "sites": {c: asdict(facts) for c, facts in joined.items()}})
         departments: dict[str, Any] = {}
-        fit_into(
-            folder, config, parts, loggers, run_identity, state=state, extra=extra, console=console, clients=clients,
-            more=[NetworkLog(departments)], command="server",
-        )  # fmt: skip
+        run_fit(
+            start,
+            config,
+            parts,
+            clients=clients,
+            console=console,
+            extra_callbacks=[NetworkLog(departments)],
+            command="server",
+        )
         clients.finish(departments)
-        return folder
+        return start.run_folder
 
 
 def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteFacts]]:
@@ -131,9 +122,9 @@ def _as_in_a_folder(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
     return department, natural_key(client)
 
 
-def _identity(config: RunConfig, parts: Parts, sites: Mapping[str, SiteFacts]) -> dict[str, Any]:
+def _identity(config: RunConfig, parts: RunComponents, sites: Mapping[str, SiteFacts]) -> dict[str, Any]:
     """As of a run on one machine, but that the hashes of the records are what the sites say."""
-    return {**identity(config, {}, parts.base), "clients": {c: sites[c].records for c in parts.data}}
+    return {**identity(config, {}, parts.base_fingerprint), "clients": {c: sites[c].records for c in parts.data}}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from fl_lightning.network.flower.superlink import check_flower
 from fl_lightning.network.flower.supernode import SuperNode
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.tls import site_files
-from fl_lightning.runs.build import clients_here, prepare_model
+from fl_lightning.runs.build import build_model_components, make_local_clients
 from fl_lightning.storage.run_folder import held
 from fl_lightning.training.worker_processes import SeveralProcesses
 
@@ -57,8 +57,8 @@ def attend(config: RunConfig, department: str, client: str) -> None:
         )  # fmt: skip
         return with_teams(own, {place: team for place, team in team_of.items() if place in own})
 
-    parts = prepare_model(config, read)
-    clients = clients_here(parts, config)
+    parts = build_model_components(config, read)
+    clients = make_local_clients(parts, config)
     if not launch.is_first():
         if isinstance(clients, SeveralProcesses):
             clients.serve()
@@ -74,7 +74,7 @@ def attend(config: RunConfig, department: str, client: str) -> None:
             config,
             clients,
             own,
-            Agreement.of(config, parts.form, parts.base),
+            Agreement.of(config, parts.base_precision, parts.base_fingerprint),
             place,
             partial(export_lora_adapter, parts.module.model),
         )

@@ -23,7 +23,8 @@ from rich.console import Console
 from fl_lightning import launch, signals
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.runs import build
+from fl_lightning.runs import fit as fitting
+from fl_lightning.runs.build import build_components
 from fl_lightning.runs.comparison.plan import Plan
 from fl_lightning.runs.comparison.report import Comparison
 from fl_lightning.runs.comparison.statistics import read_run
@@ -45,7 +46,7 @@ def check(plan: Plan, root: Path) -> None:
     for name, config in plan.configs.items():
         alone = replace(config.fabric, devices=1, parallelism="clients", strategy="auto")
         try:
-            build.prepare(replace(config, output=str(root), fabric=alone))
+            build_components(replace(config, output=str(root), fabric=alone))
         except InputError as error:
             raise InputError(f"{plan.files[name]}: {error}") from error
         gc.collect()
@@ -119,7 +120,7 @@ def _run(folder: Path, plan: Plan, name: str, seed: int) -> None:
     console = None if sys.stderr.isatty() else Console(quiet=True)  # bars and tables of rounds are for who looks on
     try:
         with launch.started(config.fabric.devices, ["fit", *command]):
-            build.fit(config, resume=resume, console=console)
+            fitting.fit(config, resume=resume, console=console)
         note("finished")
     except RunError as error:
         note("failed", " ".join(str(error).split()))

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from fl_lightning import ModelConfig, load_base_model
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.checkpoint import checkpoints
-from fl_lightning.runs import build
+from fl_lightning.runs.evaluate import evaluate
+from fl_lightning.runs.fit import fit as fit_config
 
 DEPARTMENTS = ["customer_support", "engineering", "finance", "hr"]
 PLAIN = ["--num-clusters", "1", "--no-dept-clustering", "--learning-rate", "5e-3", "--device-map", "cpu"]
@@ -29,7 +30,7 @@ def fit(cut_departments, tmp_path_factory):
 
     def run_it(name, output, *arguments, resume=None):
         small = ["--clients-per-dept", "3", "--max-records", "6", "--data", str(root), "--output", str(output)]
-        return build.fit(parse_config([*PLAIN, *ARGUMENTS[name], *small, *arguments]), resume=resume)
+        return fit_config(parse_config([*PLAIN, *ARGUMENTS[name], *small, *arguments]), resume=resume)
 
     return run_it
 
@@ -94,7 +95,7 @@ def test_exported_adapters_give_peft_the_logits_that_the_run_evaluated(finished,
     changed = model(torch.arange(5, 25)[None]).logits
     assert not torch.allclose(changed, clean, atol=1e-3)
     before = read(folder, "federated_eval.json")
-    assert build.evaluate(folder) == before
+    assert evaluate(folder) == before
 
 
 @pytest.mark.slow
@@ -147,7 +148,7 @@ def test_central_trains_on_everything_and_gives_every_department_one_adapter(fin
     assert list(checkpoints(folder)) == [1, 2]
     assert read(folder, "cluster_metadata/round_1_aggregation.json")["bytes"] == {"client/up": 0, "client/down": 0}
     before = read(folder, "federated_eval.json")
-    assert build.evaluate(folder) == before
+    assert evaluate(folder) == before
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from fl_lightning import signals
 from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.runs import build
+from fl_lightning.runs import fit as fitting
 from fl_lightning.runs.comparison.plan import find_comparison, make_plan, names_of, read_plan, split_configs
 from fl_lightning.storage.run_folder import held
 
@@ -215,14 +215,14 @@ def test_every_config_runs_with_every_seed(undisturbed, configs):
 @pytest.mark.slow
 def test_a_run_is_the_run_that_fit_makes(undisturbed, root, configs, tmp_path):
     argv = ["--config", configs[1], "--data", str(root), *TINY, "--seed", "8", "--output", str(tmp_path)]
-    alone = build.fit(parse_config(argv))
+    alone = fitting.fit(parse_config(argv))
     for name in ("federated_eval.json", "adapters/hr/adapter_model.safetensors"):
         assert (undisturbed / "clustered/seed_8/version_0" / name).read_bytes() == (alone / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_resuming_what_is_finished_prints_the_table_again(undisturbed, capfd, monkeypatch):
-    monkeypatch.setattr(build, "fit", lambda *_, **__: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("a finished run was run again"))
     before = rows(undisturbed, drop=())
     (undisturbed / "comparison.csv").unlink()
     argv = ["compare", "--resume", "last", "--output", str(undisturbed.parent), "--by-department"]
@@ -237,7 +237,7 @@ def test_resuming_what_is_finished_prints_the_table_again(undisturbed, capfd, mo
 
 @pytest.mark.slow
 def test_interrupted_comparison_goes_on_and_ends_the_same(undisturbed, root, configs, tmp_path, capfd, monkeypatch):
-    fit, check, runs = build.fit, signals.check, []
+    fit, check, runs = fitting.fit, signals.check, []
 
     def counted(config, **options):
         runs.append((config.federation.combiner, config.seed))
@@ -248,7 +248,7 @@ def test_interrupted_comparison_goes_on_and_ends_the_same(undisturbed, root, con
             os.kill(os.getpid(), signal.SIGINT)
         check()
 
-    monkeypatch.setattr(build, "fit", counted)
+    monkeypatch.setattr(fitting, "fit", counted)
     monkeypatch.setattr(signals, "check", interrupted)
     argv = ["compare", "--config", *configs, "--seeds", "2", "--seed", "7", "--output", str(tmp_path)]
     assert main([*argv, "--data", str(root), *TINY]) == 130
@@ -281,18 +281,18 @@ def test_a_run_that_was_killed_is_resumed_and_took_nobody_knows_how_long(undistu
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_tried_again(root, configs, tmp_path, capfd, monkeypatch):
-    fit = build.fit
+    fit = fitting.fit
 
     def fail(config, **options):
         raise RunError("round 1: no valid update\nfrom any client")
 
     argv = ["compare", "--config", configs[0], configs[0], "--seeds", "1", "--output", str(tmp_path)]
-    monkeypatch.setattr(build, "fit", lambda config, **o: (fail if "fedavg_2" in config.output else fit)(config, **o))
+    monkeypatch.setattr(fitting, "fit", lambda config, **o: (fail if "fedavg_2" in config.output else fit)(config, **o))
     assert main([*argv, "--data", str(root), *TINY]) == 1
     out, err = capfd.readouterr()
     assert "fedavg_2, seed 1234 failed: round 1: no valid update from any client" in out
     assert "tries them again" in err.splitlines()[-1]
-    monkeypatch.setattr(build, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     assert main(["compare", "--resume", "last", "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "compare_0/comparison.json").read_text())
     assert found["failed"] == {}

@@ -1,0 +1,46 @@
+"""Evaluate the adapters of a finished run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fl_lightning import launch
+from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
+from fl_lightning.evaluation.departments import evaluate_run
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.runs.build import build_components, build_tree, load_run_config, make_local_clients
+from fl_lightning.storage.run_folder import held
+from fl_lightning.training.worker_processes import SeveralProcesses
+
+
+def evaluate(run_folder: Path) -> dict[str, Any] | None:
+    """Write ``federated_eval.json`` and ``client_eval_all_rounds.json`` of a finished run again from its adapters.
+
+    Returns:
+        The contents of ``federated_eval.json``; None on all processes but the first.
+
+    Raises:
+        InputError: if the run has no config or no adapters.
+    """
+    config = load_run_config(run_folder)
+    if not launch.is_first():
+        components = build_components(config)
+        clients = make_local_clients(components, config)
+        if isinstance(clients, SeveralProcesses):
+            clients.serve()
+        return None
+    with held(run_folder):
+        components = build_components(config)
+        clients = make_local_clients(components, config)
+        result = evaluate_run(
+            run_folder,
+            components.data,
+            clients,
+            collect_lora_state(components.module.model),
+            tree=build_tree(config, components.data),
+            any_rank=config.federation.combiner in KEEP_PRODUCTS,
+        )
+        if isinstance(clients, SeveralProcesses):
+            clients.stop()
+        return result

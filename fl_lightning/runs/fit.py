@@ -1,0 +1,202 @@
+"""Train a config into a new run folder, or continue a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fl_lightning import launch, signals
+from fl_lightning.callbacks import FederatedCallback
+from fl_lightning.config import RunConfig
+from fl_lightning.config.parsing import to_yaml
+from fl_lightning.errors import InputError, RunError
+from fl_lightning.federation.fingerprint import identity
+from fl_lightning.federation.journal import Journal
+from fl_lightning.federation.protocol import Clients
+from fl_lightning.federation.state import FederationState
+from fl_lightning.loggers.factory import make_loggers
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.runs.build import RunComponents, build_components, make_callbacks, make_local_clients
+from fl_lightning.runs.resume import load_resume_state
+from fl_lightning.state import num_bytes
+from fl_lightning.storage.files import write_text
+from fl_lightning.storage.run_folder import CONFIG, create_run_folder, held, warn_if_tight
+from fl_lightning.trainer import FederatedTrainer
+from fl_lightning.training.device import make_fabric
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Where a run starts or continues.
+
+    Attributes:
+        run_folder: locked by this process.
+        run_fingerprint: of config, base model and data.
+        loggers: that write into the run folder.
+        state: to continue from; None starts at round 1.
+        extra: what the checkpoint holds besides the state.
+    """
+
+    run_folder: Path
+    run_fingerprint: dict[str, Any]
+    loggers: list[Any]
+    state: FederationState | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path | None:
+    """Run `config` from its start, or continue the run folder `resume`.
+
+    Returns:
+        The run folder; None on all processes but the first.
+
+    Raises:
+        InputError: for bad input. No run folder is made then, and a run that is continued stays unchanged.
+        RunError: if the run cannot go on.
+    """
+    if not launch.is_first():  # the first process checks, assigns work and writes
+        components = build_components(config)
+        trainer = FederatedTrainer(fabric=components.fabric, training=config.training)
+        trainer.fit(components.module, components.data, clients=make_local_clients(components, config))
+        return None
+    with contextlib.nullcontext() if resume is None else held(resume):
+        components = build_components(config)
+        run_fingerprint = identity(config, components.data, components.base_fingerprint)
+        with open_run(config, components, run_fingerprint, resume) as start:
+            return run_fit(start, config, components, console=console)
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunConfig, components: RunComponents, run_fingerprint: dict[str, Any], resume: Path | None
+) -> Iterator[RunStart]:
+    """A new run folder, locked while the block runs, or the run folder `resume`, which the caller has locked.
+
+    Raises:
+        InputError: if a logger cannot be made, which removes the new folder, or if `resume` does not fit.
+    """
+    loggers_config = config.logging.loggers
+    if resume is not None:
+        state, extra = load_resume_state(components, resume, run_fingerprint)
+        # A continued run logs its whole history again, from the row of the base model.
+        loggers = make_loggers(loggers_config, resume, fresh=False)
+        yield RunStart(resume, run_fingerprint, loggers, state, extra)
+        return
+    run_folder = create_run_folder(Path(config.output), to_yaml(config))
+    with held(run_folder):
+        try:
+            loggers = make_loggers(loggers_config, run_folder)
+        except InputError:
+            shutil.rmtree(run_folder)
+            raise
+        yield RunStart(run_folder, run_fingerprint, loggers)
+
+
+def run_fit(
+    start: RunStart,
+    config: RunConfig,
+    components: RunComponents,
+    *,
+    clients: Clients | None = None,
+    console: Console | None = None,
+    extra_callbacks: Sequence[FederatedCallback] = (),
+    command: str = "fit",
+) -> Path:
+    """Fit into a run folder that this process has locked.
+
+    Args:
+        start: from `open_run`.
+        config: of the run.
+        components: of this config.
+        clients: fit and evaluate adapters; None uses this machine's devices.
+        console: for progress bars; None is standard error.
+        extra_callbacks: see `make_callbacks`.
+        command: that continues the run, for error messages.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: if the run cannot go on.
+    """
+    run_folder, state = start.run_folder, start.state
+    num_tokens = sum(len(example) for client in components.data.values() for example in client.train)
+    log.info("%d clients%s", len(components.data), f", {num_tokens} training tokens an epoch" if num_tokens else "")
+    if state is not None:
+        log.info("resuming %s after round %d", run_folder, state.round_num)
+    components.fabric, _ = make_fabric(config.fabric, start.loggers)
+    callbacks = make_callbacks(config, console, start.run_fingerprint, components.tokenizer, extra_callbacks)
+    for callback in callbacks:
+        if type(callback).__name__ in start.extra.get("callbacks", {}):
+            callback.load_state_dict(start.extra["callbacks"][type(callback).__name__])
+    trainer = FederatedTrainer(
+        fabric=components.fabric,
+        callbacks=callbacks,
+        federation=config.federation,
+        training=config.training,
+        lora=config.lora,
+        seed=config.seed,
+        run_folder=run_folder,
+    )
+    with _closing_loggers(start.loggers):
+        try:
+            write_text(run_folder / CONFIG, to_yaml(config))
+            for logger in start.loggers:
+                logger.log_hyperparams(config.to_dict())
+            warn_if_tight(run_folder, _estimate_disk_bytes(config, components))
+            trainer.fit(
+                components.module,
+                components.data,
+                clients=clients or make_local_clients(components, config),
+                resume_from=state,
+                history=[(step, row) for step, row in start.extra.get("history", ())],
+                journal=Journal(run_folder / "checkpoints", trainer.writer),
+            )
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or run_folder}: {error.strerror or error}; the last checkpoint is intact: fix the "
+                f"cause, then fl-lightning {command} --resume {shlex.quote(str(run_folder))}"
+            ) from error
+        except signals.Stopped as stop:
+            stop.run_folder = run_folder
+            raise
+    return run_folder
+
+
+@contextlib.contextmanager
+def _closing_loggers(loggers: Sequence[Any]) -> Iterator[None]:
+    """Save and finalize the loggers when the block ends, which Fabric never does.
+
+    After a failure their own `OSError` is suppressed, so that the first error is the one that is raised.
+    """
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        for logger in loggers:
+            with contextlib.suppress(*(() if status == "success" else (OSError,))):
+                if hasattr(logger, "save"):
+                    logger.save()
+                logger.finalize(status)
+
+
+def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:
+    """Estimated size of adapters and checkpoints at the end of the run, in bytes."""
+    adapter = num_bytes(collect_lora_state(components.module.model))
+    num_clients = len(components.data)
+    num_departments = len({client.department for client in components.data.values()})
+    rounds, retention = config.federation.rounds, config.retention
+    exports = min(rounds, retention.client_exports + retention.best) if retention.client_exports else rounds
+    checkpoints = min(rounds, retention.checkpoints + retention.best) if retention.checkpoints else rounds
+    return adapter * (num_departments + exports * num_clients + checkpoints * (1 + num_departments) + num_clients)

@@ -1,0 +1,64 @@
+"""Where a run continues: its newest checkpoint, if config, base model and data are those it was begun with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_lightning.errors import InputError
+from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.fingerprint import check_identity
+from fl_lightning.federation.state import FederationState
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.runs.build import RunComponents
+from fl_lightning.state import problem_with
+from fl_lightning.storage.files import sweep
+from fl_lightning.storage.offload import IN_MEMORY, Spill
+
+log = logging.getLogger(__name__)
+
+
+def load_resume_state(
+    components: RunComponents, run_folder: Path, run_fingerprint: Mapping[str, Any]
+) -> tuple[FederationState | None, dict[str, Any]]:
+    """The newest complete checkpoint of a run.
+
+    Args:
+        components: as the config of now asks for them.
+        run_folder: of the run, locked by this process.
+        run_fingerprint: of this config, base model and data.
+
+    Returns:
+        (state, extra), `extra` being what the checkpoint holds besides the state; (None, {}) for a run that was stopped
+        before its first checkpoint.
+
+    Raises:
+        InputError: if the run has results but no checkpoint, or the checkpoint is of another config, base or data.
+    """
+    sweep(run_folder)
+    checkpoint = newest_checkpoint(run_folder, Spill(run_folder).keep if len(components.data) > IN_MEMORY else None)
+    if checkpoint is None:
+        if any((run_folder / name).exists() for name in ("adapters", "client_exports")):
+            raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
+        log.info("%s was stopped before its first checkpoint and starts again", run_folder)
+        return None, {}
+    state, extra = checkpoint
+    if "identity" not in extra:
+        raise InputError(
+            f"{run_folder}: expected a checkpoint with the fingerprints of config, base and data, got one without; "
+            "start a new run"
+        )
+    check_identity(extra["identity"], run_fingerprint)
+    initial = collect_lora_state(components.module.model)
+    problem = problem_with(initial, state.initial)
+    if problem or any(not torch.equal(initial[name], tensor) for name, tensor in state.initial.items()):
+        raise InputError(
+            f"{run_folder}: expected the initial adapter that the run started from, got another one "
+            f"({problem or 'other values'}) from the same config and base; use the versions of torch and peft that the "
+            "run started with"
+        )
+    return state, extra
