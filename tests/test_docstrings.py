@@ -69,9 +69,9 @@ def test_what_is_raised_is_said(name):
 
 
 @pytest.mark.slow
-def test_reference_is_built_by_the_command_in_the_readme(tmp_path):
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    command = shlex.split(re.search(r"^(pdoc .*docs/api)$", readme, re.MULTILINE)[1])
+def test_reference_is_built_by_the_command_in_the_docs(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    command = shlex.split(re.search(r"^(pdoc .*docs/api)$", page, re.MULTILINE)[1])
     environment = {**os.environ, "PYTHONPATH": str(Path(fl_lightning.__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

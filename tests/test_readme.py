@@ -9,8 +9,12 @@ import pytest
 from fl_lightning.config.parsing import SHORTCUTS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", TEXT[page], re.DOTALL)
 
 
 def run(code, folder):
@@ -20,24 +24,35 @@ def run(code, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, len(SNIPPETS)))
-def test_python_in_the_readme_runs(number, tmp_path):
-    run(SNIPPETS[number], tmp_path)
+@pytest.mark.parametrize("number", range(len(snippets("python.md"))))
+def test_python_in_the_docs_runs(number, tmp_path):
+    run(snippets("python.md")[number], tmp_path)
 
 
 @pytest.mark.slow
 def test_adapter_of_a_run_is_used_as_the_readme_says(tmp_path):
     small = ["--rounds", "1", "--clients-per-dept", "1", "--max-records", "2"]
     run(f"import sys; from fl_lightning.cli import main; sys.exit(main(['fit', *{small}]))", tmp_path)
-    assert "lightning_logs/version_0/adapters/hr" in SNIPPETS[0]
-    run(SNIPPETS[0] + "\nassert model.peft_config['default'].r == 8", tmp_path)
+    (load,) = snippets("README.md")
+    assert "lightning_logs/version_0/adapters/hr" in load
+    run(load + "\nassert model.peft_config['default'].r == 8", tmp_path)
 
 
-def test_readme_names_every_short_flag():
-    assert [flag for flag in SHORTCUTS if flag not in README] == []
+def test_readme_is_short():
+    assert TEXT["README.md"].count("\n") <= 150
 
 
-def test_files_that_the_readme_names_are_there():
-    named = set(re.findall(r"`((?:configs|docs|fl_lightning)/[\w./-]+)`", README))
+def test_docs_name_every_short_flag():
+    assert [flag for flag in SHORTCUTS if flag not in TEXT["configuration.md"]] == []
+
+
+def test_files_that_the_pages_name_exist():
+    named = {name for text in TEXT.values() for name in re.findall(r"`((?:configs|docs|fl_lightning)/[\w./-]+)`", text)}
     assert len(named) >= 6
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[page.name])
+    assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""The README's commands that make, look at and list data, configs and runs, as they stand there."""
+"""The commands of the docs that make, check and list data, configs and runs, exactly as they are written there."""
 
 import json
 import re
@@ -12,8 +12,9 @@ COMMANDS = ("init", "doctor", "inspect", "partition", "runs")
 
 
 def commands():
-    """[arguments] of each command in the README, in its order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    """[arguments] of each command in the pages, in their order."""
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("data", "configuration", "runs")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     found = re.findall(r"python -m fl_lightning ([^`\n]+)", text)
     return [shlex.split(line) for line in found if line.split()[0] in COMMANDS]
 
