@@ -9,14 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.evaluation.departments import (
-    Figures,
-    evaluate_departments,
-    evaluate_groups,
-    figures,
-    mean_figures,
-    summary,
-)
+from fl_lightning.evaluation.departments import evaluate_departments, evaluate_groups, summary
+from fl_lightning.evaluation.metrics import MetricValues, compute_metrics, mean_metrics
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientUpdate, Metrics
@@ -35,10 +29,10 @@ class Evaluation(FederatedCallback):
     wants_client_metrics = True
 
     def __init__(self) -> None:
-        self.base: dict[str, Figures] = {}
-        self.final: dict[str, Figures] = {}
-        self.groups: dict[str, dict[str, Figures]] = {}
-        self.rounds: dict[str, dict[str, dict[str, Figures]]] = {}
+        self.base: dict[str, MetricValues] = {}
+        self.final: dict[str, MetricValues] = {}
+        self.groups: dict[str, dict[str, MetricValues]] = {}
+        self.rounds: dict[str, dict[str, dict[str, MetricValues]]] = {}
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the base model: the initial adapter, whose B is zero."""
@@ -57,7 +51,7 @@ class Evaluation(FederatedCallback):
         metrics = update.metrics
         if metrics is None or client in trainer.report.departments[department].left_out:
             return
-        values = _figures_of(metrics)
+        values = _client_metrics(metrics)
         if values is None:
             log.warning("round %d: %s sent %s, which are no figures", update.round_num, update.client_id, metrics)
             return
@@ -84,14 +78,14 @@ class Evaluation(FederatedCallback):
             trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final, self.groups))
             trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
 
-    def _log(self, trainer: FederatedTrainer, departments: Mapping[str, Figures]) -> None:
+    def _log(self, trainer: FederatedTrainer, departments: Mapping[str, MetricValues]) -> None:
         groups = {group: values["final"] for group, values in self.groups.items()}
         for name, values in {**departments, **groups}.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         if not departments:
             log.warning("round %d: no figures from anybody", trainer.round_num)
             return
-        trainer.log({f"eval/{metric}": value for metric, value in mean_figures(departments).items()})
+        trainer.log({f"eval/{metric}": value for metric, value in mean_metrics(departments).items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The figures so far."""
@@ -103,11 +97,11 @@ class Evaluation(FederatedCallback):
         self.groups = state.get("groups", {})
 
 
-def _figures_of(metrics: Metrics) -> Figures | None:
+def _client_metrics(metrics: Metrics) -> MetricValues | None:
     """The figures of what a client sent; None where a sum or a figure made of them is no finite number."""
     sums = vars(metrics).values()
     # Compared, not converted: a float cannot hold every integer.
     if any(not isinstance(v, (int, float)) or not abs(v) <= sys.float_info.max for v in sums) or metrics.num_tokens < 1:
         return None
-    values = figures(metrics)
+    values = compute_metrics(metrics)
     return values if all(map(math.isfinite, values.values())) else None

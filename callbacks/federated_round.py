@@ -20,7 +20,7 @@ from fl_lightning.clustering.rounds import Evidence, group_clients
 from fl_lightning.clustering.tree import step_all
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
-from fl_lightning.evaluation.departments import cross_losses, leave_one_out
+from fl_lightning.evaluation.cross_loss import cross_losses, leave_one_out
 from fl_lightning.federation.state import DepartmentReport, FederationState, RoundReport, mean_personal
 from fl_lightning.linalg.adapter_algebra import product_distance, side_by_side
 from fl_lightning.linalg.approximation_error import averaging_error, result_error

@@ -46,7 +46,7 @@ from fl_lightning.clustering.rounds import Evidence, group_round
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.layout import true_clusters
-from fl_lightning.evaluation.departments import cross_losses
+from fl_lightning.evaluation.cross_loss import cross_losses
 from fl_lightning.storage.files import read_json
 from fl_lightning.trainer import make_clients
 

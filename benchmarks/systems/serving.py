@@ -122,7 +122,7 @@ def reference(folder: Path, pairs: Pairs, tokens: int) -> list[str]:
     cohort, answers = LoraCohort(model), {}
     for name in dict.fromkeys(name for name, _ in pairs):
         adapter = read_adapter(folders[name], answering.initial, scaling)
-        cohort.load([adapter.state], "cpu", gains=[adapter.gain])
+        cohort.load([adapter.state], "cpu", gains=[adapter.relative_scaling])
         with cohort.attached():
             cohort.arrange_one()
             for i in (i for i, (own, _) in enumerate(pairs) if own == name):

@@ -85,9 +85,9 @@ def _judge(argv: list[str], name: str | None, root: Path) -> int:
     from fl_lightning.runs import scoring
 
     hush()
-    wanted = scoring.Wanted(
+    request = scoring.ScoringRequest(
         folder,
-        scoring.named_adapters(adapters),
+        scoring.parse_adapter_options(adapters),
         data,
         matrix,
         (longest or 64) if generated else 0,
@@ -95,9 +95,9 @@ def _judge(argv: list[str], name: str | None, root: Path) -> int:
         1000 if resamples is None else resamples,
     )
     source = config_file if folder is None or config_file is not None else str(folder / "config.yaml")
-    result = scoring.judge_run(parse_config(["--config", str(source)]), wanted)
-    places = [None if place is None else Path(place) for place in (json_to, csv_to)]
-    scoring.write(result, json_to=places[0], csv_to=places[1])
+    result = scoring.score_run(parse_config(["--config", str(source)]), request)
+    json_path, csv_path = (None if path is None else Path(path) for path in (json_to, csv_to))
+    scoring.write(result, json_path=json_path, csv_path=csv_path)
     scoring.show(result)
     return 0
 

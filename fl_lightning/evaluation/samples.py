@@ -1,4 +1,4 @@
-"""Answers of the base and of a department's adapter to held-out prompts, side by side: something to read."""
+"""Generated answers of the base model and of departments' adapters to held-out prompts, for people to read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fl_lightning.training.local_clients import LocalClients
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out prompt and what is said to it.
+    """One held-out prompt and the answers to it.
 
     Attributes:
         client_id: whose record it is.
         prompt: as the model sees it.
-        reference: the record's own answer.
+        reference: the record's answer.
         base: the base model's answer.
         adapter: the answer of the department's adapter.
     """
@@ -39,12 +39,12 @@ class Sample:
         return self.client_id.split("/", 1)[0]
 
 
-def cut(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt, answer), see `split`; of a record without a prompt the first half is one.
+def split_prompt(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompt, answer) of a record, see `split`; the two halves of a record without a prompt.
 
     Example:
         >>> text = Example(torch.tensor([1, 2, 3, 4]), torch.tensor([False, True, True, True]))
-        >>> [part.tolist() for part in cut(text)]
+        >>> [part.tolist() for part in split_prompt(text)]
         [[1, 2], [3, 4]]
     """
     prompt, answer = split(example)
@@ -67,39 +67,41 @@ def take_samples(
     """Greedy answers to the first held-out prompts of each department.
 
     Args:
-        clients: on whose model the adapters are put.
+        clients: with the model that takes the adapters.
         tokenizer: of the model.
         data: {client_id: records}.
-        initial: the fresh adapter, which leaves the base as it is.
+        initial: the initial adapter, with which the model equals the base model.
         adapters: {department: its adapter}.
-        count: prompts a department, dealt evenly to its clients.
+        count: prompts per department, taken from its clients in turn.
         max_new_tokens: of an answer.
     """
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for department, adapter in sorted(adapters.items()):
-        own = [client for client in data.values() if client.department == department]
-        turns = [(c.client_id, c.eval[i]) for i in range(count) for c in own if i < len(c.eval)][:count]
-        parts = [cut(example) for _, example in turns]
+        members = [client for client in data.values() if client.department == department]
+        records = [(c.client_id, c.eval[i]) for i in range(count) for c in members if i < len(c.eval)][:count]
+        parts = [split_prompt(example) for _, example in records]
+        prompts = [prompt for prompt, _ in parts]
         answers: list[list[torch.Tensor]] = []
         for state in (initial, adapter):
             with clients.wearing(state) as model:
-                prompts = [prompt for prompt, _ in parts]
                 answers.append(
-                    generate(model, prompts, max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id) if parts else []
+                    generate(model, prompts, max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
+                    if prompts
+                    else []
                 )
-        for (client_id, _), (prompt, right), base, said in zip(turns, parts, *answers, strict=True):
-            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (prompt, right, base, said)]
-            found.append(Sample(client_id, *texts))
-    return found
+        for (client_id, _), (prompt, reference), *tokens in zip(records, parts, *answers, strict=True):
+            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (prompt, reference, *tokens)]
+            samples.append(Sample(client_id, *texts))
+    return samples
 
 
 def as_json(samples: Sequence[Sample]) -> dict[str, Any]:
-    """What stands in ``samples.json``."""
+    """The contents of ``samples.json``."""
     return {"samples": [{"department": sample.department, **asdict(sample)} for sample in samples]}
 
 
 def as_markdown(samples: Sequence[Sample]) -> str:
-    """A table; nothing in a text can end its cell."""
+    """A table in which no text can leave its cell."""
     lines = ["| prompt | reference | base | adapter |", "|---|---|---|---|"]
     for sample in samples:
         cells = [_cell(text) for text in (sample.prompt, sample.reference, sample.base, sample.adapter)]

@@ -1,7 +1,8 @@
-"""Any adapters on any departments: what each says of every held-out record, and what that amounts to.
+"""Any adapters on any departments: scores of every held-out record, and the metrics that summarize them.
 
-Teacher-forced figures (loss, perplexity, token accuracy) are over tokens, generated ones (exact match, ROUGE-L) over
-records; their intervals come from drawing the records anew. The client mean gives every client the same weight.
+Teacher-forced metrics (loss, perplexity, token accuracy) are over tokens, those of generated answers (exact match,
+ROUGE-L) over records; confidence intervals come from resampling the records. The client mean gives every client the
+same weight.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torchmetrics.functional.text import rouge_score
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.evaluation.bootstrap import ratio
+from fl_lightning.evaluation.bootstrap import ratio_interval
+from fl_lightning.evaluation.metrics import perplexity
 from fl_lightning.modeling.generation.generate import generate, split
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.seeding import derive_seed
@@ -34,53 +36,55 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """An adapter to be judged.
+class ScaledAdapter:
+    """An adapter for a model with another scaling.
 
     Attributes:
         state: its tensors, of any rank.
-        gain: its scale lora_alpha / r over that of the model it is put on.
+        relative_scaling: its lora_alpha / r divided by that of the model.
     """
 
     state: LoraState
-    gain: float = 1.0
+    relative_scaling: float = 1.0
 
 
-def read_adapter(folder: Path, initial: LoraState, scaling: float) -> Adapter:
-    """An adapter in PEFT's format, of any rank and scale.
+def read_adapter(folder: Path, initial: LoraState, scaling: float) -> ScaledAdapter:
+    """Read an adapter in PEFT's format, of any rank and scaling.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        initial: a fresh adapter of the model.
-        scaling: the model's own lora_alpha / r.
+        initial: an adapter of the model.
+        scaling: the model's lora_alpha / r.
 
     Raises:
-        InputError: if there is none, or it does not fit the model.
+        InputError: if there is no adapter, or it does not fit the model.
     """
     state = read_lora_adapter(folder, initial, any_rank=True)
     path = folder / "adapter_config.json"
     config = read_json(path)
     try:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        root = bool(config.get("use_rslora", False))
+        use_rslora = bool(config.get("use_rslora", False))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no r and lora_alpha, wanted PEFT's config of a LoRA adapter") from error
-    own = {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name}
-    if own != {rank} or not math.isfinite(alpha) or alpha <= 0:
-        raise InputError(f"{path}: r {rank} and lora_alpha {alpha} do not fit the tensors, which have rank {max(own)}")
-    return Adapter(state, alpha / (math.sqrt(rank) if root else rank) / scaling)
+        raise InputError(f"{path}: expected r and lora_alpha, as in PEFT's config of a LoRA adapter") from error
+    ranks = {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name}
+    if ranks != {rank}:
+        raise InputError(f"{path}: r: expected the rank of the tensors, {max(ranks)}, got {rank}")
+    if not math.isfinite(alpha) or alpha <= 0:
+        raise InputError(f"{path}: lora_alpha: expected a number above 0, got {alpha}")
+    return ScaledAdapter(state, alpha / (math.sqrt(rank) if use_rslora else rank) / scaling)
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What an adapter says of a department's records, record by record; all arrays have shape (n,).
+class RecordScores:
+    """Scores of one adapter on a department's records; all arrays have shape (n,).
 
     Attributes:
         clients: whose record it is.
-        loss: summed over the record's targets, in nats.
-        tokens: targets.
-        correct: targets that were the most likely token.
-        exact: 1 where the generated answer is the record's, but for white space; None where nothing was generated.
+        loss: summed over the record's target tokens, in nats.
+        tokens: number of target tokens.
+        correct: number of target tokens that were the most likely token.
+        exact: 1 if the generated answer equals the record's, ignoring white space; None without generated answers.
         rouge: ROUGE-L F-measure of the generated answer (Lin 2004).
     """
 
@@ -92,91 +96,111 @@ class Answers:
     rouge: Array | None = None
 
 
-class Judge:
-    """Puts adapters on one base model and looks at their answers.
+class AdapterScorer:
+    """Scores adapters on one base model.
 
     Args:
         clients: the data and the model; nothing is trained.
         tokenizer: of the model.
         max_new_tokens: of a generated answer; 0 generates none.
-        records: at most so many records of a client are looked at; None for all.
+        max_records: held-out records of each client that are scored; None scores all.
     """
 
     def __init__(
-        self, clients: LocalClients, tokenizer: Any, *, max_new_tokens: int = 0, records: int | None = None
+        self, clients: LocalClients, tokenizer: Any, *, max_new_tokens: int = 0, max_records: int | None = None
     ) -> None:
         self._clients, self._tokenizer = clients, tokenizer
-        self._max_new_tokens, self._records = max_new_tokens, records
+        self._max_new_tokens, self._max_records = max_new_tokens, max_records
 
-    def answers(self, adapter: Adapter, clients: Sequence[ClientData]) -> Answers:
-        """The adapter on the held-out records of a department's clients."""
-        pairs = [(c.client, example) for c in clients for example in list(c.eval)[: self._records]]
-        examples = [example for _, example in pairs]
-        sums = self._clients.evaluate_records(adapter.state, examples, adapter.gain)
+    def score(self, adapter: ScaledAdapter, clients: Sequence[ClientData]) -> RecordScores:
+        """Scores of the adapter on the held-out records of a department's clients."""
+        records = [(c.client, example) for c in clients for example in list(c.eval)[: self._max_records]]
+        examples = [example for _, example in records]
+        sums = self._clients.evaluate_records(adapter.state, examples, adapter.relative_scaling)
         exact = rouge = None
         if self._max_new_tokens:
-            exact, rouge = self._generated(adapter, examples)
-        return Answers([client for client, _ in pairs], sums[:, 0], sums[:, 2], sums[:, 1], exact, rouge)
+            exact, rouge = self._score_answers(adapter, examples)
+        return RecordScores([client for client, _ in records], sums[:, 0], sums[:, 2], sums[:, 1], exact, rouge)
 
-    def _generated(self, adapter: Adapter, examples: Sequence[Example]) -> tuple[Array, Array]:
+    def _score_answers(self, adapter: ScaledAdapter, examples: Sequence[Example]) -> tuple[Array, Array]:
+        """(exact match, ROUGE-L) of generated answers, each of shape (n,)."""
         parts = [split(example) for example in examples]
-        end = self._tokenizer.eos_token_id
-        with self._clients.wearing(adapter.state, adapter.gain) as model:
-            given = generate(model, [prompt for prompt, _ in parts], max_new_tokens=self._max_new_tokens, end=end)
+        prompts, end = [prompt for prompt, _ in parts], self._tokenizer.eos_token_id
+        with self._clients.wearing(adapter.state, adapter.relative_scaling) as model:
+            answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, end=end)
         exact, rouge = np.zeros((2, len(examples)))
-        for i, (ids, (_, wanted)) in enumerate(zip(given, parts, strict=True)):
-            said, right = (" ".join(self._tokenizer.decode(t, skip_special_tokens=True).split()) for t in (ids, wanted))
-            exact[i] = said == right
-            rouge[i] = float(rouge_score(said, right, rouge_keys="rougeL")["rougeL_fmeasure"])
+        for i, (answer, (_, reference)) in enumerate(zip(answers, parts, strict=True)):
+            answer_text, reference_text = self._decode(answer), self._decode(reference)
+            exact[i] = answer_text == reference_text
+            rouge[i] = float(rouge_score(answer_text, reference_text, rouge_keys="rougeL")["rougeL_fmeasure"])
         return exact, rouge
 
+    def _decode(self, ids: Any) -> str:
+        return " ".join(self._tokenizer.decode(ids, skip_special_tokens=True).split())
 
-def amounts_to(answers: Answers, *, seed: int, resamples: int = 1000) -> dict[str, Any]:
-    """The figures of one adapter on one department.
+
+def summarize(scores: RecordScores, *, seed: int, resamples: int = 1000) -> dict[str, Any]:
+    """The metrics of one adapter on one department.
 
     Args:
-        answers: record by record.
+        scores: record by record.
         seed: of the resampling.
-        resamples: for the intervals; 0 gives none.
+        resamples: for the confidence intervals; 0 gives none.
 
     Returns:
-        ``loss``, ``perplexity``, ``token_accuracy`` and, where there are generated answers, ``exact_match`` and
-        ``rouge_l``, each {"mean", "low", "high"}; ``client_mean`` with the unweighted mean over clients of each;
-        ``num_records``, ``num_tokens``.
+        ``loss``, ``perplexity``, ``token_accuracy`` and, with generated answers, ``exact_match`` and ``rouge_l``, each
+        {"mean", "low", "high"}; ``client_mean`` with the unweighted mean over clients of each; ``num_records`` and
+        ``num_tokens``.
     """
-    ones = np.ones_like(answers.loss)
-    sums = {"loss": (answers.loss, answers.tokens), "token_accuracy": (answers.correct, answers.tokens)}
-    for name, each in (("exact_match", answers.exact), ("rouge_l", answers.rouge)):
-        if each is not None:
-            sums[name] = (each, ones)
-    found: dict[str, Any] = {name: ratio(*pair, seed=seed, resamples=resamples) for name, pair in sums.items()}
-    found["perplexity"] = {bound: math.exp(min(value, 700.0)) for bound, value in found["loss"].items()}
-    names = sorted(set(answers.clients))
-    own = np.array([[client == name for client in answers.clients] for name in names])
-    found["client_mean"] = {
-        name: float(np.mean([top[mask].sum() / below[mask].sum() for mask in own]))
-        for name, (top, below) in sums.items()
+    ones = np.ones_like(scores.loss)
+    ratios = {"loss": (scores.loss, scores.tokens), "token_accuracy": (scores.correct, scores.tokens)}
+    for name, values in (("exact_match", scores.exact), ("rouge_l", scores.rouge)):
+        if values is not None:
+            ratios[name] = (values, ones)
+    metrics: dict[str, Any] = {
+        name: ratio_interval(numerator, denominator, seed=seed, resamples=resamples)
+        for name, (numerator, denominator) in ratios.items()
     }
-    return {**found, "num_records": len(answers.loss), "num_tokens": int(answers.tokens.sum())}
+    metrics["perplexity"] = {bound: perplexity(loss) for bound, loss in metrics["loss"].items()}
+    names = sorted(set(scores.clients))
+    masks = np.array([[client == name for client in scores.clients] for name in names])
+    metrics["client_mean"] = {
+        name: float(np.mean([numerator[mask].sum() / denominator[mask].sum() for mask in masks]))
+        for name, (numerator, denominator) in ratios.items()
+    }
+    return {**metrics, "num_records": len(scores.loss), "num_tokens": int(scores.tokens.sum())}
 
 
-def judge(
-    jury: Judge,
-    adapters: Mapping[str, Adapter],
+def score_all(
+    scorer: AdapterScorer,
+    adapters: Mapping[str, ScaledAdapter],
     data: Mapping[str, ClientData],
     *,
     pairs: Sequence[tuple[str, str]],
     seed: int,
     resamples: int = 1000,
 ) -> dict[str, dict[str, Any]]:
-    """{adapter: {department: figures}} for the pairs of both that are wanted."""
-    departments: dict[str, list[ClientData]] = {}
+    """Score several adapters on several departments.
+
+    Args:
+        scorer: with the base model.
+        adapters: {name: adapter}.
+        data: {client_id: records}.
+        pairs: (name of the adapter, department) of those to score.
+        seed: of the run.
+        resamples: see `summarize`.
+
+    Returns:
+        {name of the adapter: {department: metrics as `summarize` returns them}}.
+    """
+    clients: dict[str, list[ClientData]] = {}
     for client in data.values():
-        departments.setdefault(client.department, []).append(client)
-    found: dict[str, dict[str, Any]] = {}
+        clients.setdefault(client.department, []).append(client)
+    metrics: dict[str, dict[str, Any]] = {}
     for name, department in pairs:
         log.info("%s on %s", name, department)
-        own = derive_seed(seed, "bootstrap", department)  # the same draws for every adapter: intervals are comparable
-        answers = jury.answers(adapters[name], departments[department])
-        found.setdefault(name, {})[department] = amounts_to(answers, seed=own, resamples=resamples)
-    return found
+        scores = scorer.score(adapters[name], clients[department])
+        # All adapters get the same draws, so that their intervals can be compared.
+        draw_seed = derive_seed(seed, "bootstrap", department)
+        metrics.setdefault(name, {})[department] = summarize(scores, seed=draw_seed, resamples=resamples)
+    return metrics

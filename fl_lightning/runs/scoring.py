@@ -1,4 +1,4 @@
-"""Judging the adapters of a run, or any others, on a data folder: reads both, and says how the figures look."""
+"""Score adapters, of a run or others, on a data folder: one line per adapter and department, with intervals."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from rich.text import Text
 
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.evaluation.scoring import Adapter, Judge, judge, read_adapter
+from fl_lightning.evaluation.scoring import AdapterScorer, ScaledAdapter, read_adapter, score_all
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.runs.build import build_components
 from fl_lightning.storage.files import write_json, write_text
 from fl_lightning.storage.run_layout import BASE, shared_adapters
 from fl_lightning.training.local_clients import LocalClients
 
-FIGURES = ("loss", "perplexity", "token_accuracy", "exact_match", "rouge_l")
+METRICS = ("loss", "perplexity", "token_accuracy", "exact_match", "rouge_l")
 COLUMNS = {"loss": "loss", "token_accuracy": "accuracy", "exact_match": "exact", "rouge_l": "ROUGE-L"}
-"""Of the table on the terminal; a perplexity is its loss in other words."""
+"""{metric: heading} of the table on the terminal; the perplexity follows from the loss and is left out."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What `evaluate` is asked for.
+class ScoringRequest:
+    """Options of ``evaluate``.
 
     Attributes:
-        run_folder: whose adapters are judged; None for those given only.
-        adapters: {name: folder} besides.
-        data: folder of the records; the config's where None.
-        matrix: every adapter on every department, and not only on its own.
+        run_folder: whose adapters are scored; None scores only `adapters`.
+        adapters: {name: folder} of further adapters.
+        data: folder of the records; None takes that of the config.
+        matrix: score every adapter on every department, not only on its own.
         max_new_tokens: of generated answers; 0 generates none.
-        records: at most so many held-out records of a client; None for all.
-        resamples: of the intervals.
+        max_records: held-out records of each client; None takes all.
+        resamples: for the confidence intervals.
     """
 
     run_folder: Path | None
@@ -47,139 +47,154 @@ class Wanted:
     data: str | None = None
     matrix: bool = False
     max_new_tokens: int = 0
-    records: int | None = None
+    max_records: int | None = None
     resamples: int = 1000
 
 
-def judge_run(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
-    """Judge.
+def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
+    """Score adapters.
 
     Returns:
-        ``data``, ``departments``, ``adapters`` {name: folder}, and ``figures`` {adapter: {department: figures}}, see
-        `fl_lightning.evaluation.scoring.amounts_to`. The base model is among the adapters, as ``base``.
+        ``data``, ``departments``, ``adapters`` {name: folder}, and ``figures`` {adapter: {department: metrics}}, see
+        `fl_lightning.evaluation.scoring.summarize`. The base model is among the adapters, as ``base``.
 
     Raises:
-        InputError: if an adapter is missing or does not fit, or there is nothing to judge.
+        InputError: if an adapter is missing or does not fit, or there is nothing to score.
     """
     config = replace(config, fabric=config.fabric.alone())
-    if wanted.data is not None:
-        config = replace(config, data=replace(config.data, root=wanted.data))
+    if request.data is not None:
+        config = replace(config, data=replace(config.data, root=request.data))
     components = build_components(config)
-    own = {} if wanted.run_folder is None else shared_adapters(wanted.run_folder)
-    folders = {**own, **wanted.adapters}
+    run_adapters = {} if request.run_folder is None else shared_adapters(request.run_folder)
+    folders = {**run_adapters, **request.adapters}
     model = components.module.model
     initial, scaling = collect_lora_state(model), adapter_scaling(model)
-    adapters = {BASE: Adapter(initial)}
+    adapters = {BASE: ScaledAdapter(initial)}
     adapters.update({name: read_adapter(folder, initial, scaling) for name, folder in folders.items()})
     departments = sorted({client.department for client in components.data.values()})
-    pairs = [(name, department) for name in adapters for department in departments if _meets(name, department, wanted)]
+    pairs = [(name, department) for name in adapters for department in departments if _pairs(name, department, request)]
     if all(name == BASE for name, _ in pairs):
         raise InputError(
-            f"evaluate: no adapter is called as a department of {config.data.root} ({', '.join(departments)}); wanted "
-            "--matrix for all of them on all departments, or adapters of these names"
+            f"evaluate: expected adapters named as the departments of {config.data.root} ({', '.join(departments)}), "
+            "got none; give --matrix to score all adapters on all departments"
         )
-    jury = Judge(
+    scorer = AdapterScorer(
         LocalClients(components.fabric, components.module, components.data, config.training),
         components.tokenizer,
-        max_new_tokens=wanted.max_new_tokens,
-        records=wanted.records,
+        max_new_tokens=request.max_new_tokens,
+        max_records=request.max_records,
     )
-    figures = judge(jury, adapters, components.data, pairs=pairs, seed=config.seed, resamples=wanted.resamples)
+    metrics = score_all(scorer, adapters, components.data, pairs=pairs, seed=config.seed, resamples=request.resamples)
     return {
         "data": config.data.root,
         "departments": departments,
         "adapters": {name: str(folder) for name, folder in folders.items()},
-        "figures": figures,
+        "figures": metrics,
     }
 
 
-def _meets(name: str, department: str, wanted: Wanted) -> bool:
-    return wanted.matrix or name in (BASE, department) or name in wanted.adapters
+def _pairs(name: str, department: str, request: ScoringRequest) -> bool:
+    """Whether an adapter is scored on a department."""
+    return request.matrix or name in (BASE, department) or name in request.adapters
 
 
-def named_adapters(given: Sequence[str]) -> dict[str, Path]:
-    """{name: folder} of ``NAME=FOLDER`` or ``FOLDER`` arguments.
+def parse_adapter_options(values: Sequence[str]) -> dict[str, Path]:
+    """{name: folder} of ``NAME=FOLDER`` or ``FOLDER`` options.
 
     Raises:
-        InputError: for a name that is taken or a folder that is not there.
+        InputError: for a name that is taken or a folder that does not exist.
 
     Example:
-        >>> named_adapters(["."])
+        >>> parse_adapter_options(["."])
         {'.': PosixPath('.')}
     """
-    found: dict[str, Path] = {}
-    for item in given:
-        name, separator, place = item.partition("=")
-        path = Path(place if separator else item)
+    folders: dict[str, Path] = {}
+    for value in values:
+        name, separator, folder = value.partition("=")
+        path = Path(folder if separator else value)
         name = name if separator else path.name or str(path)
-        if name == BASE or name in found:
-            raise InputError(f"--adapter {item}: {name!r} is taken, wanted NAME=FOLDER with another name")
+        if name == BASE or name in folders:
+            raise InputError(
+                f"--adapter {value}: expected a new name, got {name!r}, which is taken; give NAME=FOLDER with another "
+                "name"
+            )
         if not path.is_dir():
-            raise InputError(f"--adapter {item}: no folder {path}, wanted an adapter in PEFT's format{_close(path)}")
-        found[name] = path
-    return found
+            raise InputError(
+                f"--adapter {value}: expected a folder with an adapter in PEFT's format, got no folder {path}"
+                f"{_similar_folder(path)}"
+            )
+        folders[name] = path
+    return folders
 
 
-def _close(path: Path) -> str:
+def _similar_folder(path: Path) -> str:
     parent = path.parent
     return nearest(path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """The figures as tables: a line for each adapter on its own department, and a matrix of losses where there is one.
+    """Print a table with a line for each adapter and department, and a matrix of losses if all pairs were scored.
 
-    What the tables have no room for (other intervals, other means over clients) is in the JSON and the CSV.
+    The intervals of other metrics and the means over clients are in the JSON and CSV files only.
     """
     console = console or Console()
-    figures, departments = result["figures"], result["departments"]
-    whole = len(departments) > 1 and all(len(own) == len(departments) for own in figures.values())
-    some = next(iter(next(iter(figures.values())).values()))
-    columns = [name for name in COLUMNS if name in some]
+    metrics, departments = result["figures"], result["departments"]
+    has_matrix = len(departments) > 1 and all(len(scores) == len(departments) for scores in metrics.values())
+    console.print(_metrics_table(result, has_matrix))
+    if has_matrix:
+        console.print(_loss_matrix(metrics, departments))
+        console.print("* the lowest of its column")
+
+
+def _metrics_table(result: Mapping[str, Any], has_matrix: bool) -> Table:
+    metrics, departments = result["figures"], result["departments"]
+    first = next(iter(next(iter(metrics.values())).values()))
+    columns = [name for name in COLUMNS if name in first]
     table = Table(title=f"held-out records of {result['data']}", title_justify="left", box=box.SIMPLE)
     table.add_column("adapter", overflow="fold", min_width=18)
     for name in ["loss", "95 %", *(COLUMNS[name] for name in columns[1:]), "records"]:
         table.add_column(name, justify="right", no_wrap=True)
     for department in departments:
         table.add_row(Text(department, style="bold"))
-        for adapter in (name for name, own in figures.items() if department in own):
-            if whole and adapter in departments and adapter != department:
-                continue  # in the matrix
-            values = figures[adapter][department]
+        for adapter in (name for name, scores in metrics.items() if department in scores):
+            if has_matrix and adapter in departments and adapter != department:
+                continue  # it is in the matrix
+            values = metrics[adapter][department]
             loss = values["loss"]
             interval = f"{loss['low']:.2f}–{loss['high']:.2f}" if "low" in loss else "–"
             means = [_number(values[name]["mean"]) for name in columns]
             table.add_row(Text(f"  {adapter}"), means[0], interval, *means[1:], str(values["num_records"]))
-    console.print(table)
-    if not whole:
-        return
-    matrix = Table(title="loss of every adapter (row) on every department", title_justify="left", box=box.SIMPLE)
-    matrix.add_column("adapter", overflow="fold")
+    return table
+
+
+def _loss_matrix(metrics: Mapping[str, Any], departments: Sequence[str]) -> Table:
+    table = Table(title="loss of every adapter (row) on every department", title_justify="left", box=box.SIMPLE)
+    table.add_column("adapter", overflow="fold")
     for department in departments:
-        matrix.add_column(department, justify="right", overflow="fold")
-    best = {d: min(figures, key=lambda adapter: float(figures[adapter][d]["loss"]["mean"])) for d in departments}
-    for adapter, own in figures.items():
-        cells = [f"{own[d]['loss']['mean']:.3f}{' *' if best[d] == adapter else ''}" for d in departments]
-        matrix.add_row(adapter, *cells)
-    console.print(matrix)
-    console.print("* the lowest of its column")
+        table.add_column(department, justify="right", overflow="fold")
+    best = {d: min(metrics, key=lambda adapter: float(metrics[adapter][d]["loss"]["mean"])) for d in departments}
+    for adapter, scores in metrics.items():
+        cells = [f"{scores[d]['loss']['mean']:.3f}{' *' if best[d] == adapter else ''}" for d in departments]
+        table.add_row(adapter, *cells)
+    return table
 
 
 def _number(value: float) -> str:
     return f"{value:.{1 if value >= 100 else 3}f}"
 
 
-def write(result: Mapping[str, Any], *, json_to: Path | None = None, csv_to: Path | None = None) -> None:
-    """The figures as JSON, and as CSV with a line for each adapter, department and figure."""
-    if json_to is not None:
-        write_json(json_to, dict(result))
-    if csv_to is not None:
+def write(result: Mapping[str, Any], *, json_path: Path | None = None, csv_path: Path | None = None) -> None:
+    """Write the metrics as JSON, and as CSV with a line for each adapter, department and metric."""
+    if json_path is not None:
+        write_json(json_path, dict(result))
+    if csv_path is not None:
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(["adapter", "department", "figure", "mean", "low", "high", "client_mean", "num_records"])
-        for adapter, own in result["figures"].items():
-            for department, values in own.items():
-                for name in (name for name in FIGURES if name in values):
+        for adapter, by_department in result["figures"].items():
+            for department, values in by_department.items():
+                for name in (name for name in METRICS if name in values):
                     bounds = [values[name].get(bound, "") for bound in ("mean", "low", "high")]
-                    macro = values["client_mean"].get(name, "")
-                    lines.writerow([adapter, department, name, *bounds, macro, values["num_records"]])
-        write_text(csv_to, text.getvalue())
+                    client_mean = values["client_mean"].get(name, "")
+                    lines.writerow([adapter, department, name, *bounds, client_mean, values["num_records"]])
+        write_text(csv_path, text.getvalue())

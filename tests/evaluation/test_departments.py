@@ -9,15 +9,8 @@ from lightning.fabric import Fabric
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
-from fl_lightning.evaluation.departments import (
-    as_figures,
-    cross_losses,
-    evaluate_departments,
-    evaluate_run,
-    figures,
-    mean_figures,
-    summary,
-)
+from fl_lightning.evaluation.departments import evaluate_departments, evaluate_run, summary
+from fl_lightning.evaluation.metrics import metric_values
 from fl_lightning.federation.protocol import Metrics
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
 from fl_lightning.module import LoraClientModule
@@ -44,20 +37,6 @@ def federation(make_examples):
     }
 
 
-def test_figures_are_means_over_tokens_and_perplexity_is_the_exponential():
-    got = figures(Metrics(loss_sum=30.0, correct=5.0, num_tokens=20, num_examples=4))
-    assert got == pytest.approx({"loss": 1.5, "perplexity": math.exp(1.5), "token_accuracy": 0.25}, rel=1e-6)
-
-
-def test_perplexity_of_an_enormous_loss_is_finite():
-    assert math.isfinite(as_figures(1e9, 0.0)["perplexity"])
-
-
-def test_mean_over_departments_is_unweighted_and_perplexity_is_that_of_the_mean_loss():
-    got = mean_figures({"hr": as_figures(1.0, 0.5), "sales": as_figures(4.0, 0.0)})
-    assert got == pytest.approx({"loss": 2.5, "perplexity": math.exp(2.5), "token_accuracy": 0.25}, rel=1e-6)
-
-
 def test_departments_pool_the_tokens_of_their_clients(federation):
     clients = FixedClients(Metrics(10.0, 1.0, 10, 2), Metrics(90.0, 3.0, 30, 3), Metrics(8.0, 0.0, 4, 4))
     departments, mean_over_clients = evaluate_departments(clients, federation, {"hr": {}, "sales": {}})
@@ -76,8 +55,8 @@ def test_each_client_is_evaluated_with_its_departments_adapter_on_its_held_out_r
 
 
 def test_summary_has_base_and_final_of_each_department_and_the_means():
-    base = {"sales": as_figures(2.0, 0.0), "hr": as_figures(4.0, 0.0)}
-    final = {"sales": as_figures(1.0, 0.5), "hr": as_figures(2.0, 0.5)}
+    base = {"sales": metric_values(2.0, 0.0), "hr": metric_values(4.0, 0.0)}
+    final = {"sales": metric_values(1.0, 0.5), "hr": metric_values(2.0, 0.5)}
     got = summary(base, final)
     assert list(got["departments"]) == ["hr", "sales"]
     assert got["departments"]["hr"] == {"base": base["hr"], "final": final["hr"]}
@@ -167,7 +146,7 @@ NONE = Metrics(0.0, 0.0, 0, 0)
 def test_clients_without_figures_are_left_out_of_the_means(federation):
     clients = FixedClients(Metrics(30.0, 5.0, 20, 4), NONE, NONE)
     found, mean = evaluate_departments(clients, federation, {"hr": {}, "sales": {}})
-    assert found == {"hr": pytest.approx(as_figures(1.5, 0.25))}
+    assert found == {"hr": pytest.approx(metric_values(1.5, 0.25))}
     assert mean == pytest.approx(1.5)
 
 
@@ -177,12 +156,6 @@ def test_nobodys_figures_are_no_figures_and_no_nan(federation):
 
 
 def test_the_summary_holds_departments_with_figures_before_and_after():
-    found = summary({"hr": as_figures(2.0, 0.1)}, {"hr": as_figures(1.0, 0.2), "sales": as_figures(9.0, 0.0)})
+    found = summary({"hr": metric_values(2.0, 0.1)}, {"hr": metric_values(1.0, 0.2), "sales": metric_values(9.0, 0.0)})
     assert list(found["departments"]) == ["hr"]
     assert found["mean"]["final"]["loss"] == pytest.approx(1.0)
-
-
-def test_a_pair_of_departments_without_figures_counts_as_the_others_do(federation):
-    jobs = [Metrics(20.0, 0.0, 10, 1), Metrics(40.0, 0.0, 10, 1), NONE, Metrics(10.0, 0.0, 10, 1), NONE, NONE]
-    found = cross_losses(FixedClients(*jobs), federation, {"hr": {}, "sales": {}}, {"hr": "hr", "sales": "sales"})
-    assert found.tolist() == [[3.0, 2.0], [1.0, 2.0]]

@@ -6,7 +6,7 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.records import parse_record
 from fl_lightning.data.tokenization import Example, encode
-from fl_lightning.evaluation.samples import Sample, as_json, as_markdown, cut, take_samples
+from fl_lightning.evaluation.samples import Sample, as_json, as_markdown, split_prompt, take_samples
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.training.local_clients import LocalClients
 
@@ -42,6 +42,6 @@ def test_texts_cannot_leave_their_cell():
 
 def test_record_without_prompt_is_cut_in_half():
     whole = Example(torch.arange(6), torch.tensor([False, True, True, True, True, True]))
-    assert [part.tolist() for part in cut(whole)] == [[0, 1, 2], [3, 4, 5]]
+    assert [part.tolist() for part in split_prompt(whole)] == [[0, 1, 2], [3, 4, 5]]
     asked = Example(torch.arange(4), torch.tensor([False, False, False, True]))
-    assert [part.tolist() for part in cut(asked)] == [[0, 1, 2], [3]]
+    assert [part.tolist() for part in split_prompt(asked)] == [[0, 1, 2], [3]]

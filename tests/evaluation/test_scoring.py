@@ -10,13 +10,20 @@ import torch
 from fl_lightning import InputError
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.evaluation.scoring import Adapter, Answers, Judge, amounts_to, judge, read_adapter
+from fl_lightning.evaluation.scoring import (
+    AdapterScorer,
+    RecordScores,
+    ScaledAdapter,
+    read_adapter,
+    score_all,
+    summarize,
+)
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
 
 def test_figures_are_over_tokens_and_over_clients():
-    answers = Answers(
+    scores = RecordScores(
         ["c0", "c0", "c1"],
         loss=np.array([4.0, 2.0, 6.0]),
         tokens=np.array([2.0, 1.0, 1.0]),
@@ -24,7 +31,7 @@ def test_figures_are_over_tokens_and_over_clients():
         exact=np.array([1.0, 0.0, 0.0]),
         rouge=np.array([1.0, 0.5, 0.0]),
     )
-    got = amounts_to(answers, seed=0, resamples=50)
+    got = summarize(scores, seed=0, resamples=50)
     assert got["loss"]["mean"] == 3.0  # 12 nats, 4 tokens
     assert got["perplexity"] == {bound: math.exp(value) for bound, value in got["loss"].items()}
     assert got["token_accuracy"]["mean"] == 0.5
@@ -41,7 +48,7 @@ def test_figures_are_over_tokens_and_over_clients():
 
 def test_without_answers_there_are_no_figures_of_answers():
     ones = np.ones(2)
-    got = amounts_to(Answers(["c0", "c0"], ones, ones, ones), seed=0, resamples=0)
+    got = summarize(RecordScores(["c0", "c0"], ones, ones, ones), seed=0, resamples=0)
     assert "exact_match" not in got
     assert got["loss"] == {"mean": 1.0}
 
@@ -93,19 +100,22 @@ def data():
 
 
 def test_generated_answers_are_compared_word_by_word(data):
-    jury = Judge(Fake(), Words(), max_new_tokens=4)
-    adapter = Adapter({A: torch.tensor([[3.0, 4.0, 0.0, 5.0]])})  # says w3 w4, and nothing after the end token
-    got = jury.answers(adapter, [data["hr/c0"], data["hr/c1"]])
+    scorer = AdapterScorer(Fake(), Words(), max_new_tokens=4)
+    adapter = ScaledAdapter({A: torch.tensor([[3.0, 4.0, 0.0, 5.0]])})  # says w3 w4, and nothing after the end token
+    got = scorer.score(adapter, [data["hr/c0"], data["hr/c1"]])
     assert got.clients == ["c0", "c0", "c1"]
     assert got.exact.tolist() == [1.0, 0.0, 0.0]
     assert got.rouge.tolist() == [1.0, 0.5, 0.0]  # two words, one in common: precision and recall one half
     assert got.tokens.tolist() == [3.0, 3.0, 3.0]
 
 
-def test_each_pair_is_judged_and_records_are_limited(data):
-    adapters = {"base": Adapter({A: torch.zeros(1, 1)}), "x": Adapter({A: torch.ones(1, 1)}, gain=2.0)}
+def test_each_pair_is_scored_and_records_are_limited(data):
+    adapters = {
+        "base": ScaledAdapter({A: torch.zeros(1, 1)}),
+        "x": ScaledAdapter({A: torch.ones(1, 1)}, relative_scaling=2.0),
+    }
     pairs = [("base", "hr"), ("x", "hr"), ("x", "it")]
-    got = judge(Judge(Fake(), Words(), records=1), adapters, data, pairs=pairs, seed=1, resamples=10)
+    got = score_all(AdapterScorer(Fake(), Words(), max_records=1), adapters, data, pairs=pairs, seed=1, resamples=10)
     assert {name: sorted(own) for name, own in got.items()} == {"base": ["hr"], "x": ["hr", "it"]}
     assert got["x"]["hr"]["num_records"] == 2
     assert got["x"]["hr"]["loss"]["mean"] == pytest.approx(2 * 2 / 6)
@@ -127,8 +137,10 @@ INITIAL = {A: torch.zeros(4, 3), B: torch.zeros(3, 4)}
 
 
 def test_an_adapter_of_another_rank_and_scale_is_read_at_its_scale(written):
-    assert read_adapter(written(), INITIAL, scaling=2.0).gain == 8 / 2 / 2.0
-    assert read_adapter(written(use_rslora=True), INITIAL, scaling=2.0).gain == pytest.approx(8 / math.sqrt(2) / 2.0)
+    assert read_adapter(written(), INITIAL, scaling=2.0).relative_scaling == 8 / 2 / 2.0
+    assert read_adapter(written(use_rslora=True), INITIAL, scaling=2.0).relative_scaling == pytest.approx(
+        8 / math.sqrt(2) / 2.0
+    )
 
 
 @pytest.mark.parametrize("config", [{"r": 3}, {"lora_alpha": 0}, {"lora_alpha": "much"}, {"r": None}])

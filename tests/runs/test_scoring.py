@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -12,7 +11,7 @@ from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
 from fl_lightning.runs.fit import fit
-from fl_lightning.runs.scoring import named_adapters
+from fl_lightning.runs.scoring import parse_adapter_options
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +78,14 @@ def test_adapters_without_a_run_need_a_config(finished, tmp_path):
     assert set(result["figures"]["hr"]) == {"customer_support", "engineering", "finance", "hr"}
 
 
-def test_a_run_of_several_processes_is_judged_by_one(finished, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(finished, copy)
+def test_a_run_of_several_processes_is_scored_by_one(finished, tmp_path, capsys, monkeypatch):
+    copy = shutil.copytree(finished, tmp_path / "run")
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("  devices: 1\n", "  devices: 2\n"))
     assert "devices: 2" in (copy / "config.yaml").read_text()
-    command = ["evaluate", "--run", str(copy), "--records", "1", "--resamples", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fl_lightning", *command], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("held-out records of") == 1
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another process was started"))
+    assert main(["evaluate", "--run", str(copy), "--records", "1", "--resamples", "0"]) == 0
+    assert capsys.readouterr().out.count("held-out records of") == 1
 
 
 BAD = {
@@ -99,7 +94,7 @@ BAD = {
     "a misspelt option": (["--matrx", "--run", "RUN"], r"unknown argument --matrx; did you mean '--matrix'"),
     "no number": (["--records", "0", "--run", "RUN"], "--records: got '0', wanted a whole number of 1 or more"),
     "no folder": (["--adapter", "x=/nowhere", "--run", "RUN"], "no folder /nowhere"),
-    "a taken name": (["--adapter", "base=.", "--run", "RUN"], "'base' is taken"),
+    "a taken name": (["--adapter", "base=.", "--run", "RUN"], "got 'base', which is taken"),
     "no adapter": (["--adapter", "x=RUN", "--run", "RUN"], "adapter_model.safetensors"),
     "no data": (["--data", "/nowhere", "--run", "RUN"], "/nowhere"),
 }
@@ -123,8 +118,8 @@ def test_an_index_cannot_lead_out_of_the_run(finished, tmp_path):
     assert main(["evaluate", "--run", str(copy), "--matrix"]) == 2
 
 
-def test_named_adapters_may_be_called_by_their_folder(tmp_path):
+def test_an_adapter_is_named_by_its_folder_unless_a_name_is_given(tmp_path):
     (tmp_path / "hr").mkdir()
-    assert named_adapters([str(tmp_path / "hr"), f"b={tmp_path}"]) == {"hr": tmp_path / "hr", "b": tmp_path}
+    assert parse_adapter_options([str(tmp_path / "hr"), f"b={tmp_path}"]) == {"hr": tmp_path / "hr", "b": tmp_path}
     with pytest.raises(InputError, match="taken"):
-        named_adapters([f"b={tmp_path}", f"b={tmp_path}"])
+        parse_adapter_options([f"b={tmp_path}", f"b={tmp_path}"])

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from scipy.stats import t as student
 
 from fl_lightning.errors import InputError
+from fl_lightning.evaluation.metrics import perplexity
 from fl_lightning.storage.files import read_json
 
 Figures = dict[str, float | None]
@@ -188,7 +189,7 @@ def _mean_of(values: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Figur
     """Means of loss and accuracy, as personal ones; the perplexity is that of the mean loss."""
     found = list(values)
     loss, accuracy = (fmean(value[name] for value in found) for name in (names[0], names[2]))
-    return dict(zip(PERSONAL, (loss, math.exp(min(loss, 700.0)), accuracy), strict=True))
+    return dict(zip(PERSONAL, (loss, perplexity(loss), accuracy), strict=True))
 
 
 def _bytes(paths: Sequence[Path]) -> Figures:
