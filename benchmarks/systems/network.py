@@ -28,10 +28,10 @@ from fl_lightning.config import NetworkConfig, RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
-from fl_lightning.network.compatibility import Agreement
+from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
-from fl_lightning.network.coordinator.requests import Inquiry
-from fl_lightning.network.coordinator.transport import Answer, FlowerPost
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.transport import FlowerTransport, Reply
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.subprocesses import free_port
 from fl_lightning.network.flower.superlink import BUNDLE, SuperLink
@@ -56,21 +56,21 @@ class Memory:
 
     def __init__(self, sites: dict[str, Site]) -> None:
         self.sites, self.count = sites, 0
-        self.inbox: list[Answer] = []
+        self.inbox: list[Reply] = []
 
     def online(self) -> dict[str, str]:
         return dict.fromkeys(self.sites, "")
 
     def send(self, client_id: str, kind: str, body: bytes, ttl: float) -> int:
         self.count += 1
-        self.inbox.append(Answer(self.count, self.sites[client_id].answer(body)))
+        self.inbox.append(Reply(self.count, self.sites[client_id].answer(body)))
         return self.count
 
-    def receive(self, timeout: float) -> Answer | None:
+    def receive(self, timeout: float) -> Reply | None:
         return self.inbox.pop(0) if self.inbox else None
 
 
-def make_sites(ids: list[str], folder: Path, agreement: Agreement) -> dict[str, Site]:
+def make_sites(ids: list[str], folder: Path, agreement: SharedSettings) -> dict[str, Site]:
     ids_of = torch.tensor([1, 2, 3, 4])
     example = Example(ids_of, ids_of > 2)
     made = {}
@@ -80,9 +80,9 @@ def make_sites(ids: list[str], folder: Path, agreement: Agreement) -> dict[str, 
     return made
 
 
-def rounds(post: Any, ids: list[str], agreement: Agreement, count: int) -> tuple[list[float], dict[str, int]]:
+def rounds(post: Any, ids: list[str], agreement: SharedSettings, count: int) -> tuple[list[float], dict[str, int]]:
     network = NetworkConfig(join_timeout=300.0)
-    clients = RemoteClients(Inquiry(post, run="5eed", agreement=agreement, network=network), share_policy("all"))
+    clients = RemoteClients(RequestTracker(post, run="5eed", agreement=agreement, network=network), share_policy("all"))
     clients.join(ids)
     seconds, before = [], dict(clients.wire)
     for number in range(1, count + 1):
@@ -147,7 +147,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     ids = [f"hr/client_{k}" for k in range(given.sites)]
-    agreement = Agreement.of(RunConfig(), "fp32", "ab")
+    agreement = SharedSettings.of(RunConfig(), "fp32", "ab")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_certificates(folder / "certs", ids)
@@ -158,7 +158,7 @@ def main() -> None:
         tensors = sum(t.numel() * 4 for t in START.values())
 
         def ours(link: SuperLink, listener: Listener) -> Any:
-            post = FlowerPost(listener.accept(), link.nodes, link.check)
+            post = FlowerTransport(listener.accept(), link.nodes, link.check)
             found = rounds(post, ids, agreement, given.rounds)
             post.close()
             return found

@@ -24,5 +24,5 @@ def run(argv: list[str]) -> int:
         from fl_lightning.network.site import run as client
 
         hush()
-        client.attend(config, department, name)
+        client.run_client(config, department, name)
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_lightning.config import RunConfig
 
-EQUAL = (
+MUST_MATCH = (
     "seed",
     "lora.r",
     "lora.lora_alpha",
@@ -32,11 +32,11 @@ PLAIN = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Agreement:
+class SharedSettings:
     """What one side of a run goes by.
 
     Attributes:
-        values: {dotted key: value}, over `EQUAL`.
+        values: {dotted key: value}, over `MUST_MATCH`.
         form: in which the base model is held: fp32, bf16, fp16 or 4bit.
         base: SHA-256 of the base model as it is held.
     """
@@ -46,16 +46,16 @@ class Agreement:
     base: str
 
     @classmethod
-    def of(cls, config: RunConfig, form: str, base: str) -> Agreement:
+    def of(cls, config: RunConfig, form: str, base: str) -> SharedSettings:
         """What a config says."""
-        return cls({key: _look_up(config.to_dict(), key) for key in EQUAL}, form, base)
+        return cls({key: _look_up(config.to_dict(), key) for key in MUST_MATCH}, form, base)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
 
 
-def disagreement(site: Agreement, server: Mapping[str, Any]) -> str | None:
+def find_mismatch(site: SharedSettings, server: Mapping[str, Any]) -> str | None:
     """Why a site cannot take part in a server's run; None if it can.
 
     Args:
@@ -63,8 +63,8 @@ def disagreement(site: Agreement, server: Mapping[str, Any]) -> str | None:
         server: the server's, as it came.
 
     Example:
-        >>> site = Agreement({"lora.r": 4}, "fp32", "ab")
-        >>> disagreement(site, {"values": {"lora.r": 8}, "form": "fp32", "base": "ab"})
+        >>> site = SharedSettings({"lora.r": 4}, "fp32", "ab")
+        >>> find_mismatch(site, {"values": {"lora.r": 8}, "form": "fp32", "base": "ab"})
         'lora.r: the site has 4, the server has 8; wanted the same on both'
     """
     values = server.get("values")
@@ -84,7 +84,7 @@ def disagreement(site: Agreement, server: Mapping[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class SiteFacts:
+class SiteInfo:
     """What a site says of itself; nothing of its records but their number, their length and a hash.
 
     Attributes:
@@ -106,7 +106,7 @@ class SiteFacts:
     kept: int = 0
 
     @classmethod
-    def read(cls, values: object) -> SiteFacts:
+    def read(cls, values: object) -> SiteInfo:
         """What came over the network.
 
         Raises:

@@ -26,12 +26,12 @@ TENSOR_BYTES = 1024
 """Room for a tensor's name, shape and place."""
 
 
-class Refused(ValueError):
+class RejectedReply(ValueError):
     """An answer that is not taken, with the reason."""
 
 
 @dataclass(frozen=True)
-class Echo:
+class RequestId:
     """What an answer must repeat."""
 
     run: str
@@ -44,19 +44,19 @@ class Echo:
         return asdict(self)
 
 
-def largest_update(task: ClientTask, sends: Factor, transport: Transport) -> int:
+def max_update_bytes(task: ClientTask, sends: Factor, transport: Transport) -> int:
     """Bytes that an honest answer to a fit has at most.
 
     Example:
         >>> task = ClientTask("hr/a", 1, {"q.lora_A": torch.zeros(2, 3), "q.lora_B": torch.zeros(3, 2)}, 7)
-        >>> largest_update(task, "a", "fp32") - HEADER_BYTES - 2 * TENSOR_BYTES
+        >>> max_update_bytes(task, "a", "fp32") - HEADER_BYTES - 2 * TENSOR_BYTES
         24
     """
     start = select(task.start, sends)
     return num_bytes_of(start, transport) + HEADER_BYTES + TENSOR_BYTES * 2 * len(start)
 
 
-def read_answer(body: bytes, echo: Echo, client_id: str, largest: int) -> tuple[dict[str, Any], list[LoraState]]:
+def parse_reply(body: bytes, echo: RequestId, client_id: str, largest: int) -> tuple[dict[str, Any], list[LoraState]]:
     """(header, states) of an answer.
 
     Args:
@@ -66,45 +66,49 @@ def read_answer(body: bytes, echo: Echo, client_id: str, largest: int) -> tuple[
         largest: bytes that it may have.
 
     Raises:
-        Refused: if it is too large, torn, of another client, or to another question.
+        RejectedReply: if it is too large, torn, of another client, or to another question.
     """
     if len(body) > largest:
-        raise Refused(f"it has {len(body):,} bytes, wanted at most {largest:,}")
+        raise RejectedReply(f"it has {len(body):,} bytes, wanted at most {largest:,}")
     try:
         header, states = decode(body)
     except ValueError as error:
-        raise Refused(str(error)) from error
+        raise RejectedReply(str(error)) from error
     if not isinstance(header, dict):
-        raise Refused(f"its header is {type(header).__name__}, wanted an object")
+        raise RejectedReply(f"its header is {type(header).__name__}, wanted an object")
     if header.get("client") != client_id:
-        raise Refused(f"it is in the name of {str(header.get('client'))[:80]!r}, and the key is that of {client_id}")
+        raise RejectedReply(
+            f"it is in the name of {str(header.get('client'))[:80]!r}, and the key is that of {client_id}"
+        )
     if (got := header.get("echo")) != echo.to_dict():
         which = [
-            f.name for f in fields(Echo) if not isinstance(got, Mapping) or got.get(f.name) != getattr(echo, f.name)
+            f.name
+            for f in fields(RequestId)
+            if not isinstance(got, Mapping) or got.get(f.name) != getattr(echo, f.name)
         ]
-        raise Refused(f"it answers another question (its {', '.join(which)} differ): late, or sent a second time")
+        raise RejectedReply(f"it answers another question (its {', '.join(which)} differ): late, or sent a second time")
     return header, states
 
 
-def read_update(
+def parse_update(
     header: Mapping[str, Any], states: list[LoraState], task: ClientTask, sends: Factor, transport: Transport
 ) -> ClientUpdate:
     """The update in an answer; what was not sent of the adapter is as it was in the task's start.
 
     Raises:
-        Refused: if it is none that this task could have.
+        RejectedReply: if it is none that this task could have.
     """
     values = header.get("update")
     names = {f.name for f in fields(ClientUpdate)} - {"state"}
     if not isinstance(values, Mapping) or values.keys() != names or len(states) != 1:
-        raise Refused(f"it holds {len(states)} states and {str(values)[:80]}, wanted one update")
+        raise RejectedReply(f"it holds {len(states)} states and {str(values)[:80]}, wanted one update")
     if values["client_id"] != task.client_id:
-        raise Refused(f"its update is of {str(values['client_id'])[:80]!r}, wanted {task.client_id}")
+        raise RejectedReply(f"its update is of {str(values['client_id'])[:80]!r}, wanted {task.client_id}")
     if values["round_num"] != task.round_num:
-        raise Refused(f"its update is of round {str(values['round_num'])[:20]}, wanted {task.round_num}")
+        raise RejectedReply(f"its update is of round {str(values['round_num'])[:20]}, wanted {task.round_num}")
     seconds, losses, metrics = values["seconds"], values["losses"], values["metrics"]
     if not isinstance(losses, list) or not all(isinstance(loss, (int, float)) for loss in [*losses, seconds]):
-        raise Refused("its losses or seconds are no numbers")
+        raise RejectedReply("its losses or seconds are no numbers")
     try:
         if not math.isfinite(seconds):
             raise ValueError(f"its seconds are {seconds}")
@@ -113,7 +117,7 @@ def read_update(
         state = {name: sent.get(name, task.start[name]) for name in task.start}
         found = None if metrics is None else Metrics(**metrics)
     except (TypeError, ValueError, OverflowError) as error:
-        raise Refused(str(error)[:300]) from error
+        raise RejectedReply(str(error)[:300]) from error
     return ClientUpdate(**{**values, "state": _plain(state), "metrics": found})
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from fl_lightning.config import LoraProfile, RunConfig
-from fl_lightning.network.compatibility import EQUAL, Agreement, SiteFacts, disagreement
+from fl_lightning.network.compatibility import MUST_MATCH, SharedSettings, SiteInfo, find_mismatch
 
 FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
 
@@ -10,16 +10,16 @@ def made(form="fp32", base="ab", **lora):
     config = RunConfig()
     for name, value in lora.items():
         setattr(config.lora, name, value)
-    return Agreement.of(config, form, base)
+    return SharedSettings.of(config, form, base)
 
 
 def test_equal_sides_agree():
-    assert disagreement(made(), made().to_dict()) is None
-    assert set(made().values) == set(EQUAL)
+    assert find_mismatch(made(), made().to_dict()) is None
+    assert set(made().values) == set(MUST_MATCH)
 
 
 def test_the_key_is_named_on_both_sides():
-    said = disagreement(made(lora_alpha=4), made().to_dict())
+    said = find_mismatch(made(lora_alpha=4), made().to_dict())
     assert said == "lora.lora_alpha: the site has 4, the server has 16; wanted the same on both"
 
 
@@ -27,21 +27,21 @@ def test_profiles_travel_as_json():
     import json
 
     both = made(profiles={"hr": LoraProfile(4)})
-    assert disagreement(both, json.loads(json.dumps(both.to_dict()))) is None
+    assert find_mismatch(both, json.loads(json.dumps(both.to_dict()))) is None
 
 
 def test_another_base_is_refused_where_it_can_be_compared():
-    assert "base model with SHA-256 cd…" in disagreement(made(base="cd"), made().to_dict())
-    assert disagreement(made("4bit", "cd"), made().to_dict()) is None
+    assert "base model with SHA-256 cd…" in find_mismatch(made(base="cd"), made().to_dict())
+    assert find_mismatch(made("4bit", "cd"), made().to_dict()) is None
 
 
 @pytest.mark.parametrize("server", [{}, {"values": 3}, {"values": {}}])
 def test_another_version_is_told(server):
-    assert "version of fl_lightning" in disagreement(made(), server)
+    assert "version of fl_lightning" in find_mismatch(made(), server)
 
 
 def test_facts_are_read_as_they_are():
-    assert vars(SiteFacts.read(FACTS)) == FACTS
+    assert vars(SiteInfo.read(FACTS)) == FACTS
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_facts_are_read_as_they_are():
 )
 def test_facts_that_are_none_are_refused(change):
     with pytest.raises(ValueError, match="a site's"):
-        SiteFacts.read({**FACTS, **change})
+        SiteInfo.read({**FACTS, **change})
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {**FACTS, "more": 1}])
 def test_facts_of_another_form_are_refused(values):
     with pytest.raises(ValueError, match="a site's facts"):
-        SiteFacts.read(values)
+        SiteInfo.read(values)

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 @pytest.fixture
 def link(tmp_path):
     """(SuperLink that knows hr/a's key, post, folder of certificates, port)."""
-    from fl_lightning.network.coordinator.transport import FlowerPost
+    from fl_lightning.network.coordinator.transport import FlowerTransport
     from fl_lightning.network.flower.local_socket import SocketFolder
     from fl_lightning.network.flower.subprocesses import free_port
     from fl_lightning.network.flower.superlink import SuperLink
@@ -26,7 +26,7 @@ def link(tmp_path):
             keys = public_keys(certs)
             link.register({"hr/a": keys["hr/a"]})
             link.run()
-            post = FlowerPost(listener.accept(), link.nodes, link.check)
+            post = FlowerTransport(listener.accept(), link.nodes, link.check)
             yield link, post, certs, port
             post.close()
         finally:
@@ -98,8 +98,8 @@ def test_strangers_and_plaintext_are_not_let_in(link, node, tmp_path):
 
 def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link, monkeypatch):
     from fl_lightning.config import NetworkConfig
-    from fl_lightning.network.compatibility import Agreement, SiteFacts
-    from fl_lightning.network.coordinator.requests import Inquiry
+    from fl_lightning.network.compatibility import SharedSettings, SiteInfo
+    from fl_lightning.network.coordinator.requests import RequestTracker
     from fl_lightning.network.flower.local_socket import SocketFolder
     from fl_lightning.network.flower.supernode import SuperNode
     from fl_lightning.network.tls import site_files
@@ -111,7 +111,7 @@ def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link
 
     def answer(message):
         header, _ = decode(message)
-        honest = {"client": "hr/a", "echo": header["echo"], "site": vars(SiteFacts("hr/a", 3, 2, 30, "ab", 8))}
+        honest = {"client": "hr/a", "echo": header["echo"], "site": vars(SiteInfo("hr/a", 3, 2, 30, "ab", 8))}
         kept.append(encode(honest))
         return {
             "honest": kept[-1],
@@ -120,13 +120,13 @@ def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link
             "replay": kept[0],
         }[header["do"]]
 
-    inquiry = Inquiry(post, run="5eed", agreement=Agreement({}, "fp32", "ab"), network=NetworkConfig())
+    requests = RequestTracker(post, run="5eed", agreement=SharedSettings({}, "fp32", "ab"), network=NetworkConfig())
 
     def ask(do):
-        inquiry.ask("hr/a", "query", {"do": do}, [], HEADER_BYTES, 60.0)
+        requests.ask("hr/a", "query", {"do": do}, [], HEADER_BYTES, 60.0)
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            for _, header, _ in inquiry.answers({}):
+            for _, header, _ in requests.answers({}):
                 return header
         raise AssertionError(f"no answer to {do}")
 

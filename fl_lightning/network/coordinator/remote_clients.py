@@ -27,9 +27,9 @@ from fl_lightning.federation.protocol import (
     OnStep,
     header_of,
 )
-from fl_lightning.network.compatibility import SiteFacts
-from fl_lightning.network.coordinator.requests import Inquiry
-from fl_lightning.network.validation import HEADER_BYTES, Refused, largest_update, read_update
+from fl_lightning.network.compatibility import SiteInfo
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.validation import HEADER_BYTES, RejectedReply, max_update_bytes, parse_update
 from fl_lightning.state import LoraState, select
 
 log = logging.getLogger(__name__)
@@ -50,28 +50,28 @@ class RemoteClients:
     """Sites that are reached by a post.
 
     Args:
-        inquiry: asks them.
+        requests: asks them.
         policy: which factors travel.
 
     Attributes:
         transport_errors: {client_id: relative rounding error of its last update on the way}.
     """
 
-    def __init__(self, inquiry: Inquiry, policy: SharePolicy) -> None:
-        self._inquiry, self._policy, self._network = inquiry, policy, inquiry.network
+    def __init__(self, requests: RequestTracker, policy: SharePolicy) -> None:
+        self._requests, self._policy, self._network = requests, policy, requests.network
         self.transport_errors: dict[str, float] = {}
 
     @property
-    def sites(self) -> dict[str, SiteFacts]:
+    def sites(self) -> dict[str, SiteInfo]:
         """{client_id: what it said of itself} of those that joined."""
-        return self._inquiry.sites
+        return self._requests.sites
 
     @property
     def wire(self) -> dict[str, int]:
         """Bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, answers not taken."""
-        return self._inquiry.wire
+        return self._requests.wire
 
-    def join(self, expected: Iterable[str]) -> Mapping[str, SiteFacts]:
+    def join(self, expected: Iterable[str]) -> Mapping[str, SiteInfo]:
         """Wait for the sites, as long as ``network.join_timeout`` says, and hear what they have.
 
         Raises:
@@ -84,30 +84,30 @@ class RemoteClients:
         log.info("waiting for %d sites", len(wanted))
         while (missing := [c for c in wanted if c not in self.sites]) and time.monotonic() < end:
             signals.check()
-            online = self._inquiry.post.online()
+            online = self._requests.post.online()
             for client_id in [c for c in missing if c in online]:
                 when, since = asked.get(client_id, (-math.inf, ""))
                 if since != online[client_id] or time.monotonic() - when > ASK_AGAIN:
                     asked[client_id] = time.monotonic(), online[client_id]
-                    self._inquiry.ask(client_id, "query", {"do": "hello"}, [], HEADER_BYTES, ASK_AGAIN * 2)
-            for client_id, header, _ in self._inquiry.answers(reasons):
+                    self._requests.ask(client_id, "query", {"do": "hello"}, [], HEADER_BYTES, ASK_AGAIN * 2)
+            for client_id, header, _ in self._requests.answers(reasons):
                 try:
-                    self._inquiry.meet(client_id, header)
+                    self._requests.register_site(client_id, header)
                     log.info("%s has joined: %d records", client_id, self.sites[client_id].train)
-                except Refused as error:
+                except RejectedReply as error:
                     reasons[client_id] = str(error)
-        self._inquiry.waiting.clear()
+        self._requests.waiting.clear()
         for client_id in missing:
             log.warning("%s has not joined: %s", client_id, reasons[client_id])
         departments = {client_id.split("/", 1)[0] for client_id in wanted}
         for department in sorted(departments):
             own = [c for c in wanted if c.split("/", 1)[0] == department]
             here = [c for c in own if c in self.sites]
-            if len(here) < self._inquiry.needed(len(own)):
+            if len(here) < self._requests.needed(len(own)):
                 first = next(c for c in own if c not in self.sites)
                 raise RunError(
                     f"{department}: {len(here)} of {len(own)} sites joined within {self._network.join_timeout:.0f} s "
-                    f"(network.join_timeout), wanted {self._inquiry.needed(len(own))} (network.quorum); {first}: "
+                    f"(network.join_timeout), wanted {self._requests.needed(len(own))} (network.quorum); {first}: "
                     f"{reasons[first]}"
                 )
         return {client_id: self.sites[client_id] for client_id in wanted if client_id in self.sites}
@@ -120,12 +120,12 @@ class RemoteClients:
         It ends when each department has what ``network.quorum`` asks for, or at ``network.deadline``.
         """
         nonce = secrets.token_hex(16)
-        self._inquiry.waiting.clear()  # a late answer to the round before is no answer to this one
+        self._requests.waiting.clear()  # a late answer to the round before is no answer to this one
         pending = {task.client_id: task for task in tasks}
         counts: dict[str, int] = {}
         for task in tasks:
             counts[task.department] = counts.get(task.department, 0) + 1
-            self._inquiry.round = task.round_num
+            self._requests.round = task.round_num
         heard = dict.fromkeys(counts, 0)
         for task in tasks:
             recalled = journal.recall([task]) if journal is not None else None
@@ -146,22 +146,22 @@ class RemoteClients:
             left = dict.fromkeys(counts, 0)
             for task in open_tasks.values():
                 left[task.department] += 1
-            if all(heard[d] >= self._inquiry.needed(counts[d]) or not left[d] for d in counts):
+            if all(heard[d] >= self._requests.needed(counts[d]) or not left[d] for d in counts):
                 break
             signals.check()
-            online, now = self._inquiry.post.online(), time.monotonic()
+            online, now = self._requests.post.online(), time.monotonic()
             for client_id in [c for c in pending if c in online]:
                 when, since = again.get(client_id, (now, ""))
                 if now >= when or online[client_id] != since:
                     since_when[client_id] = online[client_id]
                     self._ask_fit(pending.pop(client_id), nonce, end - now, online[client_id])
                     reasons[client_id] = "it did not answer in time"
-            for client_id, header, states in self._inquiry.answers(reasons, lost):
+            for client_id, header, states in self._requests.answers(reasons, lost):
                 task = open_tasks.pop(client_id)
                 try:
                     update = self._take(header, states, task)
-                except Refused as error:
-                    self._inquiry.refuse(client_id, error, reasons)
+                except RejectedReply as error:
+                    self._requests.refuse(client_id, error, reasons)
                     continue
                 heard[task.department] += 1
                 if journal is not None:
@@ -171,23 +171,23 @@ class RemoteClients:
                 yield update
         for client_id in reasons:
             if client_id in open_tasks:
-                log.warning("round %d goes on without %s: %s", self._inquiry.round, client_id, reasons[client_id])
+                log.warning("round %d goes on without %s: %s", self._requests.round, client_id, reasons[client_id])
 
     def _ask_fit(self, task: ClientTask, nonce: str, seconds: float, since: str) -> None:
         sends = self._policy.sends(task.round_num)
         # What stays with the site is there already, but for its first fit.
         kept = self._policy.keeps != "none" and self.sites[task.client_id].kept > 0
         start = select(task.start, sends) if kept else {name: task.start[name] for name in task.start}
-        largest = largest_update(task, sends, self._network.transport)
+        largest = max_update_bytes(task, sends, self._network.transport)
         header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen]
-        self._inquiry.ask(task.client_id, "train", header, states, largest, max(1.0, seconds), nonce, since)
+        self._requests.ask(task.client_id, "train", header, states, largest, max(1.0, seconds), nonce, since)
 
     def _take(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:
         sends = self._policy.sends(task.round_num)
-        self._inquiry.meet(task.client_id, header)
-        update = read_update(header, states, task, sends, self._network.transport)
+        self._requests.register_site(task.client_id, header)
+        update = parse_update(header, states, task, sends, self._network.transport)
         if update.num_examples != self.sites[task.client_id].train:
-            raise Refused(
+            raise RejectedReply(
                 f"it was trained on {str(update.num_examples)[:20]} records, wanted the "
                 f"{self.sites[task.client_id].train} that the site said it has"
             )
@@ -204,9 +204,9 @@ class RemoteClients:
         for index, (_, client_id) in enumerate(listed):
             places.setdefault(client_id, []).append(index)
         # Who owes an answer is still busy with what it did not finish in time.
-        owing = {asked.client_id for asked in self._inquiry.waiting.values()}
-        self._inquiry.waiting.clear()
-        online, end = self._inquiry.post.online(), time.monotonic() + self._network.deadline
+        owing = {asked.client_id for asked in self._requests.waiting.values()}
+        self._requests.waiting.clear()
+        online, end = self._requests.post.online(), time.monotonic() + self._network.deadline
         parts: dict[str, list[list[int]]] = {}  # what each site is still to answer, in order
         figures: dict[str, list[Metrics]] = {client_id: [] for client_id in places}
         for client_id in places:
@@ -214,19 +214,19 @@ class RemoteClients:
                 own = places[client_id]
                 parts[client_id] = [own[i : i + JOBS] for i in range(0, len(own), JOBS)]
         reasons = dict.fromkeys(places, "it is not connected, or not done with the round")
-        own_factor = self._policy.keeps != "none" and self._inquiry.round > 0
+        own_factor = self._policy.keeps != "none" and self._requests.round > 0
         for client_id, chunks in parts.items():
             self._ask_figures(client_id, [listed[i][0] for i in chunks[0]], own_factor, end, online[client_id])
             reasons[client_id] = "it did not answer in time"
         while parts and time.monotonic() < end:
             signals.check()
             lost: list[str] = []
-            for client_id, header, _ in self._inquiry.answers(reasons, lost.append):
+            for client_id, header, _ in self._requests.answers(reasons, lost.append):
                 chunk = parts[client_id].pop(0)
                 try:
                     found = _figures(header, len(chunk))
-                except Refused as error:
-                    self._inquiry.refuse(client_id, error, reasons)
+                except RejectedReply as error:
+                    self._requests.refuse(client_id, error, reasons)
                     del parts[client_id]
                     continue
                 figures[client_id] += found
@@ -240,16 +240,16 @@ class RemoteClients:
             for client_id in lost:
                 parts.pop(client_id, None)
         for client_id, reason in reasons.items():
-            log.warning("round %d: no figures of %s: %s", self._inquiry.round, client_id, reason)
+            log.warning("round %d: no figures of %s: %s", self._requests.round, client_id, reason)
         return results
 
     def _ask_figures(self, client_id: str, states: list[LoraState], own: bool, end: float, since: str) -> None:
         if own and self.sites[client_id].kept > 0:
-            sends = self._policy.sends(self._inquiry.round)
+            sends = self._policy.sends(self._requests.round)
             made: dict[int, LoraState] = {}
             states = [made.setdefault(id(state), select(state, sends)) for state in states]
         header, left = {"do": "evaluate", "own": own}, max(1.0, end - time.monotonic())
-        self._inquiry.ask(client_id, "evaluate", header, states, HEADER_BYTES, left, secrets.token_hex(16), since)
+        self._requests.ask(client_id, "evaluate", header, states, HEADER_BYTES, left, secrets.token_hex(16), since)
 
     def finish(self, adapters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Tell the sites that the run is over; those that answer have written their adapters.
@@ -257,18 +257,18 @@ class RemoteClients:
         Args:
             adapters: {department: whole adapter}.
         """
-        self._inquiry.waiting.clear()
-        online, reasons = self._inquiry.post.online(), dict.fromkeys(self.sites, "it is not connected")
+        self._requests.waiting.clear()
+        online, reasons = self._requests.post.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
             adapter = dict(adapters[client_id.split("/", 1)[0]])
-            self._inquiry.ask(
+            self._requests.ask(
                 client_id, "query", {"do": "finish"}, [adapter], HEADER_BYTES, FINISH, since=online[client_id]
             )
             reasons[client_id] = "it did not answer in time"
         end = time.monotonic() + FINISH
-        while self._inquiry.waiting and time.monotonic() < end:
+        while self._requests.waiting and time.monotonic() < end:
             signals.check()
-            for client_id, header, _ in self._inquiry.answers(reasons):
+            for client_id, header, _ in self._requests.answers(reasons):
                 if header.get("done") is True:
                     del reasons[client_id]
                 else:
@@ -281,18 +281,18 @@ def _figures(header: Mapping[str, Any], count: int) -> list[Metrics]:
     """The figures in an answer.
 
     Raises:
-        Refused: if there are not so many, or they are no numbers.
+        RejectedReply: if there are not so many, or they are no numbers.
     """
     if "failed" in header or "refused" in header:
-        raise Refused(str(header.get("failed") or header.get("refused"))[:500])
+        raise RejectedReply(str(header.get("failed") or header.get("refused"))[:500])
     listed = header.get("metrics")
     names = set(vars(NOTHING))
     if not isinstance(listed, list) or len(listed) != count:
-        raise Refused(f"it holds {str(listed)[:80]}, wanted the figures of {count} adapters")
+        raise RejectedReply(f"it holds {str(listed)[:80]}, wanted the figures of {count} adapters")
     for values in listed:
         ok = isinstance(values, Mapping) and values.keys() == names
         if not ok or not all(type(v) in (int, float) and abs(v) < 1e15 for v in values.values()):
-            raise Refused(f"its figures are {str(values)[:200]}, wanted finite numbers")
+            raise RejectedReply(f"its figures are {str(values)[:200]}, wanted finite numbers")
         if type(values["num_tokens"]) is not int or values["num_tokens"] < 1:
-            raise Refused(f"its figures are over {values['num_tokens']} tokens, wanted at least 1")
+            raise RejectedReply(f"its figures are over {values['num_tokens']} tokens, wanted at least 1")
     return [Metrics(**values) for values in listed]

@@ -13,9 +13,9 @@ import torch
 
 from fl_lightning.config import NetworkConfig
 from fl_lightning.errors import RunError
-from fl_lightning.network.compatibility import Agreement, SiteFacts
-from fl_lightning.network.coordinator.transport import Answer, Kind, Post
-from fl_lightning.network.validation import Echo, Refused, read_answer
+from fl_lightning.network.compatibility import SharedSettings, SiteInfo
+from fl_lightning.network.coordinator.transport import Kind, MessageTransport, Reply
+from fl_lightning.network.validation import RejectedReply, RequestId, parse_reply
 from fl_lightning.state import LoraState
 from fl_lightning.storage.messages import encode
 
@@ -26,7 +26,7 @@ POLL = 0.2
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingRequest:
     """A question that waits for its answer.
 
     Attributes:
@@ -35,12 +35,12 @@ class Asked:
     """
 
     client_id: str
-    echo: Echo
+    echo: RequestId
     since: str
     largest: int
 
 
-class Inquiry:
+class RequestTracker:
     """Asks sites, and takes in what they answer.
 
     Args:
@@ -56,32 +56,34 @@ class Inquiry:
         wire: bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, answers not taken.
     """
 
-    def __init__(self, post: Post, *, run: str, agreement: Agreement, network: NetworkConfig) -> None:
+    def __init__(self, post: MessageTransport, *, run: str, agreement: SharedSettings, network: NetworkConfig) -> None:
         self.post, self.network = post, network
         self._run, self._agreement = run, agreement
-        self.sites: dict[str, SiteFacts] = {}
+        self.sites: dict[str, SiteInfo] = {}
         self.round = 0
-        self.waiting: dict[int, Asked] = {}
+        self.waiting: dict[int, PendingRequest] = {}
         self.wire = {"up": 0, "down": 0, "refused": 0}
 
-    def meet(self, client_id: str, header: Mapping[str, Any]) -> None:
+    def register_site(self, client_id: str, header: Mapping[str, Any]) -> None:
         """Take in what a site says of itself.
 
         Raises:
-            Refused: if it is not what it was, or cannot take part.
+            RejectedReply: if it is not what it was, or cannot take part.
         """
         for word in ("refused", "failed"):
             if word in header:
-                raise Refused(f"the site says: {str(header[word])[:500]}")
+                raise RejectedReply(f"the site says: {str(header[word])[:500]}")
         try:
-            facts = SiteFacts.read(header.get("site"))
+            facts = SiteInfo.read(header.get("site"))
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise RejectedReply(str(error)) from error
         before = self.sites.get(client_id, facts)
         if facts.client_id != client_id or replace(before, kept=0) != replace(facts, kept=0):
-            raise Refused(f"the site has other records or another rank than when it joined: {facts}, before {before}")
+            raise RejectedReply(
+                f"the site has other records or another rank than when it joined: {facts}, before {before}"
+            )
         if facts.train < 1:
-            raise Refused("the site has no records")
+            raise RejectedReply("the site has no records")
         self.sites[client_id] = facts
 
     def ask(
@@ -110,7 +112,7 @@ class Inquiry:
         Raises:
             RunError: if it is larger than ``network.max_message_mb``.
         """
-        echo = Echo(self._run, self.round, nonce, secrets.token_hex(16))
+        echo = RequestId(self._run, self.round, nonce, secrets.token_hex(16))
         body = encode({**header, "echo": echo.to_dict(), "agreement": self._agreement.to_dict()}, states)
         limit = int(self.network.max_message_mb * 2**20)
         if len(body) > limit:
@@ -120,7 +122,7 @@ class Inquiry:
         self.wire["down"] += len(body)
         since = since or self.post.online().get(client_id, "")
         number = self.post.send(client_id, kind, body, ttl)
-        self.waiting[number] = Asked(client_id, echo, since, min(largest, limit))
+        self.waiting[number] = PendingRequest(client_id, echo, since, min(largest, limit))
 
     def answers(
         self, reasons: dict[str, str], lost: Callable[[str], object] = lambda client_id: None
@@ -153,15 +155,15 @@ class Inquiry:
             header, states = self._open(answer, found)
             yield found.client_id, header, states
 
-    def _open(self, answer: Answer, asked: Asked) -> tuple[dict[str, Any], list[LoraState]]:
+    def _open(self, answer: Reply, asked: PendingRequest) -> tuple[dict[str, Any], list[LoraState]]:
         body = answer.body or b""
         self.wire["up"] += len(body)
         try:
-            return read_answer(body, asked.echo, asked.client_id, asked.largest)
-        except Refused as error:
+            return parse_reply(body, asked.echo, asked.client_id, asked.largest)
+        except RejectedReply as error:
             return {"failed": f"refused here: {error}"}, []
 
-    def refuse(self, client_id: str, error: Refused, reasons: dict[str, str]) -> None:
+    def refuse(self, client_id: str, error: RejectedReply, reasons: dict[str, str]) -> None:
         """Count and log an answer that is not taken."""
         self.wire["refused"] += 1
         reasons[client_id] = str(error)

@@ -22,10 +22,10 @@ from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.fingerprint import identity
-from fl_lightning.network.compatibility import Agreement, SiteFacts
+from fl_lightning.network.compatibility import SharedSettings, SiteInfo
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
-from fl_lightning.network.coordinator.requests import Inquiry
-from fl_lightning.network.coordinator.transport import FlowerPost
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.transport import FlowerTransport
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
@@ -68,14 +68,14 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
             stack.enter_context(held(resume))
         run, before = _recorded(resume)
         parts = build_model_components(config, lambda tokenizer: {})
-        agreement = Agreement.of(config, parts.base_precision, parts.base_fingerprint)
+        agreement = SharedSettings.of(config, parts.base_precision, parts.base_fingerprint)
         post, link = stack.enter_context(_flower(config))
         if unknown := [client_id for client_id in before if client_id not in link.nodes]:
             raise InputError(
                 f"network.certificates: no public key of {unknown[0]}, which takes part in the run; wanted the keys of "
                 "all its sites"
             )
-        clients = RemoteClients(Inquiry(post, run=run, agreement=agreement, network=config.network), policy)
+        clients = RemoteClients(RequestTracker(post, run=run, agreement=agreement, network=config.network), policy)
         joined = {**before, **clients.join(list(before) or list(link.nodes))}
         clients.sites.update(joined)
         config.lora.check_names(joined)
@@ -99,7 +99,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         return start.run_folder
 
 
-def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteFacts]]:
+def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
     """(the run's id, its sites) as an earlier process wrote them; a new id and no sites where there was none.
 
     Raises:
@@ -111,7 +111,7 @@ def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteFacts]]:
         return secrets.token_hex(16), {}
     found = read_json(folder / RECORD)
     try:
-        return str(found["run"]), {c: SiteFacts.read(facts) for c, facts in found["sites"].items()}
+        return str(found["run"]), {c: SiteInfo.read(facts) for c, facts in found["sites"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / RECORD}: {error}; wanted the file as the server wrote it") from error
 
@@ -122,13 +122,13 @@ def _as_in_a_folder(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
     return department, natural_key(client)
 
 
-def _identity(config: RunConfig, parts: RunComponents, sites: Mapping[str, SiteFacts]) -> dict[str, Any]:
+def _identity(config: RunConfig, parts: RunComponents, sites: Mapping[str, SiteInfo]) -> dict[str, Any]:
     """As of a run on one machine, but that the hashes of the records are what the sites say."""
     return {**identity(config, {}, parts.base_fingerprint), "clients": {c: sites[c].records for c in parts.data}}
 
 
 @contextlib.contextmanager
-def _flower(config: RunConfig) -> Iterator[tuple[FlowerPost, SuperLink]]:
+def _flower(config: RunConfig) -> Iterator[tuple[FlowerTransport, SuperLink]]:
     """A SuperLink with the sites' keys registered, and the post that its relay carries; ended with this block."""
     network, certificates = config.network, Path(config.network.certificates)
     files, keys = server_files(certificates), public_keys(certificates)
@@ -140,7 +140,7 @@ def _flower(config: RunConfig) -> Iterator[tuple[FlowerPost, SuperLink]]:
         stack.callback(link.close)
         link.register(keys)
         link.run()
-        post = FlowerPost(_accept(listener, link), link.nodes, link.check)
+        post = FlowerTransport(_accept(listener, link), link.nodes, link.check)
         stack.callback(post.close)
         log.info("listening on %s:%d for %d sites", network.host, network.port, len(keys))
         yield post, link

@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["query", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What came back for a message.
 
     Attributes:
@@ -33,7 +33,7 @@ class Answer:
     reason: str = ""
 
 
-class Post(Protocol):
+class MessageTransport(Protocol):
     """Carries messages to sites and answers back."""
 
     def online(self) -> Mapping[str, str]:
@@ -44,7 +44,7 @@ class Post(Protocol):
         """Send a message that is of no use after `ttl` seconds; its number comes back."""
         ...
 
-    def receive(self, timeout: float) -> Answer | None:
+    def receive(self, timeout: float) -> Reply | None:
         """The next answer; None if there is none within so many seconds.
 
         Raises:
@@ -53,7 +53,7 @@ class Post(Protocol):
         ...
 
 
-class FlowerPost:
+class FlowerTransport:
     """Messages by way of the relay that Flower runs, see `fl_lightning.network.flower.server_app`.
 
     Args:
@@ -70,7 +70,7 @@ class FlowerPost:
         self._owners = {str(node): client_id for client_id, node in nodes.items()}
         self._online: dict[str, str] = {}
         self._number = 0
-        self._inbox: queue.Queue[Answer | None] = queue.Queue()
+        self._inbox: queue.Queue[Reply | None] = queue.Queue()
         # The relay must never wait for this process, which may be waiting for it to take a message.
         self._ear = threading.Thread(target=self._listen, daemon=True)
         self._ear.start()
@@ -89,7 +89,7 @@ class FlowerPost:
             raise _gone() from error
         return self._number
 
-    def receive(self, timeout: float) -> Answer | None:
+    def receive(self, timeout: float) -> Reply | None:
         """The next answer; None if there is none in time."""
         try:
             answer = self._inbox.get(timeout=timeout)
@@ -120,9 +120,9 @@ class FlowerPost:
                 nodes = header["nodes"].items()
                 self._online = {self._owners[node]: since for node, since in nodes if node in self._owners}
             elif "reply" in header:
-                self._inbox.put(Answer(header["reply"], body))
+                self._inbox.put(Reply(header["reply"], body))
             else:
-                self._inbox.put(Answer(header["lost"], None, str(header.get("reason", ""))))
+                self._inbox.put(Reply(header["lost"], None, str(header.get("reason", ""))))
 
 
 def _gone() -> RunError:

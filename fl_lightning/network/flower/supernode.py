@@ -12,9 +12,9 @@ from fl_lightning.network.flower.local_socket import VARIABLE, SocketFolder
 
 log = logging.getLogger(__name__)
 
-FIRM = 30.0
+STABLE_SECONDS = 30.0
 """A SuperNode that lasts for so many seconds had been let in."""
-PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 """Seconds before another try, for one that ends sooner: the server may be about to register its keys, or not know yet
 that an earlier process of this site has gone."""
 
@@ -60,13 +60,13 @@ class SuperNode:
             return
         said = subprocesses.reason(self.log)
         if self._again is None:
-            self._failures = 0 if time.monotonic() - self._started > FIRM else self._failures + 1
-            if self._failures > len(PAUSES):
+            self._failures = 0 if time.monotonic() - self._started > STABLE_SECONDS else self._failures + 1
+            if self._failures > len(RETRY_DELAYS):
                 raise RunError(
                     f"Flower's SuperNode ended {self._failures} times, now with exit code {code}: {said}; wanted a "
                     "server that knows this site's key and shows a certificate of the authority in network.certificates"
                 )
-            pause = PAUSES[max(0, self._failures - 1)]
+            pause = RETRY_DELAYS[max(0, self._failures - 1)]
             log.warning("Flower's SuperNode ended with exit code %d (%s); again in %.0f s", code, said, pause)
             subprocesses.stop(self._child, self.home)
             self._again = time.monotonic() + pause

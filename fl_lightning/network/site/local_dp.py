@@ -45,7 +45,7 @@ from fl_lightning.storage.files import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Protected:
+class PrivatizedUpdate:
     """An update that may leave its site.
 
     Attributes:
@@ -57,7 +57,7 @@ class Protected:
     release: str
 
 
-def protect(
+def privatize(
     update: ClientUpdate,
     start: Mapping[str, torch.Tensor],
     *,
@@ -65,7 +65,7 @@ def protect(
     noise_multiplier: float,
     secret: str,
     run_id: str,
-) -> Protected:
+) -> PrivatizedUpdate:
     """Clip an update's difference from its start and add noise.
 
     Args:
@@ -82,7 +82,7 @@ def protect(
     Example:
         >>> update = ClientUpdate("hr/a", 1, {"lora_A": torch.tensor([6.0, 8.0])}, 3, 90, losses=[2.5])
         >>> start = {"lora_A": torch.zeros(2)}
-        >>> got = protect(update, start, clip=5.0, noise_multiplier=0.0, secret="5e" * 32, run_id="x").update
+        >>> got = privatize(update, start, clip=5.0, noise_multiplier=0.0, secret="5e" * 32, run_id="x").update
         >>> got.state["lora_A"].tolist(), got.losses
         ([3.0, 4.0], [])
     """
@@ -109,7 +109,7 @@ def protect(
     )
     state = {n: (before[n] + noisy.mean[n]).float() for n in names}
     sent = replace(update, state=state, losses=[], seconds=0.0, metrics=None)
-    return Protected(sent, _keyed(secret, "release", about))
+    return PrivatizedUpdate(sent, _keyed(secret, "release", about))
 
 
 class LocalLedger:

@@ -19,7 +19,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData, load_client, with_teams
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.network.compatibility import Agreement
+from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import check_flower
 from fl_lightning.network.flower.supernode import SuperNode
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 LINGER = 5.0
 """Seconds in which Flower carries the last answer away."""
-Question = tuple[Connection, bytes]
+Request = tuple[Connection, bytes]
 
 
-def attend(config: RunConfig, department: str, client: str) -> None:
+def run_client(config: RunConfig, department: str, client: str) -> None:
     """Take part in a server's run as one client, until the run is over.
 
     Raises:
@@ -74,7 +74,7 @@ def attend(config: RunConfig, department: str, client: str) -> None:
             config,
             clients,
             own,
-            Agreement.of(config, parts.base_precision, parts.base_fingerprint),
+            SharedSettings.of(config, parts.base_precision, parts.base_fingerprint),
             place,
             partial(export_lora_adapter, parts.module.model),
         )
@@ -82,15 +82,15 @@ def attend(config: RunConfig, department: str, client: str) -> None:
         node = SuperNode(folder, files.ca, files.key, address, department, client)
         stack.callback(node.close)
         with signals.at_safe_points():
-            _attend(site, node, questions)
+            _event_loop(site, node, questions)
         if isinstance(clients, SeveralProcesses):
             clients.stop()
     if site.refusal is not None:
         raise InputError(f"the server's run is not like this config: {site.refusal}")
 
 
-def _attend(site: Site, node: SuperNode, questions: queue.Queue[Question]) -> None:
-    """Answer questions until the run is over, or this site is not wanted."""
+def _event_loop(site: Site, node: SuperNode, questions: queue.Queue[Request]) -> None:
+    """Reply questions until the run is over, or this site is not wanted."""
     while not site.over and site.refusal is None:
         signals.check()
         node.check()
@@ -106,9 +106,9 @@ def _attend(site: Site, node: SuperNode, questions: queue.Queue[Question]) -> No
         time.sleep(0.1)
 
 
-def _listen(listener: Listener) -> queue.Queue[Question]:
+def _listen(listener: Listener) -> queue.Queue[Request]:
     """Take in questions while the site is at work."""
-    questions: queue.Queue[Question] = queue.Queue()
+    questions: queue.Queue[Request] = queue.Queue()
 
     def listen() -> None:
         while True:

@@ -22,9 +22,9 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import Clients, ClientTask, ClientUpdate, header_of
-from fl_lightning.network.compatibility import Agreement, SiteFacts, disagreement
+from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
 from fl_lightning.network.site.compression import encode as pack_update
-from fl_lightning.network.site.local_dp import LocalLedger, protect, read_secret
+from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.state import LoraState, select
 from fl_lightning.storage.messages import decode, encode
@@ -50,7 +50,13 @@ class Site:
     """
 
     def __init__(
-        self, config: RunConfig, clients: Clients, data: ClientData, agreement: Agreement, folder: Path, export: Export
+        self,
+        config: RunConfig,
+        clients: Clients,
+        data: ClientData,
+        agreement: SharedSettings,
+        folder: Path,
+        export: Export,
     ) -> None:
         self._config, self._clients, self._data = config, clients, data
         self._agreement, self._folder, self._export = agreement, folder, export
@@ -74,7 +80,7 @@ class Site:
 
     def _obey(self, header: dict[str, Any], states: list[LoraState]) -> tuple[dict[str, Any], list[LoraState]]:
         echo = header["echo"]
-        if problem := disagreement(self._agreement, header["agreement"]):
+        if problem := find_mismatch(self._agreement, header["agreement"]):
             self.refusal = problem
             return {"refused": problem}, []
         if echo["task"] in self._seen:
@@ -124,7 +130,7 @@ class Site:
         privacy = self._config.network.local_privacy
         if privacy.clip is None:
             return update
-        found = protect(
+        found = privatize(
             update,
             start,
             clip=privacy.clip,
@@ -152,12 +158,12 @@ class Site:
         self.over = True
         log.info("the run is over; this site's adapter is in %s", store.folder / "adapter")
 
-    def _facts(self, store: SiteStore) -> SiteFacts:
+    def _facts(self, store: SiteStore) -> SiteInfo:
         data = self._data
         tokens = sum(len(example) for example in data.train)
         kept = store.before(2**31)[0] if self._policy.keeps != "none" else 0
         rank = self._config.lora.rank(self.client_id)
-        return SiteFacts(self.client_id, len(data.train), len(data.eval), tokens, records_digest(data), rank, kept)
+        return SiteInfo(self.client_id, len(data.train), len(data.eval), tokens, records_digest(data), rank, kept)
 
 
 def _safe(run: object) -> str:

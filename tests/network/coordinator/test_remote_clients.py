@@ -10,10 +10,10 @@ from fl_lightning.config import LocalPrivacyConfig, RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
-from fl_lightning.network.compatibility import Agreement
+from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.remote_clients import NOTHING, RemoteClients
-from fl_lightning.network.coordinator.requests import Inquiry
-from fl_lightning.network.coordinator.transport import Answer
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.transport import Reply
 from fl_lightning.network.site.site import Site
 from fl_lightning.storage.messages import decode, encode
 
@@ -55,9 +55,9 @@ class Memory:
         number = len(self.sent)
         answer = self.meddle(client_id, decode(body)[0], self.sites[client_id].answer(body))
         if isinstance(answer, str):
-            self.inbox.append(Answer(number, None, answer))
+            self.inbox.append(Reply(number, None, answer))
         elif answer is not None:
-            self.inbox.append(Answer(number, answer))
+            self.inbox.append(Reply(number, answer))
         return number
 
     def receive(self, timeout):
@@ -83,12 +83,12 @@ def federation(tmp_path, make_examples):
             fits[client_id] = Fits()
             own = config if site_config is None else site_config
             folder = tmp_path / client_id.replace("/", ".")
-            agreement = Agreement.of(own, "fp32", "ab")
+            agreement = SharedSettings.of(own, "fp32", "ab")
             homes[client_id] = Site(own, fits[client_id], data, agreement, folder, lambda place, state: None)
         post = Memory(homes)
-        agreement = Agreement.of(config, "fp32", "ab")
-        inquiry = Inquiry(post, run="5eed", agreement=agreement, network=config.network)
-        clients = RemoteClients(inquiry, share_policy(config.federation.share))
+        agreement = SharedSettings.of(config, "fp32", "ab")
+        requests = RequestTracker(post, run="5eed", agreement=agreement, network=config.network)
+        clients = RemoteClients(requests, share_policy(config.federation.share))
         if join:
             clients.join(sites)
         return clients, post, fits
@@ -224,7 +224,7 @@ def test_an_answer_that_comes_after_the_round_is_left_unread(federation, log_mes
 
     post.meddle = hold
     assert [u.client_id for u in clients.exchange(tasks(1))] == ["hr/a", "it/a"]
-    post.inbox.append(Answer(5, late[0]))
+    post.inbox.append(Reply(5, late[0]))
     assert len(list(clients.exchange(tasks(2)))) == 3
     assert any("nobody waits for any more" in m for m in log_messages)
 

@@ -5,7 +5,7 @@ from multiprocessing import Pipe
 import pytest
 
 from fl_lightning.errors import RunError
-from fl_lightning.network.coordinator.transport import Answer, FlowerPost
+from fl_lightning.network.coordinator.transport import FlowerTransport, Reply
 from fl_lightning.network.frames import pack, unpack
 
 
@@ -13,7 +13,7 @@ from fl_lightning.network.frames import pack, unpack
 def ends():
     """(post, the relay's end)."""
     here, there = Pipe()
-    post = FlowerPost(here, {"hr/a": 11, "hr/b": 2**63 + 1})
+    post = FlowerTransport(here, {"hr/a": 11, "hr/b": 2**63 + 1})
     yield post, there
     post.close()
 
@@ -29,8 +29,8 @@ def test_answers_come_with_the_number_of_their_question(ends):
     post, relay = ends
     relay.send_bytes(pack({"reply": 5}, b"done"))
     relay.send_bytes(pack({"lost": 6, "reason": "no such node"}))
-    assert post.receive(5) == Answer(5, b"done")
-    assert post.receive(5) == Answer(6, None, "no such node")
+    assert post.receive(5) == Reply(5, b"done")
+    assert post.receive(5) == Reply(6, None, "no such node")
     assert post.receive(0.01) is None
 
 
@@ -57,9 +57,9 @@ def test_nobody_listens_any_more_after_hanging_up():
     before = threading.active_count()
     for _ in range(20):  # a listener left behind would take what comes through the next pipe of the same number
         here, there = Pipe()
-        post = FlowerPost(here, {})
+        post = FlowerTransport(here, {})
         there.send_bytes(pack({"reply": 1}, b"x"))
-        assert post.receive(5) == Answer(1, b"x")
+        assert post.receive(5) == Reply(1, b"x")
         post.close()
         there.close()
     assert threading.active_count() == before
@@ -71,7 +71,7 @@ def test_what_the_relay_hangs_on_is_looked_after():
     def check():
         raise RunError("the SuperLink has ended")
 
-    post = FlowerPost(here, {}, check)
+    post = FlowerTransport(here, {}, check)
     with pytest.raises(RunError, match="the SuperLink has ended"):
         post.receive(0.01)
     post.close()

@@ -8,7 +8,7 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.protocol import ClientUpdate, Metrics
-from fl_lightning.network.site.local_dp import LocalLedger, local_epsilon, protect, read_secret
+from fl_lightning.network.site.local_dp import LocalLedger, local_epsilon, read_secret
 from fl_lightning.state import distance, norm
 
 SECRET = "5e" * 32
@@ -27,7 +27,7 @@ START = {A: torch.ones(8, 400), B: torch.zeros(400, 8)}
 
 def noisy(given=None, start=START, **other):
     options = {"clip": 1.0, "noise_multiplier": 1.0, "secret": SECRET, "run_id": "run", **other}
-    return protect(given or update(), start, **options)
+    return privatize(given or update(), start, **options)
 
 
 def difference(state, start=START):
