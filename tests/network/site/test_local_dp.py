@@ -8,7 +8,7 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.protocol import ClientUpdate, Metrics
-from fl_lightning.network.site.local_dp import LocalLedger, local_epsilon, read_secret
+from fl_lightning.network.site.local_dp import LocalLedger, local_epsilon, privatize, read_secret
 from fl_lightning.state import distance, norm
 
 SECRET = "5e" * 32
