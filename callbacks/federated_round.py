@@ -27,7 +27,7 @@ from fl_lightning.linalg.approximation_error import averaging_error, result_erro
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState, distance, norm, num_bytes, select
-from fl_lightning.storage.offload import IN_MEMORY, Spill
+from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientTask, ClientUpdate
@@ -56,8 +56,8 @@ class FederatedRound(FederatedCallback):
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
         """Many clients' states go to disk; an account of privacy is opened, or goes on."""
-        if len(trainer.data) > IN_MEMORY:
-            self._keep = Spill(trainer.run_folder).keep
+        if len(trainer.data) > MAX_IN_MEMORY:
+            self._keep = OffloadFolder(trainer.run_folder).store
         if self.config.guard.name == "dp" and trainer.federation.privacy is None:
             numbers, departments = self.config.privacy, trainer.federation.departments
             ledger = Ledger.begin(departments, numbers.clip, numbers.noise_seed)

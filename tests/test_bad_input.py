@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from fl_lightning import bundled
 from fl_lightning.cli import main
-from fl_lightning.storage.files import write_manifest
-from fl_lightning.storage.run_folder import held
+from fl_lightning.storage.manifest import write_manifest
+from fl_lightning.storage.run_folder import locked
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 DEPARTMENTS = ("finance", "hr")
 # What to do about it, or what is wanted; the table says of each line what was got and where.
 FIX = re.compile(
-    r"want|did you mean|choose|remove|rename|save the file|keep one|add |start a new run|start the run again"
-    r"|unknown key|not finite|name a|only the following|wait for it|ask for fewer|give a|run 'fit'|write the values out"
-    r"|Example choices"
+    r"want|expected|did you mean|choose|remove|rename|save the file|keep one|add |start a new run|start the run again"
+    r"|unknown key|not finite|name a|only the following|wait for it|ask for fewer|give a|run 'fit'"
+    r"|write the values out|Example choices"
 )
 
 
@@ -775,7 +775,7 @@ def test_bad_run_folder(case, copied, tmp_path, capfd):
 
 @pytest.mark.parametrize("command", [RESUME, "evaluate --run {run}"])
 def test_run_folder_that_another_process_holds(command, copied, tmp_path, capfd):
-    with held(copied):
+    with locked(copied):
         argv = command.format(run=copied, tmp=tmp_path).split()
         check(argv, [str(copied), "another process", str(os.getpid()), "wait for it"], tmp_path, capfd)
 

@@ -49,7 +49,7 @@ class Received:
     """The valid updates of a round, by client id, in the order in which they came.
 
     Args:
-        keep: takes in a state, such as `Spill.keep`; memory where None.
+        keep: takes in a state, such as `OffloadFolder.store`; memory where None.
 
     Attributes:
         shared: {client_id: what it sent}.

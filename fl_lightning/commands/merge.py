@@ -8,7 +8,7 @@ from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import amount, hush, quiet
 from fl_lightning.signals import Stopped
-from fl_lightning.storage.run_folder import find_run_folder, held
+from fl_lightning.storage.run_folder import find_run_folder, locked
 from fl_lightning.storage.run_layout import chosen_adapters, folder_names
 
 DESCRIPTION = """Write base + adapter of each department and group of a run as one model that plain transformers loads:
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     root = Path(given.to) if given.to else folder / "merged"
     written: list[str] = []
     try:
-        with held(folder):
+        with locked(folder):
             for name, adapter in adapters.items():
                 left = len(adapters) - len(written)
                 merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=left)

@@ -11,7 +11,7 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import amount, hush, quiet
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.signals import Stopped
-from fl_lightning.storage.run_folder import find_run_folder, held
+from fl_lightning.storage.run_folder import find_run_folder, locked
 from fl_lightning.storage.run_layout import chosen_adapters
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
     sources = [
         Source(folder, config, name, adapter, repositories[name], base, licence) for name, adapter in adapters.items()
     ]
-    with held(folder):
+    with locked(folder):
         return _dry_run(sources, given) if given.dry_run else _push(sources, given)
 
 

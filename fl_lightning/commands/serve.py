@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import stat
 from pathlib import Path
 
 from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.console import hush, quiet
 from fl_lightning.errors import InputError
+from fl_lightning.storage.files import check_secret, read_text
 from fl_lightning.storage.run_folder import CONFIG, find_run_folder
 
 KEY = "FL_LIGHTNING_API_KEY"
@@ -86,13 +86,9 @@ def api_key(file: str | None) -> str:
     source = KEY
     if file is not None:
         source = file
-        try:
-            mode = Path(file).stat().st_mode
-            key = Path(file).read_text(encoding="utf-8").strip() if stat.S_ISREG(mode) else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {file}: cannot be read; wanted a file with a key") from error
-        if mode & 0o077:
-            raise InputError(f"--api-key-file {file}: others may read it; wanted 'chmod 600 {file}'")
+        option = f"--api-key-file {file}"
+        key = read_text(Path(file), "a file with a key", name=option).strip()
+        check_secret(Path(file), name=option)
     elif not key:
         return ""
     if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:

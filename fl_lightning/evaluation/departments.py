@@ -15,7 +15,14 @@ from fl_lightning.federation.protocol import Clients, Metrics
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.run_layout import CLIENTS, DEPARTMENTS, GROUPS, client_exports, shared_adapters, within
+from fl_lightning.storage.run_layout import (
+    CLIENTS,
+    DEPARTMENTS,
+    GROUPS,
+    client_exports,
+    resolve_inside,
+    shared_adapters,
+)
 
 
 def evaluate_departments(
@@ -149,7 +156,7 @@ def _evaluate_client_exports(
     """{round: {department: {client: metrics of its adapter on its own records, and ``num_examples``}}}."""
 
     def read(client_id: str, path: object) -> LoraState:
-        folder = within(run_folder, run_folder / CLIENTS, client_id, path)
+        folder = resolve_inside(run_folder, run_folder / CLIENTS, client_id, path)
         return read_lora_adapter(folder, initial, any_rank=any_rank)
 
     rounds: dict[str, dict[str, dict[str, MetricValues]]] = {}

@@ -23,15 +23,8 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.linalg.adapter_algebra import at_ranks_of
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, problem_with
-from fl_lightning.storage.files import (
-    MANIFEST,
-    atomic_folder,
-    check_manifest,
-    check_name,
-    read_json,
-    write_json,
-    write_manifest,
-)
+from fl_lightning.storage.files import atomic_folder, check_name, read_json, write_json
+from fl_lightning.storage.manifest import MANIFEST, check_manifest, write_manifest
 from fl_lightning.storage.tensors import read_state, write_state
 
 log = logging.getLogger(__name__)
@@ -79,7 +72,7 @@ def load_checkpoint(
 
     Args:
         folder: as `save_checkpoint` writes it.
-        keep: takes in what each client has for itself, such as `Spill.keep`; memory where None.
+        keep: takes in what each client has for itself, such as `OffloadFolder.store`; memory where None.
 
     Raises:
         InputError: if the folder does not hold a whole checkpoint.

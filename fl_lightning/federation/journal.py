@@ -20,11 +20,10 @@ from fl_lightning.federation.protocol import ClientTask, ClientUpdate, header_of
 from fl_lightning.state import LoraState
 from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.storage.files import write_bytes
+from fl_lightning.storage.manifest import with_digest, without_digest
 from fl_lightning.storage.messages import decode, encode
 
 log = logging.getLogger(__name__)
-
-DIGEST = hashlib.sha256().digest_size
 
 
 class Journal:
@@ -83,33 +82,17 @@ class Journal:
     def _write(self, round_num: int, name: str, header: Any, states: Sequence[Mapping[str, torch.Tensor]] = ()) -> None:
         path = self._path(round_num, name)
         if path is not None:
-            self._writer.submit(lambda: write_bytes(path, sealed(encode(header, states))))
+            self._writer.submit(lambda: write_bytes(path, with_digest(encode(header, states))))
 
     def _read(self, round_num: int, name: str) -> tuple[Any, list[LoraState]] | None:
         path = self._path(round_num, name)
         if path is None or not path.is_file():
             return None
         try:
-            return decode(unsealed(path.read_bytes()))
+            return decode(without_digest(path.read_bytes()))
         except (OSError, ValueError) as error:
             log.warning("%s is not whole (%s) and its work is done again", path, error)
             return None
-
-
-def sealed(data: bytes) -> bytes:
-    """The data behind its own SHA-256."""
-    return hashlib.sha256(data).digest() + data
-
-
-def unsealed(data: bytes) -> bytes:
-    """The data that `sealed` was given.
-
-    Raises:
-        ValueError: if it has changed.
-    """
-    if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
-        raise ValueError(f"the SHA-256 of its {len(data)} bytes is not the one noted in front")
-    return data[DIGEST:]
 
 
 def _name(cohort: Sequence[ClientTask] | Sequence[ClientUpdate]) -> str:

@@ -16,7 +16,7 @@ from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.base_model import load_base_model, stored_dtype
 from fl_lightning.modeling.lora import ADAPTER, load_adapter_model, lora_layers
-from fl_lightning.storage.files import atomic_folder
+from fl_lightning.storage.files import atomic_folder, share_files
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ def merge_adapter(
         tokenizer.save_pretrained(str(temporary))
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
-        for path in temporary.rglob("*"):  # safetensors makes files that only their owner may read
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        share_files(temporary)
     return Merged(folder, names[target], size, rounding)
 
 

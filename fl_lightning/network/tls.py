@@ -16,15 +16,20 @@ import datetime
 import ipaddress
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fl_lightning.data.layout import find_clients
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import check_name, natural_key, sync_folder
+from fl_lightning.storage.files import (
+    check_name,
+    check_secret,
+    natural_key,
+    sync_folder,
+    temporary_folder,
+    write_secret,
+)
 
 DEFAULT_HOSTS = ("localhost", "127.0.0.1")
 _HOST = re.compile(
@@ -76,20 +81,17 @@ def make_certificates(
     if not clients:
         raise InputError("--sites: got none, wanted at least one such as hr/client_0")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))  # 0700
-    try:
+    with temporary_folder(folder, secret=True) as temporary:
         authority, own = _new_key(), _new_key()
         ca = _certificate(authority, authority, None, [], days)
-        _write(temporary / "ca.pem", _pem(ca))
-        _write(temporary / "authority" / "ca.key", _private(authority, "PKCS8"))
-        _write(temporary / "server" / "server.pem", _pem(_certificate(own, authority, ca, names, days)))
-        _write(temporary / "server" / "server.key", _private(own, "PKCS8"))
+        write_secret(temporary / "ca.pem", _pem(ca))
+        write_secret(temporary / "authority" / "ca.key", _private(authority, "PKCS8"))
+        write_secret(temporary / "server" / "server.pem", _pem(_certificate(own, authority, ca, names, days)))
+        write_secret(temporary / "server" / "server.key", _private(own, "PKCS8"))
         for client_id in clients:
             _write_site(temporary / "sites" / client_id)
         os.rename(temporary, folder)
         sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return clients
 
 
@@ -104,14 +106,10 @@ def add_site(folder: Path, client_id: str) -> None:
         raise InputError(f"{folder}: no ca.pem there; wanted a folder made by fl-lightning certs")
     if os.path.lexists(place):
         raise InputError(f"{place}: {client_id} has a key already, and nothing is overwritten; remove it by hand first")
-    _make_folder(place.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent))
-    try:
+    with temporary_folder(place, secret=True) as temporary:
         _write_site(temporary)
         os.rename(temporary, place)
         sync_folder(place.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sites_of(root: str, clients_per_dept: int | None) -> list[str]:
@@ -165,8 +163,8 @@ def _check_there(files: Sequence[Path]) -> None:
     for path in files:
         if not path.is_file():
             raise InputError(f"{path}: no file there; fl-lightning certs makes it (network.certificates)")
-        if path.suffix == ".key" and path.stat().st_mode & 0o077:
-            raise InputError(f"{path}: others may read this private key; wanted chmod 600")
+        if path.suffix == ".key":
+            check_secret(path)
 
 
 def _cryptography() -> Any:
@@ -253,20 +251,5 @@ def _write_site(place: Path) -> None:
     from cryptography.hazmat.primitives import serialization as s
 
     key = _new_key()
-    _write(place / "site.key", _private(key, "OpenSSH"))
-    _write(place / "site.pub", key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH) + b"\n")
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(mode=0o700)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A new file that nobody else could read at any moment."""
-    _make_folder(path.parent)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_secret(place / "site.key", _private(key, "OpenSSH"))
+    write_secret(place / "site.pub", key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH) + b"\n")

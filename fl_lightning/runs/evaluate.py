@@ -10,7 +10,7 @@ from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.evaluation.departments import evaluate_run
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import build_components, build_tree, load_run_config, make_local_clients
-from fl_lightning.storage.run_folder import held
+from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.worker_processes import SeveralProcesses
 
 
@@ -30,7 +30,7 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
         if isinstance(clients, SeveralProcesses):
             clients.serve()
         return None
-    with held(run_folder):
+    with locked(run_folder):
         components = build_components(config)
         clients = make_local_clients(components, config)
         result = evaluate_run(

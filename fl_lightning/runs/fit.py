@@ -28,7 +28,7 @@ from fl_lightning.runs.build import RunComponents, build_components, make_callba
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
 from fl_lightning.storage.files import write_text
-from fl_lightning.storage.run_folder import CONFIG, create_run_folder, held, warn_if_tight
+from fl_lightning.storage.run_folder import CONFIG, create_run_folder, locked, warn_low_disk
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.device import make_fabric
 
@@ -69,7 +69,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         trainer = FederatedTrainer(fabric=components.fabric, training=config.training)
         trainer.fit(components.module, components.data, clients=make_local_clients(components, config))
         return None
-    with contextlib.nullcontext() if resume is None else held(resume):
+    with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
         run_fingerprint = identity(config, components.data, components.base_fingerprint)
         with open_run(config, components, run_fingerprint, resume) as start:
@@ -93,7 +93,7 @@ def open_run(
         yield RunStart(resume, run_fingerprint, loggers, state, extra)
         return
     run_folder = create_run_folder(Path(config.output), to_yaml(config))
-    with held(run_folder):
+    with locked(run_folder):
         try:
             loggers = make_loggers(loggers_config, run_folder)
         except InputError:
@@ -153,7 +153,7 @@ def run_fit(
             write_text(run_folder / CONFIG, to_yaml(config))
             for logger in start.loggers:
                 logger.log_hyperparams(config.to_dict())
-            warn_if_tight(run_folder, _estimate_disk_bytes(config, components))
+            warn_low_disk(run_folder, _estimate_disk_bytes(config, components))
             trainer.fit(
                 components.module,
                 components.data,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,8 +13,8 @@ import yaml
 from rich.table import Table
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import natural_key, read_json
-from fl_lightning.storage.run_folder import CONFIG, is_held
+from fl_lightning.storage.files import read_json
+from fl_lightning.storage.run_folder import CONFIG, RUN_PREFIX, is_locked, numbered_folders
 
 Status = Literal["finished", "running", "interrupted", "unreadable"]
 NONE = "–"
@@ -57,8 +56,7 @@ def list_runs(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise InputError(f"--output: {root} is not a folder, wanted one with version_N folders; run 'fit' first")
-    folders = [path for path in root.iterdir() if re.fullmatch(r"version_\d+", path.name) and (path / CONFIG).is_file()]
-    return [_read(folder) for folder in sorted(folders, key=lambda path: natural_key(path.name))]
+    return [_read(path) for path in numbered_folders(root, RUN_PREFIX).values() if (path / CONFIG).is_file()]
 
 
 def _read(folder: Path) -> Run:
@@ -78,7 +76,7 @@ def _read(folder: Path) -> Run:
     status: Status = "interrupted"
     if rounds is None:
         status = "unreadable"
-    elif is_held(folder):
+    elif is_locked(folder):
         status = "running"
     elif evaluated and done >= rounds:
         status = "finished"

@@ -16,8 +16,8 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents
 from fl_lightning.state import problem_with
-from fl_lightning.storage.files import sweep
-from fl_lightning.storage.offload import IN_MEMORY, Spill
+from fl_lightning.storage.files import remove_temporaries
+from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,10 @@ def load_resume_state(
     Raises:
         InputError: if the run has results but no checkpoint, or the checkpoint is of another config, base or data.
     """
-    sweep(run_folder)
-    checkpoint = newest_checkpoint(run_folder, Spill(run_folder).keep if len(components.data) > IN_MEMORY else None)
+    remove_temporaries(run_folder)
+    checkpoint = newest_checkpoint(
+        run_folder, OffloadFolder(run_folder).store if len(components.data) > MAX_IN_MEMORY else None
+    )
     if checkpoint is None:
         if any((run_folder / name).exists() for name in ("adapters", "client_exports")):
             raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")

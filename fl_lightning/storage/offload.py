@@ -1,4 +1,4 @@
-"""States of many clients on disk: memory-mapped safetensors files that read like dictionaries of tensors."""
+"""States of many clients on disk while a round waits: safetensors files that read like dictionaries of tensors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from safetensors import safe_open
 
 from fl_lightning.storage.tensors import write_state
 
-IN_MEMORY = 64
-"""Up to so many clients' states stay in memory."""
+MAX_IN_MEMORY = 64
+"""With more clients than this, states are offloaded."""
 
 
-class SpilledState(Mapping[str, torch.Tensor]):
-    """A state in a file of its own; each access maps one tensor. The file goes when the object does.
+class OffloadedState(Mapping[str, torch.Tensor]):
+    """A state in a separate file; each access maps one tensor. The file goes when the object does.
 
     Args:
-        path: where to; nothing may stand there.
+        path: of the file, which must not exist yet.
         state: what to write.
-        spill: whose folder it is; lives as long as the state does.
+        folder: that the file is in; it lives as long as the state does.
     """
 
-    def __init__(self, path: Path, state: Mapping[str, torch.Tensor], spill: Spill) -> None:
+    def __init__(self, path: Path, state: Mapping[str, torch.Tensor], folder: OffloadFolder) -> None:
         write_state(path, state)
-        self._path, self._spill = path, spill
+        self._path, self._folder = path, folder
         self._names = list(state)
         weakref.finalize(self, path.unlink, missing_ok=True)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor, mapped from the file; it stays good when the file is gone."""
+        """One tensor, mapped from the file; it stays valid after the file is gone."""
         if name not in self._names:
             raise KeyError(name)
         with safe_open(self._path, "pt") as file:
@@ -48,18 +48,18 @@ class SpilledState(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-class Spill:
-    """A folder for states that do not stay in memory; it goes with the last of them.
+class OffloadFolder:
+    """A temporary folder for offloaded states; it is removed with the last of them.
 
     Args:
-        inside: the folder is made in here; None takes the system's place for temporary files.
+        parent: of the folder; the system's folder for temporary files if None.
     """
 
-    def __init__(self, inside: Path | None = None) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=".states.", suffix=".tmp", dir=inside))
+    def __init__(self, parent: Path | None = None) -> None:
+        self._path = Path(tempfile.mkdtemp(prefix=".states.", suffix=".tmp", dir=parent))
         self._numbers = itertools.count()
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
 
-    def keep(self, state: Mapping[str, torch.Tensor]) -> SpilledState:
-        """Write a state and give it back as what reads it."""
-        return SpilledState(self._folder / f"{next(self._numbers)}.safetensors", state, self)
+    def store(self, state: Mapping[str, torch.Tensor]) -> OffloadedState:
+        """Write a state to the folder and return the mapping that reads it."""
+        return OffloadedState(self._path / f"{next(self._numbers)}.safetensors", state, self)

@@ -29,7 +29,7 @@ def shared_adapters(run_folder: Path) -> dict[str, Path]:
         if not isinstance(places, dict):
             raise InputError(f"{path}: got {type(places).__name__}, wanted {{name: folder}}")
         for name in sorted(places, key=natural_key):
-            found[check_name(name, f"{path}: name")] = within(run_folder, path, name, places[name])
+            found[check_name(name, f"{path}: name")] = resolve_inside(run_folder, path, name, places[name])
     return found
 
 
@@ -45,7 +45,7 @@ def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
         for department, clients in departments.items():
             for client, place in clients.items():
                 names = [check_name(name, f"{path}: name") for name in (department, client)]
-                folder = within(run_folder, path, client, place)
+                folder = resolve_inside(run_folder, path, client, place)
                 if folder.is_dir():
                     found["/".join(names)] = round_num, folder
     return {name: found[name] for name in sorted(found, key=natural_key)}
@@ -99,26 +99,26 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def within(run_folder: Path, index: Path, name: str, place: object) -> Path:
+def resolve_inside(run_folder: Path, index: Path, name: str, place: object) -> Path:
     """The folder that an index gives for a name, if it lies inside the run.
 
     Raises:
         InputError: if it does not, or is no path at all.
     """
     if not isinstance(place, str) or "\0" in place:
-        raise InputError(f"{index}: {name}: got {place!r}, wanted a folder within the run")
+        raise InputError(f"{index}: {name}: got {place!r}, expected a folder within the run")
     folder = run_folder / place
     try:
         inside = folder.resolve().is_relative_to(run_folder.resolve())
     except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.12's and older for links in a circle
         raise InputError(f"{folder}: links in a circle; wanted an adapter's folder") from error
     if not inside:
-        raise InputError(f"{index}: {name}: adapter path {place!r} leads out of the run folder; wanted one within it")
+        raise InputError(f"{index}: {name}: adapter path {place!r} leads out of the run folder; expected one within it")
     return folder
 
 
 def client_exports(run_folder: Path) -> dict[int, dict[str, dict[str, object]]]:
-    """{round: {department: {client: place within the run}}}, as the index says it.
+    """{round: {department: {client: folder within the run}}}, as the index says it.
 
     Raises:
         InputError: if the index is not as `fit` writes it.

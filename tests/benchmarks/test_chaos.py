@@ -160,7 +160,7 @@ def test_an_output_that_may_not_be_written_is_bad_input_and_a_run_in_it_stays(da
     finally:
         output.chmod(0o755)
     assert code == 2
-    assert "may not be written to" in Path(life.log).read_text()
+    assert "is not writable" in Path(life.log).read_text()
     assert list(output.iterdir()) == []
 
 
@@ -179,13 +179,13 @@ def as_nobody(arguments, log):
 
 
 def test_a_run_can_be_resumed_by_one_process_at_a_time(data, life, tmp_path):
-    from fl_lightning.storage.run_folder import held
+    from fl_lightning.storage.run_folder import locked
 
     argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "1"]
     assert main(argv) == 0
-    with held(tmp_path / "out" / "version_0"):
+    with locked(tmp_path / "out" / "version_0"):
         assert life(plain, [*argv, "--resume", "last"], life.log) == 2
-    assert f"another process writes there (process {os.getpid()})" in one_line(life.log)
+    assert f"another process is writing to it (process {os.getpid()})" in one_line(life.log)
 
 
 def rss_of_rounds(arguments, log, path):

@@ -113,7 +113,7 @@ def test_a_spoilt_account_is_no_whole_checkpoint(play, private, state, tmp_path,
     import json
 
     from fl_lightning import InputError
-    from fl_lightning.storage.files import write_manifest
+    from fl_lightning.storage.manifest import write_manifest
 
     play([round_of(state)], private(), callbacks=[RoundCheckpoint(0)], run_folder=tmp_path)
     folder = tmp_path / "checkpoints" / "round_1"

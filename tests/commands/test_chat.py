@@ -54,7 +54,7 @@ def test_draws_are_those_of_the_seed(piped, adapter_run):
         ((), "the following arguments are required: --run"),
         (("--run", "RUN", "--modle", "hr"), "unknown argument --modle; did you mean '--model'?"),
         (("--run", "RUN", "--model"), "--model: no value"),
-        (("--run", "nowhere"), "run 'nowhere': no config.yaml there"),
+        (("--run", "nowhere"), "run 'nowhere': no config.yaml in it"),
         (("--run", "RUN", "--temperature", "hot"), "--temperature: got 'hot', wanted a number from 0 to 2"),
         (("--run", "RUN", "--temperature", "-1"), "--temperature: got '-1'"),
         (("--run", "RUN", "--temperature", "2.1"), "--temperature: got '2.1'"),

@@ -16,7 +16,7 @@ def test_help_needs_no_run(capsys):
     ("arguments", "said"),
     [
         ([], "report: no --run, wanted --run RUN"),
-        (["--run", "nowhere"], "run 'nowhere': no config.yaml there"),
+        (["--run", "nowhere"], "run 'nowhere': no config.yaml in it"),
         (["--run", "last", "--output", "."], "no version_N folder"),
         (["--run", "x", "--samples", "-1"], "--samples: got '-1', wanted a whole number"),
         (["--run", "x", "--sample", "2"], "unknown argument --sample, did you mean --samples"),

@@ -15,7 +15,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation import checkpoint as checkpoint_module
 from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from fl_lightning.federation.state import FederationState
-from fl_lightning.storage.files import write_manifest
+from fl_lightning.storage.manifest import write_manifest
 
 A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
 
@@ -169,13 +169,13 @@ def test_starts_that_clients_share_are_written_once(tmp_path):
 
 
 def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_path):
-    from fl_lightning.storage.offload import Spill, SpilledState
+    from fl_lightning.storage.offload import OffloadedState, OffloadFolder
 
     saved = federation()
     save_checkpoint(tmp_path / "c", saved, {})
-    spill = Spill(tmp_path)
-    loaded, _ = load_checkpoint(tmp_path / "c", spill.keep)
-    assert isinstance(loaded.personal["hr/client_10"], SpilledState)
+    offload = OffloadFolder(tmp_path)
+    loaded, _ = load_checkpoint(tmp_path / "c", offload.store)
+    assert isinstance(loaded.personal["hr/client_10"], OffloadedState)
     assert torch.equal(loaded.personal["hr/client_10"][B], saved.personal["hr/client_10"][B])
 
 

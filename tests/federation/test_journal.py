@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fl_lightning.federation.journal import Journal, sealed, unsealed
+from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
 from fl_lightning.storage.background_writer import BackgroundWriter
 
@@ -97,12 +97,3 @@ def test_a_journal_without_a_folder_forgets_everything():
     journal.forget(3)
     assert journal.recall([task(IDS[0])]) is None
     assert journal.look_up(3, "evaluation") is None
-
-
-def test_the_seal_is_the_digest_in_front():
-    assert sealed(b"abc").hex().startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    assert unsealed(sealed(b"abc")) == b"abc"
-    assert unsealed(sealed(b"")) == b""
-    for torn in (b"", b"abc", sealed(b"abc")[:-1], sealed(b"abc") + b"d"):
-        with pytest.raises(ValueError, match="SHA-256"):
-            unsealed(torn)

@@ -240,7 +240,7 @@ def test_without_a_token_nothing_is_asked(make_run, hub, capsys, monkeypatch):
         (["--licence", "my own"], "--licence: got 'my own', wanted an identifier such as apache-2.0"),
         (["--base-model", "/models/qwen"], "--base-model: got '/models/qwen'"),
         (["--public", "--private"], "--private: not allowed with argument --public"),
-        (["--run", "nowhere"], "run 'nowhere': no config.yaml there"),
+        (["--run", "nowhere"], "run 'nowhere': no config.yaml in it"),
     ],
 )
 def test_bad_arguments_are_one_line_and_nothing_is_asked(make_run, hub, capsys, arguments, said):

@@ -6,7 +6,7 @@ import pytest
 
 from fl_lightning.errors import InputError
 from fl_lightning.runs.listing import list_runs
-from fl_lightning.storage.run_folder import held
+from fl_lightning.storage.run_folder import locked
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_interrupted_run_has_the_figures_so_far(make_run, tmp_path):
 
 
 def test_run_that_a_process_holds_is_running(make_run, tmp_path):
-    with held(make_run(0)):
+    with locked(make_run(0)):
         assert list_runs(tmp_path)[0].status == "running"
     assert list_runs(tmp_path)[0].status == "finished"
 

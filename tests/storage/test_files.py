@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import (
     atomic_folder,
-    check_manifest,
     check_name,
+    check_secret,
     natural_key,
     read_json,
-    sweep,
+    read_text,
+    remove_temporaries,
+    share_files,
     write_bytes,
     write_json,
-    write_manifest,
+    write_secret,
     write_text,
 )
 
@@ -29,12 +31,12 @@ def test_safe_names_pass(name):
     "name",
     ["", ".", "..", "...", "a/b", "../a", "/etc", "a\\b", "a b", "a\n", "a\0", "naïve", "a|b", "a:b", "x" * 129],
 )
-def test_unsafe_names_are_refused_with_what_was_got_and_wanted(name):
+def test_unsafe_names_are_refused_and_shown(name):
     with pytest.raises(InputError) as caught:
         check_name(name, "department")
     assert repr(name) in str(caught.value)
     assert str(caught.value).startswith("department ")
-    assert "wanted 1 to 128 letters, digits" in str(caught.value)
+    assert "expected 1 to 128 letters, digits" in str(caught.value)
 
 
 @given(st.text(max_size=12))
@@ -68,9 +70,90 @@ def test_write_bytes_makes_parent_folders_and_leaves_only_the_file(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == ["file.bin"]
 
 
-def test_written_files_are_readable_by_others(tmp_path):
-    write_bytes(tmp_path / "file", b"x")
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+@pytest.fixture(params=[0o077, 0o002, 0o022], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_files_and_folders_have_the_mode_that_the_umask_asks_for(tmp_path, umask):
+    write_bytes(tmp_path / "a" / "file", b"old")
+    write_bytes(tmp_path / "a" / "file", b"new")
+    with atomic_folder(tmp_path / "round_1") as folder:
+        write_text(folder / "inner" / "x", "x")
+    for path in (tmp_path / "a", tmp_path / "round_1", tmp_path / "round_1" / "inner"):
+        assert mode(path) == 0o777 & ~umask
+    for path in (tmp_path / "a" / "file", tmp_path / "round_1" / "inner" / "x"):
+        assert mode(path) == 0o666 & ~umask
+
+
+def test_files_that_a_library_made_private_are_shared_as_the_umask_asks(tmp_path, umask):
+    with atomic_folder(tmp_path / "merged") as folder:
+        write_bytes(folder / "inner" / "model", b"x", secret=True)
+        share_files(folder)
+    assert mode(tmp_path / "merged" / "inner") == 0o777 & ~umask
+    assert mode(tmp_path / "merged" / "inner" / "model") == 0o666 & ~umask
+
+
+def test_secrets_are_their_owners_alone_whatever_the_umask_is(tmp_path, umask):
+    write_secret(tmp_path / "a" / "b" / "key", b"1")
+    write_bytes(tmp_path / "c" / "key", b"old")
+    write_bytes(tmp_path / "c" / "key", b"2", secret=True)
+    with atomic_folder(tmp_path / "sites", secret=True) as folder:
+        write_secret(folder / "key", b"3")
+    assert [mode(tmp_path / name) for name in ("a/b/key", "c/key", "sites/key")] == [0o600] * 3
+    assert [mode(tmp_path / name) for name in ("a", "a/b", "sites")] == [0o700] * 3
+    assert [(tmp_path / name).read_bytes() for name in ("a/b/key", "c/key", "sites/key")] == [b"1", b"2", b"3"]
+
+
+def test_a_secret_is_never_replaced_nor_seen_half_written(tmp_path, monkeypatch):
+    write_secret(tmp_path / "key", b"first")
+    with pytest.raises(FileExistsError):
+        write_secret(tmp_path / "key", b"second")
+    assert (tmp_path / "key").read_bytes() == b"first"
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("before the bytes are on the disk"))
+    with pytest.raises(BaseException, match="before the bytes"):
+        write_secret(tmp_path / "other", b"x")
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_a_secret_that_others_may_read_is_refused_with_the_command_that_mends_it(tmp_path):
+    path = tmp_path / "key"
+    with pytest.raises(InputError, match="key: cannot be read"):
+        check_secret(path)
+    write_secret(path, b"x")
+    check_secret(path)
+    path.chmod(0o640)
+    with pytest.raises(InputError, match=rf"--key: others may read it; expected mode 0600, got 0640; .*600 {path}"):
+        check_secret(path, name="--key")
+    with pytest.raises(InputError, match="not a regular file"):
+        check_secret(tmp_path)
+
+
+def test_text_is_read_without_its_byte_order_mark(tmp_path):
+    (tmp_path / "f").write_bytes(b"\xef\xbb\xbfa\xcf\x80")
+    assert read_text(tmp_path / "f", "a text") == "aπ"
+
+
+def test_a_file_that_cannot_be_read_as_text_is_named_with_the_reason(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "latin").write_bytes(b"na\xefve")
+    reasons = {
+        "gone": r"cannot be read \(No such file or directory\); expected a poem",
+        "fifo": r"cannot be read \(not a regular file\); expected a poem",
+        "latin": r"not UTF-8 \(byte 2\); save the file as UTF-8",
+        "x" * 300: r"cannot be read \(File name too long\); expected a poem",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=rf"{name}: {reason}$"):
+            read_text(tmp_path / name, "a poem")
+    with pytest.raises(InputError, match=r"^--poem: cannot be read"):
+        read_text(tmp_path / "gone", "a poem", name="--poem")
 
 
 def test_write_text_is_utf8(tmp_path):
@@ -130,11 +213,11 @@ def test_json_with_nan_is_refused_and_the_old_file_stays(tmp_path):
 
 
 def test_read_json_names_a_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.json: cannot be read .*wanted a JSON file"):
+    with pytest.raises(InputError, match=r"gone\.json: cannot be read .*expected a JSON file"):
         read_json(tmp_path / "gone.json")
 
 
-@pytest.mark.parametrize("data", [b'{"a": 1', b"", b"\xff\xfe", b"{'a': 1}"])
+@pytest.mark.parametrize("data", [b'{"a": 1', b"", b"{'a': 1}", b"[" * 100_000])
 def test_read_json_names_a_broken_file(tmp_path, data):
     (tmp_path / "half.json").write_bytes(data)
     with pytest.raises(InputError, match=r"half\.json: not valid JSON"):
@@ -213,46 +296,13 @@ def test_files_of_a_folder_are_on_the_disk_before_it_has_its_name_and_the_name_b
     assert done == [f"{temporary}/x", temporary, "rename", str(tmp_path)]
 
 
-def test_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
+def test_remove_temporaries_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
     keep = [tmp_path / "a.json", tmp_path / "a" / "b.tmp", tmp_path / ".lock"]
     gone = [tmp_path / ".a.json.x1.tmp", tmp_path / "a" / ".round_1.y2.tmp" / "state.json"]
     for path in keep + gone:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    sweep(tmp_path)
+    remove_temporaries(tmp_path)
     assert all(path.exists() for path in keep)
     assert not any(path.exists() for path in gone)
     assert sorted(os.listdir(tmp_path / "a")) == ["b.tmp"]
-
-
-def damaged(folder, how):
-    path = folder / "personal" / "hr.bin"
-    if how == "gone":
-        path.unlink()
-    elif how == "shorter":
-        path.write_bytes(b"12")
-    elif how == "other bytes":
-        path.write_bytes(b"132")
-    elif how == "list":
-        (folder / "manifest.json").write_text("[]")
-    elif how == "outside":
-        (folder / "manifest.json").write_text('{"../x": {}}')
-    else:
-        (folder / "manifest.json").unlink()
-
-
-@pytest.mark.parametrize("how", ["gone", "shorter", "other bytes", "list", "outside", "no manifest"])
-def test_a_manifest_tells_what_has_changed(tmp_path, how):
-    (tmp_path / "personal").mkdir()
-    (tmp_path / "personal" / "hr.bin").write_bytes(b"123")
-    write_manifest(tmp_path)
-    assert read_json(tmp_path / "manifest.json") == {
-        "personal/hr.bin": {
-            "bytes": 3,
-            "sha256": "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3",
-        }
-    }
-    check_manifest(tmp_path)
-    damaged(tmp_path, how)
-    with pytest.raises(InputError, match="hr.bin" if how in ("gone", "shorter", "other bytes") else "manifest.json"):
-        check_manifest(tmp_path)

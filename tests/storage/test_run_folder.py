@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.run_folder import create_run_folder, find_run_folder, held, is_held, warn_if_tight
+from fl_lightning.storage.run_folder import create_run_folder, find_run_folder, is_locked, locked, warn_low_disk
 
 CONFIG = "seed: 1\n"
 
@@ -41,7 +41,7 @@ def test_parallel_runs_get_folders_of_their_own(tmp_path):
 
 def test_an_output_that_is_a_file_is_bad_input(tmp_path):
     (tmp_path / "logs").write_text("a file")
-    with pytest.raises(InputError, match="output: cannot create a run folder in .*logs"):
+    with pytest.raises(InputError, match="output: cannot create a folder in .*logs"):
         create_run_folder(tmp_path / "logs", CONFIG)
 
 
@@ -71,15 +71,18 @@ def test_a_run_is_found_by_path_and_by_name_under_the_root(tmp_path):
 
 def test_a_folder_without_config_is_not_a_run(tmp_path):
     (tmp_path / "version_0").mkdir()
-    with pytest.raises(InputError, match="no config.yaml there; wanted a run folder"):
+    with pytest.raises(InputError, match="no config.yaml in it; expected a run folder"):
         find_run_folder(str(tmp_path / "version_0"), tmp_path)
 
 
-def test_a_run_folder_has_its_config_from_the_first_moment_and_nothing_is_left_beside_it(tmp_path):
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_a_run_folder_has_its_config_from_the_first_moment_and_nothing_is_left_beside_it(tmp_path, umask, request):
+    before = os.umask(umask)
+    request.addfinalizer(lambda: os.umask(before))
     folder = create_run_folder(tmp_path, CONFIG)
     assert (folder / "config.yaml").read_text() == CONFIG
     assert os.listdir(tmp_path) == ["version_0"]
-    assert folder.stat().st_mode & 0o777 == 0o755
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_last_passes_over_a_folder_whose_run_was_killed_before_it_had_a_config(tmp_path):
@@ -88,47 +91,47 @@ def test_last_passes_over_a_folder_whose_run_was_killed_before_it_had_a_config(t
     assert find_run_folder("last", tmp_path) == folder
 
 
-def test_a_held_folder_is_refused_with_the_number_of_the_process_and_free_afterwards(tmp_path):
-    with held(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()}"), held(tmp_path):
+def test_a_locked_folder_is_refused_with_the_number_of_the_process_and_free_afterwards(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()}"), locked(tmp_path):
         pass
-    with held(tmp_path):
+    with locked(tmp_path):
         pass
 
 
-def _hold(folder, started):
-    with held(folder):
+def _lock(folder, started):
+    with locked(folder):
         started.set()
         signal.pause()
 
 
-def test_a_killed_process_lets_go_of_its_folder(tmp_path):
+def test_the_lock_ends_with_the_process(tmp_path):
     context = multiprocessing.get_context("spawn")
     started = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, started))
+    process = context.Process(target=_lock, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
-    with pytest.raises(InputError, match=f"process {process.pid}"), held(tmp_path):
+    with pytest.raises(InputError, match=f"process {process.pid}"), locked(tmp_path):
         pass
     process.kill()
     process.join()
-    with held(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_a_full_disk_is_foretold(tmp_path, log_messages):
-    warn_if_tight(tmp_path, 10)
+    warn_low_disk(tmp_path, 10)
     assert log_messages == []
-    warn_if_tight(tmp_path, 2**60)
+    warn_low_disk(tmp_path, 2**60)
     assert len(log_messages) == 1
-    assert "about 1073741824.0 GiB will be written" in log_messages[0]
+    assert "a run writes about 1073741824.0 GiB" in log_messages[0]
     assert "retention.client_exports" in log_messages[0]
 
 
-def test_held_folder_is_known_to_be_held_and_stays_so(tmp_path):
-    assert not is_held(tmp_path)
+def test_a_locked_folder_is_known_to_be_locked(tmp_path):
+    assert not is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with held(tmp_path):
-        assert is_held(tmp_path)
-        with pytest.raises(InputError, match="another process writes there"), held(tmp_path):
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(InputError, match="another process is writing to it"), locked(tmp_path):
             pass
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)

@@ -32,7 +32,7 @@ from fl_lightning.network.tls import public_keys, server_files
 from fl_lightning.runs.build import RunComponents, build_model_components
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.storage.files import natural_key, read_json, write_json
-from fl_lightning.storage.run_folder import held
+from fl_lightning.storage.run_folder import locked
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         )
     with contextlib.ExitStack() as stack:
         if resume is not None:
-            stack.enter_context(held(resume))
+            stack.enter_context(locked(resume))
         run, before = _recorded(resume)
         parts = build_model_components(config, lambda tokenizer: {})
         agreement = SharedSettings.of(config, parts.base_precision, parts.base_fingerprint)

@@ -13,6 +13,8 @@ import tempfile
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
+from fl_lightning.storage.files import write_secret
+
 VARIABLE = "FL_LIGHTNING_SOCKET"
 """Names the folder in a child's environment."""
 
@@ -30,9 +32,7 @@ class SocketFolder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="fl-"))  # short: a socket's path may have 107 characters
         self._listener: Listener | None = None
-        handle = os.open(self.path / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
+        write_secret(self.path / "key", secrets.token_bytes(32))
 
     def listen(self) -> Listener:
         """The listening end."""

@@ -26,6 +26,7 @@ new. A round that is asked twice from two starts gives noise of its own each tim
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -41,7 +42,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.protocol import ClientUpdate
 from fl_lightning.privacy import epsilon, noisy_mean
 from fl_lightning.state import LoraState
-from fl_lightning.storage.files import read_json, write_json
+from fl_lightning.storage.files import check_secret, read_json, write_json, write_secret
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,11 @@ def read_secret(path: Path) -> str:
         InputError: if the file is no such secret, or others may read it.
     """
     if not os.path.lexists(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _create(path, os.urandom(32).hex())
+        with contextlib.suppress(FileExistsError):  # another process was first
+            write_secret(path, os.urandom(32).hex().encode() + b"\n")
     if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path}: not a regular file; wanted the site's secret")
-    if path.stat().st_mode & 0o077:
-        raise InputError(f"{path}: others may read this secret; wanted chmod 600")
+        raise InputError(f"{path}: not a regular file; expected the site's secret")
+    check_secret(path)
     text = path.read_bytes()[:100].decode("ascii", "replace").strip()
     try:
         if len(bytes.fromhex(text)) == 32 and len(text) == 64:
@@ -191,21 +191,6 @@ def read_secret(path: Path) -> str:
     except ValueError:
         pass
     raise InputError(f"{path}: got something else than 64 hexadecimal digits; wanted the secret as it was written")
-
-
-def _create(path: Path, text: str) -> None:
-    """A new file, whole or not there, that nobody else could read at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike a rename it takes no other process's place
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _keyed(secret: str, purpose: str, about: list[str | int]) -> str:

@@ -26,7 +26,7 @@ from fl_lightning.network.flower.supernode import SuperNode
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.tls import site_files
 from fl_lightning.runs.build import build_model_components, make_local_clients
-from fl_lightning.storage.run_folder import held
+from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.worker_processes import SeveralProcesses
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = config.network.host
     address = f"[{address}]:{config.network.port}" if ":" in address else f"{address}:{config.network.port}"
-    with held(place), SocketFolder() as folder, contextlib.ExitStack() as stack:
+    with locked(place), SocketFolder() as folder, contextlib.ExitStack() as stack:
         site = Site(
             config,
             clients,

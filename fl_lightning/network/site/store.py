@@ -17,7 +17,7 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.state import LoraState
-from fl_lightning.storage.files import atomic_folder, sweep
+from fl_lightning.storage.files import atomic_folder, remove_temporaries
 from fl_lightning.storage.tensors import read_state, write_state
 
 KEPT = 8
@@ -41,7 +41,7 @@ class SiteStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if folder.is_dir():
-            sweep(folder)
+            remove_temporaries(folder)
 
     def keep(self, round_num: int, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Keep tensors of a round, all of them or none."""

@@ -8,19 +8,17 @@ A comparison that goes on is read from there; the files it was begun with may ha
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import check_name, read_json, sync_folder, write_json, write_text
+from fl_lightning.storage.files import check_name, read_json, write_json, write_text
+from fl_lightning.storage.run_folder import create_numbered_folder, named_folder, newest_folder
 
 USAGE = """usage: fl-lightning compare --config A.yaml B.yaml ... [--seeds 3] [OPTIONS]
        fl-lightning compare --resume last|DIR [--output DIR]
@@ -147,56 +145,35 @@ def _check_alike(configs: dict[str, RunConfig], files: dict[str, Path]) -> None:
 
 
 def create(plan: Plan, root: Path) -> Path:
-    """A new ``compare_N`` folder under `root` that says what the comparison is made of, there from its first moment.
+    """Make a new ``compare_N`` folder under `root`; it has its plan and its configs as soon as it exists.
 
     Raises:
         InputError: if it cannot be made.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".compare.", suffix=".tmp", dir=root))
-        try:
-            for name, path in plan.files.items():
-                write_text(temporary / "configs" / f"{name}.yaml", path.read_text(encoding="utf-8"))
-            files = {name: str(path) for name, path in plan.files.items()}
-            write_json(temporary / PLAN, {"configs": files, "overrides": plan.overrides, "seeds": plan.seeds})
-            temporary.chmod(0o755)
-            while True:
-                folder = root / f"compare_{max(_numbers(root), default=-1) + 1}"
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir()
-                    os.replace(temporary, folder)
-                    sync_folder(root)
-                    return folder
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"output: cannot create a folder in {root} ({error.strerror}); choose another --output"
-        ) from error
 
+    def fill(folder: Path) -> None:
+        for name, path in plan.files.items():
+            write_text(folder / "configs" / f"{name}.yaml", path.read_text(encoding="utf-8"))
+        files = {name: str(path) for name, path in plan.files.items()}
+        write_json(folder / PLAN, {"configs": files, "overrides": plan.overrides, "seeds": plan.seeds})
 
-def _numbers(root: Path) -> Iterator[int]:
-    yield from (int(m[1]) for path in root.glob("compare_*") if (m := re.fullmatch(r"compare_(\d+)", path.name)))
+    return create_numbered_folder(root, "compare", fill)
 
 
 def find_comparison(name: str, root: Path) -> Path:
-    """The folder of a comparison: a path, or ``last`` for the newest ``compare_N`` under `root`.
+    """The folder of a comparison: a path, a name under `root`, or ``last`` for the newest ``compare_N`` there.
 
     Raises:
         InputError: if there is none.
     """
     if name == "last":
-        found = [n for n in _numbers(root) if (root / f"compare_{n}" / PLAN).is_file()]
-        if not found:
-            raise InputError(
-                f"--resume last: no compare_N folder in {root}, wanted one; start a comparison or name another --output"
-            )
-        return root / f"compare_{max(found)}"
-    folder = root / name if not os.path.isdir(name) and os.path.isdir(root / name) else Path(name)
+        if (newest := newest_folder(root, "compare", PLAN)) is None:
+            raise InputError(f"--resume last: no compare_N folder in {root}, expected one; name another --output")
+        return newest
+    folder = named_folder(name, root)
     if not os.path.isfile(folder / PLAN):
         raise InputError(
-            f"--resume {name!r}: no {PLAN} there; wanted a comparison's folder such as {root / 'compare_0'} or 'last'"
+            f"--resume {name!r}: no {PLAN} in it; expected a comparison such as {root / 'compare_0'} or 'last'"
         )
     return folder
 

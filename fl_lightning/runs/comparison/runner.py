@@ -29,7 +29,7 @@ from fl_lightning.runs.comparison.plan import Plan
 from fl_lightning.runs.comparison.report import Comparison
 from fl_lightning.runs.comparison.statistics import read_run
 from fl_lightning.storage.files import read_json, write_json
-from fl_lightning.storage.run_folder import CONFIG, check_output, held
+from fl_lightning.storage.run_folder import CONFIG, check_output, locked
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run_all(folder: Path, plan: Plan, *, new: bool) -> Comparison:
         Stopped: by a signal; the folder can be gone on with.
     """
     todo = [(seed, name) for seed in plan.seeds for name in plan.configs]
-    with held(folder):
+    with locked(folder):
         for number, (seed, name) in enumerate(todo, 1):
             if _is_finished(folder, name, seed):
                 continue

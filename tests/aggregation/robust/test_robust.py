@@ -9,7 +9,7 @@ import fl_lightning.aggregation.robust
 from fl_lightning.aggregation.robust import GUARDS, Selection, centre, make_guard
 from fl_lightning.errors import InputError
 from fl_lightning.state import distance, norm
-from fl_lightning.storage.offload import Spill
+from fl_lightning.storage.offload import OffloadFolder
 
 OPTIONS = {"krum": {"f": 2}, "multi_krum": {"f": 2}, "trimmed_mean": {"fraction": 0.25}}
 ATTACKS = ["negated ten times", "noise of ten times the norm", "1e30 times", "copy of another negated"]
@@ -187,8 +187,8 @@ def test_each_tensor_is_read_once_and_left_as_it_was(name, department, counting)
 
 @every_guard
 def test_updates_on_disk_do_as_well(name, department, tmp_path):
-    residuals, spill = department(), Spill(tmp_path)
-    kept = {c: spill.keep(state) for c, state in residuals.items()}
+    residuals, offload = department(), OffloadFolder(tmp_path)
+    kept = {c: offload.store(state) for c, state in residuals.items()}
     assert same(guarded(name, kept), guarded(name, residuals))
 
 

@@ -160,7 +160,7 @@ def test_a_secret_that_others_may_read_and_one_behind_a_link_are_refused(tmp_pat
     with pytest.raises(InputError, match="not a regular file"):
         read_secret(tmp_path / "link")
     path.chmod(0o640)
-    with pytest.raises(InputError, match="others may read this secret; wanted chmod 600"):
+    with pytest.raises(InputError, match="others may read it; expected mode 0600"):
         read_secret(path)
 
 
