@@ -37,7 +37,7 @@ class AdapterExport(FederatedCallback):
         if trainer.run_folder is None or update.client_id not in trainer.data:
             return
         department, client = update.client_id.split("/", 1)
-        if client in trainer.report.departments[department].left_out:
+        if client in trainer.report.departments[department].rejected:
             return
         place = Path("client_exports") / department / f"round_{update.round_num}_{client}"
         self._export(trainer, place, trainer.tasks[update.client_id].adapter(update.state))

@@ -43,7 +43,7 @@ class ClusterMonitor(FederatedCallback):
 
     def _log(self, trainer: FederatedTrainer) -> None:
         report = trainer.report
-        metrics: dict[str, float] = {"round/left_out": sum(len(d.left_out) for d in report.departments.values())}
+        metrics: dict[str, float] = {"round/left_out": sum(len(d.rejected) for d in report.departments.values())}
         for level in (f"{who}/{way}" for who in ("client", "department", "group") for way in ("up", "down")):
             if level in report.bytes_sent:
                 metrics[f"round/bytes/{level}"] = report.bytes_sent[level]
@@ -60,10 +60,10 @@ class ClusterMonitor(FederatedCallback):
                     metrics[f"{name}/{client}/drift"] = department.drift[client]
             for client, error in department.rank_errors.items():
                 metrics[f"{name}/{client}/rank_error"] = error
-        if report.grouping is not None:
-            metrics["round/n_clusters"] = report.grouping.n_clusters
-            metrics.update({f"round/{name}": value for name, value in self._quality(report.grouping).items()})
-        for group, found in report.found.items():
+        if report.clustering is not None:
+            metrics["round/n_clusters"] = report.clustering.n_clusters
+            metrics.update({f"round/{name}": value for name, value in self._quality(report.clustering).items()})
+        for group, found in report.clusterings.items():
             metrics.update({f"{name}/cluster": cluster for name, cluster in found.assignments.items()})
             if group != ROOT:
                 metrics[f"{group}/n_clusters"] = found.n_clusters
@@ -83,14 +83,14 @@ class ClusterMonitor(FederatedCallback):
     def _save(self, trainer: FederatedTrainer, folder: Path) -> None:
         report, round_num = trainer.report, trainer.round_num
         clusters = trainer.federation_config.dept_clusters
-        if report.grouping is not None:
-            found = {"round": round_num, **_clusters_json(report.grouping, clusters)}
+        if report.clustering is not None:
+            found = {"round": round_num, **_clusters_json(report.clustering, clusters)}
             trainer.writer.json(folder / f"round_{round_num}_department_clusters.json", found)
-            similarity = {"round": round_num, **_similarity_json(report.grouping, clusters)}
+            similarity = {"round": round_num, **_similarity_json(report.clustering, clusters)}
             trainer.writer.json(folder / f"round_{round_num}_similarity.json", similarity)
         inner = {
             group: {**_clusters_json(found, clusters), "similarity": _similarity_json(found, clusters)}
-            for group, found in report.found.items()
+            for group, found in report.clusterings.items()
             if group != ROOT
         }
         if inner:
@@ -113,7 +113,7 @@ class ClusterMonitor(FederatedCallback):
                     "residual_norms": d.residual_norms,
                     "drift": d.drift,
                     "moved": d.moved,
-                    "left_out": d.left_out,
+                    "left_out": d.rejected,
                     "scaled": d.scaled,
                     "step_size": d.step_size,
                     "aggregation_error": d.aggregation_error,

@@ -49,7 +49,7 @@ class Evaluation(FederatedCallback):
         """Log what the client found on its own held-out records, unless its update was left out."""
         department, client = update.client_id.split("/", 1)
         metrics = update.metrics
-        if metrics is None or client in trainer.report.departments[department].left_out:
+        if metrics is None or client in trainer.report.departments[department].rejected:
             return
         values = _client_metrics(metrics)
         if values is None:

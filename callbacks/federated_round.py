@@ -21,7 +21,8 @@ from fl_lightning.clustering.tree import step_all
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.cross_loss import cross_losses, leave_one_out
-from fl_lightning.federation.state import DepartmentReport, FederationState, RoundReport, mean_personal
+from fl_lightning.federation.round_report import DepartmentReport, RoundReport
+from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
 from fl_lightning.linalg.adapter_algebra import product_distance, side_by_side
 from fl_lightning.linalg.approximation_error import averaging_error, result_error
 from fl_lightning.privacy.ledger import Ledger
@@ -69,7 +70,7 @@ class FederatedRound(FederatedCallback):
         departments = {task.department for task in tasks} if self.policy.pools else trainer.federation.departments
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
         sent = self.policy.sends(trainer.round_num)
-        down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen) for task in tasks)
+        down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen_product) for task in tasks)
         report.bytes_sent = {"client/up": 0, "client/down": 0 if self.policy.pools else down}
         trainer.report = report
 
@@ -81,7 +82,7 @@ class FederatedRound(FederatedCallback):
         limit = self.config.max_update_norm * norm(trainer.federation.initial)
         problem = problem_with_update(update, task, limit)
         if problem is not None:
-            report.left_out[client] = problem
+            report.rejected[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
             return
         sends, sent = self.policy.sends(trainer.round_num), trainer.report.bytes_sent
@@ -132,7 +133,7 @@ class FederatedRound(FederatedCallback):
             problem = f"{len(heard)} valid updates in {department}, wanted {needed}"
             log.warning("round %d: %s (%s); its state stays", report.round_num, problem, key)
             self._received.drop(department)
-            own.left_out.update(dict.fromkeys(own.residual_norms, problem))
+            own.rejected.update(dict.fromkeys(own.residual_norms, problem))
             own.residual_norms = {}
         return self._received.departments
 
@@ -144,12 +145,13 @@ class FederatedRound(FederatedCallback):
         examples = {**state.examples, **received.examples}
         personal = {**state.personal, **received.personal}
         ledger = state.privacy
-        departments, server, products = dict(state.departments), dict(state.server), dict(state.products)
+        members = clients_by_department(personal)
+        departments, server, products = dict(state.departments), dict(state.optimizer_states), dict(state.products)
         for department in self._heard:
             own, clients = report.departments[department], received.clients_of(department)
             previous = select(state.departments[department], sent)
             updates, facts = {c: received.shared[c] for c in clients}, {c: received.facts[c] for c in clients}
-            memory, measured = state.server.get(department, {}), {}
+            memory, measured = state.optimizer_states.get(department, {}), {}
             asked = [client_id for client_id, task in trainer.tasks.items() if task.department == department]
             if self.config.weighting == "contribution":
                 ids = [client_id for client_id, client in trainer.data.items() if client.department == department]
@@ -159,7 +161,7 @@ class FederatedRound(FederatedCallback):
                 after = next_state(
                     self.config, report.round_num, previous, updates, facts, memory, measured,
                     product=state.products.get(department),
-                    gains={c: trainer.tasks[c].gain for c in clients},
+                    gains={c: trainer.tasks[c].relative_scaling for c in clients},
                     release=None if ledger is None else Release(
                         ledger.key_of(report.round_num, department), ledger.clips[department], len(asked)
                     ),
@@ -172,18 +174,18 @@ class FederatedRound(FederatedCallback):
                 ledger = ledger.released(department, asked, after.clip)
                 own.epsilon = ledger.epsilon(department, numbers.noise_multiplier, numbers.delta)
             elif self.policy.keeps != "none":
-                departments[department].update(mean_personal(personal, examples, department))
+                departments[department].update(mean_personal(personal, examples, members.get(department, ())))
             if after.memory:
                 server[department] = after.memory
             if after.product:
                 products[department] = after.product
             for client_id, reason in after.left_out.items():
                 log.warning("round %d: %s left out: %s", report.round_num, client_id, reason)
-            own.left_out.update(_without_department(after.left_out))
+            own.rejected.update(_without_department(after.left_out))
             self._measure(trainer, department, after)
         return replace(
-            state, departments=departments, personal=personal, examples=examples, server=server, products=products,
-            privacy=ledger,
+            state, departments=departments, personal=personal, examples=examples, optimizer_states=server,
+            products=products, privacy=ledger,
         )  # fmt: skip
 
     def _measure(self, trainer: FederatedTrainer, department: str, after: NextState) -> None:
@@ -216,7 +218,7 @@ class FederatedRound(FederatedCallback):
             return {}
         starts = dict(state.client_starts)
         for department in self._heard:
-            left_out = report.departments[department].left_out
+            left_out = report.departments[department].rejected
             ids = [c for c in self._received.clients_of(department) if c.split("/", 1)[1] not in left_out]
             clients = {client_id: self._received.shared[client_id] for client_id in ids}
             if len(clients) < clusters.num_clusters and not self._clamped:
@@ -257,13 +259,13 @@ class FederatedRound(FederatedCallback):
                 groups=state.groups,
                 momentum=self.config.hierarchy.momentum,
                 previous=state.cluster_assignments,
-                memory=state.grouping,
+                memory=state.clustering_memory,
                 evidence=lambda members: self._evidence(trainer, state, members),
                 seed=lambda group: derive_seed(self.seed, "dept_clusters", report.round_num, *filter(None, [group])),
             )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
-        report.found = level.found
+        report.clusterings = level.found
         for kind, travels in level.mixed_bytes.items():
             report.bytes_sent.update({f"{kind}/up": travels, f"{kind}/down": travels})
         groups = {name: level.states.pop(name) for name in trainer.tree.groups if name in level.states}
@@ -272,7 +274,7 @@ class FederatedRound(FederatedCallback):
             departments={**state.departments, **level.states},
             groups={**state.groups, **groups},
             cluster_assignments={**state.cluster_assignments, **level.assignments} if level.found else {},
-            grouping={**state.grouping, **level.memory},
+            clustering_memory={**state.clustering_memory, **level.memory},
         )
 
     def _evidence(
@@ -286,7 +288,7 @@ class FederatedRound(FederatedCallback):
         if clusters.select == "dynamic":
             for client_id, sent in self._received.shared.items():
                 department, client = client_id.split("/", 1)
-                if department not in owners or client in trainer.report.departments[department].left_out:
+                if department not in owners or client in trainer.report.departments[department].rejected:
                     continue
                 start, member = trainer.tasks[client_id].start, owners[department]
                 whose = client_id if member == department else f"{member}/{department}.{client}"

@@ -53,7 +53,7 @@ class LoggerViews(FederatedCallback):
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Similarities of the departments, and of each group's members."""
         step = trainer.round_num
-        for group, found in trainer.report.found.items():
+        for group, found in trainer.report.clusterings.items():
             if found.cosine is None or len(found.departments) > MOST:
                 continue
             key, pixels = f"similarity/{group or 'all'}", heatmap(found.departments, found.cosine.tolist())

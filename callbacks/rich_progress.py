@@ -132,7 +132,7 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     private = any(department.epsilon is not None for department in report.departments.values())
     for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
-    clustered = {member for found in report.found.values() for member in found.assignments}
+    clustered = {member for found in report.clusterings.values() for member in found.assignments}
     for name, department in report.departments.items():
         sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
         cluster = trainer.federation.cluster_assignments.get(name) if name in clustered else None
@@ -142,7 +142,7 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
             f"{after[name]:.4f}" if name in after else "–",
             "–" if cluster is None else str(cluster),
             f"{sent / 1024:.1f}",
-            ", ".join(department.left_out) or "–",
+            ", ".join(department.rejected) or "–",
             *([] if not private else ["–" if department.epsilon is None else f"{department.epsilon:.2f}"]),
         )
     groups = [group for group in trainer.tree.groups if group in before and group in after]

@@ -51,7 +51,7 @@ class RoundCheckpoint(FederatedCallback):
         # As it is now: the callbacks' figures grow while the writer works.
         write = partial(self._write, trainer.run_folder, trainer.federation, copy.deepcopy(extra))
         trainer.writer.submit(write)
-        trainer.writer.submit(partial(trainer.journal.forget, trainer.federation.round_num))
+        trainer.writer.submit(partial(trainer.journal.truncate, trainer.federation.round_num))
 
     def _write(self, run_folder: Path, federation: FederationState, extra: dict[str, Any]) -> None:
         save_checkpoint(run_folder / "checkpoints" / f"round_{federation.round_num}", federation, extra)

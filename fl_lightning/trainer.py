@@ -21,8 +21,9 @@ from fl_lightning.config import FederationConfig, LoraConfig, TrainingConfig
 from fl_lightning.data.client_data import POOL, ClientData, pooled
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
-from fl_lightning.federation.protocol import Clients, ClientTask
-from fl_lightning.federation.state import FederationState, RoundReport
+from fl_lightning.federation.protocol import ClientTask, ClientTransport
+from fl_lightning.federation.round_report import RoundReport
+from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
@@ -93,14 +94,14 @@ class FederatedTrainer:
         self.federation: FederationState
         self.report: RoundReport
         self.module: LoraClientModule
-        self.clients: Clients
+        self.clients: ClientTransport
 
     def fit(
         self,
         module: LoraClientModule,
         datamodule: Any,
         *,
-        clients: Clients | None = None,
+        clients: ClientTransport | None = None,
         resume_from: FederationState | None = None,
         history: Sequence[tuple[int, Mapping[str, float]]] = (),
         journal: Journal | None = None,
@@ -174,7 +175,7 @@ class FederatedTrainer:
         self.tasks = {task.client_id: task for task in tasks}
         self._call("on_round_start", tasks=tasks)
         expected = {task.client_id for task in tasks}
-        for update in self.clients.exchange(tasks, self._on_step, self.journal):
+        for update in self.clients.fit(tasks, self._on_step, self.journal):
             if update.client_id not in expected or update.round_num != round_num:
                 log.warning("round %d: an update of %r, which nobody asked for", round_num, update.client_id)
                 continue
@@ -184,7 +185,7 @@ class FederatedTrainer:
         try:
             self._call("on_aggregate")
         except RunError:
-            self.journal.forget(round_num)  # else a resumed run would find the same updates again
+            self.journal.truncate(round_num)  # else a resumed run would find the same updates again
             raise
         self.tasks = {}  # they hold on to the states that the clients started from
         self._call("on_round_end")
@@ -205,7 +206,7 @@ class FederatedTrainer:
     def _pool_task(self, round_num: int) -> ClientTask:
         """The fit of the one client that has all records; all departments are alike."""
         start = next(iter(self.federation.departments.values()))
-        return ClientTask(POOL, round_num, start, self.seed, trains=self.policy.trains(round_num))
+        return ClientTask(POOL, round_num, start, self.seed, trainable_factor=self.policy.trains(round_num))
 
     def _sample(self, round_num: int) -> list[str]:
         """The clients that are asked in this round, departments in order."""
@@ -273,7 +274,7 @@ def make_clients(
     *,
     pools: bool = False,
     memory_limit_mb: int | None = None,
-) -> Clients:
+) -> ClientTransport:
     """The clients on this process's device, or on those of all processes that `fabric` was launched with.
 
     Args:

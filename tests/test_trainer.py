@@ -21,7 +21,7 @@ class NudgingClients:
     def __init__(self):
         self.rounds = []
 
-    def exchange(self, tasks, on_step=None, journal=None):
+    def fit(self, tasks, on_step=None, journal=None):
         self.rounds.append([task.client_id for task in tasks])
         for task in tasks:
             on_step([task.client_id], 1.0, 3)
@@ -268,8 +268,8 @@ class PushyClients(NudgingClients):
         super().__init__()
         self.extra, self.before = extra, before
 
-    def exchange(self, tasks, on_step=None, journal=None):
-        for update in super().exchange(tasks, on_step, journal):
+    def fit(self, tasks, on_step=None, journal=None):
+        for update in super().fit(tasks, on_step, journal):
             further = self.extra(update)
             yield from [*further, update] if self.before else [update, *further]
 
@@ -305,7 +305,7 @@ def test_updates_that_nobody_asked_for_are_passed_over_with_a_log_line(data, log
     assert_same_bits(plain, state)
     assert state.examples == plain.examples == dict.fromkeys(CLIENTS, 1)
     assert heard == [(r, c) for r in (1, 2) for c in CLIENTS]
-    assert all(not d.left_out for d in trainer.report.departments.values())
+    assert all(not d.rejected for d in trainer.report.departments.values())
     wanted = []
     for client_id in CLIENTS:
         wanted += extra(ClientUpdate(client_id, 2, {}, 1, 1))
@@ -315,8 +315,8 @@ def test_updates_that_nobody_asked_for_are_passed_over_with_a_log_line(data, log
 
 def test_an_update_of_a_client_that_was_not_sampled_is_passed_over(data, log_messages):
     class Everybody(NudgingClients):
-        def exchange(self, tasks, on_step=None, journal=None):
-            updates = list(super().exchange(tasks, on_step, journal))
+        def fit(self, tasks, on_step=None, journal=None):
+            updates = list(super().fit(tasks, on_step, journal))
             asked = {task.client_id for task in tasks}
             yield from (replace(updates[0], client_id=c) for c in CLIENTS if c not in asked)
             yield from updates

@@ -48,11 +48,11 @@ class Hostile(LocalClients):
     attack: str = ""
     who: Sequence[str] = ()
 
-    def exchange(
+    def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
         """Honest updates, but for those of the hostile clients."""
-        for task, update in zip(tasks, super().exchange(tasks, on_step, journal), strict=True):
+        for task, update in zip(tasks, super().fit(tasks, on_step, journal), strict=True):
             if task.client_id not in self.who or self.attack == "shuffled answers":
                 yield update
                 continue
@@ -123,7 +123,7 @@ def main() -> None:
         )
         state = trainer.fit(parts.module, parts.data, clients=clients)
         figures, _ = evaluate_departments(clients, parts.data, state.departments)
-        return figures["support"]["loss"], sorted(trainer.report.departments["support"].left_out)
+        return figures["support"]["loss"], sorted(trainer.report.departments["support"].rejected)
 
     clean, _ = play("none", "", ())
     rows: dict[str, dict[str, dict[str, object]]] = {}

@@ -111,7 +111,7 @@ def main() -> None:
 
     def run(at_once: int | str) -> None:
         clients.clients_at_once = at_once
-        list(clients.exchange(tasks))
+        list(clients.fit(tasks))
 
     contestants = {
         "bare loop": lambda: bare_loop(bare, data, start, args.batch_size, tokenizer.pad_token_id),

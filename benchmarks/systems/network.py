@@ -45,7 +45,7 @@ START = {f"layers.{k}.{n}.weight": torch.zeros(8, 160) for k in range(8) for n i
 class Idle:
     """Clients that send back what they got."""
 
-    def exchange(self, tasks: Sequence[ClientTask], on_step: Any = None, journal: Any = None) -> Iterator[ClientUpdate]:
+    def fit(self, tasks: Sequence[ClientTask], on_step: Any = None, journal: Any = None) -> Iterator[ClientUpdate]:
         """What was sent, back again."""
         for task in tasks:
             yield ClientUpdate(task.client_id, task.round_num, dict(task.start), 1, 4, [1.0], 0.0)
@@ -87,7 +87,7 @@ def rounds(post: Any, ids: list[str], agreement: SharedSettings, count: int) -> 
     seconds, before = [], dict(clients.wire)
     for number in range(1, count + 1):
         started = time.perf_counter()
-        found = list(clients.exchange([ClientTask(c, number, START, 7) for c in ids]))
+        found = list(clients.fit([ClientTask(c, number, START, 7) for c in ids]))
         seconds.append(time.perf_counter() - started)
         assert len(found) == len(ids)
     wire = {name: (total - before[name]) // count // len(ids) for name, total in clients.wire.items()}

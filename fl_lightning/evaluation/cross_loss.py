@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 
 from fl_lightning.data.client_data import ClientData
-from fl_lightning.federation.protocol import Clients
+from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.flora import WeightedMean
 from fl_lightning.state import LoraState
 
 
 def cross_losses(
-    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState], owners: Mapping[str, str]
+    clients: ClientTransport, data: Mapping[str, ClientData], states: Mapping[str, LoraState], owners: Mapping[str, str]
 ) -> npt.NDArray[np.float64]:
     """Loss of adapter i on the held-out records of j.
 
@@ -43,7 +43,7 @@ def cross_losses(
 
 
 def leave_one_out(
-    clients: Clients,
+    clients: ClientTransport,
     client_ids: Sequence[str],
     department: LoraState,
     updates: Mapping[str, Mapping[str, torch.Tensor]],

@@ -11,7 +11,7 @@ from fl_lightning.clustering.tree import NO_GROUPS, Tree
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.evaluation.metrics import MetricValues, compute_metrics, mean_metrics
-from fl_lightning.federation.protocol import Clients, Metrics
+from fl_lightning.federation.protocol import ClientTransport, Metrics
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
@@ -26,7 +26,7 @@ from fl_lightning.storage.run_layout import (
 
 
 def evaluate_departments(
-    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
+    clients: ClientTransport, data: Mapping[str, ClientData], states: Mapping[str, LoraState]
 ) -> tuple[dict[str, MetricValues], float]:
     """Each department's metrics over all tokens of its clients, and the unweighted mean loss over clients.
 
@@ -45,7 +45,7 @@ def evaluate_departments(
 
 
 def evaluate_groups(
-    clients: Clients, data: Mapping[str, ClientData], states: Mapping[str, LoraState], tree: Tree
+    clients: ClientTransport, data: Mapping[str, ClientData], states: Mapping[str, LoraState], tree: Tree
 ) -> dict[str, MetricValues]:
     """Each group's metrics over all tokens of all clients below it.
 
@@ -101,7 +101,7 @@ def summary(
 def evaluate_run(
     run_folder: Path,
     data: Mapping[str, ClientData],
-    clients: Clients,
+    clients: ClientTransport,
     initial: LoraState,
     *,
     tree: Tree = NO_GROUPS,
@@ -149,7 +149,7 @@ def _evaluate_client_exports(
     run_folder: Path,
     exports: Mapping[int, Mapping[str, Mapping[str, object]]],
     data: Mapping[str, ClientData],
-    clients: Clients,
+    clients: ClientTransport,
     initial: LoraState,
     any_rank: bool,
 ) -> dict[str, dict[str, dict[str, MetricValues]]]:

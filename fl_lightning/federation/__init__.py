@@ -1,1 +1,14 @@
-"""Federation."""
+"""The state of a federation between rounds, what travels to and from clients, and both on disk.
+
+| file | holds |
+|---|---|
+| `state` | `FederationState`: everything the next round depends on |
+| `round_report` | `RoundReport`: what happened in a round |
+| `protocol` | `ClientTask`, `ClientUpdate`, `Metrics`, and the protocol of a `ClientTransport` |
+| `checkpoint` | saving and loading a state |
+| `checkpoint_schema` | the keys of a checkpoint's JSON |
+| `history` | logged rows and callbacks' records, one line a round |
+| `journal` | updates of the unfinished round |
+| `fingerprint` | what must be equal when a run resumes |
+| `retention` | which rounds are kept |
+"""

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 SHARED = ("departments", "client_starts", "server", "products", "groups")
 
+ATTRIBUTES = {"server": "optimizer_states"}
+"""Kinds whose attribute of the state has another name."""
+
 LATER = ("server", "products", "groups")
 """Kinds that older checkpoints do not know."""
 
@@ -42,7 +45,7 @@ def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any])
     for kind in SHARED:
         numbers: dict[int, int] = {}  # clients of one cluster share their start, which is written once
         owners[kind] = {}
-        for owner, owned in getattr(state, kind).items():
+        for owner, owned in getattr(state, ATTRIBUTES.get(kind, kind)).items():
             number = numbers.setdefault(id(owned), len(numbers))
             owners[kind][owner] = number
             for name, tensor in owned.items():
@@ -52,7 +55,7 @@ def save_checkpoint(folder: Path, state: FederationState, extra: dict[str, Any])
         "examples": state.examples,
         "cluster_assignments": state.cluster_assignments,
         "owners": owners,
-        **({"grouping": state.grouping} if state.grouping else {}),
+        **({"grouping": state.clustering_memory} if state.clustering_memory else {}),
         "personal": list(state.personal),
         **({"privacy": asdict(state.privacy)} if state.privacy is not None else {}),
         "extra": extra,
@@ -113,10 +116,10 @@ def load_checkpoint(
             departments={d: kinds["departments"][str(n)] for d, n in facts["owners"]["departments"].items()},
             client_starts={c: kinds["client_starts"][str(n)] for c, n in facts["owners"]["client_starts"].items()},
             products={d: kinds["products"][str(n)] for d, n in facts["owners"].get("products", {}).items()},
-            server={d: kinds["server"][str(n)] for d, n in facts["owners"].get("server", {}).items()},
+            optimizer_states={d: kinds["server"][str(n)] for d, n in facts["owners"].get("server", {}).items()},
             personal=personal,
             groups={g: kinds["groups"][str(n)] for g, n in facts["owners"].get("groups", {}).items()},
-            grouping=_by_group(facts.get("grouping", {})),
+            clustering_memory=_by_group(facts.get("grouping", {})),
             privacy=Ledger(**facts["privacy"]) if "privacy" in facts else None,
             examples=facts["examples"],
             cluster_assignments=facts["cluster_assignments"],

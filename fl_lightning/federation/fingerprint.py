@@ -16,7 +16,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 
-MAY_CHANGE = (
+MUTABLE_KEYS = (
     "output",
     "model.name_or_path",
     "data.root",
@@ -43,11 +43,11 @@ MAY_CHANGE = (
 """Keys that a resumed run may give another value; of the paths, what they lead to must be the same."""
 
 
-WHOLE = ("lora.profiles", "federation.hierarchy.groups")
+USER_KEYED = ("lora.profiles", "federation.hierarchy.groups")
 """Mappings whose keys are the user's: one more or less is a change."""
 
 
-def identity(config: RunConfig, data: Mapping[str, ClientData], base: str) -> dict[str, Any]:
+def fingerprint_run(config: RunConfig, data: Mapping[str, ClientData], base: str) -> dict[str, Any]:
     """JSON values that are equal for equal runs.
 
     Args:
@@ -59,7 +59,7 @@ def identity(config: RunConfig, data: Mapping[str, ClientData], base: str) -> di
     return {"config": _fixed(config.to_dict()), "clients": clients, "base": base}
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint_model(model: torch.nn.Module) -> str:
     """SHA-256 of a model's parameters: names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -68,7 +68,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_identity(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Check that a run goes on with what it began with.
 
     Raises:
@@ -78,7 +78,7 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if key in before["config"] and before["config"][key] != value:
             raise InputError(
                 f"{key}: got {value!r}, wanted {before['config'][key]!r} as the run began with; "
-                f"start a new run, or change only {', '.join(MAY_CHANGE)}"
+                f"start a new run, or change only {', '.join(MUTABLE_KEYS)}"
             )
     departments = [sorted({client_id.split("/")[0] for client_id in side["clients"]}) for side in (before, now)]
     if departments[0] != departments[1]:
@@ -100,9 +100,9 @@ def _fixed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = prefix + name
-        if key in MAY_CHANGE:
+        if key in MUTABLE_KEYS:
             continue
-        if isinstance(value, Mapping) and key not in WHOLE:
+        if isinstance(value, Mapping) and key not in USER_KEYED:
             found.update(_fixed(value, f"{key}."))
         else:
             found[key] = value

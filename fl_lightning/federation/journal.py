@@ -51,7 +51,7 @@ class Journal:
         header = {"updates": [header_of(update) for update in updates]}
         self._write(updates[0].round_num, _name(updates), header, [update.state for update in updates])
 
-    def recall(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
+    def replay(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
         """The updates of a cohort that was fitted before; None where it was not, or with other clients beside it."""
         found = self._read(cohort[0].round_num, _name(cohort))
         if found is None:
@@ -69,7 +69,7 @@ class Journal:
         found = self._read(round_num, name)
         return None if found is None else found[0]
 
-    def forget(self, round_num: int) -> None:
+    def truncate(self, round_num: int) -> None:
         """Drop the entries of all rounds up to this one, once its checkpoint is on the disk."""
         if self._folder is not None:
             for path in self._folder.glob("round_*_journal"):

@@ -1,4 +1,4 @@
-"""What travels between the trainer and its clients, wherever they are: tasks out, updates and figures back."""
+"""What the trainer and its clients exchange, wherever the clients run: tasks out, updates and metrics back."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from fl_lightning.linalg.adapter_algebra import side_by_side
 from fl_lightning.state import Factor, LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
-"""Called after each optimizer step with the cohort's client ids, the share done in (0, 1], and the step's tokens."""
+"""Called after each optimizer step: client ids of the cohort, share of the fit done in (0, 1], tokens of the step."""
 
 EvaluationJob: TypeAlias = tuple[LoraState, str]
-"""(adapter, client_id): the adapter's figures on the client's held-out records are wanted."""
+"""(adapter, client_id): evaluate the adapter on the client's held-out records."""
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One client's fit in one round: everything a client needs to be told.
+    """One client's fit in one round: everything that a client needs to know.
 
     Attributes:
+        client_id: ``department/client``.
+        round_num: from 1.
         start: the state it starts from.
-        run_seed: the client's draws come from seeds hashed from it, the round and the client.
-        evaluate: whether the fitted adapter is to be evaluated on the client's held-out records.
-        trains: the factor that is trained; the other one stays as it is in `start`.
-        gain: the client's scale lora_alpha / r over that of adapters without a profile.
-        frozen: a product that stands beside what is trained and stays as it is, at the common scale; empty for none.
+        run_seed: every random draw is seeded by a hash of this, the round and the client.
+        evaluate: whether to evaluate the fitted adapter on the client's held-out records.
+        trainable_factor: the factor that is trained; the other stays as in `start`.
+        relative_scaling: the client's lora_alpha / r over that of adapters without a profile.
+        frozen_product: a product added to the trained one and not changed, at the common scaling; empty for none.
     """
 
     client_id: str
@@ -36,9 +38,9 @@ class ClientTask:
     start: Mapping[str, torch.Tensor]
     run_seed: int
     evaluate: bool = False
-    trains: Factor = "all"
-    gain: float = 1.0
-    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    trainable_factor: Factor = "all"
+    relative_scaling: float = 1.0
+    frozen_product: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def department(self) -> str:
@@ -46,15 +48,22 @@ class ClientTask:
         return self.client_id.split("/", 1)[0]
 
     def adapter(self, state: Mapping[str, torch.Tensor]) -> LoraState:
-        """The whole adapter that a trained state of this task stands for, at the common scale."""
-        if not self.frozen:
-            return side_by_side([state], [self.gain])
-        return side_by_side([state, self.frozen], [self.gain, 1.0])
+        """The whole adapter for a state trained under this task, at the common scaling."""
+        if not self.frozen_product:
+            return side_by_side([state], [self.relative_scaling])
+        return side_by_side([state, self.frozen_product], [self.relative_scaling, 1.0])
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of an adapter on held-out records: sums, so that they add up over clients."""
+    """Sums over held-out records, so that those of several clients can be added.
+
+    Attributes:
+        loss_sum: cross-entropy over the target tokens, in nats.
+        correct: target tokens that were the most likely token.
+        num_tokens: target tokens.
+        num_examples: records.
+    """
 
     loss_sum: float
     correct: float
@@ -72,15 +81,17 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What comes back from a client.
+    """The result of a client's fit.
 
     Attributes:
+        client_id: ``department/client``.
+        round_num: of the task.
         state: all LoRA tensors after the fit, fp32 on the CPU.
         num_examples: training records, the aggregation weight.
         num_tokens: tokens trained on, over all epochs.
         losses: mean loss of each optimizer step.
-        seconds: wall time of the fit; a cohort's time is shared out by tokens.
-        metrics: the adapter's figures on the client's own held-out records, where the task asked for them.
+        seconds: wall time of the fit; a cohort's time is divided by tokens.
+        metrics: of the adapter on the client's held-out records, if the task asked for them.
     """
 
     client_id: str
@@ -99,10 +110,10 @@ class ClientUpdate:
 
 
 class CohortJournal(Protocol):
-    """Cohorts that were fitted before this process began, or are fitted now."""
+    """Updates of the cohorts that were fitted earlier in this round, perhaps by a process that was killed."""
 
-    def recall(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
-        """The updates of just these clients together, in order; None where there are none."""
+    def replay(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
+        """The recorded updates of exactly this cohort, in its order; None if there are none."""
         ...
 
     def record(self, updates: Sequence[ClientUpdate]) -> None:
@@ -110,29 +121,29 @@ class CohortJournal(Protocol):
         ...
 
 
-class Clients(Protocol):
-    """Where updates come from: this process, several, or a network."""
+class ClientTransport(Protocol):
+    """Reaches the clients: in this process, in several, or over a network."""
 
-    def exchange(
+    def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
-        """Tasks out, updates back, in the order of the tasks; what the journal has is not asked for again."""
+        """Updates of the tasks, in their order; those in the journal are not computed again."""
         ...
 
     def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Adapters on clients' held-out records, in the order of the jobs."""
+        """Metrics of adapters on clients' held-out records, in the order of the jobs."""
         ...
 
 
 def header_of(item: ClientTask | ClientUpdate) -> dict[str, Any]:
     """A task or an update without its tensors, as JSON values."""
-    values = {name: value for name, value in vars(item).items() if name not in ("start", "state", "frozen")}
+    values = {name: value for name, value in vars(item).items() if name not in ("start", "state", "frozen_product")}
     if values.get("metrics") is not None:
         values["metrics"] = vars(values["metrics"])
     return values
 
 
 def update_from(header: dict[str, Any], state: LoraState) -> ClientUpdate:
-    """The update that `header_of` was made from."""
+    """The update from its `header_of` and its tensors."""
     metrics = header.pop("metrics")
     return ClientUpdate(**header, state=state, metrics=None if metrics is None else Metrics(**metrics))

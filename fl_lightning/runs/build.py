@@ -31,8 +31,8 @@ from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.client_data import ClientData, load_federation, with_teams
 from fl_lightning.data.layout import true_clusters
-from fl_lightning.federation.fingerprint import fingerprint
-from fl_lightning.federation.protocol import Clients
+from fl_lightning.federation.fingerprint import fingerprint_model
+from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
@@ -100,7 +100,7 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
     fabric, dtype = make_fabric(config.fabric)
     launch_fabric(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
-    base_fingerprint = fingerprint(base) if launch.is_first() else ""
+    base_fingerprint = fingerprint_model(base) if launch.is_first() else ""
     base_precision = "4bit" if config.model.load_in_4bit else str(dtype).removeprefix("torch.")
     model = create_lora_model(
         base,
@@ -170,7 +170,7 @@ def make_callbacks(
     ]
 
 
-def make_local_clients(components: RunComponents, config: RunConfig) -> Clients:
+def make_local_clients(components: RunComponents, config: RunConfig) -> ClientTransport:
     """The clients on this machine's devices."""
     return make_clients(
         components.fabric,

@@ -18,9 +18,9 @@ from fl_lightning.callbacks import FederatedCallback
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import to_yaml
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.federation.fingerprint import identity
+from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.journal import Journal
-from fl_lightning.federation.protocol import Clients
+from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.federation.state import FederationState
 from fl_lightning.loggers.factory import make_loggers
 from fl_lightning.modeling.lora import collect_lora_state
@@ -71,7 +71,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         return None
     with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
-        run_fingerprint = identity(config, components.data, components.base_fingerprint)
+        run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
         with open_run(config, components, run_fingerprint, resume) as start:
             return run_fit(start, config, components, console=console)
 
@@ -107,7 +107,7 @@ def run_fit(
     config: RunConfig,
     components: RunComponents,
     *,
-    clients: Clients | None = None,
+    clients: ClientTransport | None = None,
     console: Console | None = None,
     extra_callbacks: Sequence[FederatedCallback] = (),
     command: str = "fit",

@@ -11,7 +11,7 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
-from fl_lightning.federation.fingerprint import check_identity
+from fl_lightning.federation.fingerprint import check_fingerprint
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents
@@ -54,7 +54,7 @@ def load_resume_state(
             f"{run_folder}: expected a checkpoint with the fingerprints of config, base and data, got one without; "
             "start a new run"
         )
-    check_identity(extra["identity"], run_fingerprint)
+    check_fingerprint(extra["identity"], run_fingerprint)
     initial = collect_lora_state(components.module.model)
     problem = problem_with(initial, state.initial)
     if problem or any(not torch.equal(initial[name], tensor) for name, tensor in state.initial.items()):

@@ -1,6 +1,6 @@
 """Training and evaluating clients on this machine, under Fabric: one base model, adapters copied in and out.
 
-`LocalClients.exchange` is the transport that the trainer talks to: tasks in, updates out. The trainer does not care
+`LocalClients.fit` is the transport that the trainer talks to: tasks in, updates out. The trainer does not care
 that the clients happen to live in this process.
 """
 
@@ -93,12 +93,12 @@ class LocalClients:
             check_layers(module.model.get_base_model())
         module.check_packing()
 
-    def exchange(
+    def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
         """Fit the clients of the tasks, but for cohorts in the journal; updates come in the order of the tasks."""
         for cohort in self.cohorts(tasks):
-            updates = journal.recall(cohort) if journal is not None else None
+            updates = journal.replay(cohort) if journal is not None else None
             if updates is None:
                 updates = self.fit_clients(cohort, on_step)
                 if journal is not None:
@@ -166,9 +166,9 @@ class LocalClients:
         self._cohort.load(
             [task.start for task in tasks],
             self._fabric.device,
-            tasks[0].trains,
-            gains=[task.gain for task in tasks],
-            frozen=[task.frozen for task in tasks],
+            tasks[0].trainable_factor,
+            gains=[task.relative_scaling for task in tasks],
+            frozen=[task.frozen_product for task in tasks],
         )
         starts = [p.detach().clone() for p in self._cohort.parameters()] if self.training.proximal_mu else []
         made = self._module.make_optimizer(self._cohort.parameters())

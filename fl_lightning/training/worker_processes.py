@@ -178,7 +178,7 @@ class SeveralProcesses:
                 # A thread that waits inside gloo while the interpreter shuts down would abort the process.
                 atexit.register(ear.join, timeout=5.0)
 
-    def exchange(
+    def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
         """Fit the clients of the tasks, but for cohorts in the journal.
@@ -186,7 +186,7 @@ class SeveralProcesses:
         Updates come in the order of the tasks, each as soon as it can; the journal gets them as they arrive.
         """
         waiting = collections.deque(self.local.cohorts(tasks))
-        fresh = [cohort for cohort in waiting if journal is None or journal.recall(cohort) is None]
+        fresh = [cohort for cohort in waiting if journal is None or journal.replay(cohort) is None]
         missing = {cohort[0].client_id for cohort in fresh}
         mine, theirs = fresh, dict.fromkeys(self._others, fresh)
         if self.parallelism == "clients":
@@ -211,8 +211,8 @@ class SeveralProcesses:
                 if first in missing and first not in arrived:
                     return
                 cohort = waiting.popleft()
-                recalled = None if first in missing or journal is None else journal.recall(cohort)
-                yield from arrived.pop(first) if recalled is None else recalled
+                replayed = None if first in missing or journal is None else journal.replay(cohort)
+                yield from arrived.pop(first) if replayed is None else replayed
 
         for cohort in mine:
             keep(self.local.fit_clients(cohort, on_step))
@@ -277,14 +277,14 @@ class SeveralProcesses:
             return
         given = iter(states)
         for cohort in header["cohorts"]:
-            tasks = [ClientTask(**task, start=next(given), frozen=next(given)) for task in cohort]
+            tasks = [ClientTask(**task, start=next(given), frozen_product=next(given)) for task in cohort]
             updates = self.local.fit_clients(tasks)
             if self.parallelism == "clients":
                 self._channel.send(0, {"updates": [header_of(u) for u in updates]}, [u.state for u in updates])
 
     def _ask(self, rank: int, cohorts: Sequence[Sequence[ClientTask]]) -> None:
         headers = [[header_of(task) for task in cohort] for cohort in cohorts]
-        states = [state for cohort in cohorts for task in cohort for state in (task.start, task.frozen)]
+        states = [state for cohort in cohorts for task in cohort for state in (task.start, task.frozen_product)]
         self._channel.send(rank, {"do": "fit", "cohorts": headers}, states)
 
     def _take(self, on_step: OnStep | None) -> list[ClientUpdate]:

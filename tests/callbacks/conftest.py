@@ -28,7 +28,7 @@ class FakeClients:
         self.tasks = {}
         self.evaluated = []
 
-    def exchange(self, tasks, on_step=None, journal=None):
+    def fit(self, tasks, on_step=None, journal=None):
         for task in tasks:
             self.tasks[task.round_num, task.client_id] = task
             answer = self.script[task.round_num - 1].get(task.client_id)

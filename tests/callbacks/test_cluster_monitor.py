@@ -49,7 +49,7 @@ def test_department_clusters_have_the_fields_of_the_contract(play, script, confi
         "method": "kmeans",
         "select": "elbow",
     }
-    assert list(inertias) == [str(k) for k in trainer.report.grouping.inertias]
+    assert list(inertias) == [str(k) for k in trainer.report.clustering.inertias]
     assert list(inertias)[0] == "1"
 
 

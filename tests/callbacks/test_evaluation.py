@@ -100,13 +100,13 @@ class Tamper(FederatedCallback):
         self.client_id, self.fields = client_id, fields
 
     def on_federation_start(self, *, trainer):
-        exchange = trainer.clients.exchange
+        fit = trainer.clients.fit
 
         def tampered(*arguments):
-            for update in exchange(*arguments):
+            for update in fit(*arguments):
                 yield replace(update, **self.fields) if update.client_id == self.client_id else update
 
-        trainer.clients.exchange = tampered
+        trainer.clients.fit = tampered
 
 
 def strict_json(path):

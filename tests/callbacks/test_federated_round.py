@@ -49,7 +49,7 @@ def test_departments_do_not_touch_each_other_without_department_clusters(play, s
     assert_numbers(trainer.federation.departments["hr"][A], [3.0, 0.0])
     assert_numbers(trainer.federation.departments["it"][A], [0.0, 7.0])
     assert trainer.federation.cluster_assignments == {}
-    assert trainer.report.grouping is None
+    assert trainer.report.clustering is None
 
 
 def test_report_holds_weights_norms_drift_and_movement(play, plain_config, state):
@@ -213,7 +213,7 @@ def four_departments(state):
 def test_departments_that_move_the_same_way_form_a_cluster(play, plain_config, state):
     trainer = play([four_departments(state)], plain_config(enabled=True))
     assert trainer.federation.cluster_assignments == {"hr": 0, "it": 1, "law": 2, "ops": 1}
-    assert trainer.report.grouping.clusters == {0: ["hr"], 1: ["it", "ops"], 2: ["law"]}
+    assert trainer.report.clustering.clusters == {0: ["hr"], 1: ["it", "ops"], 2: ["law"]}
 
 
 def test_mixing_pulls_a_towards_the_example_weighted_cluster_mean_and_leaves_b(play, plain_config, state):
@@ -377,10 +377,10 @@ def test_invalid_update_is_left_out_and_the_round_is_the_one_without_that_client
     trainer = play(script, config, callbacks=[ClusterMonitor()])
     assert_same_federation(trainer.federation, wanted.federation)
     report, without = trainer.report.departments["hr"], wanted.report.departments["hr"]
-    assert list(report.left_out) == ["c0"]
-    assert reason in report.left_out["c0"]
-    assert len(report.left_out["c0"]) < 200
-    assert {**vars(report), "left_out": {}} == vars(without)
+    assert list(report.rejected) == ["c0"]
+    assert reason in report.rejected["c0"]
+    assert len(report.rejected["c0"]) < 200
+    assert {**vars(report), "rejected": {}} == vars(without)
     assert [row["round/left_out"] for _, row in trainer.history] == [1, 1]
     for round_num in (1, 2):
         lines = [m for m in log_messages if m.startswith(f"WARNING round {round_num}: hr/c0 left out: ")]
@@ -401,7 +401,7 @@ def test_updates_of_16_to_64_bits_are_averaged_and_the_state_stays_fp32(play, st
     update = cast(dtype)(state((2, 0.5), (1, 2, 4)))  # numbers that every dtype holds exactly
     trainer = play([{"hr/c0": (update, 1), "hr/c1": (state((4, 0.5), (3, 2, 0)), 1)}])
     department = trainer.federation.departments["hr"]
-    assert trainer.report.departments["hr"].left_out == {}
+    assert trainer.report.departments["hr"].rejected == {}
     assert {tensor.dtype for tensor in department.values()} == {torch.float32}
     assert_numbers(department[A], [3.0, 0.5])
     assert_numbers(department[B], [2.0, 2.0, 2.0])
@@ -410,7 +410,7 @@ def test_updates_of_16_to_64_bits_are_averaged_and_the_state_stays_fp32(play, st
 @pytest.mark.parametrize("count", [1, 10**9])
 def test_the_smallest_and_the_largest_count_are_taken(play, state, count):
     trainer = play([{"hr/c0": (state((2, 0)), count)}])
-    assert trainer.report.departments["hr"].left_out == {}
+    assert trainer.report.departments["hr"].rejected == {}
     assert trainer.federation.examples == {"hr/c0": count}
 
 
@@ -429,7 +429,7 @@ def test_an_update_may_move_as_far_as_max_update_norm_and_no_farther(play, plain
     config = plain_config()
     config.max_update_norm = 5.0
     trainer = play([{"hr/c0": (state(a, b), 1), "hr/c1": (state(), 1)}], config)
-    assert list(trainer.report.departments["hr"].left_out) == ([] if taken else ["c0"])
+    assert list(trainer.report.departments["hr"].rejected) == ([] if taken else ["c0"])
     assert list(trainer.federation.examples) == (["hr/c0", "hr/c1"] if taken else ["hr/c1"])
 
 
@@ -438,7 +438,7 @@ def test_the_limit_grows_with_the_shared_start(play, plain_config, state):
     config.max_update_norm = 5.0
     script = [{"hr/c0": (state((3, 29)), 1), "hr/c1": (state((3, 29.1)), 1)}]
     trainer = play(script, config, initial=state((3, 4)))  # norm 5: a step of 25
-    assert list(trainer.report.departments["hr"].left_out) == ["c1"]
+    assert list(trainer.report.departments["hr"].rejected) == ["c1"]
 
 
 def test_a_client_moves_from_its_own_start_however_far_that_is_from_its_department(play, plain_config, state):
@@ -446,7 +446,7 @@ def test_a_client_moves_from_its_own_start_however_far_that_is_from_its_departme
     script = [{"hr/c0": (state((1, 0), (4, 0, 0)), 1), "hr/c1": (state((1, 0), (-4, 0, 0)), 9)}] * 2
     config = plain_config(rounds=2, share="a")
     config.max_update_norm = 5.0
-    assert play(script, config).report.departments["hr"].left_out == {}
+    assert play(script, config).report.departments["hr"].rejected == {}
 
 
 def test_invalid_update_with_share_a_does_not_replace_the_clients_saved_b(play, plain_config, state):
@@ -512,7 +512,7 @@ def test_department_with_fewer_valid_updates_than_min_clients_is_as_if_nobody_ha
     nobody = {client_id: update for client_id, update in second.items() if client_id.startswith("it/")}
     assert_same_federation(after, play([first, nobody], config).federation)
     report = trainer.report.departments["hr"]
-    assert report.left_out == {
+    assert report.rejected == {
         "c1": "1 valid updates in hr, wanted 2",
         "c2": "w.lora_A.weight: not finite (NaN or infinity) in fp32",
     }

@@ -30,7 +30,7 @@ def round_of(state, bad=(-90.0, -90.0)):
 def test_a_client_that_the_guard_leaves_out_is_reported_logged_and_counted(play, configured, state, log_messages):
     trainer = play([round_of(state)], configured(guard=GuardConfig(name="outlier")), callbacks=[ClusterMonitor()])
     report = trainer.report.departments["hr"]
-    assert list(report.left_out) == ["c6"]
+    assert list(report.rejected) == ["c6"]
     assert any("hr/c6 left out" in message for message in log_messages)
     assert trainer.rows()[-1][1]["round/left_out"] == 1
     assert report.weights == {f"c{i}": pytest.approx(1 / 6) for i in range(6)}
@@ -52,7 +52,7 @@ def test_a_department_with_too_few_clients_for_krum_keeps_its_state(play, config
     trainer = play([{**round_of(state), **few}], configured(guard=GuardConfig(name="krum", f=1)))
     assert trainer.federation.departments["it"][A].tolist() == [[1.0, 0.0]]
     assert trainer.federation.departments["hr"][A].tolist() != [[1.0, 0.0]]
-    assert trainer.report.departments["it"].left_out == {"c0": "1 valid updates in it, wanted 5"}
+    assert trainer.report.departments["it"].rejected == {"c0": "1 valid updates in it, wanted 5"}
     assert any("(federation.guard: krum with f = 1); its state stays" in message for message in log_messages)
 
 
@@ -67,12 +67,12 @@ def test_a_server_step_goes_on_from_its_memory_after_a_resume(play, configured, 
     whole = play(script, config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path).federation
     for round_num in (1, 2, 3):
         resumed, _ = load_checkpoint(tmp_path / "checkpoints" / f"round_{round_num}")
-        assert set(resumed.server["hr"]) == {"m/" + A, "m/" + B}
+        assert set(resumed.optimizer_states["hr"]) == {"m/" + A, "m/" + B}
         again = play(script, config, resume=resumed).federation
         for name, tensor in whole.departments["hr"].items():
             assert torch.equal(again.departments["hr"][name], tensor)
-        for name, tensor in whole.server["hr"].items():
-            assert torch.equal(again.server["hr"][name], tensor)
+        for name, tensor in whole.optimizer_states["hr"].items():
+            assert torch.equal(again.optimizer_states["hr"][name], tensor)
 
 
 def test_the_aggregation_error_is_that_of_the_means_product(play, configured, state):
@@ -100,7 +100,7 @@ def test_contribution_weighs_by_what_the_mean_loses_without_a_client(play, confi
     trainer = play(script, configured(weighting="contribution"))
     report = trainer.report.departments["hr"]
     assert report.weights == {"c2": 1.0}
-    assert set(report.left_out) == {"c0", "c1"}
+    assert set(report.rejected) == {"c0", "c1"}
     assert trainer.federation.departments["hr"][A].tolist() == [[0.0, 0.0]]
     assert trainer.federation.departments["hr"][B].flatten().tolist() == [2.0, 0.0, 0.0]
 
@@ -131,25 +131,25 @@ def test_clusters_by_losses_evaluate_every_department_on_every_other(play, plain
     assert {client_id: evaluated.count(client_id) for client_id in evaluated} == {
         f"{d}/c{i}": 2 for d in ("hr", "it") for i in range(3)
     }
-    assert trainer.report.grouping.cosine is None
+    assert trainer.report.clustering.cosine is None
 
 
 def test_dynamic_judges_by_the_clients_own_fits(play, plain_config, state):
     trainer = play([six(state, apart=True)], grouped(plain_config, select="dynamic", mixing_ratio=0.0))
-    assert trainer.report.grouping.n_clusters == 1  # ten ways to deal six clients are too few for any test
-    assert trainer.report.grouping.p_values == {1: 1.0}
+    assert trainer.report.clustering.n_clusters == 1  # ten ways to deal six clients are too few for any test
+    assert trainer.report.clustering.p_values == {1: 1.0}
 
 
 def test_what_grouping_remembers_is_in_the_checkpoint(play, plain_config, state, tmp_path):
     config = grouped(plain_config, smoothing=0.5, patience=2, select="silhouette", max_clusters=2)
     trainer = play([six(state, apart=True)], config, callbacks=[RoundCheckpoint(0)], run_folder=tmp_path)
     loaded = load_checkpoint(tmp_path / "checkpoints" / "round_1")[0]
-    assert loaded.grouping == trainer.federation.grouping
-    assert set(loaded.grouping[ROOT]) == {"relation", "hysteresis"}
+    assert loaded.clustering_memory == trainer.federation.clustering_memory
+    assert set(loaded.clustering_memory[ROOT]) == {"relation", "hysteresis"}
     two = dataclasses.replace(config, rounds=2)
     script = [six(state, apart=True)] * 2
     resumed, straight = play(script, two, resume=loaded).federation, play(script, two).federation
-    assert resumed.grouping == straight.grouping
+    assert resumed.clustering_memory == straight.clustering_memory
     assert all(torch.equal(resumed.departments["hr"][n], straight.departments["hr"][n]) for n in (A, B))
 
 
@@ -174,7 +174,7 @@ def test_a_group_of_departments_has_a_state_a_cluster_and_figures(play, plain_co
     for name in (A, B):  # everybody is in one cluster and mixed whole: all are alike
         assert all(torch.allclose(departments[d][name], office[name]) for d in ("hr", "law", "it"))
     assert trainer.federation.cluster_assignments == {"hr": 0, "law": 0, "it": 0, "office": 0}
-    assert set(trainer.report.found) == {"office", ROOT}
+    assert set(trainer.report.clusterings) == {"office", ROOT}
     row = trainer.rows()[-1][1]
     assert (row["office/n_clusters"], row["office/cluster"], row["round/n_clusters"]) == (1, 0, 1)
     assert row["round/bytes/group/up"] * 3 == row["round/bytes/department/up"]
@@ -184,7 +184,7 @@ def test_a_group_of_departments_has_a_state_a_cluster_and_figures(play, plain_co
 def test_groups_are_compared_as_departments_are(play, plain_config, state, representation):
     config = with_groups(plain_config, representation=representation, select="fixed", max_clusters=2)
     trainer = play([branches(state)], config)
-    assert trainer.report.found[ROOT].departments == ["it", "office"]
+    assert trainer.report.clusterings[ROOT].departments == ["it", "office"]
     if (
         representation == "cross_loss"
     ):  # hr's 3 clients and law's 1 in office: 2 adapters each; then with it's 3 as well
@@ -193,7 +193,7 @@ def test_groups_are_compared_as_departments_are(play, plain_config, state, repre
 
 def test_dynamic_counts_the_clients_below_a_group_as_its_own(play, plain_config, state):
     trainer = play([branches(state)], with_groups(plain_config, select="dynamic"))
-    first = trainer.federation.grouping[ROOT]["clients"]["weights"]
+    first = trainer.federation.clustering_memory[ROOT]["clients"]["weights"]
     assert set(first) == {"it/c0", "it/c1", "it/c2", "office/hr.c0", "office/hr.c1", "office/hr.c2", "office/law.c0"}
 
 

@@ -130,7 +130,7 @@ def test_a_department_of_which_nobody_answers_releases_noise_as_ever(play, priva
     trainer = play([broken], private(noise_multiplier=1.0))
     assert not torch.equal(trainer.federation.departments["hr"][A], state()[A])
     assert trainer.report.departments["hr"].epsilon == pytest.approx(epsilon(1.0, 1, 1e-5, clients=2, asked=2))
-    assert sorted(trainer.report.departments["hr"].left_out) == ["c0", "c1"]
+    assert sorted(trainer.report.departments["hr"].rejected) == ["c0", "c1"]
 
 
 def test_departments_are_mixed_without_a_look_at_their_records(play, private, state):

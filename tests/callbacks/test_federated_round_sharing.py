@@ -46,7 +46,7 @@ def test_second_round_starts_from_what_was_averaged_and_what_was_kept(play, plai
 )  # fmt: skip
 def test_tasks_say_which_factor_is_trained(play, plain_config, state, share, trains):
     tasks = play_share(play, plain_config, state, share).clients.tasks
-    assert [tasks[round_num, "hr/c0"].trains for round_num in (1, 2)] == trains
+    assert [tasks[round_num, "hr/c0"].trainable_factor for round_num in (1, 2)] == trains
 
 
 @pytest.mark.parametrize(

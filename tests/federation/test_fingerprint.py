@@ -7,7 +7,7 @@ import torch
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
-from fl_lightning.federation.fingerprint import MAY_CHANGE, check_identity, fingerprint, identity
+from fl_lightning.federation.fingerprint import MUTABLE_KEYS, check_fingerprint, fingerprint_model, fingerprint_run
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def clients(make_examples):
     }
 
 
-def test_the_same_things_have_the_same_identity_wherever_they_lie(clients):
+def test_the_same_things_have_the_same_fingerprint_wherever_they_lie(clients):
     config = RunConfig()
     moved = dataclasses.replace(config, output="elsewhere")
     moved.data.root, moved.model.name_or_path = "/other/place", "/other/model"
-    check_identity(identity(config, clients, "abc"), identity(moved, copy.deepcopy(clients), "abc"))
+    check_fingerprint(fingerprint_run(config, clients, "abc"), fingerprint_run(moved, copy.deepcopy(clients), "abc"))
 
 
-@pytest.mark.parametrize("key", [k for k in MAY_CHANGE if k not in ("logging", "retention")])
+@pytest.mark.parametrize("key", [k for k in MUTABLE_KEYS if k not in ("logging", "retention")])
 def test_every_key_that_may_change_is_a_key(key):
     value = RunConfig()
     for name in key.split("."):
@@ -35,13 +35,13 @@ def test_a_changed_key_is_named_with_both_values_and_with_what_may_change(client
     changed = RunConfig()
     changed.federation.flora.momentum = 0.5
     with pytest.raises(InputError, match=r"^federation.flora.momentum: got 0.5, wanted 0.1 .*federation.rounds"):
-        check_identity(identity(RunConfig(), clients, "abc"), identity(changed, clients, "abc"))
+        check_fingerprint(fingerprint_run(RunConfig(), clients, "abc"), fingerprint_run(changed, clients, "abc"))
 
 
 def test_a_key_of_a_newer_version_is_not_held_against_an_older_run(clients):
-    before = identity(RunConfig(), clients, "abc")
+    before = fingerprint_run(RunConfig(), clients, "abc")
     del before["config"]["federation.min_clients"]
-    check_identity(before, identity(RunConfig(), clients, "abc"))
+    check_fingerprint(before, fingerprint_run(RunConfig(), clients, "abc"))
 
 
 def change(clients, what):
@@ -76,24 +76,24 @@ def change(clients, what):
     ],
 )
 def test_changed_records_are_named(clients, what, message):
-    before = identity(RunConfig(), clients, "abc")
+    before = fingerprint_run(RunConfig(), clients, "abc")
     change(clients, what)
     with pytest.raises(InputError, match=message):
-        check_identity(before, identity(RunConfig(), clients, "abc"))
+        check_fingerprint(before, fingerprint_run(RunConfig(), clients, "abc"))
 
 
 def test_another_base_is_refused(clients):
     with pytest.raises(InputError, match="got a base model with SHA-256 abd"):
-        check_identity(identity(RunConfig(), clients, "abc"), identity(RunConfig(), clients, "abd"))
+        check_fingerprint(fingerprint_run(RunConfig(), clients, "abc"), fingerprint_run(RunConfig(), clients, "abd"))
 
 
 def test_a_fingerprint_hears_of_every_value_type_and_name(micro_model):
     model = micro_model("qwen")
-    first = fingerprint(model)
-    assert fingerprint(micro_model("qwen")) == first
-    assert fingerprint(micro_model("llama")) != first
-    assert fingerprint(micro_model("qwen").to(torch.bfloat16)) != first
+    first = fingerprint_model(model)
+    assert fingerprint_model(micro_model("qwen")) == first
+    assert fingerprint_model(micro_model("llama")) != first
+    assert fingerprint_model(micro_model("qwen").to(torch.bfloat16)) != first
     weight = model.get_input_embeddings().weight
     with torch.no_grad():
         weight[-1, -1] = torch.nextafter(weight[-1, -1], torch.tensor(9.0))
-    assert fingerprint(model) != first
+    assert fingerprint_model(model) != first

@@ -31,7 +31,7 @@ def journal(tmp_path):
 def test_a_cohort_comes_back_bit_by_bit(journal):
     updates = [update(c, value=0.1 + i) for i, c in enumerate(IDS)]
     journal.record(updates)
-    got = journal.recall([task(c) for c in IDS])
+    got = journal.replay([task(c) for c in IDS])
     for one, other in zip(got, updates, strict=True):
         assert {**vars(one), "state": None} == {**vars(other), "state": None}
         assert list(one.state) == list(other.state)
@@ -50,7 +50,7 @@ def test_a_cohort_comes_back_bit_by_bit(journal):
 )
 def test_another_cohort_or_round_is_not_known(journal, asked):
     journal.record([update(c) for c in IDS])
-    assert journal.recall(asked) is None
+    assert journal.replay(asked) is None
 
 
 def test_every_torn_or_changed_entry_is_taken_for_missing_and_named_in_the_log(journal, tmp_path, log_messages):
@@ -59,13 +59,13 @@ def test_every_torn_or_changed_entry_is_taken_for_missing_and_named_in_the_log(j
     whole = path.read_bytes()
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
-        assert journal.recall([task(IDS[0])]) is None
+        assert journal.replay([task(IDS[0])]) is None
     for place in range(0, len(whole), 11):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert journal.recall([task(IDS[0])]) is None
+        assert journal.replay([task(IDS[0])]) is None
     assert str(path) in log_messages[-1]
     path.write_bytes(whole)
-    assert journal.recall([task(IDS[0])]) is not None
+    assert journal.replay([task(IDS[0])]) is not None
 
 
 def test_a_failed_write_leaves_the_entry_before(journal, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_entries_up_to_a_round_are_forgotten(journal, tmp_path):
     for number in (9, 10, 11):
         journal.note(number, "evaluation", number)
     (tmp_path / "checkpoints" / "round_10").mkdir()
-    journal.forget(10)
+    journal.truncate(10)
     assert [journal.look_up(number, "evaluation") for number in (9, 10, 11)] == [None, None, 11]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["round_10", "round_11_journal"]
 
@@ -94,6 +94,6 @@ def test_a_journal_without_a_folder_forgets_everything():
     journal = Journal(None, BackgroundWriter())
     journal.record([update(IDS[0])])
     journal.note(3, "evaluation", 1)
-    journal.forget(3)
-    assert journal.recall([task(IDS[0])]) is None
+    journal.truncate(3)
+    assert journal.replay([task(IDS[0])]) is None
     assert journal.look_up(3, "evaluation") is None

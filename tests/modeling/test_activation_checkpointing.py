@@ -41,7 +41,7 @@ def fit(base, kind, examples, random_state, precision="32-true", at_once=3, devi
     config = TrainingConfig(local_epochs=2, accumulate_grad_batches=2, proximal_mu=0.01, **training)
     local = LocalClients(fabric, module, data, config, at_once)
     tasks = [ClientTask(c, 1, random_state(model, seed=k), 7, evaluate=True) for k, c in enumerate(IDS)]
-    return list(local.exchange(tasks)), model
+    return list(local.fit(tasks)), model
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

@@ -84,9 +84,9 @@ def test_clients_trained_together_equal_each_one_trained_alone(local_clients, ra
     settings = {"dropout": 0.1, "batch_size": 4, "accumulate_grad_batches": window, "local_epochs": 2}
     clients, model = local_clients(kind, at_once=3, **settings)
     tasks = tasks_for(model, random_state)
-    together = list(clients.exchange(tasks))
+    together = list(clients.fit(tasks))
     for k, task in enumerate(tasks):
-        alone = list(local_clients(kind, at_once=1, **settings)[0].exchange([task]))[0]
+        alone = list(local_clients(kind, at_once=1, **settings)[0].fit([task]))[0]
         assert_states_close(together[k].state, alone.state, atol=1e-5)
         assert together[k].losses == pytest.approx(alone.losses, abs=1e-4)
         assert (together[k].num_examples, together[k].num_tokens) == (alone.num_examples, alone.num_tokens)
@@ -149,7 +149,7 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
     settings["proximal_mu"] = mu
     clients, model = local_clients(kind, **settings)
     clients._module.weight_decay = decay
-    task = dataclasses.replace(tasks_for(model, random_state, ids=[2])[0], trains=trains)
+    task = dataclasses.replace(tasks_for(model, random_state, ids=[2])[0], trainable_factor=trains)
     update = clients.fit_clients([task])[0]
     plain = create_lora_model(
         micro_model(kind), r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS.get(kind, ["q_proj", "v_proj"])
@@ -196,9 +196,9 @@ def test_finished_client_does_not_move_while_others_go_on(local_clients, random_
 def test_same_task_twice_gives_identical_bits(local_clients, random_state, at_once):
     clients, model = local_clients(at_once=at_once, dropout=0.1)
     tasks = tasks_for(model, random_state)
-    first = list(clients.exchange(tasks))
+    first = list(clients.fit(tasks))
     torch.rand(7)
-    for one, other in zip(first, clients.exchange(tasks), strict=True):
+    for one, other in zip(first, clients.fit(tasks), strict=True):
         assert_states_equal(one.state, other.state)
         assert one.losses == other.losses
 
@@ -206,8 +206,8 @@ def test_same_task_twice_gives_identical_bits(local_clients, random_state, at_on
 def test_results_do_not_depend_on_the_order_of_tasks(local_clients, random_state):
     clients, model = local_clients(dropout=0.1)
     tasks = tasks_for(model, random_state)
-    forward = {u.client_id: u.state for u in clients.exchange(tasks)}
-    backward = {u.client_id: u.state for u in clients.exchange(tasks[::-1])}
+    forward = {u.client_id: u.state for u in clients.fit(tasks)}
+    backward = {u.client_id: u.state for u in clients.fit(tasks[::-1])}
     for client_id, state in forward.items():
         assert_states_equal(state, backward[client_id])
 
@@ -215,8 +215,8 @@ def test_results_do_not_depend_on_the_order_of_tasks(local_clients, random_state
 def test_results_do_not_depend_on_the_order_inside_a_cohort(local_clients, random_state):
     clients, model = local_clients(at_once=3, dropout=0.1)
     tasks = tasks_for(model, random_state)
-    forward = {u.client_id: u.state for u in clients.exchange(tasks)}
-    for update in clients.exchange(tasks[::-1]):
+    forward = {u.client_id: u.state for u in clients.fit(tasks)}
+    for update in clients.fit(tasks[::-1]):
         assert_states_close(update.state, forward[update.client_id], atol=1e-5)
 
 
@@ -231,7 +231,7 @@ def test_dropout_inside_the_base_model_does_not_make_results_depend_on_earlier_d
 def test_updates_come_in_the_order_of_the_tasks(local_clients, random_state):
     clients, model = local_clients(at_once=2)
     tasks = tasks_for(model, random_state, ids=[2, 0, 1])
-    assert [u.client_id for u in clients.exchange(tasks)] == ["hr/client_2", "hr/client_0", "hr/client_1"]
+    assert [u.client_id for u in clients.fit(tasks)] == ["hr/client_2", "hr/client_0", "hr/client_1"]
 
 
 @pytest.mark.parametrize("change", [{"round_num": 2}, {"run_seed": 8}])
@@ -248,7 +248,7 @@ def test_fit_changes_neither_the_base_nor_the_own_adapter_nor_the_start(local_cl
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     places = {n: p.data_ptr() for n, p in model.named_parameters()}
     starts = copy.deepcopy([t.start for t in tasks])
-    list(clients.exchange(tasks))
+    list(clients.fit(tasks))
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
     assert {n: p.data_ptr() for n, p in model.named_parameters()} == places
     assert all(p.grad is None for n, p in model.named_parameters() if "lora_" not in n)
@@ -365,11 +365,11 @@ def test_fit_evaluates_the_fitted_adapter_where_the_task_asks(local_clients, ran
     clients, model = local_clients(at_once=2)
     tasks = tasks_for(model, random_state)
     asked = [replace(tasks[0], evaluate=True), tasks[1], replace(tasks[2], evaluate=True)]
-    updates = list(clients.exchange(asked))
+    updates = list(clients.fit(asked))
     assert updates[1].metrics is None
     for k in (0, 2):
         assert updates[k].metrics == clients.evaluate([(updates[k].state, f"hr/client_{k}")])[0]
-    for plain, update in zip(clients.exchange(tasks), updates, strict=True):
+    for plain, update in zip(clients.fit(tasks), updates, strict=True):
         assert_states_equal(plain.state, update.state)
 
 
@@ -445,7 +445,7 @@ def test_fp16_clips_true_gradients_and_clients_neither_share_nor_inherit_a_loss_
         clients = LocalClients(fabric, SteadyModule(model, learning_rate=RATE), federation, training, 3)
         tasks = tasks_for(model, random_state, ids=ids)
         assert [len(cohort) for cohort in clients.cohorts(tasks)] == [1] * len(ids)
-        return list(clients.exchange(tasks)), collect_lora_state(model)
+        return list(clients.fit(tasks)), collect_lora_state(model)
 
     (first, second), _ = fit([1, 2])
     (alone,), _ = fit([2])
@@ -509,10 +509,10 @@ def test_clients_that_are_too_many_for_the_memory_are_fitted_in_parts_of_half_th
     settings = {"dropout": 0.1, "batch_size": 4, "local_epochs": 2}
     clients, model = local_clients(at_once=3, **settings)
     rounds = [[replace(t, evaluate=True) for t in tasks_for(model, random_state, round_num=r)] for r in (1, 2)]
-    alone = [list(local_clients(at_once=1, **settings)[0].exchange(tasks)) for tasks in rounds]
+    alone = [list(local_clients(at_once=1, **settings)[0].fit(tasks)) for tasks in rounds]
     tried = room_for(clients, monkeypatch, 2, error, at_step)
     for tasks, wanted in zip(rounds, alone, strict=True):
-        updates = list(clients.exchange(tasks))
+        updates = list(clients.fit(tasks))
         assert [u.client_id for u in updates] == [t.client_id for t in tasks]
         for update, other in zip(updates, wanted, strict=True):
             assert_states_close(update.state, other.state, atol=1e-5)
@@ -529,9 +529,9 @@ def test_a_later_cohort_of_other_size_keeps_to_the_smaller_parts(local_clients, 
     clients, model = local_clients(at_once=2)
     tried = room_for(clients, monkeypatch, 1, OUT_OF_MEMORY["torch"], at_step=1)
     tasks = tasks_for(model, random_state)
-    assert [u.client_id for u in clients.exchange(tasks)] == [t.client_id for t in tasks]
-    assert [u.client_id for u in clients.exchange(tasks[:1])] == ["hr/client_0"]
-    assert [u.client_id for u in clients.exchange(tasks[1:])] == ["hr/client_1", "hr/client_2"]
+    assert [u.client_id for u in clients.fit(tasks)] == [t.client_id for t in tasks]
+    assert [u.client_id for u in clients.fit(tasks[:1])] == ["hr/client_0"]
+    assert [u.client_id for u in clients.fit(tasks[1:])] == ["hr/client_1", "hr/client_2"]
     assert tried == [2, 1, 1, 1, 1, 1, 1]
 
 
@@ -550,7 +550,7 @@ def test_memory_that_runs_out_again_or_for_one_client_ends_the_run_with_advice(
     clients, model = local_clients(at_once=at_once)
     seen = room_for(clients, monkeypatch, most, error, at_step=1)
     with pytest.raises(RunError) as caught:
-        list(clients.exchange(tasks_for(model, random_state)))
+        list(clients.fit(tasks_for(model, random_state)))
     assert str(caught.value).startswith(who)
     for advice in ("training.clients_at_once", "training.batch_size", "data.max_length", "lora.r"):
         assert advice in str(caught.value)
@@ -570,7 +570,7 @@ def test_processes_that_share_a_fit_do_not_try_again(local_clients, random_state
     monkeypatch.setattr(clients, "_fit_together", fail)
     monkeypatch.setattr(clients, "_shard", object())
     with pytest.raises(RunError, match="hr/client_0 and 2 others: out of memory"):
-        list(clients.exchange(tasks_for(model, random_state)))
+        list(clients.fit(tasks_for(model, random_state)))
     assert tried == [3]
 
 
@@ -582,7 +582,7 @@ def test_another_error_of_a_fit_passes_through_untouched(local_clients, random_s
     clients, model = local_clients(at_once=3)
     tried = room_for(clients, monkeypatch, 0, error, at_step=1)
     with pytest.raises(type(error)) as caught:
-        list(clients.exchange(tasks_for(model, random_state)))
+        list(clients.fit(tasks_for(model, random_state)))
     assert caught.value is error
     assert tried == [3]
     assert log_messages == []
@@ -592,13 +592,13 @@ def test_a_fit_that_failed_leaves_nothing_behind(local_clients, random_state, mo
     clients, model = local_clients(at_once=3, dropout=0.1)
     tasks = tasks_for(model, random_state)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    wanted = list(clients.exchange(tasks))
+    wanted = list(clients.fit(tasks))
     with monkeypatch.context() as patch:
         room_for(clients, patch, 0, RuntimeError("something else"))
         with pytest.raises(RuntimeError, match="something else"):
-            list(clients.exchange(tasks))
+            list(clients.fit(tasks))
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-    for one, other in zip(clients.exchange(tasks), wanted, strict=True):
+    for one, other in zip(clients.fit(tasks), wanted, strict=True):
         assert_states_equal(one.state, other.state)
         assert one.losses == other.losses
 
@@ -613,7 +613,7 @@ class Book:
         self.known = {update.client_id: update for update in known}
         self.events = []
 
-    def recall(self, cohort):
+    def replay(self, cohort):
         ids = [task.client_id for task in cohort]
         return [self.known[i] for i in ids] if self.known.keys() >= set(ids) else None
 
@@ -639,11 +639,11 @@ def test_cohorts_in_the_journal_are_not_fitted_again_and_fresh_ones_are_recorded
 ):
     clients, model = local_clients(at_once=at_once, dropout=0.1)
     tasks = tasks_for(model, random_state)
-    wanted = list(clients.exchange(tasks))
+    wanted = list(clients.fit(tasks))
     book = Book(u for u in wanted if u.client_id[-1] in known)
     asked = []
     got = []
-    for update in clients.exchange(tasks, lambda ids, share, tokens: asked.append(tuple(i[-1] for i in ids)), book):
+    for update in clients.fit(tasks, lambda ids, share, tokens: asked.append(tuple(i[-1] for i in ids)), book):
         book.events.append(("update", update.client_id[-1]))
         got.append(update)
     assert sorted(set(asked)) == fitted
@@ -663,7 +663,7 @@ def test_a_cohort_of_several_parts_is_recorded_once_and_whole(local_clients, ran
     clients, model = local_clients(at_once=3)
     room_for(clients, monkeypatch, 2, OUT_OF_MEMORY["torch"], at_step=1)
     book = Book()
-    list(clients.exchange(tasks_for(model, random_state), None, book))
+    list(clients.fit(tasks_for(model, random_state), None, book))
     assert book.events == [("record", "0", "1", "2")]
 
 
@@ -672,10 +672,10 @@ def test_a_round_that_is_left_midway_goes_on_from_the_journal_on_the_disk(
 ):
     clients, model = local_clients(at_once=1, dropout=0.1)
     tasks = [replace(task, evaluate=True) for task in tasks_for(model, random_state)]
-    wanted = list(clients.exchange(tasks))
+    wanted = list(clients.fit(tasks))
     writer = BackgroundWriter()
     journal = Journal(tmp_path, writer)
-    stopped = clients.exchange(tasks, None, journal)
+    stopped = clients.fit(tasks, None, journal)
     assert [next(stopped).client_id for _ in range(2)] == ["hr/client_0", "hr/client_1"]
     stopped.close()
     writer.close()
@@ -686,7 +686,7 @@ def test_a_round_that_is_left_midway_goes_on_from_the_journal_on_the_disk(
         return fit(cohort, on_step)
 
     monkeypatch.setattr(clients, "fit_clients", watch)
-    got = list(clients.exchange(tasks, None, Journal(tmp_path, writer)))
+    got = list(clients.fit(tasks, None, Journal(tmp_path, writer)))
     writer.close()
     assert asked == ["hr/client_2"]
     assert [u.client_id for u in got] == [t.client_id for t in tasks]

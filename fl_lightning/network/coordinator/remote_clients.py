@@ -112,7 +112,7 @@ class RemoteClients:
                 )
         return {client_id: self.sites[client_id] for client_id in wanted if client_id in self.sites}
 
-    def exchange(
+    def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
         """Ask the sites of the tasks; updates come as they arrive, those in the journal first.
@@ -128,11 +128,11 @@ class RemoteClients:
             self._requests.round = task.round_num
         heard = dict.fromkeys(counts, 0)
         for task in tasks:
-            recalled = journal.recall([task]) if journal is not None else None
-            if recalled is not None:
+            replayed = journal.replay([task]) if journal is not None else None
+            if replayed is not None:
                 heard[task.department] += 1
                 del pending[task.client_id]
-                yield from recalled
+                yield from replayed
         open_tasks, reasons = dict(pending), dict.fromkeys(pending, "it is not connected")
         again: dict[str, tuple[float, str]] = {}
         since_when: dict[str, str] = {}
@@ -179,7 +179,7 @@ class RemoteClients:
         kept = self._policy.keeps != "none" and self.sites[task.client_id].kept > 0
         start = select(task.start, sends) if kept else {name: task.start[name] for name in task.start}
         largest = max_update_bytes(task, sends, self._network.transport)
-        header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen]
+        header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen_product]
         self._requests.ask(task.client_id, "train", header, states, largest, max(1.0, seconds), nonce, since)
 
     def _take(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:

@@ -21,7 +21,7 @@ from fl_lightning.callbacks import NetworkLog
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.federation.fingerprint import identity
+from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
@@ -124,7 +124,7 @@ def _as_in_a_folder(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
 
 def _identity(config: RunConfig, parts: RunComponents, sites: Mapping[str, SiteInfo]) -> dict[str, Any]:
     """As of a run on one machine, but that the hashes of the records are what the sites say."""
-    return {**identity(config, {}, parts.base_fingerprint), "clients": {c: sites[c].records for c in parts.data}}
+    return {**fingerprint_run(config, {}, parts.base_fingerprint), "clients": {c: sites[c].records for c in parts.data}}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import records_digest
-from fl_lightning.federation.protocol import Clients, ClientTask, ClientUpdate, header_of
+from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
 from fl_lightning.network.site.compression import encode as pack_update
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
@@ -52,7 +52,7 @@ class Site:
     def __init__(
         self,
         config: RunConfig,
-        clients: Clients,
+        clients: ClientTransport,
         data: ClientData,
         agreement: SharedSettings,
         folder: Path,
@@ -108,8 +108,8 @@ class Site:
         round_num = int(values["round_num"])
         _, before = store.before(round_num)
         start = {**states[0], **before.get("own", {})}
-        task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen=states[1])
-        (update,) = self._clients.exchange([task], lambda *_: signals.check())
+        task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen_product=states[1])
+        (update,) = self._clients.fit([task], lambda *_: signals.check())
         log.info("round %d: fitted %d records in %.1f s", round_num, update.num_examples, update.seconds)
         sends = self._policy.sends(round_num)
         sent = replace(update, state=select(update.state, sends))

@@ -28,7 +28,7 @@ class Fits:
         self.tasks, self.evaluated = [], []
         self.spoil = lambda state: state
 
-    def exchange(self, tasks, on_step=None, journal=None):
+    def fit(self, tasks, on_step=None, journal=None):
         for task in tasks:
             self.tasks.append(task)
             state = {n: t + (1.0 if "lora_A" in n else 2.0) for n, t in task.start.items()}
@@ -117,7 +117,7 @@ def test_sites_join_with_counts_and_hashes_and_nothing_else(federation):
 
 def test_updates_are_what_the_sites_made(federation):
     clients, _, _ = federation()
-    found = {u.client_id: u for u in clients.exchange(tasks())}
+    found = {u.client_id: u for u in clients.fit(tasks())}
     assert sorted(found) == IDS
     assert all(torch.equal(u.state["q.lora_A.weight"], START["q.lora_A.weight"] + 1) for u in found.values())
     assert all(torch.equal(u.state["q.lora_B.weight"], START["q.lora_B.weight"] + 2) for u in found.values())
@@ -132,13 +132,13 @@ def test_what_the_journal_has_is_not_asked_for_again(federation):
     kept = []
 
     class Journal:
-        def recall(self, cohort):
+        def replay(self, cohort):
             return [known] if cohort[0].client_id == "hr/a" else None
 
         def record(self, updates):
             kept.extend(updates)
 
-    found = [u.client_id for u in clients.exchange(tasks(), None, Journal())]
+    found = [u.client_id for u in clients.fit(tasks(), None, Journal())]
     assert found == IDS
     assert post.asked("fit") == ["hr/b", "it/a"]
     assert [u.client_id for u in kept] == ["hr/b", "it/a"]
@@ -146,10 +146,10 @@ def test_what_the_journal_has_is_not_asked_for_again(federation):
 
 def test_share_a_sends_a_only_and_b_stays_on_the_sites_disk(federation):
     clients, post, fits = federation(federation={"share": "a"})
-    (first,) = clients.exchange(tasks(1, ["hr/a"]))
+    (first,) = clients.fit(tasks(1, ["hr/a"]))
     assert torch.equal(first.state["q.lora_B.weight"], START["q.lora_B.weight"])  # the server knows the start only
     assert clients.sites["hr/a"].kept == 1
-    list(clients.exchange(tasks(2, ["hr/a"])))
+    list(clients.fit(tasks(2, ["hr/a"])))
     headers = [(states, header) for _, (header, states), _ in post.sent if header["do"] == "fit"]
     assert [sorted(states[0]) for states, _ in headers] == [sorted(START), ["q.lora_A.weight"]]
     assert torch.equal(fits["hr/a"].tasks[1].start["q.lora_B.weight"], torch.full((3, 2), 2.0))
@@ -158,7 +158,7 @@ def test_share_a_sends_a_only_and_b_stays_on_the_sites_disk(federation):
 def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
     clients, _, fits = federation(federation={"share": "a"})
     for round_num in (1, 2, 2, 3):
-        list(clients.exchange(tasks(round_num, ["hr/a"])))
+        list(clients.fit(tasks(round_num, ["hr/a"])))
     assert [float(t.start["q.lora_B.weight"][0, 0]) for t in fits["hr/a"].tasks] == [0.0, 2.0, 2.0, 4.0]
 
 
@@ -189,7 +189,7 @@ def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log
 
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: encode(*meddle(*decode(a))) if client_id == "hr/a" else a
-    assert [u.client_id for u in clients.exchange(tasks())] == ["hr/b", "it/a"]
+    assert [u.client_id for u in clients.fit(tasks())] == ["hr/b", "it/a"]
     (said,) = [m for m in log_messages if "is not taken" in m]
     assert "hr/a" in said
     assert re.search(reason, said), said
@@ -199,7 +199,7 @@ def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log
 def test_an_oversized_answer_is_not_even_decoded(federation, log_messages):
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: b"\0" * 3_000_000 if client_id == "hr/a" else a
-    assert len(list(clients.exchange(tasks()))) == 2
+    assert len(list(clients.fit(tasks()))) == 2
     assert any("it has 3,000,000 bytes, wanted at most" in m for m in log_messages)
 
 
@@ -207,8 +207,8 @@ def test_a_replayed_round_is_refused(federation, log_messages):
     clients, post, _ = federation()
     old = {}
     post.meddle = lambda client_id, q, a: old.setdefault(client_id, a)
-    assert len(list(clients.exchange(tasks(1)))) == 3
-    assert list(clients.exchange(tasks(2))) == []
+    assert len(list(clients.fit(tasks(1)))) == 3
+    assert list(clients.fit(tasks(2))) == []
     assert sum("answers another question (its round, nonce, task differ): late" in m for m in log_messages) == 3
 
 
@@ -223,15 +223,15 @@ def test_an_answer_that_comes_after_the_round_is_left_unread(federation, log_mes
         return answer
 
     post.meddle = hold
-    assert [u.client_id for u in clients.exchange(tasks(1))] == ["hr/a", "it/a"]
+    assert [u.client_id for u in clients.fit(tasks(1))] == ["hr/a", "it/a"]
     post.inbox.append(Reply(5, late[0]))
-    assert len(list(clients.exchange(tasks(2)))) == 3
+    assert len(list(clients.fit(tasks(2)))) == 3
     assert any("nobody waits for any more" in m for m in log_messages)
 
 
 def test_a_site_does_no_task_twice(federation, log_messages):
     clients, post, fits = federation()
-    list(clients.exchange(tasks(1, ["hr/a"])))
+    list(clients.fit(tasks(1, ["hr/a"])))
     question = next(encode(*message) for _, message, _ in post.sent if message[0]["do"] == "fit")
     header, _ = decode(post.sites["hr/a"].answer(question))
     assert "this task was done before" in header["failed"]
@@ -240,7 +240,7 @@ def test_a_site_does_no_task_twice(federation, log_messages):
 
 def test_a_site_does_no_other_clients_task(federation):
     clients, post, fits = federation()
-    list(clients.exchange(tasks(1, ["hr/a"])))
+    list(clients.fit(tasks(1, ["hr/a"])))
     header, states = next(m for _, m, _ in post.sent if m[0]["do"] == "fit")
     found, _ = decode(post.sites["hr/b"].answer(encode(header, states)))
     assert "wanted one of hr/b" in found["failed"]
@@ -251,7 +251,7 @@ def test_the_deadline_ends_the_wait_for_a_site_that_hangs(federation, log_messag
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: None if client_id == "hr/a" else a
     started = time.monotonic()
-    assert [u.client_id for u in clients.exchange(tasks())] == ["hr/b", "it/a"]
+    assert [u.client_id for u in clients.fit(tasks())] == ["hr/b", "it/a"]
     assert 0.3 < time.monotonic() - started < 3
     assert any("goes on without hr/a: it did not answer in time" in m for m in log_messages)
     # It still owes an answer, so it is not waited for a second time.
@@ -264,7 +264,7 @@ def test_the_quorum_of_each_department_ends_the_wait_early(federation):
     clients, post, _ = federation(network={"quorum": 0.5, "deadline": 30.0})
     post.meddle = lambda client_id, q, a: None if client_id == "hr/a" else a
     started = time.monotonic()
-    assert [u.client_id for u in clients.exchange(tasks())] == ["hr/b", "it/a"]
+    assert [u.client_id for u in clients.fit(tasks())] == ["hr/b", "it/a"]
     assert time.monotonic() - started < 3
 
 
@@ -276,7 +276,7 @@ def test_a_site_that_fails_is_not_waited_for(federation, log_messages):
 
     fits["hr/a"].spoil = fail
     started = time.monotonic()
-    assert len(list(clients.exchange(tasks()))) == 2
+    assert len(list(clients.fit(tasks()))) == 2
     assert time.monotonic() - started < 3
     assert any("the site says: RuntimeError: no memory left" in m for m in log_messages)
 
@@ -284,7 +284,7 @@ def test_a_site_that_fails_is_not_waited_for(federation, log_messages):
 def test_a_site_that_makes_nan_keeps_and_sends_nothing(federation, log_messages):
     clients, post, fits = federation(federation={"share": "a"})
     fits["hr/a"].spoil = lambda state: {n: t * torch.nan for n, t in state.items()}
-    assert len(list(clients.exchange(tasks()))) == 2
+    assert len(list(clients.fit(tasks()))) == 2
     assert clients.sites["hr/a"].kept == 0
     assert any("hr/a is not taken" in m and "not finite" in m for m in log_messages)
 
@@ -299,7 +299,7 @@ def test_a_site_that_goes_and_comes_back_within_the_round_is_asked_again(federat
         return answer
 
     post.meddle = crash
-    assert sorted(u.client_id for u in clients.exchange(tasks())) == IDS
+    assert sorted(u.client_id for u in clients.fit(tasks())) == IDS
     assert len(fits["hr/a"].tasks) == 2
     assert fits["hr/a"].tasks[0].run_seed == fits["hr/a"].tasks[1].run_seed
 
@@ -308,7 +308,7 @@ def test_a_lost_question_is_asked_again_after_a_while(federation, monkeypatch):
     monkeypatch.setattr("fl_lightning.network.coordinator.remote_clients.RETRY", 0.05)
     clients, post, fits = federation(network={"deadline": 30.0})
     post.meddle = lambda client_id, q, a: "node gone" if client_id == "hr/a" and len(fits["hr/a"].tasks) < 2 else a
-    assert sorted(u.client_id for u in clients.exchange(tasks())) == IDS
+    assert sorted(u.client_id for u in clients.fit(tasks())) == IDS
     assert len(fits["hr/a"].tasks) == 2
 
 
@@ -316,7 +316,7 @@ def test_a_site_that_is_away_is_asked_once_it_is_there(federation):
     clients, post, fits = federation(network={"deadline": 30.0})
     del post.here["hr/a"]
     found = []
-    for update in clients.exchange(tasks()):
+    for update in clients.fit(tasks()):
         found.append(update.client_id)
         if len(found) == 2:
             post.here["hr/a"] = "9"
@@ -366,7 +366,7 @@ def test_many_jobs_of_one_site_go_in_several_messages(federation):
 def test_under_share_a_a_site_evaluates_with_its_own_b(federation):
     clients, _, fits = federation(federation={"share": "a"})
     clients.evaluate([(START, "hr/a")])
-    list(clients.exchange(tasks(1, ["hr/a"])))
+    list(clients.fit(tasks(1, ["hr/a"])))
     clients.evaluate([(START, "hr/a")])
     seen = [float(state["q.lora_B.weight"][0, 0]) for state, _ in fits["hr/a"].evaluated]
     assert seen == [0.0, 2.0]
@@ -391,14 +391,14 @@ def test_figures_that_are_no_numbers_are_left_out(federation, bad):
 @pytest.mark.parametrize(("transport", "tolerance"), [("bf16", 1e-2), ("int8", 2e-2)])
 def test_fewer_bits_arrive_as_nearly_the_same(federation, transport, tolerance):
     clients, _, _ = federation(network={"transport": transport})
-    (update,) = clients.exchange(tasks(1, ["hr/a"]))
+    (update,) = clients.fit(tasks(1, ["hr/a"]))
     assert torch.allclose(update.state["q.lora_A.weight"], START["q.lora_A.weight"] + 1, atol=tolerance)
     assert "hr/a" in clients.transport_errors
 
 
 def test_local_privacy_clips_and_sends_no_losses(federation):
     clients, _, _ = federation(network={"local_privacy": LocalPrivacyConfig(clip=0.5)})
-    (update,) = clients.exchange(tasks(1, ["hr/a"]))
+    (update,) = clients.fit(tasks(1, ["hr/a"]))
     moved = sum(float((update.state[n] - START[n]).square().sum()) for n in START) ** 0.5
     assert moved == pytest.approx(0.5, rel=1e-5)
     assert update.losses == []
@@ -410,7 +410,7 @@ def test_at_the_end_each_site_writes_its_whole_adapter(federation):
     written = {}
     for client_id, site in post.sites.items():
         site._export = lambda place, state, c=client_id: written.update({c: state})
-    list(clients.exchange(tasks(1)))
+    list(clients.fit(tasks(1)))
     department = {name: tensor + 5 for name, tensor in START.items()}
     clients.finish({"hr": department, "it": department})
     assert sorted(written) == IDS
@@ -423,4 +423,4 @@ def test_a_message_that_is_too_large_to_send_says_so(federation):
     clients, _, _ = federation(network={"max_message_mb": 0.006})
     big = {"q.lora_A.weight": torch.zeros(200, 30), "q.lora_B.weight": torch.zeros(3, 2)}
     with pytest.raises(RunError, match=r"network\.max_message_mb"):
-        list(clients.exchange([ClientTask("hr/a", 1, big, 7)]))
+        list(clients.fit([ClientTask("hr/a", 1, big, 7)]))

@@ -1,0 +1,67 @@
+"""What happened in one round, for the callbacks that log, draw and write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fl_lightning.clustering import Grouping
+from fl_lightning.clustering.tree import ROOT
+
+
+@dataclass
+class DepartmentReport:
+    """How a department was aggregated in a round.
+
+    Attributes:
+        weights: {client: w_c}, summing to 1.
+        residual_norms: {client: ‖θ_c − θ_d‖} over the shared factor.
+        drift: {client: ‖θ_c − θ_d'‖} over the shared factor.
+        moved: ‖θ_d' − θ_d‖.
+        rejected: {client: reason} of updates that were not averaged.
+        client_clusters: {client: cluster id}; empty without client clusters.
+        scaled: {client: factor below 1} of updates that were shortened before averaging.
+        step_size: share of the mean residual that the department moved by, or the rate of its server optimizer.
+        aggregation_error: relative distance of the department's product P from its clients' mean product,
+            ``‖Σ w s B A − P‖ / ‖Σ w s B A‖`` over all layers; under flora P is the product of the mean factors.
+        layer_errors: the same by layer.
+        rank_errors: {client: the same for the best product of the client's rank, which it starts from}; under svd.
+        epsilon: of a client of this department over all rounds so far; None without differential privacy.
+        clip: norm to which the updates were clipped; None without differential privacy.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    residual_norms: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    moved: float = 0.0
+    rejected: dict[str, str] = field(default_factory=dict)
+    client_clusters: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
+    step_size: float = 0.0
+    aggregation_error: float | None = None
+    layer_errors: dict[str, float] = field(default_factory=dict)
+    rank_errors: dict[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    clip: float | None = None
+
+
+@dataclass
+class RoundReport:
+    """What happened in a round.
+
+    Attributes:
+        round_num: from 1; 0 before the first round.
+        departments: {department: how it was aggregated}.
+        clusterings: {group: clustering of its members}; that of the whole federation under `ROOT`.
+        bytes_sent: bytes of the shared tensors, by level: ``client/up``, ``client/down``, ``department/up``,
+            ``department/down``, ``group/up``, ``group/down``; and by client id for each client's upload.
+    """
+
+    round_num: int
+    departments: dict[str, DepartmentReport] = field(default_factory=dict)
+    clusterings: dict[str, Grouping] = field(default_factory=dict)
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def clustering(self) -> Grouping | None:
+        """The clusters of the whole federation; None if nothing was clustered."""
+        return self.clusterings.get(ROOT)
