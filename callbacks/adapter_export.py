@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +72,17 @@ class AdapterExport(FederatedCallback):
             trainer.writer.submit(partial(export_lora_adapter, model, trainer.run_folder / place, state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the client exports of each round are."""
-        return {"rounds": self._rounds}
+        """Rounds whose client exports are kept."""
+        return {"kept": list(self._rounds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        self._rounds = state["rounds"]
+        """Take them; checkpoints of older versions hold the paths as well."""
+        self._rounds = state["rounds"] if "rounds" in state else {round_num: {} for round_num in state["kept"]}
+
+    def round_record(self, round_num: int) -> dict[str, dict[str, str]] | None:
+        """Paths of a round's client exports: {department: {client: path}}."""
+        return self._rounds.get(str(round_num))
+
+    def load_round_records(self, records: Mapping[int, Any]) -> None:
+        """Take those of the rounds that are kept."""
+        self._rounds.update({key: paths for n, paths in records.items() if (key := str(n)) in self._rounds})

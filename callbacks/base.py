@@ -6,7 +6,7 @@ between rounds) and `trainer.report` (what happened in this one); only `Federate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 class FederatedCallback:
-    """Base class; override what you need. Hooks come in this order.
+    """Base class; override the hooks you need. They are called in this order.
 
     Attributes:
-        wants_client_metrics: whether clients are to evaluate their fitted adapters on their own held-out records.
+        wants_client_metrics: whether clients evaluate their fitted adapters on their own held-out records.
     """
 
     wants_client_metrics = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
-        """Once before the first round; after a resume too."""
+        """Once before the first round, also of a resumed run."""
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
-        """Before the first client of a round; the tasks are the fits to come."""
+        """Before the first client of a round; one task for each fit."""
 
     def on_step_end(self, *, trainer: FederatedTrainer, client_ids: Sequence[str], share: float, tokens: int) -> None:
-        """After an optimizer step of a cohort: share of its fit that is done in (0, 1], and tokens of this step."""
+        """After an optimizer step of a cohort: share of its fit that is done, in (0, 1], and tokens of the step."""
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """After a client's fit, in task order."""
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
-        """After the last client of a round: departments, clusters and mixing are worked out here."""
+        """After the last client of a round: aggregate, cluster and mix."""
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """After aggregation: log, export, evaluate, checkpoint."""
@@ -45,11 +45,33 @@ class FederatedCallback:
         """Once after the last round."""
 
     def on_federation_close(self, *, trainer: FederatedTrainer) -> None:
-        """At the very end, after an error too: give back what is held."""
+        """At the very end, also after an error: release resources. All callbacks are closed even if one raises."""
+
+    @property
+    def state_key(self) -> str:
+        """Key of the callback's state in checkpoints; override it where a run has two callbacks of one class."""
+        return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs back, as JSON values."""
+        """The state that a resumed run needs, as JSON values. It is written whole into every checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, before `on_federation_start`."""
+        """Take the state of a checkpoint, before `on_federation_start`."""
+
+    def round_record(self, round_num: int) -> Any:
+        """What to keep of one round, as a JSON value that does not change later; None for nothing.
+
+        It is written once, beside the checkpoints; so what grows with every round belongs here.
+        """
+        return None
+
+    def load_round_records(self, records: Mapping[int, Any]) -> None:
+        """Take {round: record} of the rounds up to a checkpoint, after `load_state_dict`."""
+
+
+def keeps_state(callback: FederatedCallback) -> bool:
+    """Whether a callback writes anything into checkpoints, under its `state_key`."""
+    return any(
+        getattr(type(callback), name) is not getattr(FederatedCallback, name) for name in ("state_dict", "round_record")
+    )

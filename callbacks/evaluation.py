@@ -88,13 +88,21 @@ class Evaluation(FederatedCallback):
         trainer.log({f"eval/{metric}": value for metric, value in mean_metrics(departments).items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The figures so far."""
-        return {"base": self.base, "final": self.final, "groups": self.groups, "rounds": self.rounds}
+        """The base model's metrics and the newest ones."""
+        return {"base": self.base, "final": self.final, "groups": self.groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        self.base, self.final, self.rounds = state["base"], state["final"], state["rounds"]
-        self.groups = state.get("groups", {})
+        """Take them; checkpoints of older versions hold the metrics of all rounds as well."""
+        self.base, self.final = state["base"], state["final"]
+        self.groups, self.rounds = state.get("groups", {}), state.get("rounds", {})
+
+    def round_record(self, round_num: int) -> dict[str, dict[str, MetricValues]] | None:
+        """Metrics of the clients in a round: {department: {client: metrics}}."""
+        return self.rounds.get(str(round_num))
+
+    def load_round_records(self, records: Mapping[int, Any]) -> None:
+        """Take those of earlier rounds."""
+        self.rounds = {str(round_num): departments for round_num, departments in records.items()}
 
 
 def _client_metrics(metrics: Metrics) -> MetricValues | None:

@@ -594,7 +594,7 @@ def first_nan(tensors):
 HR = "adapters/hr/adapter_model.safetensors"
 EXPORT = "client_exports/hr/round_1_client_0/adapter_model.safetensors"
 DEPTS, CLIENTS = "dept_lora_federated.json", "client_lora_federated.json"
-TORN = ["{run}", "none of its 2 checkpoints is whole", "round_1"]
+TORN = ["{run}", "got 2 incomplete ones", "round_1"]
 
 
 def rounds(value):

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from rich.console import Console
 
 from fl_lightning import launch, signals
 from fl_lightning.callbacks import FederatedCallback
+from fl_lightning.callbacks.round_checkpoint import restore_callbacks
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import to_yaml
 from fl_lightning.errors import InputError, RunError
+from fl_lightning.federation.checkpoint_schema import CheckpointExtra
 from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTransport
@@ -51,7 +53,7 @@ class RunStart:
     run_fingerprint: dict[str, Any]
     loggers: list[Any]
     state: FederationState | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: CheckpointExtra = field(default_factory=CheckpointExtra)
 
 
 def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path | None:
@@ -136,9 +138,7 @@ def run_fit(
         log.info("resuming %s after round %d", run_folder, state.round_num)
     components.fabric, _ = make_fabric(config.fabric, start.loggers)
     callbacks = make_callbacks(config, console, start.run_fingerprint, components.tokenizer, extra_callbacks)
-    for callback in callbacks:
-        if type(callback).__name__ in start.extra.get("callbacks", {}):
-            callback.load_state_dict(start.extra["callbacks"][type(callback).__name__])
+    restore_callbacks(callbacks, start.extra)
     trainer = FederatedTrainer(
         fabric=components.fabric,
         callbacks=callbacks,
@@ -159,7 +159,7 @@ def run_fit(
                 components.data,
                 clients=clients or make_local_clients(components, config),
                 resume_from=state,
-                history=[(step, row) for step, row in start.extra.get("history", ())],
+                history=start.extra.history,
                 journal=Journal(run_folder / "checkpoints", trainer.writer),
             )
         except OSError as error:

@@ -11,6 +11,7 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.checkpoint_schema import CheckpointExtra
 from fl_lightning.federation.fingerprint import check_fingerprint
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def load_resume_state(
     components: RunComponents, run_folder: Path, run_fingerprint: Mapping[str, Any]
-) -> tuple[FederationState | None, dict[str, Any]]:
+) -> tuple[FederationState | None, CheckpointExtra]:
     """The newest complete checkpoint of a run.
 
     Args:
@@ -33,8 +34,7 @@ def load_resume_state(
         run_fingerprint: of this config, base model and data.
 
     Returns:
-        (state, extra), `extra` being what the checkpoint holds besides the state; (None, {}) for a run that was stopped
-        before its first checkpoint.
+        As `newest_checkpoint`; (None, nothing) for a run that was stopped before its first checkpoint.
 
     Raises:
         InputError: if the run has results but no checkpoint, or the checkpoint is of another config, base or data.
@@ -47,14 +47,14 @@ def load_resume_state(
         if any((run_folder / name).exists() for name in ("adapters", "client_exports")):
             raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
         log.info("%s was stopped before its first checkpoint and starts again", run_folder)
-        return None, {}
+        return None, CheckpointExtra()
     state, extra = checkpoint
-    if "identity" not in extra:
+    if not extra.identity:
         raise InputError(
             f"{run_folder}: expected a checkpoint with the fingerprints of config, base and data, got one without; "
             "start a new run"
         )
-    check_fingerprint(extra["identity"], run_fingerprint)
+    check_fingerprint(extra.identity, run_fingerprint)
     initial = collect_lora_state(components.module.model)
     problem = problem_with(initial, state.initial)
     if problem or any(not torch.equal(initial[name], tensor) for name, tensor in state.initial.items()):

@@ -71,7 +71,7 @@ def test_clients_keep_their_own_b_and_share_one_a(play, tmp_path):
         assert same(b, select(watch.starts[2, client], "b"))
     assert same(select(watch.starts[2, "hr/client_0"], "a"), select(watch.starts[2, "hr/client_1"], "a"))
     first, _ = play(1)
-    save_checkpoint(tmp_path / "round_1", first, {})
+    save_checkpoint(tmp_path / "round_1", first)
     again, resumed = play(2, resume=load_checkpoint(tmp_path / "round_1")[0])
     for client, b in own.items():
         assert same(b, select(resumed.starts[2, client], "b"))

@@ -81,6 +81,7 @@ def play(plain_config):
         run_folder=None,
         initial=None,
         resume=None,
+        history=(),
         on_error=None,
         model=None,
         fabric=None,
@@ -96,7 +97,8 @@ def play(plain_config):
         )
         start = resume or FederationState.begin(initial or make_state(), {c.split("/")[0] for c in ids})
         try:
-            trainer.fit(SimpleNamespace(model=model), data, clients=FakeClients(script, data), resume_from=start)
+            clients = FakeClients(script, data)
+            trainer.fit(SimpleNamespace(model=model), data, clients=clients, resume_from=start, history=history)
         except Exception as error:
             if on_error is None:
                 raise

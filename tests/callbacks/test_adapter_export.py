@@ -104,7 +104,13 @@ def test_what_is_where_survives_a_resume(export, shifted):
     callback, other = AdapterExport(), AdapterExport()
     export([{"hr/client_0": (shifted(0.5), 1)}], callbacks=[callback])
     other.load_state_dict(json.loads(json.dumps(callback.state_dict())))
-    assert other.state_dict() == {"rounds": {"1": {"hr": {"client_0": "client_exports/hr/round_1_client_0"}}}}
+    other.load_round_records({1: callback.round_record(1), 2: {"hr": {"client_0": "of a round that was dropped"}}})
+    assert other.state_dict() == callback.state_dict() == {"kept": ["1"]}
+    assert other.round_record(1) == {"hr": {"client_0": "client_exports/hr/round_1_client_0"}}
+    assert other.round_record(2) is None
+    older = AdapterExport()
+    older.load_state_dict({"rounds": {"1": other.round_record(1)}})
+    assert older.round_record(1) == other.round_record(1)
 
 
 def test_nothing_half_written_stays_behind(export, shifted, tmp_path):

@@ -85,6 +85,17 @@ def test_figures_survive_a_resume_and_the_base_is_not_evaluated_again(play, scri
     assert other.base == callback.base
 
 
+def test_metrics_of_clients_survive_a_resume_by_their_records(play, script):
+    callback, other = Evaluation(), Evaluation()
+    play(script, callbacks=[callback])
+    assert "rounds" not in callback.state_dict()
+    records = {int(n): json.loads(json.dumps(callback.round_record(int(n)))) for n in callback.rounds}
+    other.load_state_dict(callback.state_dict())
+    other.load_round_records(records)
+    assert other.rounds == callback.rounds
+    assert callback.round_record(99) is None
+
+
 def test_without_a_run_folder_figures_are_kept_but_not_written(play, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     callback = Evaluation()
@@ -192,7 +203,7 @@ def test_losses_of_a_client_that_are_not_finite_stay_out_of_rows_and_in_its_csv(
         assert len([m for m in log_messages if m.startswith(f"WARNING round {round_num}: hr/c1/train/loss is ")]) == 1
         lines = (tmp_path / "client_runs" / "hr" / "c1" / f"round_{round_num}.csv").read_text().splitlines()
         assert lines == ["step,train/loss", *(f"{k},{loss:.6g}" for k, loss in enumerate(losses, start=1))]
-    rows = dict(found["checkpoints/round_2/state.json"]["extra"]["history"])
+    rows = dict(load_checkpoint(tmp_path / "checkpoints" / "round_2")[1].history)
     assert "hr/c1/train/loss" not in rows[2]
 
 
@@ -201,4 +212,4 @@ def test_the_checkpoint_of_a_run_with_bad_figures_can_be_read(play, script, tmp_
     trainer, _ = files_of_a_run(play, script, tamper, tmp_path)
     state, extra = load_checkpoint(tmp_path / "checkpoints" / "round_2")
     assert (state.round_num, state.examples) == (2, trainer.federation.examples)
-    assert list(extra["callbacks"]["Evaluation"]["rounds"]["1"]["hr"]) == ["c0"]
+    assert list(extra.records["Evaluation"][1]["hr"]) == ["c0"]

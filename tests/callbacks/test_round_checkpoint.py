@@ -1,13 +1,20 @@
+import json
+import shutil
+
 import pytest
 import torch
 
-from fl_lightning import ClientLog, FederatedCallback, RoundCheckpoint
-from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint
+from fl_lightning import ClientLog, Evaluation, FederatedCallback, RoundCheckpoint
+from fl_lightning.callbacks.round_checkpoint import restore_callbacks
+from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 
 class Keeper(FederatedCallback):
     def state_dict(self):
         return {"kept": [1, 2]}
+
+    def round_record(self, round_num):
+        return f"round {round_num}"
 
 
 @pytest.fixture
@@ -48,9 +55,73 @@ def test_run_resumed_from_any_checkpoint_ends_in_the_same_bits(play, plain_confi
 def test_checkpoint_holds_what_callbacks_keep_and_the_rows(play, script, tmp_path):
     play(script[:2], callbacks=[ClientLog(), Keeper(), RoundCheckpoint()], run_folder=tmp_path)
     _, extra = load_checkpoint(tmp_path / "checkpoints" / "round_2")
-    assert extra["callbacks"] == {"Keeper": {"kept": [1, 2]}}
-    assert [step for step, _ in extra["history"]] == [1, 2]
-    assert extra["history"][1][1]["hr/c0/train/loss"] == 1.5
+    assert extra.callbacks == {"Keeper": {"kept": [1, 2]}}
+    assert extra.records == {"Keeper": {0: "round 0", 1: "round 1", 2: "round 2"}}
+    assert [step for step, _ in extra.history] == [1, 2]
+    assert extra.history[1][1]["hr/c0/train/loss"] == 1.5
+
+
+def test_a_checkpoint_does_not_grow_with_the_rounds(play, script, tmp_path):
+    callbacks = [ClientLog(), Evaluation(), RoundCheckpoint(keep=0)]
+    play(script * 5, callbacks=callbacks, run_folder=tmp_path)
+    sizes = [(tmp_path / "checkpoints" / f"round_{n}" / "state.json").stat().st_size for n in (2, 20)]
+    assert sizes[1] <= sizes[0] + 20
+    lines = (tmp_path / "checkpoints" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == list(range(21))
+    assert max(map(len, lines[1:])) < 1.2 * min(map(len, lines[1:]))
+
+
+@pytest.fixture
+def resumed(play, script, tmp_path):
+    """Resume a run's folder after a round, and give back {file: content} of what callbacks write."""
+
+    def run(round_num, folder, rounds=4):
+        state, extra = load_checkpoint(folder / "checkpoints" / f"round_{round_num}")
+        callbacks = [ClientLog(), Evaluation(), Keeper(), RoundCheckpoint(keep=0)]
+        restore_callbacks(callbacks, extra)
+        play(script[:rounds], callbacks=callbacks, run_folder=folder, resume=state, history=extra.history)
+        return written(folder)
+
+    return run
+
+
+def written(folder):
+    """What a run must give again to the byte."""
+    names = ["checkpoints/history.jsonl", "client_eval_all_rounds.json", "checkpoints/round_4/state.json"]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def whole(play, script, tmp_path):
+    play(script, callbacks=[ClientLog(), Evaluation(), Keeper(), RoundCheckpoint(keep=0)], run_folder=tmp_path / "run")
+    return tmp_path / "run", written(tmp_path / "run")
+
+
+@pytest.mark.parametrize("round_num", [0, 1, 3])
+def test_a_run_resumed_from_any_round_ends_with_the_same_history(whole, resumed, round_num):
+    folder, files = whole
+    assert resumed(round_num, folder) == files
+
+
+def test_a_run_killed_between_its_history_and_its_checkpoint_resumes(whole, resumed):
+    folder, files = whole
+    for number in (2, 3, 4):
+        shutil.rmtree(folder / "checkpoints" / f"round_{number}")
+    with (folder / "checkpoints" / "history.jsonl").open("ab") as file:
+        file.write(b'{"round":5,"ro')
+    assert resumed(1, folder) == files
+
+
+def test_a_run_begun_by_an_older_version_resumes(whole, resumed):
+    """Its checkpoints hold the rows and all metrics, and there is no history.jsonl."""
+    folder, files = whole
+    state, extra = load_checkpoint(folder / "checkpoints" / "round_2")
+    metrics = {str(number): clients for number, clients in extra.records.pop("Evaluation").items()}
+    extra.callbacks["Evaluation"]["rounds"] = metrics
+    (folder / "checkpoints" / "history.jsonl").unlink()
+    save_checkpoint(folder / "checkpoints" / "round_2", state, extra)
+    assert "loss" in (folder / "checkpoints" / "round_2" / "state.json").read_text()
+    assert resumed(2, folder) == files
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (0, [0, 1, 2, 3, 4])])

@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import os
 import pickle
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from fl_lightning.errors import InputError
 from fl_lightning.federation import checkpoint as checkpoint_module
 from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from fl_lightning.federation.checkpoint_schema import CheckpointExtra
+from fl_lightning.federation.history import HistoryEntry, HistoryFile, HistoryMark
 from fl_lightning.federation.state import FederationState
+from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.storage.manifest import write_manifest
 
 A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
@@ -38,6 +43,11 @@ def federation(seed=0):
     )
 
 
+def noted(number):
+    """What a run keeps beside its state: a number."""
+    return CheckpointExtra({"Counter": {"number": number}})
+
+
 def assert_equal_states(first, second):
     assert first.keys() == second.keys()
     for name in first:
@@ -46,7 +56,7 @@ def assert_equal_states(first, second):
 
 
 def test_round_trip_is_bit_exact(tmp_path):
-    saved, extra = federation(), {"history": [[7, {"loss": 0.1 + 0.2}]], "name": "θ"}
+    saved, extra = federation(), CheckpointExtra({"Θ": {"seen": 1}}, [(7, {"loss": 0.1 + 0.2})])
     save_checkpoint(tmp_path / "round_7", saved, extra)
     loaded, loaded_extra = load_checkpoint(tmp_path / "round_7")
     assert loaded.round_num == 7
@@ -62,7 +72,7 @@ def test_round_trip_is_bit_exact(tmp_path):
 
 def test_odd_floats_survive(tmp_path):
     odd = torch.tensor([0.0, -0.0, 1e-45, 3.4028235e38, -1e-38, 0.1])
-    save_checkpoint(tmp_path / "c", FederationState(0, {A: odd}, {"hr": {A: -odd}}), {})
+    save_checkpoint(tmp_path / "c", FederationState(0, {A: odd}, {"hr": {A: -odd}}))
     loaded, _ = load_checkpoint(tmp_path / "c")
     assert torch.equal(loaded.initial[A].view(torch.int32), odd.view(torch.int32))
     assert torch.equal(loaded.departments["hr"][A].view(torch.int32), (-odd).view(torch.int32))
@@ -70,42 +80,42 @@ def test_odd_floats_survive(tmp_path):
 
 def test_a_state_that_is_not_contiguous_can_be_saved(tmp_path):
     turned = torch.arange(6.0).reshape(2, 3).T
-    save_checkpoint(tmp_path / "c", FederationState(0, {A: turned}, {"hr": {A: turned}}), {})
+    save_checkpoint(tmp_path / "c", FederationState(0, {A: turned}, {"hr": {A: turned}}))
     assert torch.equal(load_checkpoint(tmp_path / "c")[0].departments["hr"][A], turned)
 
 
 def test_round_zero_round_trips(tmp_path):
-    save_checkpoint(tmp_path / "c", FederationState.begin({A: torch.ones(1)}, ["hr"]), {})
+    save_checkpoint(tmp_path / "c", FederationState.begin({A: torch.ones(1)}, ["hr"]))
     loaded, extra = load_checkpoint(tmp_path / "c")
-    assert (loaded.round_num, loaded.client_starts, loaded.personal, extra) == (0, {}, {}, {})
+    assert (loaded.round_num, loaded.client_starts, loaded.personal, extra) == (0, {}, {}, CheckpointExtra())
 
 
 def test_saving_again_replaces_the_checkpoint(tmp_path):
-    save_checkpoint(tmp_path / "c", federation(0), {})
-    save_checkpoint(tmp_path / "c", federation(1), {})
+    save_checkpoint(tmp_path / "c", federation(0))
+    save_checkpoint(tmp_path / "c", federation(1))
     assert os.listdir(tmp_path) == ["c"]
     assert_equal_states(load_checkpoint(tmp_path / "c")[0].initial, federation(1).initial)
 
 
 def test_a_save_that_fails_midway_leaves_the_old_checkpoint_and_no_temporary(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path / "c", federation(0), {"n": 0})
+    save_checkpoint(tmp_path / "c", federation(0), noted(0))
 
-    def fail(path, value):
+    def fail(path, value, secret):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "write_json", fail)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "c", federation(1), {"n": 1})
+        save_checkpoint(tmp_path / "c", federation(1), noted(1))
     assert os.listdir(tmp_path) == ["c"]
     loaded, extra = load_checkpoint(tmp_path / "c")
-    assert extra == {"n": 0}
+    assert extra == noted(0)
     assert_equal_states(loaded.initial, federation(0).initial)
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_checkpoint_is_bad_input(tmp_path, name, keep):
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     path = tmp_path / "c" / name
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
@@ -115,7 +125,7 @@ def test_a_truncated_checkpoint_is_bad_input(tmp_path, name, keep):
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_a_missing_file_is_bad_input(tmp_path, name):
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     (tmp_path / "c" / name).unlink()
     with pytest.raises(InputError, match=str(tmp_path / "c")):
         load_checkpoint(tmp_path / "c")
@@ -123,10 +133,10 @@ def test_a_missing_file_is_bad_input(tmp_path, name):
 
 @pytest.mark.parametrize("text", ["[]", "{}", "3", '{"round": 1}', "null"])
 def test_json_of_another_form_is_bad_input(tmp_path, text):
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     (tmp_path / "c" / "state.json").write_text(text)
     write_manifest(tmp_path / "c")
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    with pytest.raises(InputError, match="not a complete checkpoint"):
         load_checkpoint(tmp_path / "c")
 
 
@@ -139,7 +149,7 @@ class Trap:
 
 
 def test_a_pickle_in_place_of_the_tensors_is_not_run(tmp_path):
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     (tmp_path / "c" / "state.safetensors").write_bytes(pickle.dumps(Trap(str(tmp_path / "run"))))
     write_manifest(tmp_path / "c")
     with pytest.raises(InputError, match="state.safetensors: not readable"):
@@ -162,7 +172,7 @@ def test_starts_that_clients_share_are_written_once(tmp_path):
     start = {A: torch.randn(50, 50)}
     none = torch.zeros(50, 50)
     states = FederationState(1, {A: none}, {"hr": {A: none}}, {f"hr/c{i}": start for i in range(40)})
-    save_checkpoint(tmp_path / "c", states, {})
+    save_checkpoint(tmp_path / "c", states)
     assert (tmp_path / "c" / "state.safetensors").stat().st_size < 4 * 50 * 50 * 4
     loaded, _ = load_checkpoint(tmp_path / "c")
     assert all(torch.equal(loaded.client_starts[f"hr/c{i}"][A], start[A]) for i in range(40))
@@ -172,7 +182,7 @@ def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_p
     from fl_lightning.storage.offload import OffloadedState, OffloadFolder
 
     saved = federation()
-    save_checkpoint(tmp_path / "c", saved, {})
+    save_checkpoint(tmp_path / "c", saved)
     offload = OffloadFolder(tmp_path)
     loaded, _ = load_checkpoint(tmp_path / "c", offload.store)
     assert isinstance(loaded.personal["hr/client_10"], OffloadedState)
@@ -180,9 +190,7 @@ def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_p
 
 
 def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path):
-    import json
-
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     facts = json.loads((tmp_path / "c" / "state.json").read_text())
     facts["personal"] = ["../../secret"]
     (tmp_path / "c" / "state.json").write_text(json.dumps(facts))
@@ -191,26 +199,26 @@ def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path):
 
 
 def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
-    save_checkpoint(tmp_path / "c", federation(), {})
+    save_checkpoint(tmp_path / "c", federation())
     path = tmp_path / "c" / "state.safetensors"
     whole = path.read_bytes()
     for place in range(0, len(whole), 13):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
-        with pytest.raises(InputError, match="state.safetensors: got .* wanted .* by manifest.json"):
+        with pytest.raises(InputError, match="state.safetensors: expected .* by manifest.json, got "):
             load_checkpoint(tmp_path / "c")
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_torn_ones_are_named(tmp_path, log_messages):
     assert newest_checkpoint(tmp_path) is None
     for number in (2, 9, 10):
-        save_checkpoint(tmp_path / "checkpoints" / f"round_{number}", federation(), {"number": number})
-    assert newest_checkpoint(tmp_path)[1] == {"number": 10}
+        save_checkpoint(tmp_path / "checkpoints" / f"round_{number}", federation(), noted(number))
+    assert newest_checkpoint(tmp_path)[1] == noted(10)
     (tmp_path / "checkpoints" / "round_10" / "state.json").unlink()
-    assert newest_checkpoint(tmp_path)[1] == {"number": 9}
+    assert newest_checkpoint(tmp_path)[1] == noted(9)
     assert "round_10/state.json: missing" in log_messages[-1]
     for number in (2, 9):
         (tmp_path / "checkpoints" / f"round_{number}" / "manifest.json").write_text("")
-    with pytest.raises(InputError, match="none of its 3 checkpoints is whole; the newest: .*round_10"):
+    with pytest.raises(InputError, match="got 3 incomplete ones; the newest: .*round_10"):
         newest_checkpoint(tmp_path)
 
 
@@ -221,7 +229,7 @@ FILES = ("state.json", "state.safetensors", "personal/hr/client_10.safetensors",
 def saved_once(tmp_path_factory):
     """A checkpoint that tests copy and never change."""
     folder = tmp_path_factory.mktemp("saved") / "c"
-    save_checkpoint(folder, federation(), {"history": [[1, {"loss": 0.5}]], "name": "θ"})
+    save_checkpoint(folder, federation(), CheckpointExtra(history=[(1, {"loss": 0.5})]))
     return folder
 
 
@@ -319,7 +327,7 @@ def test_a_checkpoint_with_another_value_of_a_fact_is_consistent_or_bad_input(sa
         return
     state, extra = loaded
     assert_consistent_layout(state)
-    assert isinstance(extra, dict)
+    assert isinstance(extra, CheckpointExtra)
     assert type(state.round_num) is int
     assert state.round_num >= 0
     assert all(type(number) is int for number in (*state.examples.values(), *state.cluster_assignments.values()))
@@ -382,3 +390,54 @@ def test_facts_that_no_run_writes_are_bad_input(saved_once, key, value):
 def test_json_that_no_reader_takes_is_bad_input(saved_once, name, text):
     sealed = name != "manifest.json"
     assert loaded_or_refused(saved_once, lambda folder: (folder / name).write_text(text), sealed) is None
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_only_the_owner_may_read_the_key_of_the_noise(tmp_path, private):
+    """Whatever the umask is, and when a checkpoint is written again too."""
+    state = dataclasses.replace(federation(), privacy=Ledger.begin(["hr"], 1.0) if private else None)
+    umask = os.umask(0)
+    try:
+        for _ in range(2):
+            save_checkpoint(tmp_path / "c", state)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "c" / "state.json").stat().st_mode) == (0o600 if private else 0o666)
+    if private:
+        others = [p for p in (tmp_path / "c").rglob("*") if p.is_file() and p.name != "state.json"]
+        assert all(state.privacy.key.encode() not in p.read_bytes() for p in others)
+
+
+def test_rows_and_records_come_from_the_history_up_to_the_mark(tmp_path):
+    history = HistoryFile(tmp_path / "history.jsonl")
+    history.replace([])
+    marks = [history.append(HistoryEntry(n, [(n, {"loss": 1.0 - n})], {"Keeper": n}).line()) for n in range(3)]
+    for number, mark in enumerate(marks):
+        save_checkpoint(tmp_path / f"round_{number}", federation(), CheckpointExtra({"Keeper": {"a": 1}}), mark)
+    for number in range(3):
+        _, extra = load_checkpoint(tmp_path / f"round_{number}")
+        assert extra.history == [(n, {"loss": 1.0 - n}) for n in range(number + 1)]
+        assert extra.records == {"Keeper": {n: n for n in range(number + 1)}}
+        assert extra.callbacks == {"Keeper": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1], lambda data: data.replace(b"0.5", b"0.7"), lambda data: b"x" + data[1:]]
+)
+def test_a_checkpoint_whose_history_has_changed_is_not_complete(tmp_path, change):
+    history = HistoryFile(tmp_path / "history.jsonl")
+    history.replace([])
+    mark = history.append(HistoryEntry(0, [(0, {"loss": 0.5})]).line())
+    save_checkpoint(tmp_path / "c", federation(), mark=mark)
+    history.path.write_bytes(change(history.path.read_bytes()))
+    with pytest.raises(InputError, match=r"history\.jsonl: its first \d+ bytes have changed or are missing"):
+        load_checkpoint(tmp_path / "c")
+    history.path.unlink()
+    with pytest.raises(InputError, match="not a complete checkpoint"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_mark_without_end_is_bad_input(tmp_path):
+    save_checkpoint(tmp_path / "c", federation(), mark=HistoryMark(10**30, "0" * 64))
+    with pytest.raises(InputError, match="not a complete checkpoint"):
+        load_checkpoint(tmp_path / "c")
