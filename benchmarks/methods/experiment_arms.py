@@ -33,7 +33,7 @@ from fl_lightning.cli import main as command_line
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.runs.comparison.plan import read_plan
 from fl_lightning.runs.comparison.runner import collect
-from fl_lightning.runs.comparison.statistics import Interval, RunFigures, interval, over_seeds
+from fl_lightning.runs.comparison.statistics import Interval, RunMetrics, interval, over_seeds
 from fl_lightning.storage.files import read_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -61,7 +61,7 @@ TITLES = {
     "recommended": "recommended",
 }
 FEW = ("average", "fedavg", "clusters")
-Runs = dict[str, dict[int, RunFigures]]
+Runs = dict[str, dict[int, RunMetrics]]
 Found = dict[str, dict[int, list[dict[str, Any]]]]
 
 
@@ -95,13 +95,13 @@ def write_configs(place: Path, methods: list[str]) -> list[str]:
     return paths
 
 
-def gaps(first: Mapping[int, RunFigures], other: Mapping[int, RunFigures]) -> tuple[Interval | None, Interval | None]:
+def gaps(first: Mapping[int, RunMetrics], other: Mapping[int, RunMetrics]) -> tuple[Interval | None, Interval | None]:
     """(loss after the last round, mean loss over the rounds) of `other` minus that of `first`, paired by seed."""
 
-    def last(run: RunFigures) -> float:
+    def last(run: RunMetrics) -> float:
         return run.curve[max(run.curve)]
 
-    def over_rounds(run: RunFigures) -> float:
+    def over_rounds(run: RunMetrics) -> float:
         return fmean(loss for number, loss in run.curve.items() if number)
 
     seeds = sorted(first.keys() & other.keys())

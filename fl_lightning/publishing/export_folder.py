@@ -14,7 +14,7 @@ from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.modeling.merging import check_replaceable, merge_adapter
 from fl_lightning.publishing.model_card import Subject, model_card
 from fl_lightning.publishing.repo_names import in_adapter_config
-from fl_lightning.publishing.run_facts import Facts, facts_of
+from fl_lightning.publishing.run_facts import AdapterFacts, collect_facts
 from fl_lightning.storage.files import atomic_folder, read_json
 
 ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
@@ -57,7 +57,7 @@ class Built:
     source: Source
     folder: Path
     files: list[str]
-    facts: Facts
+    facts: AdapterFacts
 
     @property
     def size(self) -> int:
@@ -79,7 +79,7 @@ def build(source: Source, folder: Path, *, merged: bool = False, dtype: str = "a
         InputError: if the adapter cannot be used, or the folder holds something else.
     """
     settings = _settings(source)
-    facts = facts_of(source.run_folder, source.name, source.config.federation.hierarchy.groups)
+    facts = collect_facts(source.run_folder, source.name, source.config.federation.hierarchy.groups)
     targets = settings.get("target_modules")
     subject = Subject(
         source.repository,

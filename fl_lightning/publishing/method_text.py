@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_lightning.config import RunConfig
-from fl_lightning.publishing.run_facts import Facts
+from fl_lightning.publishing.run_facts import AdapterFacts
 
 SHARES = {
     "all": "clients send A and B",
@@ -16,7 +16,7 @@ SHARES = {
 }
 
 
-def method_of(config: RunConfig, facts: Facts) -> list[tuple[str, str]]:
+def method_of(config: RunConfig, facts: AdapterFacts) -> list[tuple[str, str]]:
     """(part of the method, what was chosen), in the order in which a round goes.
 
     Args:

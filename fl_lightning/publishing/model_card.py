@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fl_lightning.config import RunConfig
 from fl_lightning.publishing.method_text import method_of
 from fl_lightning.publishing.repo_names import UNNAMED, in_adapter_config
-from fl_lightning.publishing.run_facts import Facts
+from fl_lightning.publishing.run_facts import AdapterFacts
 
 FIGURES = {
     "loss": ("loss", "loss"),
@@ -44,7 +44,7 @@ class Subject:
     targets: tuple[str, ...]
 
 
-def model_card(config: RunConfig, facts: Facts, subject: Subject) -> str:
+def model_card(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
     """The text of README.md, its metadata at the top.
 
     Args:
@@ -65,7 +65,7 @@ def model_card(config: RunConfig, facts: Facts, subject: Subject) -> str:
     return str(ModelCard("\n\n".join(parts) + "\n"))
 
 
-def _metadata(facts: Facts, subject: Subject) -> ModelCardData:
+def _metadata(facts: AdapterFacts, subject: Subject) -> ModelCardData:
     results = [
         EvalResult(
             task_type="text-generation",
@@ -91,7 +91,7 @@ def _metadata(facts: Facts, subject: Subject) -> ModelCardData:
     )
 
 
-def _summary(config: RunConfig, facts: Facts, subject: Subject) -> str:
+def _summary(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
     if subject.base:
         base = f"[{subject.base}](https://huggingface.co/{subject.base})"
     elif in_adapter_config(config.model, None) == UNNAMED:
@@ -131,7 +131,7 @@ def _snippet(config: RunConfig, subject: Subject) -> str:
     )
 
 
-def _figures(facts: Facts) -> str:
+def _figures(facts: AdapterFacts) -> str:
     rows = [
         [called, _number(facts.base.get(figure)), _number(facts.final.get(figure))]
         for figure, (_, called) in FIGURES.items()
@@ -144,8 +144,12 @@ def _figures(facts: Facts) -> str:
     return f"On {count}held-out records of {own}, on response tokens:\n\n" + _table(["", "base", "this"], rows)
 
 
-def _training(config: RunConfig, facts: Facts, subject: Subject) -> str:
-    rounds = str(facts.rounds) if facts.planned in (None, facts.rounds) else f"{facts.rounds} of {facts.planned}"
+def _training(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
+    rounds = (
+        str(facts.rounds)
+        if facts.planned_rounds in (None, facts.rounds)
+        else f"{facts.rounds} of {facts.planned_rounds}"
+    )
     rows = [["rounds", rounds]]
     if facts.kind == "group":
         rows.append(["departments in the group", str(facts.departments)])
@@ -157,18 +161,18 @@ def _training(config: RunConfig, facts: Facts, subject: Subject) -> str:
         rows.append(["departments in the federation", str(facts.departments)])
     rows.append(["adapter", f"rank {subject.r} on {', '.join(f'`{target}`' for target in subject.targets)}"])
     rows.extend([what, chosen] for what, chosen in method_of(config, facts))
-    if facts.left_out:
-        rows.append(["updates left out", str(facts.left_out)])
+    if facts.rejected:
+        rows.append(["updates left out", str(facts.rejected)])
     if config.model.load_in_4bit:
         rows.append(["base during training", "quantised to 4 bits (NF4)"])
     return _table(["", ""], rows) + "\n\nMade with fl_lightning."
 
 
-def _leaks(facts: Facts) -> str:
+def _leaks(facts: AdapterFacts) -> str:
     return f"{LEAKS}{'' if facts.kind == 'client' else ', and no name of a client'}."
 
 
-def _differential(config: RunConfig, facts: Facts) -> str:
+def _differential(config: RunConfig, facts: AdapterFacts) -> str:
     privacy = config.federation.privacy
     if config.federation.guard.name != "dp":
         return "Differential privacy was off: nothing bounds what can be learnt about a client or a record."

@@ -1,5 +1,5 @@
-"""What a run looks like: pictures, and one page that needs nothing but itself.
+"""Pictures of a run, and one HTML page that needs no other file.
 
-`read_run` reads a run folder, whatever of it there is; one file a theme makes a `Section` of it (text, tables, and how
-to draw its pictures); `write_report` draws the pictures and writes the page.
+`fl_lightning.runs.artifact_reader` reads the run folder; each file of a topic turns it into a `Section` (text, tables,
+and functions that draw its pictures); `write_report` draws the pictures and writes the page.
 """

@@ -1,66 +1,68 @@
-"""The map of departments and clients, drawn."""
+"""A scatter plot of all adapters on two axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fl_lightning.report.drawing import MARKERS, Theme
-from fl_lightning.report.elements import WIDTH, Picture, Section, Table, short
-from fl_lightning.report.embedding import Places, map_adapters
-from fl_lightning.runs.artifacts import ROOT, Run
+from fl_lightning.report.elements import UNKNOWN, WIDTH, Picture, Section, Table, shorten
+from fl_lightning.report.embedding import AdapterMap, map_adapters
+from fl_lightning.runs.artifacts import ROOT, RunArtifacts
 from fl_lightning.storage.files import natural_key
 
-WHAT = {
-    "delta": "A − A₀ of each adapter, scaled to length one, so that near points moved in like directions",
+REPRESENTATIONS = {
+    "delta": "A − A₀ of each adapter, scaled to unit length: adapters that moved in similar directions are close",
     "a": "A of each adapter",
-    "product": "B A of each adapter, scaled to length one, since A alone is frozen here or of several ranks",
+    "product": "B A of each adapter, scaled to unit length, because A is frozen or the ranks differ",
 }
-NAMED = 24
-"""Up to so many departments and groups are named in the picture; more are in its table."""
+MAX_NAMES = 24
+"""With more departments and groups the picture has no legend; the table names them."""
 
 
-def landscape(run: Run) -> Section:
-    """Departments and clients on two axes."""
+def adapter_map(run: RunArtifacts) -> Section:
+    """Departments, groups and clients on two axes."""
     section = Section("map", "Map of departments and clients")
-    found = map_adapters(run.folder)
-    section.missing += found.notes
-    if not found.places:
+    points_map = map_adapters(run.folder)
+    section.missing += points_map.notes
+    if not points_map.points:
         return section
-    if found.of == "a":
-        section.missing.append("A₀ is not known without a checkpoint, so the map shows A and not its direction.")
-    shares = " and ".join(f"{share:.0%}" for share in found.shares)
+    if points_map.representation == "a":
+        section.missing.append(
+            "A₀ is unknown without a checkpoint, so the map shows A, not the direction of its change."
+        )
+    shares = " and ".join(f"{share:.0%}" for share in points_map.shares)
     section.text.append(
-        f"The first two principal components, which is classical multidimensional scaling, of {WHAT[found.of]}. "
-        f"The axes hold {shares} of the variance; what lies beyond does not show. Clients are as they were after their "
-        "newest fit."
+        "The first two principal components (classical multidimensional scaling) of "
+        f"{REPRESENTATIONS[points_map.representation]}. The axes explain {shares} of the variance. Clients' adapters "
+        "are those after their last fit."
     )
-    section.pictures.append(_picture(run, found))
+    section.pictures.append(_picture(run, points_map))
     return section
 
 
-def _picture(run: Run, found: Places) -> Picture:
-    names = sorted({place.department for place in found.places}, key=natural_key)
+def _picture(run: RunArtifacts, points_map: AdapterMap) -> Picture:
+    names = sorted({point.department for point in points_map.points}, key=natural_key)
     newest = run.clusters[max(run.clusters)] if run.clusters else {}
-    cluster = newest[ROOT].assignments if ROOT in newest else {}
-
-    named = len(names) <= NAMED
+    assignments = newest[ROOT].assignments if ROOT in newest else {}
+    has_legend = len(names) <= MAX_NAMES
 
     def draw(canvas: Any, theme: Theme) -> None:
         axes = canvas.subplots()
         axes.axhline(0, color=theme.grid, linewidth=0.8, zorder=0)
         axes.axvline(0, color=theme.grid, linewidth=0.8, zorder=0)
         for number, name in enumerate(names):
-            colour, marker = theme.colours[number % len(theme.colours)], MARKERS[number % len(MARKERS)]
-            clients = [p for p in found.places if p.department == name and p.client]
-            axes.scatter(
-                [p.x for p in clients], [p.y for p in clients], s=26, marker=marker, facecolor="none", edgecolor=colour
-            )
-            for own in (p for p in found.places if p.department == name and not p.client):
-                style = {"facecolor": (colour, 0.6), "edgecolor": colour}  # what lies below it shows
-                axes.scatter([own.x], [own.y], s=110, marker=marker, zorder=3, **style)
-        axes.set(xlabel=f"first component ({found.shares[0]:.0%})", ylabel=f"second component ({found.shares[1]:.0%})")
+            color, marker = theme.colors[number % len(theme.colors)], MARKERS[number % len(MARKERS)]
+            points = [p for p in points_map.points if p.department == name]
+            clients, shared = [p for p in points if p.client], [p for p in points if not p.client]
+            x, y = [p.x for p in clients], [p.y for p in clients]
+            axes.scatter(x, y, s=26, marker=marker, facecolor="none", edgecolor=color)
+            for point in shared:
+                style = {"facecolor": (color, 0.6), "edgecolor": color}  # points below it stay visible
+                axes.scatter([point.x], [point.y], s=110, marker=marker, zorder=3, **style)
+        first, second = points_map.shares
+        axes.set(xlabel=f"first component ({first:.0%})", ylabel=f"second component ({second:.0%})")
         axes.margins(0.16)
-        if named:
+        if has_legend:
             canvas.legend(handles=_handles(names, theme), loc="outside upper left", ncols=2)
 
     rows = [
@@ -68,15 +70,16 @@ def _picture(run: Run, found: Places) -> Picture:
             "/".join(filter(None, (p.department, p.client))),
             f"{p.x:.3f}",
             f"{p.y:.3f}",
-            str(cluster.get(p.department, "–")),
+            str(assignments.get(p.department, UNKNOWN)),
         ]
-        for p in found.places
+        for p in points_map.points
     ]
-    table = Table("Coordinates", ["who", "first", "second", "cluster"], rows)
-    caption = "Adapters: filled a department or group, hollow its clients"
-    clients = sum(1 for p in found.places if p.client)
-    alt = f"Scatter of {len(found.places) - clients} departments and groups and {clients} clients on two components."
-    return Picture("map", alt, caption, draw, (WIDTH, 3.9 + 0.11 * len(names) * named), table)
+    table = Table("Coordinates", ["adapter", "first", "second", "cluster"], rows)
+    caption = "Adapters: filled markers are departments and groups, hollow markers their clients"
+    num_clients = sum(1 for p in points_map.points if p.client)
+    num_shared = len(points_map.points) - num_clients
+    alt = f"Scatter plot of {num_shared} departments and groups and {num_clients} clients on two components."
+    return Picture("map", alt, caption, draw, (WIDTH, 3.9 + 0.11 * len(names) * has_legend), table)
 
 
 def _handles(names: list[str], theme: Theme) -> list[Any]:
@@ -84,8 +87,8 @@ def _handles(names: list[str], theme: Theme) -> list[Any]:
 
     return [
         Line2D(
-            [], [], linestyle="", markersize=8, label=short(name), marker=MARKERS[number % len(MARKERS)],
-            color=theme.colours[number % len(theme.colours)],
+            [], [], linestyle="", markersize=8, label=shorten(name), marker=MARKERS[number % len(MARKERS)],
+            color=theme.colors[number % len(theme.colors)],
         )
         for number, name in enumerate(names)
     ]  # fmt: skip

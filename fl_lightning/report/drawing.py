@@ -1,4 +1,4 @@
-"""Drawing in two themes: pictures for the page, light and dark, and a file to take along."""
+"""Draw pictures for the page in a light and a dark theme, and as PNG files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a picture; its ground is the page's."""
+    """Colors of a picture; the background is that of the page."""
 
     name: str
-    ink: str
-    faint: str
+    foreground: str
+    muted: str
     grid: str
-    ground: str
-    colours: tuple[str, ...]
+    background: str
+    colors: tuple[str, ...]
 
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the second row lighter, for a dark ground.
+# Okabe and Ito's colors, which people with any color vision can tell apart; lighter ones for the dark background.
 LIGHT = Theme(
     "light", "#1b1f24", "#6b7480", "#d5dae0", "#ffffff",
     ("#0072b2", "#c44e00", "#00805e", "#b0518a", "#9a6b00", "#2a86c4", "#4d4d4d", "#8a3ffc"),
@@ -43,10 +43,10 @@ DARK = Theme(
 
 
 def check_installed() -> None:
-    """Check that what a report needs is there.
+    """Check that the libraries of a report are installed.
 
     Raises:
-        RunError: saying how to install it.
+        RunError: if one is missing; the message says how to install it.
     """
     try:
         import jinja2  # noqa: F401
@@ -56,8 +56,8 @@ def check_installed() -> None:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture as the page holds it: addresses that contain the picture itself."""
+class RenderedPicture:
+    """A picture as data URLs, one for each theme."""
 
     picture: Picture
     light: str
@@ -65,57 +65,60 @@ class Drawn:
 
     @property
     def width(self) -> int:
-        """CSS pixels."""
+        """In CSS pixels."""
         return round(self.picture.size[0] * 96)
 
     @property
     def height(self) -> int:
-        """CSS pixels."""
+        """In CSS pixels."""
         return round(self.picture.size[1] * 96)
 
 
-def draw(picture: Picture, folder: Path) -> Drawn:
-    """Draw a picture for the page, and into ``<name>.png`` in a folder."""
+def render_picture(picture: Picture, folder: Path) -> RenderedPicture:
+    """Draw a picture for the page, and as ``<name>.png`` in a folder."""
     write_bytes(folder / f"{picture.name}.png", _render(picture, LIGHT, "png"))
     light, dark = (base64.b64encode(_render(picture, theme, "svg")).decode() for theme in (LIGHT, DARK))
-    return Drawn(picture, f"data:image/svg+xml;base64,{light}", f"data:image/svg+xml;base64,{dark}")
+    return RenderedPicture(picture, f"data:image/svg+xml;base64,{light}", f"data:image/svg+xml;base64,{dark}")
 
 
-def _render(picture: Picture, theme: Theme, form: str) -> bytes:
+def _render(picture: Picture, theme: Theme, file_format: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    plain = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.ink)
-    lines = {"axes.edgecolor": theme.faint, "xtick.color": theme.faint, "ytick.color": theme.faint}
-    rules = {
-        **plain, **lines, "font.size": 10, "font.family": "DejaVu Sans", "axes.titlesize": 10,
+    text_colors = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.foreground
+    )
+    line_colors = {"axes.edgecolor": theme.muted, "xtick.color": theme.muted, "ytick.color": theme.muted}
+    settings = {
+        **text_colors, **line_colors, "font.size": 10, "font.family": "DejaVu Sans", "axes.titlesize": 10,
         "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "grid.color": theme.grid,
         "legend.frameon": False, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
         "hatch.linewidth": 0.6, "text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": picture.name,
     }  # fmt: skip
-    with rc_context(rules), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn; the table has the name
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box; the table has the name
         figure = Figure(figsize=picture.size, layout="constrained")
-        figure.patch.set_facecolor(theme.ground if form == "png" else "none")
+        figure.patch.set_facecolor(theme.background if file_format == "png" else "none")
         picture.draw(figure, theme)
         data = io.BytesIO()
-        kept = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}  # equal runs, equal bytes
-        figure.savefig(data, format=form, dpi=150, metadata=kept)
+        # No dates and versions: equal runs give equal bytes.
+        metadata = {"Date": None, "Creator": None} if file_format == "svg" else {"Software": None}
+        figure.savefig(data, format=file_format, dpi=150, metadata=metadata)
     return data.getvalue()
 
 
-def whole_rounds(axes: Any) -> None:
-    """Ticks of a round axis at whole rounds."""
+def set_round_axis(axes: Any) -> None:
+    """Label the x axis as rounds, with ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     axes.set_xlabel("round")
 
 
-def look(theme: Theme, number: int) -> dict[str, Any]:
-    """Colour, line and marker of the n-th of several lines: told apart without colour as well."""
+def line_style(theme: Theme, number: int) -> dict[str, Any]:
+    """Color, line and marker of the n-th of several lines, which differ without color as well."""
     return {
-        "color": theme.colours[number % len(theme.colours)],
+        "color": theme.colors[number % len(theme.colors)],
         "linestyle": LINES[number % len(LINES)],
         "marker": MARKERS[number % len(MARKERS)],
     }

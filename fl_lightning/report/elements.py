@@ -1,4 +1,4 @@
-"""What a page is made of: sections of text, tables and pictures that are yet to be drawn."""
+"""The elements of a page: sections of text, tables, and pictures that are drawn later."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WIDTH = 4.8
-"""Of a picture, in inches: its letters can be read where the page is 390 pixels wide."""
+from fl_lightning import console
 
+WIDTH = 4.8
+"""Width of a picture in inches: its text is readable on a page of 390 pixels."""
 MAX_ROWS = 400
 """Rows of a table that the page shows."""
+UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
@@ -18,36 +20,40 @@ class Table:
     """Rows of text; the first cell of each is its heading.
 
     Attributes:
-        words: columns that hold words and not figures, by number.
+        caption: above the table.
+        head: headings of the columns.
+        rows: cells.
+        text_columns: indices of the columns that hold text, not numbers.
     """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: Sequence[int] = ()
+    text_columns: Sequence[int] = ()
 
     @property
-    def shown(self) -> Sequence[Sequence[str]]:
+    def visible_rows(self) -> Sequence[Sequence[str]]:
         """The rows that the page shows."""
         return self.rows[:MAX_ROWS]
 
     @property
-    def left_off(self) -> int:
-        """How many it does not."""
-        return len(self.rows) - len(self.shown)
+    def num_hidden(self) -> int:
+        """Number of rows that the page does not show."""
+        return len(self.rows) - len(self.visible_rows)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be drawn, and what it says in words and figures.
+    """A picture to draw, with its content in words and numbers.
 
     Attributes:
-        name: of its file, without the ending.
-        alt: what is to be seen, for those who do not see it.
+        name: of its file, without the suffix.
+        alt: description for readers who cannot see it.
+        caption: above the picture.
         draw: draws on a matplotlib figure, in a `Theme`.
         size: width and height in inches.
-        table: the figures that are drawn.
-        shown: whether the page has it; else it is a file beside the page only.
+        table: the numbers that are drawn.
+        on_page: whether the page shows it; if not, it is only a file beside the page.
     """
 
     name: str
@@ -56,15 +62,17 @@ class Picture:
     draw: Callable[[Any, Any], None]
     size: tuple[float, float]
     table: Table
-    shown: bool = True
+    on_page: bool = True
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A square table with coloured cells.
+    """A square table with colored cells.
 
     Attributes:
-        cells: for each row the values, each with its background and its ink as CSS colours.
+        caption: above the table.
+        names: of rows and columns.
+        cells: (text, background, text color) of each cell, row by row; CSS colors.
     """
 
     caption: str
@@ -81,8 +89,8 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What two adapters say to a prompt."""
+class PromptAnswers:
+    """One prompt with the record's answer and those of two models."""
 
     client: str
     prompt: str
@@ -93,17 +101,20 @@ class Answer:
 
 @dataclass
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-        key: letters that its address on the page is made of.
+        key: its anchor on the page.
+        title: its heading.
         text: paragraphs.
-        tables: shown openly; those of pictures can be opened.
+        pictures: with their tables, which can be opened.
+        tables: shown open.
+        collapsed: tables that can be opened.
         frames: shown one at a time, by a slider.
-        slider: what the slider moves through.
-        answers: {department: answers}.
-        code: text that is shown as it is.
-        missing: why the section has less in it than it could.
+        slider: label of the slider.
+        answers: {department: answers to prompts}.
+        code: shown as it is.
+        missing: sentences about what the section lacks, and why.
     """
 
     key: str
@@ -111,41 +122,39 @@ class Section:
     text: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    folded: list[Table] = field(default_factory=list)
+    collapsed: list[Table] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     slider: str = "Round"
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    answers: dict[str, list[PromptAnswers]] = field(default_factory=dict)
     code: str = ""
     missing: list[str] = field(default_factory=list)
 
 
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash for none.
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash for None.
 
     Example:
-        >>> figure(1.23456), figure(None), figure(1234.5, 0)
+        >>> format_number(1.23456), format_number(None), format_number(1234.5, 0)
         ('1.235', '–', '1,234')
     """
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
-def short(name: str, longest: int = 22) -> str:
+def format_size(size: float | None) -> str:
+    """A number of bytes for a table; a dash for None.
+
+    Example:
+        >>> format_size(2048), format_size(32 * 2**20), format_size(None)
+        ('2.0 KiB', '32.0 MiB', '–')
+    """
+    return UNKNOWN if size is None else console.amount(int(size))
+
+
+def shorten(name: str, length: int = 22) -> str:
     """A name that fits beside an axis.
 
     Example:
-        >>> short("hr"), short("customer_support_of_the_north")
+        >>> shorten("hr"), shorten("customer_support_of_the_north")
         ('hr', 'customer_suppo…e_north')
     """
-    return name if len(name) <= longest else f"{name[: longest - 8]}…{name[-7:]}"
-
-
-def kib(value: float | None) -> str:
-    """Bytes as KiB, or MiB where they are many.
-
-    Example:
-        >>> kib(2048), kib(32 * 2**20), kib(None)
-        ('2.0 KiB', '32.0 MiB', '–')
-    """
-    if value is None:
-        return "–"
-    return f"{value / 2**20:,.1f} MiB" if value >= 16 * 2**20 else f"{value / 1024:,.1f} KiB"
+    return name if len(name) <= length else f"{name[: length - 8]}…{name[-7:]}"

@@ -1,4 +1,4 @@
-"""Where adapters lie to each other: principal components of the direction in which they moved."""
+"""Coordinates of adapters in a plane: principal components of the directions in which they moved."""
 
 from __future__ import annotations
 
@@ -19,95 +19,96 @@ from fl_lightning.state import LoraState, is_lora_a, problem_with, select, snaps
 from fl_lightning.storage.files import natural_key
 from fl_lightning.storage.tensors import read_state
 
-MOST_NUMBERS = 2**27
-"""Of all adapters together, half a GiB; further clients are left off the map."""
+MAX_NUMBERS = 2**27
+"""Numbers of all adapters together (half a GiB); further clients are left out."""
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Place:
-    """An adapter on the map."""
+class MapPoint:
+    """An adapter on the map; `client` is empty for the adapter of a department or group."""
 
     department: str
     client: str
-    """Empty for a department's or a group's own adapter."""
     x: float
     y: float
 
 
 @dataclass
-class Places:
-    """A map.
+class AdapterMap:
+    """All adapters of a run on two axes.
 
     Attributes:
-        shares: of the variance on the first and on the second axis.
-        of: what is mapped: ``delta``, A − A₀ scaled to length one; ``a`` where A₀ is not known; ``product``, B A scaled
-            to length one, where A tells nothing, being frozen or of several ranks.
-        notes: what is not on it, and why.
+        points: the adapters.
+        shares: of the variance, on the first and on the second axis.
+        representation: the vectors that are mapped: ``delta``, A − A₀ scaled to unit length; ``a``, A if A₀ is unknown;
+            ``product``, B A scaled to unit length, if A is frozen or the ranks differ.
+        notes: sentences about adapters that are not on the map, and why.
     """
 
-    places: list[Place] = field(default_factory=list)
+    points: list[MapPoint] = field(default_factory=list)
     shares: tuple[float, float] = (0.0, 0.0)
-    of: Literal["delta", "a", "product"] = "delta"
+    representation: Literal["delta", "a", "product"] = "delta"
     notes: list[str] = field(default_factory=list)
 
 
-def map_adapters(run_folder: Path) -> Places:
+def map_adapters(run_folder: Path) -> AdapterMap:
     """Put the departments' newest adapters and every client's newest exported one on a map.
 
     Returns:
-        The map; without places where there are fewer than two adapters that can be compared.
+        The map; without points if there are fewer than two adapters that can be compared.
     """
-    found, initial = Places(), initial_a(run_folder)
-    states = _read(run_folder, found)
+    result, initial = AdapterMap(), read_initial_a(run_folder)
+    states = _read_adapters(run_folder, result.notes)
     if len(states) < 2:
-        found.notes.append("No map: there are fewer than two adapters in adapters/ and client_exports/.")
-        return found
-    found.of = "delta" if initial else "a"
+        result.notes.append("No map: there are fewer than two adapters in adapters/ and client_exports/.")
+        return result
+    result.representation = "delta" if initial else "a"
     gram = _gram_of_a(states, initial)
     if gram is None:
-        found.of = "product"
+        result.representation = "product"
         try:
             gram = product({f"{number:06}": state for number, state in enumerate(states.values())}).gram
         except ValueError as error:
-            found.notes.append(f"No map: the adapters cannot be compared ({error}).")
-            return found
+            result.notes.append(f"No map: the adapters cannot be compared ({error}).")
+            return result
     if gram is None or (gram - gram[0, 0] == 0).all():
-        found.notes.append("No map: the adapters are all alike.")
-        return found
-    points, found.shares = components(gram)
-    found.places = [Place(*who, *map(float, point)) for who, point in zip(states, points, strict=True)]
-    return found
+        result.notes.append("No map: all adapters are equal.")
+        return result
+    coordinates, result.shares = principal_components(gram)
+    result.points = [MapPoint(*owner, *map(float, xy)) for owner, xy in zip(states, coordinates, strict=True)]
+    return result
 
 
-def _read(run_folder: Path, found: Places) -> dict[tuple[str, str], LoraState]:
+def _read_adapters(run_folder: Path, notes: list[str]) -> dict[tuple[str, str], LoraState]:
+    """{(department, client): adapter}; those that cannot be read are noted."""
     states: dict[tuple[str, str], LoraState] = {}
-    numbers = 0
-    for who, path in _adapters(run_folder):
-        if numbers >= MOST_NUMBERS:
-            found.notes.append("There are more clients than fit on the map.")
+    num_numbers = 0
+    for owner, path in _adapter_files(run_folder):
+        if num_numbers >= MAX_NUMBERS:
+            notes.append("The run has more clients than fit on the map.")
             break
         try:
             state = snapshot(read_state(path))
             if problem := problem_with(state, state):
                 raise InputError(problem)
         except (InputError, OSError) as error:
-            found.notes.append(f"{'/'.join(filter(None, who))} is not on the map: {error}")
+            notes.append(f"{'/'.join(filter(None, owner))} is not on the map: {error}")
             continue
-        states[who] = state
-        numbers += sum(tensor.numel() for tensor in state.values())
+        states[owner] = state
+        num_numbers += sum(tensor.numel() for tensor in state.values())
     return states
 
 
 def _gram_of_a(states: Mapping[tuple[str, str], LoraState], initial: LoraState) -> Array | None:
-    """Inner products of the rows that are mapped; None where A is of several ranks, or nobody's has moved."""
+    """Inner products of the A-matrices, shape (n, n); None if their ranks differ or none has changed."""
     factors = [select(state, "a") for state in states.values()]
-    start = initial or factors[0]
-    if not start or any(problem_with(own, start) for own in factors):
+    reference = initial or factors[0]
+    if not reference or any(problem_with(factor, reference) for factor in factors):
         return None
     x = torch.stack(
-        [torch.cat([(own[n] - initial[n] if initial else own[n]).flatten() for n in start]) for own in factors]
+        [torch.cat([(f[n] - initial[n] if initial else f[n]).flatten() for n in reference]) for f in factors]
     )
     if initial:
         x = torch.nn.functional.normalize(x, dim=1)
@@ -115,8 +116,8 @@ def _gram_of_a(states: Mapping[tuple[str, str], LoraState], initial: LoraState) 
     return None if (x == x[0]).all() else gram
 
 
-def initial_a(run_folder: Path) -> LoraState:
-    """A₀ out of the newest checkpoint that can be read; empty where there is none."""
+def read_initial_a(run_folder: Path) -> LoraState:
+    """A₀ from the newest readable checkpoint; empty if there is none."""
     folders = checkpoints(run_folder) if (run_folder / "checkpoints").is_dir() else {}
     for round_num in sorted(folders, reverse=True):
         try:
@@ -130,38 +131,38 @@ def initial_a(run_folder: Path) -> LoraState:
     return {}
 
 
-def _adapters(run_folder: Path) -> Iterator[tuple[tuple[str, str], Path]]:
+def _adapter_files(run_folder: Path) -> Iterator[tuple[tuple[str, str], Path]]:
     """((department, client), file): departments and groups first, then each client's newest export."""
-    whole = run_folder.resolve()
+    root = run_folder.resolve()
     for path in sorted(run_folder.glob(f"adapters/*/{WEIGHTS}"), key=lambda p: natural_key(p.parent.name)):
-        if path.resolve().is_relative_to(whole):
+        if path.resolve().is_relative_to(root):
             yield (path.parent.name, ""), path
     newest: dict[tuple[str, str], tuple[int, Path]] = {}
     for path in run_folder.glob(f"client_exports/*/round_*/{WEIGHTS}"):
         match = re.fullmatch(r"round_([0-9]{1,9})_(.+)", path.parent.name)
-        if match and path.resolve().is_relative_to(whole):
-            who = path.parents[1].name, match[2]
-            newest[who] = max(newest.get(who, (0, path)), (int(match[1]), path))
-    for who in sorted(newest, key=lambda w: natural_key("/".join(w))):
-        yield who, newest[who][1]
+        if match and path.resolve().is_relative_to(root):
+            owner = path.parents[1].name, match[2]
+            newest[owner] = max(newest.get(owner, (0, path)), (int(match[1]), path))
+    for owner in sorted(newest, key=lambda owner: natural_key("/".join(owner))):
+        yield owner, newest[owner][1]
 
 
-def components(gram: Array) -> tuple[Array, tuple[float, float]]:
+def principal_components(gram: Array) -> tuple[Array, tuple[float, float]]:
     """(coordinates of shape (n, 2), shares of the variance) on the first two principal components of n rows.
 
-    That is classical multidimensional scaling of the rows' Euclidean distances. Each axis points to where its largest
-    coordinate is positive.
+    This is classical multidimensional scaling of the rows' Euclidean distances. The sign of each axis is chosen so that
+    its coordinate of largest magnitude is positive.
 
     Args:
         gram: inner products of the rows, shape (n, n).
 
     Example:
-        >>> points, shares = components(np.array([[0.0, 0.0], [0.0, 25.0]]))  # (0, 0) and (3, 4)
+        >>> points, shares = principal_components(np.array([[0.0, 0.0], [0.0, 25.0]]))  # (0, 0) and (3, 4)
         >>> points.round(3).tolist(), shares
         ([[-2.5, 0.0], [2.5, 0.0]], (1.0, 0.0))
     """
-    centred = gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
-    values, vectors = np.linalg.eigh(centred)
+    centered = gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
+    values, vectors = np.linalg.eigh(centered)
     values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
     points = np.zeros((len(gram), 2))
     for axis in range(2):
@@ -169,7 +170,7 @@ def components(gram: Array) -> tuple[Array, tuple[float, float]]:
             points[:, axis] = vectors[:, axis] * np.sqrt(values[axis])
             if points[:, axis].max() < -points[:, axis].min() - 1e-6:
                 points[:, axis] *= -1
-    if len(gram) == 2 and points[0, 0] > 0:  # two points are as far from the middle, whichever comes first
+    if len(gram) == 2 and points[0, 0] > 0:  # two points have coordinates of equal magnitude
         points[:, 0] *= -1
     total = float(values.sum()) or 1.0
     return points, (round(float(values[0]) / total, 6), round(float(values[1]) / total, 6))

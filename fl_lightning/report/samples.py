@@ -1,6 +1,6 @@
-"""What the base model and a department's adapter say to held-out prompts, kept so that no report asks twice.
+"""Answers of the base model and of departments' adapters to held-out prompts, saved for the next report.
 
-The prompts and the right answers are records of the departments: who reads the page reads them.
+Prompts and reference answers are records of the departments: everybody who can read the page can read them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.errors import InputError
-from fl_lightning.report.elements import Answer, Section
+from fl_lightning.report.elements import PromptAnswers, Section
 from fl_lightning.runs.lenient import mapping, text
 from fl_lightning.storage.files import read_json, write_json
 
@@ -29,79 +29,78 @@ MAX_NEW_TOKENS = 48
 
 
 def samples(run_folder: Path, target: Path, count: int) -> Section:
-    """Answers side by side, out of ``samples.json`` where it holds them, else generated and put there.
+    """Answers side by side, from ``samples.json`` if it is up to date, else generated and saved there.
 
     Args:
         run_folder: the run.
         target: folder of ``samples.json``.
-        count: prompts a department; 0 loads no model and shows none.
+        count: prompts per department; 0 loads no model and shows none.
     """
     section = Section("samples", "Sample answers")
     if count == 0:
         section.missing.append("No samples: the report was made with --samples 0.")
         return section
-    adapters = digests(run_folder)
-    if not adapters:
+    digests = adapter_digests(run_folder)
+    if not digests:
         section.missing.append("No samples: there is no adapter in adapters/ yet.")
         return section
     try:
-        found = _kept(target / FILE, adapters, count)
-        if found is None:
-            found = generated(run_folder, count)
-            write_json(target / FILE, _as_json(found, adapters, count))
+        answers = _load(target / FILE, digests, count)
+        if answers is None:
+            answers = generate_answers(run_folder, count)
+            write_json(target / FILE, _to_json(answers, digests, count))
     except InputError as error:
         log.warning("no sample answers: %s", error)
         section.missing.append(f"No samples: {text(error)}")
         return section
-    section.answers = {name: answers[:count] for name, answers in found.items()}
+    section.answers = {name: department_answers[:count] for name, department_answers in answers.items()}
     section.text.append(
-        f"Held-out prompts with the record's own answer, and greedy answers of up to {MAX_NEW_TOKENS} tokens by the "
-        "base model and by the department's adapter. This part of the page holds records of the departments; a report "
-        "made with --samples 0 holds none."
+        f"Held-out prompts with the record's answer, and greedy answers of up to {MAX_NEW_TOKENS} tokens by the base "
+        "model and by the department's adapter. This section contains records of the departments; a report made with "
+        "--samples 0 contains none."
     )
     return section
 
 
-def digests(run_folder: Path) -> dict[str, str]:
+def adapter_digests(run_folder: Path) -> dict[str, str]:
     """{department or group: SHA-256 of its adapter's weights}."""
-    whole = run_folder.resolve()
+    root = run_folder.resolve()
     paths = sorted(run_folder.glob("adapters/*/adapter_model.safetensors"))
-    inside = [p for p in paths if p.is_file() and p.resolve().is_relative_to(whole)]
+    inside = [p for p in paths if p.is_file() and p.resolve().is_relative_to(root)]
     return {p.parent.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in inside}
 
 
-def _kept(path: Path, adapters: Mapping[str, str], count: int) -> dict[str, list[Answer]] | None:
-    """The answers in a file, if they are these adapters' and enough; None otherwise."""
+def _load(path: Path, digests: Mapping[str, str], count: int) -> dict[str, list[PromptAnswers]] | None:
+    """The answers in a file; None if they are too few, malformed, or of other adapters."""
     try:
         value = mapping(read_json(path)) if path.exists() else {}
     except InputError:
         return None
-    enough = value.get("samples")
-    if value.get("adapters") != dict(adapters) or not isinstance(enough, int) or enough < count:
+    num_samples = value.get("samples")
+    if value.get("adapters") != dict(digests) or not isinstance(num_samples, int) or num_samples < count:
         return None
-    found: dict[str, list[Answer]] = {}
-    for name, answers in mapping(value.get("departments")).items():
-        for answer in answers if isinstance(answers, list) else []:
-            fields = mapping(answer)
-            said = {key: fields.get(key) for key in ("client", "prompt", "reference", "base", "adapter")}
-            if not all(isinstance(own, str) for own in said.values()):
+    answers: dict[str, list[PromptAnswers]] = {}
+    for department, items in mapping(value.get("departments")).items():
+        for item in items if isinstance(items, list) else []:
+            texts = {field.name: mapping(item).get(field.name) for field in fields(PromptAnswers)}
+            if not all(isinstance(value, str) for value in texts.values()):
                 return None
-            found.setdefault(name, []).append(Answer(**{key: str(own) for key, own in said.items()}))
-    return found or None
+            answers.setdefault(department, []).append(PromptAnswers(**{k: str(v) for k, v in texts.items()}))
+    return answers or None
 
 
-def _as_json(found: Mapping[str, list[Answer]], adapters: Mapping[str, str], count: int) -> dict[str, Any]:
-    departments = {name: [asdict(answer) for answer in answers] for name, answers in found.items()}
+def _to_json(answers: Mapping[str, list[PromptAnswers]], digests: Mapping[str, str], count: int) -> dict[str, Any]:
+    departments = {name: [asdict(item) for item in items] for name, items in answers.items()}
     return {
         "samples": count,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "adapters": dict(adapters),
+        "adapters": dict(digests),
         "departments": departments,
     }
 
 
-def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
-    """{department: answers}, greedy, on the CPU.
+def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswers]]:
+    """{department: greedy answers}, generated on the CPU.
 
     Raises:
         InputError: if the run's config, base model, data or adapters cannot be used.
@@ -116,42 +115,48 @@ def generated(run_folder: Path, count: int) -> dict[str, list[Answer]]:
     components = build_components(replace(config, fabric=on_cpu, output=str(run_folder)))
     clients = LocalClients(components.fabric, components.module, components.data, config.training)
     initial = collect_lora_state(components.module.model)
-    places = {client.department: run_folder / "adapters" / client.department for client in components.data.values()}
-    # A run's adapters of another rank are written with the scale of the others.
-    adapters = {d: read_lora_adapter(place, initial, any_rank=True) for d, place in places.items() if place.is_dir()}
-    log.info("asking %d departments for %d answers each", len(adapters), count)
-    taken = take_samples(
+    departments = {client.department for client in components.data.values()}
+    folders = {department: run_folder / "adapters" / department for department in sorted(departments)}
+    # A run saves adapters of another rank at the common scaling.
+    adapters = {
+        d: read_lora_adapter(folder, initial, any_rank=True) for d, folder in folders.items() if folder.is_dir()
+    }
+    log.info("generating %d answers for each of %d departments", count, len(adapters))
+    samples = take_samples(
         clients, components.tokenizer, components.data, initial, adapters, count=count, max_new_tokens=MAX_NEW_TOKENS
     )
-    texts, asked, found = _texts(config), Counter[str](), dict[str, list[Answer]]()
-    for sample in taken:
-        record = texts[sample.client_id][asked[sample.client_id]]
-        asked[sample.client_id] += 1
-        prompt, reference = _words(record) or (sample.prompt, sample.reference)
-        answer = Answer(sample.client_id.split("/", 1)[1], prompt, reference, sample.base, sample.adapter)
-        found.setdefault(sample.department, []).append(answer)
-    return found
+    records, num_used = _held_out_records(config), Counter[str]()
+    answers: dict[str, list[PromptAnswers]] = {}
+    for sample in samples:
+        record = records[sample.client_id][num_used[sample.client_id]]
+        num_used[sample.client_id] += 1
+        prompt, reference = _plain_texts(record) or (sample.prompt, sample.reference)
+        client = sample.client_id.split("/", 1)[1]
+        answers.setdefault(sample.department, []).append(
+            PromptAnswers(client, prompt, reference, sample.base, sample.adapter)
+        )
+    return answers
 
 
-def _texts(config: RunConfig) -> dict[str, list[Record]]:
-    """{client_id: held-out records as they were written}, in the order in which they are tokenised."""
+def _held_out_records(config: RunConfig) -> dict[str, list[Record]]:
+    """{client_id: held-out records as text}, in the order in which they are tokenized."""
     from fl_lightning.clustering.tree import teams
     from fl_lightning.data.layout import find_clients, read_splits
 
-    team, own = teams(config.federation.hierarchy.groups), config.data
-    found = {}
-    for department, clients in find_clients(own.root, own.clients_per_dept).items():
+    team_of, data = teams(config.federation.hierarchy.groups), config.data
+    records = {}
+    for department, clients in find_clients(data.root, data.clients_per_dept).items():
         for files in clients:
-            _, held_out = read_splits(files, eval_fraction=own.eval_fraction, seed=config.seed)
-            found[f"{team.get(files.client_id, department)}/{files.client}"] = held_out
-    return found
+            _, held_out = read_splits(files, eval_fraction=data.eval_fraction, seed=config.seed)
+            records[f"{team_of.get(files.client_id, department)}/{files.client}"] = held_out
+    return records
 
 
-def _words(record: Record) -> tuple[str, str] | None:
-    """(prompt, answer) in the record's own words; None for a record without a prompt."""
-    last = max(i for i, turn in enumerate(record) if turn.supervised)
-    before = record[:last]
-    if not before:
+def _plain_texts(record: Record) -> tuple[str, str] | None:
+    """(prompt, answer) without the chat template; None for a record without a prompt."""
+    answer = max(i for i, turn in enumerate(record) if turn.supervised)
+    prompt = record[:answer]
+    if not prompt:
         return None
-    said = [turn.content if len(before) == 1 else f"{turn.role}: {turn.content}" for turn in before]
-    return "\n\n".join(said), record[last].content
+    texts = [turn.content if len(prompt) == 1 else f"{turn.role}: {turn.content}" for turn in prompt]
+    return "\n\n".join(texts), record[answer].content

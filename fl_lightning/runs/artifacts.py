@@ -1,4 +1,4 @@
-"""What a report knows of a run."""
+"""The contents of a run folder, as the report, the model cards and the comparison use them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from pathlib import Path
 from fl_lightning.storage.files import natural_key
 
 ROOT = ""
-"""The federation as a whole, among groups."""
+"""The whole federation, as a key beside the names of groups."""
+
+LEVELS = tuple(f"{level}/{way}" for level in ("client", "department", "group") for way in ("up", "down"))
+"""Levels at which adapters travel, each up and down."""
 
 Curve = dict[int, float]
 """{round: value}; round 0 is the base model."""
 
+Metrics = dict[str, float]
+"""{metric: value}."""
+
 
 @dataclass(frozen=True)
-class Found:
-    """The clusters of a group's members in a round.
+class ClusteringResult:
+    """The clusters of a group's members in one round.
 
     Attributes:
         assignments: {member: cluster}.
-        inertias: {k: inertia}, where k-means was tried.
-        scores: {k: what the rule `select` looked at}.
-        cosine: similarities, in the order of `members`; None where there are none.
+        n_clusters: number of clusters; None if unknown.
+        method: of the clustering.
+        select: rule that chose the number of clusters.
+        inertias: {k: inertia} of k-means.
+        scores: {k: score by which `select` chose}.
+        members: names of rows and columns of `cosine`.
+        cosine: pairwise cosine similarities, shape (n, n); None if unknown.
+        representation: the vectors that were compared.
     """
 
     assignments: dict[str, int]
@@ -37,8 +48,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A client whose update was not averaged, or only in part."""
+class ExcludedUpdate:
+    """A client's update that was not averaged, or only scaled down."""
 
     round_num: int
     department: str
@@ -47,51 +58,73 @@ class LeftOut:
 
 
 @dataclass
-class Run:
-    """What a run folder says.
+class RunArtifacts:
+    """The contents of a run folder; a file that is missing or broken leaves its fields empty.
 
     Attributes:
-        config: text of ``config.yaml``; empty where there is none.
-        planned: rounds that the config asks for.
-        losses: {department or group: held-out loss}.
-        mean_loss: over departments.
-        client_losses: {department: {client: held-out loss of its own adapter}}.
-        figures: {department or group: {"base" or "final": {figure: value}}}.
-        groups: names among those that are groups above the departments.
-        clusters: {round: {group: clusters of its members}}, `ROOT` being the federation.
+        folder: the run folder.
+        config_text: of ``config.yaml``.
+        planned_rounds: ``federation.rounds`` of the config.
+        losses: {department or group: held-out loss by round}.
+        mean_loss: mean over departments by round.
+        client_losses: {department: {client: held-out loss of its own adapter by round}}.
+        client_metrics: {round: {department: {client: metrics of its own adapter}}}.
+        metrics: {department or group: {"base" or "final": metrics}}.
+        mean_metrics: {"base" or "final": means over departments}.
+        is_evaluated: whether ``federated_eval.json`` can be read.
+        groups: the names in `losses` and `metrics` that are groups of departments.
+        clusters: {round: {group: clusters of its members}}, with `ROOT` for the whole federation.
+        n_clusters: number of clusters of departments by round, from ``metrics.csv``.
         client_clusters: {round: {department: {client: cluster}}}.
-        sent: {round: {level and way, such as client/up: bytes}}.
+        rejected: updates that were not averaged.
+        scaled: updates that were scaled down before averaging.
+        bytes_sent: {round: {one of `LEVELS`: bytes}}.
         seconds: {round: {phase: seconds}}.
-        epsilon: {department: ε}, of the last round.
-        missing: what is not there or cannot be read, and what the page lacks for it.
+        epsilon: {department: ε of differential privacy after the last round}.
+        missing: one sentence for each file that is missing or broken, with its consequence.
+        broken: {file: reason} of those that exist but cannot be read.
     """
 
     folder: Path
-    config: str = ""
-    planned: int | None = None
+    config_text: str = ""
+    planned_rounds: int | None = None
     losses: dict[str, Curve] = field(default_factory=dict)
     mean_loss: Curve = field(default_factory=dict)
     client_losses: dict[str, dict[str, Curve]] = field(default_factory=dict)
-    figures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    client_metrics: dict[int, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    mean_metrics: dict[str, Metrics] = field(default_factory=dict)
+    is_evaluated: bool = False
     groups: set[str] = field(default_factory=set)
-    clusters: dict[int, dict[str, Found]] = field(default_factory=dict)
+    clusters: dict[int, dict[str, ClusteringResult]] = field(default_factory=dict)
+    n_clusters: dict[int, int] = field(default_factory=dict)
     client_clusters: dict[int, dict[str, dict[str, int]]] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
-    scaled: list[LeftOut] = field(default_factory=list)
-    sent: dict[int, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    rejected: list[ExcludedUpdate] = field(default_factory=list)
+    scaled: list[ExcludedUpdate] = field(default_factory=list)
+    bytes_sent: dict[int, Metrics] = field(default_factory=dict)
+    seconds: dict[int, Metrics] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def departments(self) -> list[str]:
-        """Everybody that has clients or figures and is no group, in natural order."""
-        names = {*self.losses, *self.client_losses, *self.figures} - self.groups
+        """Names in `losses`, `client_losses` and `metrics` that are not groups, in natural order."""
+        names = {*self.losses, *self.client_losses, *self.metrics} - self.groups
         return sorted(names, key=natural_key)
 
     @property
     def rounds(self) -> list[int]:
-        """The rounds that left anything behind, base model not counted."""
-        curves = [*self.losses.values(), *(c for own in self.client_losses.values() for c in own.values())]
-        found = {r for curve in curves for r in curve} | self.clusters.keys() | self.sent.keys()
-        return sorted(found - {0})
+        """Rounds with any results, without the base model's round 0."""
+        curves = [*self.losses.values()]
+        curves += [curve for clients in self.client_losses.values() for curve in clients.values()]
+        rounds = {r for curve in curves for r in curve} | self.clusters.keys() | self.bytes_sent.keys()
+        return sorted(rounds - {0})
+
+    def newest_client_metrics(self) -> dict[str, dict[str, Metrics]]:
+        """{department: {client: metrics of the newest round that has any}}."""
+        newest: dict[str, dict[str, Metrics]] = {}
+        for _, departments in sorted(self.client_metrics.items()):
+            for department, clients in departments.items():
+                newest.setdefault(department, {}).update(clients)
+        return newest

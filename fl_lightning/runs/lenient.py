@@ -1,6 +1,6 @@
-"""Values out of files that may have been written by another version, or by somebody else: what fits, or nothing.
+"""Lenient parsing of values from files that may be damaged, or written by another version or somebody else.
 
-None of these functions raises; what is not of the wanted form is passed over.
+None of these functions raises: a value of another form is ignored.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import math
 import re
 from typing import Any
 
-LONGEST = 500
-"""Characters of a text that a page shows of a name or a reason."""
+MAX_LENGTH = 500
+"""Characters of a name or a reason that a report shows."""
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also out of a text; None for anything else.
+    """A finite number, or a text that holds one; None for anything else.
 
     Example:
         >>> number("1.5"), number(True), number(float("nan")), number([1])
@@ -23,10 +23,10 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        found = float(value)
+        result = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return result if math.isfinite(result) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -36,39 +36,39 @@ def mapping(value: Any) -> dict[str, Any]:
         >>> mapping({1: "a"}), mapping(["a"])
         ({'1': 'a'}, {})
     """
-    return {text(key): own for key, own in value.items()} if isinstance(value, dict) else {}
+    return {text(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def numbers(value: Any) -> dict[str, float]:
-    """{name: number} of those entries of a mapping that are numbers.
+    """{name: number} of the entries of a mapping that are numbers.
 
     Example:
         >>> numbers({"loss": 1, "name": "hr"})
         {'loss': 1.0}
     """
-    found = {key: number(own) for key, own in mapping(value).items()}
-    return {key: own for key, own in found.items() if own is not None}
+    values = {key: number(item) for key, item in mapping(value).items()}
+    return {key: item for key, item in values.items() if item is not None}
 
 
 def by_round(value: Any) -> dict[int, Any]:
-    """{round: value} of those entries of a mapping whose keys are whole numbers, in the order of rounds.
+    """{round: value} of the entries of a mapping whose keys are whole numbers, in the order of rounds.
 
     Example:
         >>> by_round({"10": "b", "2": "a", "last": "c"})
         {2: 'a', 10: 'b'}
     """
-    found = {int(k): own for k, own in mapping(value).items() if re.fullmatch(r"[0-9]{1,9}", k)}
-    return dict(sorted(found.items()))
+    rounds = {int(key): item for key, item in mapping(value).items() if re.fullmatch(r"[0-9]{1,9}", key)}
+    return dict(sorted(rounds.items()))
 
 
 def labels(value: Any) -> dict[str, int]:
-    """{name: cluster} of those entries of a mapping that are whole numbers.
+    """{name: cluster} of the entries of a mapping that are whole numbers.
 
     Example:
         >>> labels({"hr": 1, "finance": 0.5})
         {'hr': 1}
     """
-    return {name: int(own) for name, own in numbers(value).items() if own == int(own)}
+    return {name: int(item) for name, item in numbers(value).items() if item == int(item)}
 
 
 def matrix(value: Any, size: int) -> list[list[float]] | None:
@@ -82,20 +82,20 @@ def matrix(value: Any, size: int) -> list[list[float]] | None:
         return None
     rows: list[list[float]] = []
     for row in value:
-        found = [own for own in map(number, row) if own is not None] if isinstance(row, list) else []
-        if len(found) != size:
+        values = [item for item in map(number, row) if item is not None] if isinstance(row, list) else []
+        if len(values) != size:
             return None
-        rows.append(found)
+        rows.append(values)
     return rows
 
 
 def text(value: Any) -> str:
-    r"""At most `LONGEST` characters of anything, control characters shown as what they are called.
+    r"""At most `MAX_LENGTH` characters of anything, with control characters escaped.
 
     Example:
         >>> text("hr"), text("a" + chr(7)), text(None)
         ('hr', 'a\\x07', 'None')
     """
-    whole = value if isinstance(value, str) else str(value)
-    shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in whole[: LONGEST + 1])
-    return shown if len(whole) <= LONGEST else f"{shown[:LONGEST]}…"
+    full = value if isinstance(value, str) else str(value)
+    shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in full[: MAX_LENGTH + 1])
+    return shown if len(full) <= MAX_LENGTH else f"{shown[:MAX_LENGTH]}…"

@@ -1,36 +1,37 @@
-"""The runs in a folder, with how far they came and what they ended with; read from their files alone."""
+"""The runs under a folder: how far each one got, and its loss before and after; read from their files only."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from rich.table import Table
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import read_json
+from fl_lightning.runs.artifact_reader import read_artifacts
 from fl_lightning.storage.run_folder import CONFIG, RUN_PREFIX, is_locked, numbered_folders
 
 Status = Literal["finished", "running", "interrupted", "unreadable"]
-NONE = "–"
+UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run.
+class RunEntry:
+    """One run of the list.
 
     Attributes:
-        changed: when it was last written to, UTC.
+        name: of its folder.
+        changed: time of the last change, UTC.
+        status: ``unreadable`` if the config does not say the number of rounds.
         round: the last finished one.
-        rounds: those that its config asks for; None where it cannot be read.
-        base: mean evaluation loss over departments before the first round.
-        final: the same after the last one.
-        clusters: of departments in the last round that had any.
+        rounds: asked for by the config; None if unknown.
+        departments: number of departments; 0 before the first evaluation.
+        base: mean held-out loss over departments before the first round.
+        final: the same after the last finished round.
+        clusters: number of clusters of departments in the last round that has any.
     """
 
     name: str
@@ -48,83 +49,44 @@ class Run:
         return {**asdict(self), "changed": self.changed.isoformat(timespec="seconds")}
 
 
-def list_runs(root: Path) -> list[Run]:
+def list_runs(root: Path) -> list[RunEntry]:
     """The ``version_N`` folders under a folder, in the order of their numbers.
 
     Raises:
         InputError: if there is no such folder.
     """
     if not root.is_dir():
-        raise InputError(f"--output: {root} is not a folder, wanted one with version_N folders; run 'fit' first")
-    return [_read(path) for path in numbered_folders(root, RUN_PREFIX).values() if (path / CONFIG).is_file()]
+        raise InputError(f"--output: expected a folder with version_N folders, got {root}; run 'fit' first")
+    return [_read_entry(path) for path in numbered_folders(root, RUN_PREFIX).values() if (path / CONFIG).is_file()]
 
 
-def _read(folder: Path) -> Run:
-    rounds = _rounds(folder / CONFIG)
-    losses, clusters = _metrics(folder / "metrics.csv")
-    done = max([0, *(number for number, _ in losses)])
-    base = next((loss for number, loss in losses if number == 0), None)
-    final = next((loss for number, loss in reversed(losses) if number > 0), None)
-    departments = 0
-    evaluated = _mapping(folder / "federated_eval.json")
-    if evaluated:
-        base, final = _loss(evaluated, "base", base), _loss(evaluated, "final", final)
-        departments = len(evaluated.get("departments") or ())
-    per_client = _mapping(folder / "client_eval_all_rounds.json").get("rounds")
-    if isinstance(per_client, dict):
-        done = max([done, *(int(key) for key in per_client if key.isdecimal())])
+def _read_entry(folder: Path) -> RunEntry:
+    run = read_artifacts(folder, with_metadata=False)
+    rounds, curve = run.planned_rounds, run.mean_loss
+    last_round = max([0, *curve, *run.client_metrics])
+    last_evaluated = max([0, *curve])
     status: Status = "interrupted"
     if rounds is None:
         status = "unreadable"
     elif is_locked(folder):
         status = "running"
-    elif evaluated and done >= rounds:
+    elif run.is_evaluated and last_round >= rounds:
         status = "finished"
     newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()) if path.exists())
-    changed = datetime.fromtimestamp(newest, timezone.utc)
-    return Run(folder.name, changed, status, done, rounds, departments, base, final, clusters)
+    return RunEntry(
+        folder.name,
+        changed=datetime.fromtimestamp(newest, timezone.utc),
+        status=status,
+        round=last_round,
+        rounds=rounds,
+        departments=len(run.metrics.keys() - run.groups),
+        base=run.mean_metrics.get("base", {}).get("loss", curve.get(0)),
+        final=run.mean_metrics.get("final", {}).get("loss", curve[last_evaluated] if last_evaluated else None),
+        clusters=run.n_clusters[max(run.n_clusters)] if run.n_clusters else None,
+    )
 
 
-def _rounds(path: Path) -> int | None:
-    """``federation.rounds`` of a config; looked up and not parsed, for it may be of another version."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))["federation"]["rounds"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        return None
-    return value if isinstance(value, int) else None
-
-
-def _metrics(path: Path) -> tuple[list[tuple[int, float]], int | None]:
-    """([(round, mean evaluation loss)], clusters of departments in the last round that had any)."""
-    losses, clusters = [], None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("eval/loss"):
-                    losses.append((int(row["step"]), float(row["eval/loss"])))
-                if row.get("round/n_clusters"):
-                    clusters = int(float(row["round/n_clusters"]))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        pass  # a run without CSVLogger, or one that was killed while it wrote
-    return losses, clusters
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except InputError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _loss(evaluated: dict[str, Any], which: str, otherwise: float | None) -> float | None:
-    try:
-        return float(evaluated["mean"][which]["loss"])
-    except (KeyError, TypeError, ValueError):
-        return otherwise
-
-
-def table(runs: Sequence[Run], title: str) -> Table:
+def table(runs: Sequence[RunEntry], title: str) -> Table:
     """A row for each run."""
     rows = Table(title=title, title_justify="left")
     rows.add_column("run", no_wrap=True)
@@ -133,16 +95,16 @@ def table(runs: Sequence[Run], title: str) -> Table:
     for name in ("rounds", "loss", "clusters"):
         rows.add_column(name, justify="right", no_wrap=True)
     for run in runs:
-        of = NONE if run.rounds is None else str(run.rounds)
+        total = UNKNOWN if run.rounds is None else str(run.rounds)
         status: str = run.status
         if run.status in ("interrupted", "running"):
-            status = f"{run.status} at round {run.round} of {of}"
-        loss = NONE if run.base is None and run.final is None else f"{_number(run.base)} → {_number(run.final)}"
+            status = f"{run.status} at round {run.round} of {total}"
+        loss = UNKNOWN if run.base is None and run.final is None else f"{_number(run.base)} → {_number(run.final)}"
         when = run.changed.astimezone().strftime("%Y-%m-%d %H:%M")
-        clusters = NONE if run.clusters is None else str(run.clusters)
+        clusters = UNKNOWN if run.clusters is None else str(run.clusters)
         rows.add_row(run.name, when, status, str(run.round), loss, clusters)
     return rows
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+    return UNKNOWN if value is None else f"{value:.3f}"

@@ -1,6 +1,6 @@
 import shutil
 
-from fl_lightning.publishing.run_facts import Facts, facts_of
+from fl_lightning.publishing.run_facts import AdapterFacts, collect_facts
 
 GROUPS = {"office": ["finance", "hr"]}
 
@@ -10,34 +10,34 @@ def figures(loss):
 
 
 def test_department(make_run):
-    assert facts_of(make_run(), "hr", GROUPS) == Facts(
+    assert collect_facts(make_run(), "hr", GROUPS) == AdapterFacts(
         "hr",
         "department",
         rounds=2,
-        planned=2,
+        planned_rounds=2,
         departments=2,
         clients=3,
         examples=100 + 20 + 3,
         base=figures(4.0),
         final=figures(3.0),
         held_out=3 * 8,
-        left_out=1,
+        rejected=1,
         epsilon=3.25,
     )
 
 
 def test_group_is_all_its_departments(make_run):
-    facts = facts_of(make_run(), "office", GROUPS)
+    facts = collect_facts(make_run(), "office", GROUPS)
     assert (facts.kind, facts.departments, facts.clients, facts.examples) == ("group", 2, 5, 134)
-    assert (facts.held_out, facts.left_out, facts.epsilon) == (3 * 8 + 2 * 4, 1, 7.5)
+    assert (facts.held_out, facts.rejected, facts.epsilon) == (3 * 8 + 2 * 4, 1, 7.5)
     assert facts.final == figures(4.5)
 
 
 def test_client_has_its_own_figures_and_no_epsilon(make_run):
-    facts = facts_of(make_run(), "hr/client_2", GROUPS)
+    facts = collect_facts(make_run(), "hr/client_2", GROUPS)
     assert (facts.kind, facts.rounds, facts.clients, facts.examples) == ("client", 2, 1, 3)
     assert (facts.base, facts.final, facts.held_out) == ({}, figures(2.5), 8)
-    assert (facts.left_out, facts.epsilon) == (1, None)
+    assert (facts.rejected, facts.epsilon) == (1, None)
 
 
 def test_what_a_run_does_not_say_is_left_out(make_run):
@@ -45,7 +45,7 @@ def test_what_a_run_does_not_say_is_left_out(make_run):
     for name in ("checkpoints", "cluster_metadata"):
         shutil.rmtree(run / name)
     (run / "federated_eval.json").write_text("[")
-    facts = facts_of(run, "hr", GROUPS)
+    facts = collect_facts(run, "hr", GROUPS)
     assert (facts.clients, facts.examples, facts.base, facts.epsilon) == (3, None, {}, None)
     (run / "client_eval_all_rounds.json").unlink()
-    assert facts_of(run, "hr", GROUPS) == Facts("hr", "department", rounds=0, planned=2)
+    assert collect_facts(run, "hr", GROUPS) == AdapterFacts("hr", "department", rounds=0, planned_rounds=2)

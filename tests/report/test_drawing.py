@@ -5,9 +5,9 @@ import pytest
 
 from fl_lightning.errors import RunError
 from fl_lightning.report import drawing
-from fl_lightning.report.drawing import DARK, LIGHT, draw
-from fl_lightning.report.elements import Picture, Table, short
-from fl_lightning.report.similarity import colours
+from fl_lightning.report.drawing import DARK, LIGHT, render_picture
+from fl_lightning.report.elements import Picture, Table, shorten
+from fl_lightning.report.similarity import cell_colors
 
 
 def luminance(colour):
@@ -27,44 +27,44 @@ def test_contrast_of_black_and_white_is_21():
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
 def test_colours_can_be_told_from_the_ground(theme):
-    assert contrast(theme.ink, theme.ground) > 7
-    assert contrast(theme.faint, theme.ground) > 4.5
-    for colour in theme.colours:  # of lines and areas, and as the ground of numbers
-        assert contrast(colour, theme.ground) > 3, colour
+    assert contrast(theme.foreground, theme.background) > 7
+    assert contrast(theme.muted, theme.background) > 4.5
+    for colour in theme.colors:  # of lines and areas, and as the ground of numbers
+        assert contrast(colour, theme.background) > 3, colour
 
 
 @pytest.mark.parametrize("tenth", range(-10, 11))
 def test_numbers_on_a_heatmap_can_be_read(tenth):
-    assert contrast(*colours(tenth / 10)) >= 4.5
+    assert contrast(*cell_colors(tenth / 10)) >= 4.5
 
 
 def picture(text):
     def plot(canvas, theme):
-        canvas.subplots().set_title(text, color=theme.ink)
+        canvas.subplots().set_title(text, color=theme.foreground)
 
     return Picture("plot", "alt", "caption", plot, (2, 1), Table("t", [], []))
 
 
 def test_picture_is_drawn_light_and_dark_and_into_a_file(tmp_path):
-    drawn = draw(picture("x"), tmp_path)
+    drawn = render_picture(picture("x"), tmp_path)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     light, dark = (
         base64.b64decode(d.removeprefix("data:image/svg+xml;base64,")).decode() for d in (drawn.light, drawn.dark)
     )
-    assert LIGHT.ink in light
-    assert DARK.ink in dark
+    assert LIGHT.foreground in light
+    assert DARK.foreground in dark
     assert (drawn.width, drawn.height) == (192, 96)
 
 
 def test_equal_pictures_have_equal_bytes(tmp_path):
-    first, second = (draw(picture("x"), tmp_path / name) for name in "ab")
+    first, second = (render_picture(picture("x"), tmp_path / name) for name in "ab")
     assert (first.light, first.dark) == (second.light, second.dark)
     assert (tmp_path / "a" / "plot.png").read_bytes() == (tmp_path / "b" / "plot.png").read_bytes()
 
 
 @pytest.mark.parametrize("text", ["$\\frac{1}$", "<script>alert(1)</script>", "a$b", "&amp;", "𝓐 名"])
 def test_names_are_letters_and_no_markup(tmp_path, text):
-    svg = base64.b64decode(draw(picture(text), tmp_path).light.partition(",")[2]).decode()
+    svg = base64.b64decode(render_picture(picture(text), tmp_path).light.partition(",")[2]).decode()
     assert "<script" not in svg.lower()
 
 
@@ -75,5 +75,5 @@ def test_missing_library_is_said(monkeypatch):
 
 
 def test_short_names_stay():
-    assert short("x" * 22) == "x" * 22
-    assert len(short("x" * 23)) == 22
+    assert shorten("x" * 22) == "x" * 22
+    assert len(shorten("x" * 23)) == 22

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from fl_lightning.errors import InputError
-from fl_lightning.report.page import breaks, write_report
-from fl_lightning.report.samples import digests
+from fl_lightning.report.page import breakable, write_report
+from fl_lightning.report.samples import adapter_digests
 
 EVIL = "<img src=x onerror='document.title=`hit`'>"
 CLOSING = '"></code></pre></style></script></textarea><script>document.title="hit"</script>'
@@ -43,7 +43,7 @@ def poison(folder):
         )
     answer = {"client": EVIL, "prompt": CLOSING, "reference": EVIL, "base": EVIL, "adapter": CLOSING}
     (folder / "report").mkdir()
-    kept = {"samples": 3, "adapters": digests(folder), "departments": {EVIL: [answer]}}
+    kept = {"samples": 3, "adapters": adapter_digests(folder), "departments": {EVIL: [answer]}}
     (folder / "report" / "samples.json").write_text(json.dumps(kept))
 
 
@@ -133,13 +133,13 @@ def test_one_round_needs_no_slider(root, build_run):
 def test_report_folder_that_leads_elsewhere_is_refused(root, build_run, tmp_path):
     folder = build_run(root, {"hr": ["c"]}, rounds=1, name="linked")
     (folder / "report").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="not a folder of this run"):
+    with pytest.raises(InputError, match="got a link or a file"):
         write_report(folder, count=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_names_break_behind_underscores_and_are_escaped():
-    assert breaks("a_<i>_b") == "a_<wbr>&lt;i&gt;_<wbr>b"
+    assert breakable("a_<i>_b") == "a_<wbr>&lt;i&gt;_<wbr>b"
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from fl_lightning.data.records import Turn
 from fl_lightning.errors import InputError
 from fl_lightning.report import samples as module
-from fl_lightning.report.elements import Answer
-from fl_lightning.report.samples import digests, generated, samples
+from fl_lightning.report.elements import PromptAnswers
+from fl_lightning.report.samples import adapter_digests, generate_answers, samples
 
 TWO = {"finance": ["a", "b"], "hr": ["c"]}
 
@@ -18,9 +18,9 @@ def asked(monkeypatch):
 
     def answer(folder, count):
         counts.append(count)
-        return {"hr": [Answer("c", f"prompt {i}", "right", "base", "adapted") for i in range(count)]}
+        return {"hr": [PromptAnswers("c", f"prompt {i}", "right", "base", "adapted") for i in range(count)]}
 
-    monkeypatch.setattr(module, "generated", answer)
+    monkeypatch.setattr(module, "generate_answers", answer)
     return counts
 
 
@@ -48,7 +48,7 @@ def test_more_samples_or_another_adapter_ask_again(make_run, asked):
 def test_broken_samples_are_made_again(make_run, asked, text):
     folder = make_run(TWO)
     (folder / "report").mkdir()
-    value = text if "9" not in text else json.dumps({**json.loads(text), "adapters": digests(folder)})
+    value = text if "9" not in text else json.dumps({**json.loads(text), "adapters": adapter_digests(folder)})
     (folder / "report" / "samples.json").write_text(value)
     samples(folder, folder / "report", 1)
     assert asked == [1]
@@ -71,7 +71,7 @@ def test_base_that_is_not_there_is_said(make_run, monkeypatch):
     def fail(folder, count):
         raise InputError("model.name_or_path: nowhere not found")
 
-    monkeypatch.setattr(module, "generated", fail)
+    monkeypatch.setattr(module, "generate_answers", fail)
     folder = make_run(TWO)
     section = samples(folder, folder / "report", 3)
     assert section.missing == ["No samples: model.name_or_path: nowhere not found"]
@@ -79,10 +79,10 @@ def test_base_that_is_not_there_is_said(make_run, monkeypatch):
 
 
 def test_words_are_those_of_the_record():
-    assert module._words([Turn("user", "Q"), Turn("assistant", "A")]) == ("Q", "A")
+    assert module._plain_texts([Turn("user", "Q"), Turn("assistant", "A")]) == ("Q", "A")
     talk = [Turn("user", "Q"), Turn("assistant", "A"), Turn("user", "R"), Turn("assistant", "B")]
-    assert module._words(talk) == ("user: Q\n\nassistant: A\n\nuser: R", "B")
-    assert module._words([Turn("text", "all of it")]) is None
+    assert module._plain_texts(talk) == ("user: Q\n\nassistant: A\n\nuser: R", "B")
+    assert module._plain_texts([Turn("text", "all of it")]) is None
 
 
 @pytest.mark.slow
@@ -95,11 +95,11 @@ def test_base_and_adapter_answer_held_out_prompts(tmp_path, cut_departments):
     options = ["--data", str(data), "--output", str(tmp_path), "--rounds", "1", "--clients-per-dept", "2"]
     config = parse_config([*options, "--federation.hierarchy.groups", teams, "--learning-rate", "0.05"])
     folder = fit(config)
-    found = generated(folder, 3)
+    found = generate_answers(folder, 3)
     assert sorted(found) == ["customer_support", "engineering", "finance", "one", "two"]
     assert [a.client for a in found["finance"]] == ["client_0", "client_1", "client_0"]
     assert [a.client for a in found["one"]] == ["client_0", "client_0"]  # it has no third record
     record = json.loads((data / "finance" / "client_1" / "eval.jsonl").read_text().splitlines()[0])
     assert found["finance"][1].reference == record["output"]
     assert record["instruction"] in found["finance"][1].prompt
-    assert found == generated(folder, 3)
+    assert found == generate_answers(folder, 3)

@@ -4,50 +4,50 @@ import json
 
 import pytest
 
-from fl_lightning.report.cluster_count import choice
+from fl_lightning.report.cluster_count import cluster_count
 from fl_lightning.report.clusters import clusters
-from fl_lightning.report.comparison import comparison, rows
+from fl_lightning.report.comparison import comparison, loss_rows
 from fl_lightning.report.costs import costs
 from fl_lightning.report.elements import Table
 from fl_lightning.report.losses import losses
-from fl_lightning.report.run_summary import config, glance, left_out, state
+from fl_lightning.report.run_summary import config, excluded_updates, overview, progress
 from fl_lightning.report.similarity import similarity
-from fl_lightning.runs.artifact_reader import read_run
+from fl_lightning.runs.artifact_reader import read_artifacts
 
 TWO = {"finance": ["a", "b"], "hr": ["c"]}
 
 
 @pytest.fixture
 def run(make_run):
-    return read_run(make_run(TWO, rounds=2, planned=5, left_out=[(2, "hr", "c", "w: not finite")]))
+    return read_artifacts(make_run(TWO, rounds=2, planned=5, left_out=[(2, "hr", "c", "w: not finite")]))
 
 
 @pytest.fixture
 def empty(tmp_path):
-    return read_run(tmp_path)
+    return read_artifacts(tmp_path)
 
 
 def test_losses_of_everybody_are_in_the_table(run):
     mean, panels = losses(run).pictures
     assert mean.table.rows == [["0", "5.9500"], ["1", "5.9400"], ["2", "5.9300"]]
-    assert panels.table.head == ["who", "round 0", "round 1", "round 2"]
+    assert panels.table.head == ["adapter", "round 0", "round 1", "round 2"]
     assert panels.table.rows[0] == ["finance", "6.000", "5.990", "5.980"]
     assert panels.table.rows[1] == ["finance/a", "–", "4.990", "4.980"]
     assert "finance from 6.000 to 5.980; hr from 5.900 to 5.880" in panels.alt
 
 
 def test_comparison_has_base_clients_department_and_cluster(run):
-    first, second = rows(run)
+    first, second = loss_rows(run)
     assert (first.base, first.department) == pytest.approx((6.0, 5.98))
     assert first.clients == pytest.approx((4.98 + 4.88) / 2)
-    assert (first.number, first.cluster) == (0, pytest.approx(5.98))  # alone in its cluster
-    assert (second.number, second.cluster) == (1, pytest.approx(5.88))
+    assert (first.cluster_id, first.cluster) == (0, pytest.approx(5.98))  # alone in its cluster
+    assert (second.cluster_id, second.cluster) == (1, pytest.approx(5.88))
     assert comparison(run).pictures[0].table.rows[1][:5] == ["hr", "5.900", "4.880", "5.880", "-0.020"]
 
 
 def test_cluster_of_several_is_their_mean(make_run):
-    found = rows(read_run(make_run({name: ["x"] for name in ("a", "b", "c", "d")}, rounds=1)))
-    assert [row.number for row in found] == [0, 0, 1, 1]
+    found = loss_rows(read_artifacts(make_run({name: ["x"] for name in ("a", "b", "c", "d")}, rounds=1)))
+    assert [row.cluster_id for row in found] == [0, 0, 1, 1]
     assert [row.cluster for row in found] == pytest.approx([5.94, 5.94, 5.74, 5.74])
 
 
@@ -56,7 +56,7 @@ def test_members_of_a_group_are_compared_with_their_cluster_there(make_run):
     group = {"assignments": {"a": 0, "b": 0}}
     place = folder / "cluster_metadata" / "round_1_hierarchy.json"
     place.write_text(json.dumps({"groups": {"g": group}}))
-    found = {row.name: row.cluster for row in rows(read_run(folder))}
+    found = {row.name: row.cluster for row in loss_rows(read_artifacts(folder))}
     assert found == {"a": pytest.approx(5.94), "b": pytest.approx(5.94), "c": None, "g": None}
 
 
@@ -64,7 +64,7 @@ def test_strip_has_a_column_for_each_round(run):
     section = clusters(run)
     assert section.pictures[0].table.rows == [["finance", "0", "0"], ["hr", "1", "1"]]
     assert "Clusters in round 2: 0: finance; 1: hr." in section.pictures[0].alt
-    assert section.folded[0].rows == [["finance/a", "0", "0"], ["finance/b", "1", "1"], ["hr/c", "0", "0"]]
+    assert section.collapsed[0].rows == [["finance/a", "0", "0"], ["finance/b", "1", "1"], ["hr/c", "0", "0"]]
 
 
 def test_heatmap_of_every_round(run):
@@ -73,17 +73,17 @@ def test_heatmap_of_every_round(run):
     (heatmap,) = section.frames[0].heatmaps
     assert heatmap.names == ["finance", "hr"]
     assert [[value for value, _, _ in row] for row in heatmap.cells] == [["1.00", "-0.25"], ["-0.25", "1.00"]]
-    assert [picture.shown for picture in section.pictures] == [False]  # the page has the tables
+    assert [picture.on_page for picture in section.pictures] == [False]  # the page has the tables
 
 
 def test_large_similarities_are_a_picture(make_run):
-    section = similarity(read_run(make_run({f"d{i}": [] for i in range(41)}, rounds=1)))
+    section = similarity(read_artifacts(make_run({f"d{i}": [] for i in range(41)}, rounds=1)))
     assert section.frames == []
-    assert [picture.shown for picture in section.pictures] == [True]
+    assert [picture.on_page for picture in section.pictures] == [True]
 
 
 def test_many_rounds_of_many_departments_are_thinned(make_run):
-    section = similarity(read_run(make_run({f"d{i}": [] for i in range(40)}, rounds=20)))
+    section = similarity(read_artifacts(make_run({f"d{i}": [] for i in range(40)}, rounds=20)))
     labels = [frame.label for frame in section.frames]
     assert len(labels) == 20_000 // 40**2
     assert (labels[0], labels[-1]) == ("round 1", "round 20")
@@ -91,10 +91,10 @@ def test_many_rounds_of_many_departments_are_thinned(make_run):
 
 
 def test_choice_marks_the_chosen_k(run):
-    section = choice(run)
+    section = cluster_count(run)
     assert "chose k = 2" in section.text[0]
     assert section.pictures[0].table.rows == [["1", "4.0000", ""], ["2", "1.0000", "chosen"], ["3", "0.5000", ""]]
-    assert section.folded[0].rows == [["1", "2", "elbow"], ["2", "2", "elbow"]]
+    assert section.collapsed[0].rows == [["1", "2", "elbow"], ["2", "2", "elbow"]]
 
 
 def test_costs_add_up(run):
@@ -108,11 +108,11 @@ def test_costs_add_up(run):
 
 
 def test_left_out_says_who_when_and_why(run):
-    assert left_out(run).tables[0].rows == [["2", "hr", "c", "w: not finite"]]
+    assert excluded_updates(run).tables[0].rows == [["2", "hr", "c", "w: not finite"]]
 
 
 def test_nobody_left_out_is_said(make_run):
-    assert left_out(read_run(make_run(TWO, rounds=1))).text == ["Nobody was left out of any round."]
+    assert excluded_updates(read_artifacts(make_run(TWO, rounds=1))).text == ["No update was excluded in any round."]
 
 
 def test_guard_and_privacy_are_reported(make_run):
@@ -120,32 +120,34 @@ def test_guard_and_privacy_are_reported(make_run):
     path = folder / "cluster_metadata" / "round_1_aggregation.json"
     facts = {"left_out": {}, "scaled": {"a": 0.25}, "epsilon": 3.5}
     path.write_text(json.dumps({"departments": {"finance": facts}}))
-    section = left_out(read_run(folder))
-    assert section.folded[0].rows == [["1", "finance", "a", "shortened to 0.25 of its length"]]
+    section = excluded_updates(read_artifacts(folder))
+    assert section.collapsed[0].rows == [["1", "finance", "a", "scaled to 0.25 of its length"]]
     assert section.tables[0].rows == [["finance", "3.500"]]
 
 
 def test_glance_and_state_of_an_interrupted_run(run, empty):
-    found = dict(glance(run))
+    found = dict(overview(run))
     assert found == {
         "rounds": "2 of 5",
         "departments": "2",
         "clients": "3",
         "mean loss": "5.950 → 5.930",
         "clusters": "2",
-        "travelled": "16.0 KiB",
+        "sent": "16.0 KiB",
         "fit, seconds": "4",
-        "left out": "1",
+        "excluded": "1",
     }
-    assert state(run).startswith("2 of 5 rounds are finished")
-    assert state(empty).startswith("No round")
+    assert progress(run).startswith("2 of 5 rounds are finished")
+    assert progress(empty).startswith("No round")
 
 
 def test_finished_run_has_no_state_to_tell(make_run):
-    assert state(read_run(make_run(TWO, rounds=2))) == ""
+    assert progress(read_artifacts(make_run(TWO, rounds=2))) == ""
 
 
-@pytest.mark.parametrize("theme", [losses, comparison, clusters, similarity, choice, costs, left_out, config])
+@pytest.mark.parametrize(
+    "theme", [losses, comparison, clusters, similarity, cluster_count, costs, excluded_updates, config]
+)
 def test_every_theme_says_what_it_has_not(theme, empty):
     section = theme(empty)
     assert section.missing
@@ -154,4 +156,4 @@ def test_every_theme_says_what_it_has_not(theme, empty):
 
 def test_long_tables_are_cut_and_say_so():
     table = Table("t", ["a"], [[str(i)] for i in range(500)])
-    assert (len(table.shown), table.left_off) == (400, 100)
+    assert (len(table.visible_rows), table.num_hidden) == (400, 100)

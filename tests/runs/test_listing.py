@@ -78,5 +78,5 @@ def test_broken_files_are_no_end_of_the_list(make_run, tmp_path):
 
 
 def test_missing_folder_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match="wanted one with version_N folders"):
+    with pytest.raises(InputError, match="expected a folder with version_N folders"):
         list_runs(tmp_path / "no")

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_lightning.runs.comparison.statistics import (
-    ENOUGH_SEEDS,
+    DEPARTMENT_METRICS,
     GLOBAL,
-    OF_DEPARTMENT,
-    OF_RUN,
+    MIN_SEEDS,
     PERSONAL,
+    RUN_METRICS,
     Difference,
     Interval,
-    RunFigures,
+    RunMetrics,
     difference,
     over_seeds,
 )
@@ -36,7 +36,7 @@ class Comparison:
     """Runs of configs under seeds, as far as they have come to their end."""
 
     seeds: Sequence[int]
-    runs: Mapping[str, Mapping[int, RunFigures]]
+    runs: Mapping[str, Mapping[int, RunMetrics]]
     """{config: {seed: run}}; the others are compared with the first one."""
     failed: Mapping[str, str]
     """{config and seed, in words: why that run failed}."""
@@ -90,13 +90,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         found = list(runs.values())
         configs[name] = {
             "seeds": list(runs),
-            "figures": {figure: _plain(over_seeds(found, figure)) for figure in OF_RUN},
+            "figures": {figure: _plain(over_seeds(found, figure)) for figure in RUN_METRICS},
             "departments": {
-                d: {figure: _plain(over_seeds(found, figure, d)) for figure in OF_DEPARTMENT}
+                d: {figure: _plain(over_seeds(found, figure, d)) for figure in DEPARTMENT_METRICS}
                 for d in comparison.departments()
             },
             "loss_against_first": _plain(differences.get(name)),
-            "runs": {str(seed): run.figures for seed, run in runs.items()},
+            "runs": {str(seed): run.metrics for seed, run in runs.items()},
         }
     head = {"seeds": list(comparison.seeds), "first": comparison.first, "confidence": 0.95}
     return {**head, "failed": dict(comparison.failed), "configs": configs}
@@ -108,15 +108,15 @@ def _plain(value: Interval | Difference | None) -> dict[str, Any] | None:
 
 def as_csv(comparison: Comparison) -> str:
     """A row for each config, seed and department; what belongs to a run stands in the rows of all its departments."""
-    of_run = OF_RUN[len(OF_DEPARTMENT) :]
+    of_run = RUN_METRICS[len(DEPARTMENT_METRICS) :]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["config", "seed", "department", *OF_DEPARTMENT, *(f"run_{name}" for name in of_run)])
+    rows.writerow(["config", "seed", "department", *DEPARTMENT_METRICS, *(f"run_{name}" for name in of_run)])
     for name, runs in comparison.runs.items():
         for seed, run in runs.items():
-            shared = [run.figures[figure] for figure in of_run]
+            shared = [run.metrics[figure] for figure in of_run]
             for department, figures in run.departments.items():
-                rows.writerow([name, seed, department, *(figures[figure] for figure in OF_DEPARTMENT), *shared])
+                rows.writerow([name, seed, department, *(figures[figure] for figure in DEPARTMENT_METRICS), *shared])
     return text.getvalue()
 
 
@@ -214,6 +214,6 @@ def footer(comparison: Comparison) -> list[str]:
     if "seeds" in found:
         lines.append("Differences (below 0 is better) are paired by seed, losses averaged over departments first.")
     if "departments" in found:
-        why = f"with fewer than {ENOUGH_SEEDS} seeds, losses averaged over seeds first"
+        why = f"with fewer than {MIN_SEEDS} seeds, losses averaged over seeds first"
         lines.append(f"Differences (below 0 is better) are paired by department, {why}.")
     return [*lines, *(f"{run} failed: {why}" for run, why in comparison.failed.items())]

@@ -27,7 +27,7 @@ from fl_lightning.runs import fit as fitting
 from fl_lightning.runs.build import build_components
 from fl_lightning.runs.comparison.plan import Plan
 from fl_lightning.runs.comparison.report import Comparison
-from fl_lightning.runs.comparison.statistics import read_run
+from fl_lightning.runs.comparison.statistics import read_run_metrics
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_folder import CONFIG, check_output, locked
 
@@ -94,7 +94,7 @@ def collect(folder: Path, plan: Plan) -> Comparison:
             if _is_finished(folder, name, seed):
                 version = folder / name / f"seed_{seed}" / "version_0"
                 seconds = note.get("seconds")
-                runs[name][seed] = read_run(version, config.federation.rounds, seconds=seconds, truth=truth)
+                runs[name][seed] = read_run_metrics(version, config.federation.rounds, seconds=seconds, truth=truth)
             elif note.get("state") == "failed":
                 failed[f"{name}, seed {seed}"] = str(note.get("reason"))
     return Comparison(plan.seeds, runs, failed)

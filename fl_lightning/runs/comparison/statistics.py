@@ -1,56 +1,59 @@
-"""Figures of runs under several configs and seeds: read from run folders, averaged over seeds, compared in pairs.
+"""Results of runs under several configs and seeds: averaged over seeds, and compared in pairs.
 
-An interval is Student's: ``mean ± t(0.975, n − 1) · s / √n``, with s the standard deviation of n values. Differences
-between two configs are taken within pairs, which removes what both sides of a pair share: its seed and its department.
+Intervals are Student's: ``mean ± t(0.975, n − 1) · s / √n``, with s the standard deviation of n values. Differences
+between two configs are computed within pairs, which removes the effect of the seed and of the department.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Literal
 
 from scipy.stats import t as student
 
 from fl_lightning.errors import InputError
 from fl_lightning.evaluation.metrics import perplexity
-from fl_lightning.storage.files import read_json
+from fl_lightning.runs.artifact_reader import read_artifacts
+from fl_lightning.runs.artifacts import ROOT, RunArtifacts
 
-Figures = dict[str, float | None]
+Metrics = dict[str, float | None]
 Pairs = Literal["seeds", "departments"]
 
 GLOBAL = ("loss", "perplexity", "token_accuracy")
-"""Of the departments' adapters on held-out records."""
+"""Metrics of the departments' adapters on held-out records."""
 PERSONAL = tuple(f"personal_{name}" for name in GLOBAL)
-"""Of the clients' own adapters after their last fit, on their own held-out records."""
+"""Metrics of the clients' own adapters after their last fit, on their own held-out records."""
 LEVELS = ("client/up", "client/down", "department/up", "department/down")
 BYTES = (*(f"bytes_{level.replace('/', '_')}" for level in LEVELS), "bytes_up", "bytes_down")
-"""Of the adapters that travelled in all rounds; the last two are sums over both levels."""
-OF_DEPARTMENT = (*GLOBAL, *PERSONAL)
-OF_RUN = (*OF_DEPARTMENT, *BYTES, "seconds", "clusters", "ari")
-ENOUGH_SEEDS = 3
-"""With so many seeds the pairs are seeds; with fewer they are departments."""
+"""Bytes of adapters sent in all rounds; the last two are sums over both levels."""
+DEPARTMENT_METRICS = (*GLOBAL, *PERSONAL)
+RUN_METRICS = (*DEPARTMENT_METRICS, *BYTES, "seconds", "clusters", "ari")
+MIN_SEEDS = 3
+"""With this many seeds or more the pairs are seeds; with fewer they are departments."""
 
 
 @dataclass(frozen=True)
-class RunFigures:
-    """One run; a figure that is not known is None."""
+class RunMetrics:
+    """Results of one run; unknown values are None.
 
-    figures: Figures
-    """{name: value}, the names being `OF_RUN`; those of adapters are means over departments."""
-    departments: dict[str, Figures]
-    """{department: {name: value}}, the names being `OF_DEPARTMENT`."""
+    Attributes:
+        metrics: {name: value}, the names being `RUN_METRICS`; those of adapters are means over departments.
+        departments: {department: {name: value}}, the names being `DEPARTMENT_METRICS`.
+        curve: {round: mean held-out loss}, with the base model as round 0; empty without metrics.csv.
+    """
+
+    metrics: Metrics
+    departments: dict[str, Metrics]
     curve: dict[int, float]
-    """{round: mean evaluation loss}, round 0 being the base model; empty without metrics.csv."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its 95 % interval; None for a single value."""
+    """A mean of n values, and half the width of its 95 % interval (None for a single value)."""
 
     mean: float
     half_width: float | None
@@ -59,18 +62,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of the evaluation loss to the first config; below 0 is better than that."""
+    """Mean difference of the held-out loss to the first config; below 0 is better."""
 
     interval: Interval
     pairs: Pairs
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Mean and 95 % t-interval; None of nothing.
+    """Mean and 95 % t-interval; None without values.
 
     Example:
-        >>> found = interval([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.half_width, 4), found.n  # 4.3027 · 1 / √3
+        >>> result = interval([1.0, 2.0, 3.0])
+        >>> result.mean, round(result.half_width, 4), result.n  # 4.3027 · 1 / √3
         (2.0, 2.4841, 3)
         >>> interval([1.0])
         Interval(mean=1.0, half_width=None, n=1)
@@ -81,29 +84,29 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(fmean(values), float(student.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n), n)
 
 
-def over_seeds(runs: Iterable[RunFigures], name: str, department: str | None = None) -> Interval | None:
-    """A figure's mean over the runs of one config that have it, of a department where one is named."""
-    found = [(run.figures if department is None else run.departments.get(department, {})).get(name) for run in runs]
-    return interval([value for value in found if value is not None])
+def over_seeds(runs: Iterable[RunMetrics], name: str, department: str | None = None) -> Interval | None:
+    """Mean of one metric over the runs of a config that have it: of the run, or of a department."""
+    values = [(run.metrics if department is None else run.departments.get(department, {})).get(name) for run in runs]
+    return interval([value for value in values if value is not None])
 
 
-def difference(first: Mapping[int, RunFigures], other: Mapping[int, RunFigures]) -> Difference | None:
+def difference(first: Mapping[int, RunMetrics], other: Mapping[int, RunMetrics]) -> Difference | None:
     """Loss of `other` minus loss of `first`, over the seeds and departments that both have.
 
-    With three seeds or more a pair is a seed, its losses averaged over departments: the interval says what another seed
-    would change. With two, a pair is a department, its losses averaged over seeds: the interval says what another
-    department would change. One seed gives no interval.
+    With three seeds or more a pair is a seed, with losses averaged over departments: the interval covers the choice of
+    the seed. With two seeds a pair is a department, with losses averaged over seeds: the interval covers the choice of
+    the department. One seed gives no interval.
 
     Args:
-        first: {seed: run} of the config that is compared with.
-        other: {seed: run} of the other one.
+        first: {seed: run} of the reference config.
+        other: {seed: run} of the other config.
 
     Returns:
-        None where they have no seed in common.
+        None if they have no seed in common.
 
     Example:
         >>> def run(a, b):
-        ...     return RunFigures({}, {"a": {"loss": a}, "b": {"loss": b}}, {})
+        ...     return RunMetrics({}, {"a": {"loss": a}, "b": {"loss": b}}, {})
         >>> difference({1: run(3.0, 2.0)}, {1: run(2.5, 1.5)}).interval
         Interval(mean=-0.5, half_width=None, n=1)
         >>> difference({1: run(3.0, 2.0), 2: run(3.0, 2.0)}, {1: run(2.5, 1.5), 2: run(2.75, 2.0)}).interval.mean
@@ -114,108 +117,89 @@ def difference(first: Mapping[int, RunFigures], other: Mapping[int, RunFigures])
         return None
     names = sorted(set.intersection(*(set(side[seed].departments) for side in (first, other) for seed in seeds)))
     gaps = {(seed, name): _loss(other[seed], name) - _loss(first[seed], name) for seed in seeds for name in names}
-    pairs: Pairs = "departments" if 1 < len(seeds) < ENOUGH_SEEDS else "seeds"
+    pairs: Pairs = "departments" if 1 < len(seeds) < MIN_SEEDS else "seeds"
     if pairs == "seeds":
-        found = interval([fmean(gaps[seed, name] for name in names) for seed in seeds])
+        mean_gap = interval([fmean(gaps[seed, name] for name in names) for seed in seeds])
     else:
-        found = interval([fmean(gaps[seed, name] for seed in seeds) for name in names])
-    return None if found is None else Difference(found, pairs)
+        mean_gap = interval([fmean(gaps[seed, name] for seed in seeds) for name in names])
+    return None if mean_gap is None else Difference(mean_gap, pairs)
 
 
-def _loss(run: RunFigures, department: str) -> float:
+def _loss(run: RunMetrics, department: str) -> float:
     loss = run.departments[department]["loss"]
     if loss is None:
-        raise ValueError(f"no loss of {department}, wanted one of every department")
+        raise ValueError(f"expected a loss of every department, got none of {department}")
     return loss
 
 
-def read_run(
+def read_run_metrics(
     run_folder: Path, rounds: int, *, seconds: float | None = None, truth: Mapping[str, int] | None = None
-) -> RunFigures:
-    """The figures of a finished run.
+) -> RunMetrics:
+    """The results of a finished run.
 
     Args:
         run_folder: as ``fit`` leaves it.
-        rounds: how many it had.
-        seconds: how long it took, where that is known.
+        rounds: number of rounds that it had.
+        seconds: wall time; None if unknown.
         truth: {department: true cluster}, for the adjusted Rand index of the last round's clusters.
 
     Raises:
-        InputError: if a file is missing or is not as ``fit`` writes it.
+        InputError: if the evaluation is missing, or a file is not as ``fit`` writes it.
     """
+    run = read_artifacts(run_folder)
+    for name, reason in run.broken.items():
+        raise InputError(f"{run_folder / name}: expected a file as fit writes it, got a broken one ({reason})")
     try:
-        found = read_json(run_folder / "federated_eval.json")
-        own = _personal(run_folder / "client_eval_all_rounds.json")
-        departments = {
-            name: {**_global(values["final"]), **own.get(name, dict.fromkeys(PERSONAL))}
-            for name, values in found["departments"].items()
+        clients = run.newest_client_metrics()
+        personal = {name: _mean_personal(own.values(), GLOBAL) for name, own in clients.items() if own}
+        departments: dict[str, Metrics] = {
+            name: {**_global(run.metrics[name]["final"]), **personal.get(name, dict.fromkeys(PERSONAL))}
+            for name in run.metrics
+            if name not in run.groups
         }
-        metadata = run_folder / "cluster_metadata"
-        figures: Figures = {
-            **_global(found["mean"]["final"]),
-            **_mean_personal(own.values()),
-            **_bytes([metadata / f"round_{number}_aggregation.json" for number in range(1, rounds + 1)]),
+        metrics: Metrics = {
+            **_global(run.mean_metrics["final"]),
+            **_mean_personal(personal.values(), PERSONAL),
+            **_bytes(run, rounds),
             "seconds": seconds,
-            **_clusters(metadata / f"round_{rounds}_department_clusters.json", truth),
+            **_clusters(run, rounds, truth),
         }
-        return RunFigures(figures, departments, _curve(run_folder / "metrics.csv"))
-    except InputError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{run_folder}: its figures are not as fit writes them ({reason}); wanted them so") from error
+    except KeyError as error:
+        raise InputError(f"{run_folder}: expected the results of a finished run, got none of {error}") from error
+    return RunMetrics(metrics, departments, run.mean_loss)
 
 
-def _global(values: Mapping[str, float]) -> Figures:
-    return {name: float(values[name]) for name in GLOBAL}
+def _global(values: Mapping[str, float]) -> Metrics:
+    return {name: values[name] for name in GLOBAL}
 
 
-def _personal(path: Path) -> dict[str, Figures]:
-    """{department: means over its clients}, each client's newest figures; {} where no client has any."""
-    newest: dict[str, dict[str, Any]] = {}
-    rounds = read_json(path)["rounds"] if path.is_file() else {}
-    for number in sorted(rounds, key=int):
-        for department, clients in rounds[number].items():
-            newest.setdefault(department, {}).update(clients)
-    return {department: _mean_of(clients.values(), GLOBAL) for department, clients in newest.items() if clients}
-
-
-def _mean_personal(departments: Iterable[Figures]) -> Figures:
-    found = list(departments)
-    return _mean_of(found, PERSONAL) if found else dict.fromkeys(PERSONAL)
-
-
-def _mean_of(values: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Figures:
-    """Means of loss and accuracy, as personal ones; the perplexity is that of the mean loss."""
-    found = list(values)
-    loss, accuracy = (fmean(value[name] for value in found) for name in (names[0], names[2]))
+def _mean_personal(values: Iterable[Mapping[str, float | None]], names: Sequence[str]) -> Metrics:
+    """Means of loss and accuracy as personal metrics; the perplexity is that of the mean loss."""
+    rows = list(values)
+    if not rows:
+        return dict.fromkeys(PERSONAL)
+    loss, accuracy = (fmean(value for row in rows if (value := row[name]) is not None) for name in (names[0], names[2]))
     return dict(zip(PERSONAL, (loss, perplexity(loss), accuracy), strict=True))
 
 
-def _bytes(paths: Sequence[Path]) -> Figures:
-    """Sums over rounds; unknown where a round's file is missing."""
-    notes = [read_json(path)["bytes"] for path in paths if path.is_file()]
-    if len(notes) < len(paths):
+def _bytes(run: RunArtifacts, rounds: int) -> Metrics:
+    """Sums over rounds; unknown if a round is missing."""
+    if any(number not in run.bytes_sent for number in range(1, rounds + 1)):
         return dict.fromkeys(BYTES)
-    sums = [float(sum(note.get(level, 0) for note in notes)) for level in LEVELS]
+    sent = [run.bytes_sent[number] for number in range(1, rounds + 1)]
+    sums = [float(sum(by_level.get(level, 0) for by_level in sent)) for level in LEVELS]
     return dict(zip(BYTES, (*sums, sums[0] + sums[2], sums[1] + sums[3]), strict=True))
 
 
-def _clusters(path: Path, truth: Mapping[str, int] | None) -> Figures:
-    if not path.is_file():
+def _clusters(run: RunArtifacts, rounds: int, truth: Mapping[str, int] | None) -> Metrics:
+    """Number of clusters in the last round, and their adjusted Rand index."""
+    clustering = run.clusters.get(rounds, {}).get(ROOT)
+    if clustering is None:
         return {"clusters": None, "ari": None}
-    value = read_json(path)
-    known = [name for name in value["assignments"] if name in (truth or {})]
+    known = [name for name in clustering.assignments if name in (truth or {})]
     if truth is None or len(known) < 2:
-        return {"clusters": value["n_clusters"], "ari": None}
+        return {"clusters": clustering.n_clusters, "ari": None}
     from sklearn.metrics import adjusted_rand_score
 
-    labels = [[side[name] for name in known] for side in (truth, value["assignments"])]
-    return {"clusters": value["n_clusters"], "ari": float(adjusted_rand_score(*labels))}
-
-
-def _curve(path: Path) -> dict[int, float]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["step"]): float(row["eval/loss"]) for row in csv.DictReader(file) if row.get("eval/loss")}
+    labels = [[side[name] for name in known] for side in (truth, clustering.assignments)]
+    return {"clusters": clustering.n_clusters, "ari": float(adjusted_rand_score(*labels))}
