@@ -18,6 +18,7 @@ from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
 from fl_lightning.config import FederationConfig, LoraConfig, TrainingConfig
+from fl_lightning.config.compatibility import check_compatible
 from fl_lightning.data.client_data import POOL, ClientData, pooled
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
@@ -48,6 +49,7 @@ class FederatedTrainer:
 
     Raises:
         ValueError: if there is more than one `FederatedRound`.
+        InputError: if choices of `federation` and `lora` do not go together.
 
     Example:
         >>> import torch
@@ -74,6 +76,7 @@ class FederatedTrainer:
         self.federation_config = federation or FederationConfig()
         self.training = training or TrainingConfig()
         self.lora = lora or LoraConfig()
+        check_compatible(self.federation_config, self.lora)
         self.policy = share_policy(self.federation_config.share)
         self.seed = seed
         self.run_folder = run_folder

@@ -1,41 +1,40 @@
 """What a run can be told: typed blocks, checked when they are made.
 
-=================  ==================================================================================
-file               block of the YAML
-=================  ==================================================================================
-`run`              `RunConfig`: all blocks, ``logging`` and ``retention``
-`lora`             ``lora``: rank, scaling, target modules, profiles of clients
-`federation`       ``federation``: sharing, aggregation, server step, robust rules
-`hierarchy`        ``federation.hierarchy``: groups of departments
-`privacy`          ``federation.privacy`` and ``federation.local_privacy``
-`network`          ``network``
-`parsing`          YAML and command line → `RunConfig`, and back to YAML
-=================  ==================================================================================
+================  =======================================================================================
+file              block of the YAML
+================  =======================================================================================
+`run`             `RunConfig`: all blocks; ``logging`` and ``retention``
+`model`           ``model``: the base model
+`data`            ``data``: departments, clients and records
+`lora`            ``lora``: rank, scaling, target modules; other ranks for single departments and clients
+`training`        ``training``: a client's fit; ``fabric``: devices and precision
+`federation`      ``federation``: sharing, aggregation, server step, guard
+`clusters`        ``federation.client_clusters``, ``federation.dept_clusters`` and ``federation.hierarchy``
+`privacy`         ``federation.privacy``: differential privacy at the server
+`network`         ``network``; ``network.local_privacy``: differential privacy at the sites
+================  =======================================================================================
+
+================  =======================================================================================
+file              does
+================  =======================================================================================
+`checks`          compares each field with its type and range
+`compatibility`   refuses choices that do not go together
+`parsing`         YAML and command line → `RunConfig`, and back to YAML
+`shortcuts`       ``--rounds`` and other short flags
+`yaml_checks`     unknown keys and values, with their lines
+`templates`       the YAML of a new config
+================  =======================================================================================
 """
 
-from fl_lightning.config.federation import (
-    ClientClustersConfig,
-    DeptClustersConfig,
-    FederationConfig,
-    FloraConfig,
-    GuardConfig,
-    ServerConfig,
-)
-from fl_lightning.config.hierarchy import HierarchyConfig
+from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
+from fl_lightning.config.data import EXAMPLE_DEPARTMENTS, DataConfig
+from fl_lightning.config.federation import FederationConfig, FloraConfig, GuardConfig, ServerConfig
 from fl_lightning.config.lora import LoraConfig, LoraProfile
+from fl_lightning.config.model import TINY_BASE, ModelConfig
 from fl_lightning.config.network import LocalPrivacyConfig, NetworkConfig
 from fl_lightning.config.privacy import PrivacyConfig
-from fl_lightning.config.run import (
-    EXAMPLE_DEPARTMENTS,
-    TINY_BASE,
-    DataConfig,
-    FabricConfig,
-    LoggingConfig,
-    ModelConfig,
-    RetentionConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from fl_lightning.config.run import LoggingConfig, RetentionConfig, RunConfig
+from fl_lightning.config.training import FabricConfig, TrainingConfig
 
 __all__ = [
     "ClientClustersConfig",

@@ -1,6 +1,6 @@
 import pytest
 
-from fl_lightning import InputError
+from fl_lightning import FederatedTrainer, InputError
 from fl_lightning.config import (
     ClientClustersConfig,
     DeptClustersConfig,
@@ -8,14 +8,16 @@ from fl_lightning.config import (
     FloraConfig,
     GuardConfig,
     HierarchyConfig,
+    LoraConfig,
+    RunConfig,
     ServerConfig,
 )
-from fl_lightning.config.compatibility import NONSENSE
+from fl_lightning.config.compatibility import INCOMPATIBLE, check_compatible
 
 
 def config(share, clusters=1, *, guard="none", server=None, weighting="examples", residual=True, other=None, **dept):
     changes = {"client_clusters": ClientClustersConfig(num_clusters=clusters), **(other or {})}
-    return FederationConfig(
+    federation = FederationConfig(
         share=share,
         **changes,
         weighting=weighting,
@@ -24,6 +26,8 @@ def config(share, clusters=1, *, guard="none", server=None, weighting="examples"
         flora=FloraConfig(use_residual=residual),
         dept_clusters=DeptClustersConfig(**{"enabled": bool(dept), **dept}),
     )
+    check_compatible(federation, LoraConfig())
+    return federation
 
 
 BAD = {
@@ -107,8 +111,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "dept", "fix"), BAD.values(), ids=BAD)
-def test_nonsense_is_refused_with_its_reason_and_what_to_choose(arguments, dept, fix):
-    with pytest.raises(InputError, match=f"federation: got share {arguments[0]}, .*wanted .*{fix}"):
+def test_incompatible_choices_are_refused_with_their_reason_and_the_way_out(arguments, dept, fix):
+    with pytest.raises(InputError, match=f"federation: .*; expected .*{fix}.*, got share {arguments[0]}, "):
         config(*arguments, **dept)
 
 
@@ -123,7 +127,7 @@ def test_teams_go_with_everything_since_they_are_departments(combiner):
 
 
 def test_every_row_of_the_table_is_tested():
-    assert len(BAD) == len(NONSENSE)
+    assert len(BAD) == len(INCOMPATIBLE)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +137,11 @@ def test_every_row_of_the_table_is_tested():
 )  # fmt: skip
 def test_what_makes_sense_is_taken(arguments, dept):
     config(*arguments, **dept)
+
+
+def test_run_and_trainer_refuse_incompatible_choices():
+    federation = FederationConfig(share="none")
+    with pytest.raises(InputError, match="federation: nothing is sent"):
+        RunConfig(federation=federation)
+    with pytest.raises(InputError, match="federation: nothing is sent"):
+        FederatedTrainer(federation=federation)
