@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     hush()
     new = folder is None
     if folder is None:
-        runs.check(plan, root)
+        runs.check_plan(plan, root)
         folder = compare_plan.create(plan, root)
     again = f"fl-lightning compare --resume {shlex.quote(str(folder))}"
     try:

@@ -1,1 +1,11 @@
-"""Comparison."""
+"""Compare configs: run each with the same seeds on the same records, and report differences with intervals.
+
+============ =============================================================
+file         does
+============ =============================================================
+`plan`       the configs, overrides and seeds, and the folder with them
+`runner`     runs what is not finished, one run after another
+`statistics` results of a run; means, t-intervals and paired differences
+`report`     tables, JSON, CSV and the picture
+============ =============================================================
+"""

@@ -1,9 +1,9 @@
-"""What ``compare`` is asked for: configs, overrides and seeds, and the folder that says so.
+"""The plan of a comparison (configs, overrides and seeds) and the folder in which it is saved.
 
     <output>/compare_N/compare.json            names of the configs, overrides, seeds
-    <output>/compare_N/configs/<name>.yaml     the configs as they were given
+    <output>/compare_N/configs/<name>.yaml     copies of the config files
 
-A comparison that goes on is read from there; the files it was begun with may have changed or gone.
+A comparison that is resumed is read from this folder; the original files may have changed since.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ Runs every config with every seed, all with the same seeds on the same records, 
 tables here, comparison.json, comparison.csv and comparison.png in the folder compare_N under --output.
 
   --config FILE ...   YAML files as 'fit' reads them
-  --seeds N           seeds from the configs' seed on, or from --seed (default: 3)
+  --seeds N           number of seeds, counted up from the configs' seed or --seed (default: 3)
   --by-department     a row for each department too
-  --resume last|DIR   go on with a comparison: finished runs are passed over, interrupted ones continue
-  --output DIR        where compare_N is made (default: the first config's output)
+  --resume last|DIR   continue a comparison: finished runs are skipped, interrupted ones resumed
+  --output DIR        the folder for compare_N (default: the first config's output)
 
 All options of 'fit' are applied to every config, as in --rounds 4 --max-records 32; 'fit --help' lists them.
 """
 
 PLAN = "compare.json"
-TAKEN = ("configs", PLAN, "comparison.json", "comparison.csv", "comparison.png")
-"""Names in the folder that no config can have."""
+RESERVED = ("configs", PLAN, "comparison.json", "comparison.csv", "comparison.png")
+"""Names in the folder, which no config can have."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison is made of.
+    """The plan of a comparison.
 
     Attributes:
-        configs: {name: config}; each run has a seed and an output of its own instead.
-        files: {name: the file it is from}.
-        overrides: arguments that were applied to all of them.
-        seeds: those that each config is run with.
+        configs: {name: config}; each run replaces its seed and output.
+        files: {name: config file}.
+        overrides: command-line arguments that apply to all configs.
+        seeds: of the runs of each config.
     """
 
     configs: dict[str, RunConfig]
@@ -58,19 +58,19 @@ class Plan:
 
 
 def make_plan(argv: Sequence[str], seeds: str) -> Plan:
-    """The plan that arguments mean: ``--config A.yaml B.yaml …`` and overrides that go to all of them.
+    """The plan for command-line arguments: ``--config A.yaml B.yaml …`` and overrides that apply to all configs.
 
     Raises:
-        InputError: one line saying what was got and what was wanted.
+        InputError: for bad arguments or configs.
     """
     if not (seeds.isascii() and seeds.isdecimal() and len(seeds) < 6 and int(seeds) >= 1):
-        raise InputError(f"--seeds: got {seeds!r}, wanted how many, an integer of at least 1")
+        raise InputError(f"--seeds: expected the number of seeds, 1 or more, got {seeds!r}")
     paths, overrides = split_configs(argv)
     if not paths:
-        raise InputError("compare: no --config, wanted --config A.yaml B.yaml ...")
-    files = dict(zip(names_of(paths), map(Path, paths), strict=True))
+        raise InputError("compare: expected --config A.yaml B.yaml ..., got no --config")
+    files = dict(zip(config_names(paths), map(Path, paths), strict=True))
     configs = {name: _parse(path, overrides) for name, path in files.items()}
-    _check_alike(configs, files)
+    _check_comparable(configs, files)
     base = next(iter(configs.values())).seed
     return Plan(configs, files, overrides, [base + number for number in range(int(seeds))])
 
@@ -84,33 +84,33 @@ def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     paths: list[str] = []
     rest: list[str] = []
-    left = list(argv)
-    while left:
-        item = left.pop(0)
+    remaining = list(argv)
+    while remaining:
+        item = remaining.pop(0)
         if item != "--config" and not item.startswith("--config="):
             rest.append(item)
             continue
-        found = [item.partition("=")[2]] if "=" in item else []
-        while "=" not in item and left and not left[0].startswith("-"):
-            found.append(left.pop(0))
-        if not all(found) or not found:
-            raise InputError("--config: no value, wanted one YAML file or more")
-        paths += found
+        values = [item.partition("=")[2]] if "=" in item else []
+        while "=" not in item and remaining and not remaining[0].startswith("-"):
+            values.append(remaining.pop(0))
+        if not all(values) or not values:
+            raise InputError("--config: expected one YAML file or more, got no value")
+        paths += values
     return paths, rest
 
 
-def names_of(paths: Sequence[str]) -> list[str]:
-    """A name for each file that is safe as a folder's: its stem, with a number where that is taken.
+def config_names(paths: Sequence[str]) -> list[str]:
+    """A name for each file that is valid for a folder: its stem, with a number if that is taken.
 
     Example:
-        >>> names_of(["a/fedavg.yaml", "b/fedavg.yaml", "my config.yaml", "configs.yaml"])
+        >>> config_names(["a/fedavg.yaml", "b/fedavg.yaml", "my config.yaml", "configs.yaml"])
         ['fedavg', 'fedavg_2', 'my_config', 'configs_2']
     """
     names: list[str] = []
     for path in paths:
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(path).stem).strip(".")[:80] or "config"
         name, number = stem, 2
-        while name in (*TAKEN, *names):
+        while name in (*RESERVED, *names):
             name, number = f"{stem}_{number}", number + 1
         names.append(name)
     return names
@@ -125,22 +125,25 @@ def _parse(path: Path, overrides: Sequence[str]) -> RunConfig:
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_alike(configs: dict[str, RunConfig], files: dict[str, Path]) -> None:
-    """Check that runs of different configs can be paired: the same records and seeds, in processes that we start."""
-    (first, one), *others = configs.items()
-    for name, config in others:
-        ours, theirs = ({"seed": c.seed, **{f"data.{k}": v for k, v in vars(c.data).items()}} for c in (one, config))
-        for key, wanted in ours.items():
-            if theirs[key] != wanted:
+def _check_comparable(configs: dict[str, RunConfig], files: dict[str, Path]) -> None:
+    """Check that runs can be paired (same records and seeds) and that ``compare`` may start their processes."""
+    settings = {
+        name: {"seed": config.seed, **{f"data.{key}": value for key, value in vars(config.data).items()}}
+        for name, config in configs.items()
+    }
+    first, *others = configs
+    for name in others:
+        for key, expected in settings[first].items():
+            if settings[name][key] != expected:
                 raise InputError(
-                    f"{files[name]}: {key}: got {theirs[key]!r}, wanted {wanted!r} as in {files[first]}; all are "
-                    f"compared on the same records with the same seeds: change one of them, or give --{key}"
+                    f"{files[name]}: {key}: expected {expected!r} as in {files[first]}, got {settings[name][key]!r}; "
+                    f"configs are compared on the same records with the same seeds: change one of them, or give --{key}"
                 )
     for name, config in configs.items():
         if config.fabric.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                f"{files[name]}: fabric.num_nodes: got {config.fabric.num_nodes} or a start by torchrun, wanted one "
-                "machine and no torchrun; compare starts the processes of fabric.devices itself"
+                f"{files[name]}: fabric.num_nodes: expected 1 and no torchrun, got {config.fabric.num_nodes} or a "
+                "start by torchrun; compare starts the processes of fabric.devices itself"
             )
 
 
@@ -168,18 +171,19 @@ def find_comparison(name: str, root: Path) -> Path:
     """
     if name == "last":
         if (newest := newest_folder(root, "compare", PLAN)) is None:
-            raise InputError(f"--resume last: no compare_N folder in {root}, expected one; name another --output")
+            raise InputError(f"--resume last: expected a compare_N folder in {root}, got none; give another --output")
         return newest
     folder = named_folder(name, root)
     if not os.path.isfile(folder / PLAN):
         raise InputError(
-            f"--resume {name!r}: no {PLAN} in it; expected a comparison such as {root / 'compare_0'} or 'last'"
+            f"--resume {name!r}: expected 'last' or the folder of a comparison such as {root / 'compare_0'}, got one "
+            f"without {PLAN}"
         )
     return folder
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a comparison that was begun before.
+    """The plan of a comparison that was started before.
 
     Raises:
         InputError: if its files are not as `create` writes them.
@@ -187,11 +191,14 @@ def read_plan(folder: Path) -> Plan:
     value = read_json(folder / PLAN)
     try:
         names, overrides, seeds = list(value["configs"]), list(value["overrides"]), list(value["seeds"])
-        ok = bool(names and seeds) and all(isinstance(item, str) for item in overrides)
-        ok = ok and all(type(seed) is int and seed >= 0 for seed in seeds)
+        is_valid = bool(names and seeds) and all(isinstance(item, str) for item in overrides)
+        is_valid = is_valid and all(type(seed) is int and seed >= 0 for seed in seeds)
     except (KeyError, TypeError):
-        ok = False
-    if not ok:
-        raise InputError(f"{folder / PLAN}: wanted {{configs, overrides, seeds}} as compare writes it; start a new one")
+        is_valid = False
+    if not is_valid:
+        raise InputError(
+            f"{folder / PLAN}: expected {{configs, overrides, seeds}} as compare writes it, got something else; start "
+            "a new comparison"
+        )
     files = {check_name(name, f"{folder / PLAN}: config"): folder / "configs" / f"{name}.yaml" for name in names}
     return Plan({name: _parse(path, overrides) for name, path in files.items()}, files, overrides, seeds)

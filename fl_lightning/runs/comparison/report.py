@@ -1,4 +1,4 @@
-"""What ``compare`` shows and writes: tables, ``comparison.json``, ``comparison.csv`` and ``comparison.png``."""
+"""The output of ``compare``: tables, ``comparison.json``, ``comparison.csv`` and ``comparison.png``."""
 
 from __future__ import annotations
 
@@ -27,27 +27,31 @@ from fl_lightning.runs.comparison.statistics import (
 )
 from fl_lightning.storage.files import write_bytes, write_json, write_text
 
-NONE = "–"
-PLOTS = "pip install 'fl_lightning[plots]'"
+UNKNOWN = "–"
+INSTALL_PLOTS = "pip install 'fl_lightning[plots]'"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of configs under seeds, as far as they have come to their end."""
+    """The finished runs of a comparison.
+
+    Attributes:
+        seeds: of each config.
+        runs: {config: {seed: results of the run}}; the first config is the reference.
+        failed: {"config, seed N": why that run failed}.
+    """
 
     seeds: Sequence[int]
     runs: Mapping[str, Mapping[int, RunMetrics]]
-    """{config: {seed: run}}; the others are compared with the first one."""
     failed: Mapping[str, str]
-    """{config and seed, in words: why that run failed}."""
 
     @property
     def first(self) -> str:
-        """The config that the others are compared with."""
+        """The reference: the config with which the others are compared."""
         return next(iter(self.runs))
 
     def differences(self) -> dict[str, Difference | None]:
-        """{config: difference to the first one}, of all but the first."""
+        """{config: difference to the first config}, without the first."""
         return {name: difference(self.runs[self.first], runs) for name, runs in self.runs.items() if name != self.first}
 
     def departments(self) -> list[str]:
@@ -69,30 +73,32 @@ def write_report(folder: Path, comparison: Comparison) -> list[str]:
     """Write the three files into a folder.
 
     Returns:
-        One line for each file that could not be made, saying what it wants.
+        One line for each file that could not be made, and how to make it.
     """
     write_json(folder / "comparison.json", as_json(comparison))
     write_text(folder / "comparison.csv", as_csv(comparison))
     picture = folder / "comparison.png"
     if not any(run.curve for runs in comparison.runs.values() for run in runs.values()):
-        return [f"{picture} was not drawn: no run has a metrics.csv with eval/loss; keep CSVLogger in logging.loggers"]
+        return [f"{picture} was not drawn: no run has eval/loss in its metrics.csv; keep CSVLogger in logging.loggers"]
     try:
         write_bytes(picture, as_png(comparison))
     except ImportError:
-        return [f"{picture} was not drawn: matplotlib is not installed; {PLOTS}, then compare --resume {folder}"]
+        return [
+            f"{picture} was not drawn: matplotlib is not installed; {INSTALL_PLOTS}, then compare --resume {folder}"
+        ]
     return []
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Every interval, and every run's figures."""
+    """All intervals, and the metrics of every run."""
     configs, differences = {}, comparison.differences()
     for name, runs in comparison.runs.items():
-        found = list(runs.values())
+        results = list(runs.values())
         configs[name] = {
             "seeds": list(runs),
-            "figures": {figure: _plain(over_seeds(found, figure)) for figure in RUN_METRICS},
+            "figures": {metric: _plain(over_seeds(results, metric)) for metric in RUN_METRICS},
             "departments": {
-                d: {figure: _plain(over_seeds(found, figure, d)) for figure in DEPARTMENT_METRICS}
+                d: {metric: _plain(over_seeds(results, metric, d)) for metric in DEPARTMENT_METRICS}
                 for d in comparison.departments()
             },
             "loss_against_first": _plain(differences.get(name)),
@@ -107,24 +113,25 @@ def _plain(value: Interval | Difference | None) -> dict[str, Any] | None:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A row for each config, seed and department; what belongs to a run stands in the rows of all its departments."""
-    of_run = RUN_METRICS[len(DEPARTMENT_METRICS) :]
+    """A row for each config, seed and department; metrics of a run are repeated in the rows of all its departments."""
+    run_metrics = RUN_METRICS[len(DEPARTMENT_METRICS) :]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["config", "seed", "department", *DEPARTMENT_METRICS, *(f"run_{name}" for name in of_run)])
+    rows.writerow(["config", "seed", "department", *DEPARTMENT_METRICS, *(f"run_{name}" for name in run_metrics)])
     for name, runs in comparison.runs.items():
         for seed, run in runs.items():
-            shared = [run.metrics[figure] for figure in of_run]
-            for department, figures in run.departments.items():
-                rows.writerow([name, seed, department, *(figures[figure] for figure in DEPARTMENT_METRICS), *shared])
+            shared = [run.metrics[metric] for metric in run_metrics]
+            for department, metrics in run.departments.items():
+                values = [metrics[metric] for metric in DEPARTMENT_METRICS]
+                rows.writerow([name, seed, department, *values, *shared])
     return text.getvalue()
 
 
 def as_png(comparison: Comparison) -> bytes:
-    """Evaluation loss over rounds, a line for each config: the mean over seeds, in a band from lowest to highest.
+    """Held-out loss over rounds, a line for each config: the mean over seeds, in a band from lowest to highest.
 
     Raises:
-        ImportError: where matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -140,7 +147,7 @@ def as_png(comparison: Comparison) -> bytes:
         (line,) = axes.plot(rounds, [fmean(values) for values in losses], marker=".", label=name)
         low, high = [min(values) for values in losses], [max(values) for values in losses]
         axes.fill_between(rounds, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="round", ylabel="held-out loss, mean over departments (nats a token)")
+    axes.set(xlabel="round", ylabel="held-out loss, mean over departments (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="mean over seeds; band: lowest to highest", alignment="left")
     data = io.BytesIO()
@@ -149,36 +156,38 @@ def as_png(comparison: Comparison) -> bytes:
 
 
 def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table]:
-    """What the adapters are worth, how their loss differs from the first config's, and what they cost."""
-    worth = _table("held-out records", ("config", "adapters"), ("loss", "perplexity", "token accuracy"))
+    """Metrics of the adapters, differences of their loss to the first config, and costs."""
+    quality = _table("held-out records", ("config", "adapters"), ("loss", "perplexity", "token accuracy"))
     for name, runs in comparison.runs.items():
-        for title, kind, figures in ((name, "departments'", GLOBAL), ("", "clients' own", PERSONAL)):
-            loss, perplexity, accuracy = (over_seeds(runs.values(), figure) for figure in figures)
-            worth.add_row(title, kind, _cell(loss, 4), _cell(perplexity, 1), _cell(accuracy, 3))
-        worth.add_section()
-    found = [worth]
+        for title, kind, metrics in ((name, "departments'", GLOBAL), ("", "clients' own", PERSONAL)):
+            loss, perplexity, accuracy = (over_seeds(runs.values(), metric) for metric in metrics)
+            quality.add_row(title, kind, _cell(loss, 4), _cell(perplexity, 1), _cell(accuracy, 3))
+        quality.add_section()
+    result = [quality]
     for name, runs in comparison.runs.items() if by_department else ():
-        own = _table(f"{name}, by department", ("department",), ("loss", "clients' own loss", "token accuracy"))
+        by_name = _table(f"{name}, by department", ("department",), ("loss", "clients' own loss", "token accuracy"))
         for department in comparison.departments():
             loss, personal, accuracy = (
-                over_seeds(runs.values(), figure, department) for figure in ("loss", "personal_loss", "token_accuracy")
+                over_seeds(runs.values(), metric, department) for metric in ("loss", "personal_loss", "token_accuracy")
             )
-            own.add_row(department, _cell(loss, 4), _cell(personal, 4), _cell(accuracy, 3))
-        found.append(own)
+            by_name.add_row(department, _cell(loss, 4), _cell(personal, 4), _cell(accuracy, 3))
+        result.append(by_name)
     if len(comparison.runs) > 1:
-        against = _table(f"loss against {comparison.first}", ("config",), ("difference", "pairs"))
+        differences = _table(f"loss against {comparison.first}", ("config",), ("difference", "pairs"))
         for name, gap in comparison.differences().items():
-            pairs = NONE if gap is None else f"{gap.interval.n} {gap.pairs if gap.interval.n > 1 else gap.pairs[:-1]}"
-            against.add_row(name, _cell(gap.interval if gap else None, 4, sign="+"), pairs)
-        found.append(against)
+            pairs = (
+                UNKNOWN if gap is None else f"{gap.interval.n} {gap.pairs if gap.interval.n > 1 else gap.pairs[:-1]}"
+            )
+            differences.add_row(name, _cell(gap.interval if gap else None, 4, sign="+"), pairs)
+        result.append(differences)
     cost = _table("cost and clusters", ("config",), ("KiB up", "KiB down", "seconds", "clusters", "ARI"))
     for name, runs in comparison.runs.items():
         up, down, seconds, clusters, ari = (
-            over_seeds(runs.values(), figure) for figure in ("bytes_up", "bytes_down", "seconds", "clusters", "ari")
+            over_seeds(runs.values(), metric) for metric in ("bytes_up", "bytes_down", "seconds", "clusters", "ari")
         )
         sizes = _number(up, 0, 1024), _number(down, 0, 1024)
         cost.add_row(name, *sizes, _number(seconds, 0), _number(clusters, 1), _cell(ari, 2))
-    return [*found, cost]
+    return [*result, cost]
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -192,28 +201,30 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _cell(value: Interval | None, digits: int, sign: str = "") -> str:
     if value is None:
-        return NONE
-    half = NONE if value.half_width is None else f"{value.half_width:.{digits}f}"
-    return f"{value.mean:{sign}.{digits}f} ± {half}"
+        return UNKNOWN
+    half_width = UNKNOWN if value.half_width is None else f"{value.half_width:.{digits}f}"
+    return f"{value.mean:{sign}.{digits}f} ± {half_width}"
 
 
 def _number(value: Interval | None, digits: int, unit: int = 1) -> str:
-    return NONE if value is None else f"{value.mean / unit:,.{digits}f}"
+    return UNKNOWN if value is None else f"{value.mean / unit:,.{digits}f}"
 
 
 def footer(comparison: Comparison) -> list[str]:
-    """What the tables mean, line by line."""
+    """Explanations of the tables, line by line."""
     seeds = ", ".join(map(str, comparison.seeds))
-    lines = [f"Means over seeds {seeds}, ± half a 95 % t-interval; {NONE} where there is none, as with one seed."]
-    lines += ["At each seed the partition of the data is the same for all configs; only the seed differs between runs."]
+    lines = [f"Means over seeds {seeds}, ± half a 95 % t-interval ({UNKNOWN} if unknown, as with one seed)."]
+    lines += ["For each seed, the partition of the data is the same for all configs."]
     for name, runs in comparison.runs.items():
         if len(runs) < len(comparison.seeds):
-            lines.append(f"{name}: {len(runs)} of {len(comparison.seeds)} runs came to their end.")
-    lines += ["KiB are of adapters that travelled, over all rounds and both levels; seconds include loading."]
-    found = {gap.pairs for gap in comparison.differences().values() if gap is not None}
-    if "seeds" in found:
-        lines.append("Differences (below 0 is better) are paired by seed, losses averaged over departments first.")
-    if "departments" in found:
-        why = f"with fewer than {MIN_SEEDS} seeds, losses averaged over seeds first"
-        lines.append(f"Differences (below 0 is better) are paired by department, {why}.")
-    return [*lines, *(f"{run} failed: {why}" for run, why in comparison.failed.items())]
+            lines.append(f"{name}: {len(runs)} of {len(comparison.seeds)} runs are finished.")
+    lines += ["KiB: adapters sent in all rounds at both levels; seconds include loading."]
+    pairs = {gap.pairs for gap in comparison.differences().values() if gap is not None}
+    if "seeds" in pairs:
+        lines.append("Differences (below 0 is better) are paired by seed, with losses averaged over departments.")
+    if "departments" in pairs:
+        reason = f"there are fewer than {MIN_SEEDS} seeds"
+        lines.append(
+            f"Differences (below 0 is better) are paired by department, with losses averaged over seeds: {reason}."
+        )
+    return [*lines, *(f"{run} failed: {reason}" for run, reason in comparison.failed.items())]

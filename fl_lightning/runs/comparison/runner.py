@@ -1,9 +1,9 @@
-"""Runs of a comparison, one after another in this process, each as ``fit`` does it; what is finished is passed over.
+"""Run a comparison: one run after another in this process, as ``fit`` does it; finished runs are skipped.
 
     <folder>/<name>/seed_S/version_0     the run folder
     <folder>/<name>/seed_S/run.json      how the run ended and how long it took
 
-Seeds go from the first to the last with all configs at each, so that an early end leaves whole pairs.
+All configs run with the first seed, then with the second, and so on: an interrupted comparison has complete pairs.
 """
 
 from __future__ import annotations
@@ -33,41 +33,42 @@ from fl_lightning.storage.run_folder import CONFIG, check_output, locked
 
 log = logging.getLogger(__name__)
 
-RUN = "run.json"
+RESULT = "run.json"
+RUN_FOLDER = "version_0"
 
 
-def check(plan: Plan, root: Path) -> None:
+def check_plan(plan: Plan, root: Path) -> None:
     """Check every config against its data, its model and this machine, without writing anything.
 
     Raises:
-        InputError: naming the config.
+        InputError: if one does not fit; the message names its file.
     """
     check_output(root)
     for name, config in plan.configs.items():
-        alone = replace(config.fabric, devices=1, parallelism="clients", strategy="auto")
+        single_device = replace(config.fabric, devices=1, parallelism="clients", strategy="auto")
         try:
-            build_components(replace(config, output=str(root), fabric=alone))
+            build_components(replace(config, output=str(root), fabric=single_device))
         except InputError as error:
             raise InputError(f"{plan.files[name]}: {error}") from error
         gc.collect()
 
 
 def run_all(folder: Path, plan: Plan, *, new: bool) -> Comparison:
-    """Run what is not finished. A run that fails is noted and the others go on.
+    """Run all runs that are not finished. A failed run is recorded, and the next one starts.
 
     Args:
         folder: of the comparison.
-        plan: what it is made of.
-        new: whether the folder was made just now; it is removed if already the first run is refused.
+        plan: of the comparison.
+        new: whether the folder is new; it is removed if the first run is refused for bad input.
 
     Raises:
-        InputError: if a run is refused, or another process is at work in the folder.
-        Stopped: by a signal; the folder can be gone on with.
+        InputError: if a run is refused for bad input, or another process uses the folder.
+        Stopped: by a signal; the comparison can be resumed.
     """
     todo = [(seed, name) for seed in plan.seeds for name in plan.configs]
     with locked(folder):
         for number, (seed, name) in enumerate(todo, 1):
-            if _is_finished(folder, name, seed):
+            if _is_finished(folder / name / f"seed_{seed}"):
                 continue
             log.info("run %d of %d: %s, seed %d", number, len(todo), name, seed)
             try:
@@ -80,7 +81,7 @@ def run_all(folder: Path, plan: Plan, *, new: bool) -> Comparison:
 
 
 def collect(folder: Path, plan: Plan) -> Comparison:
-    """The figures of all runs that are finished.
+    """The results of all finished runs.
 
     Raises:
         InputError: if a run's files are not as ``fit`` writes them.
@@ -90,62 +91,64 @@ def collect(folder: Path, plan: Plan) -> Comparison:
     for name, config in plan.configs.items():
         truth = true_clusters(config.data.root)
         for seed in plan.seeds:
-            note = _note(folder / name / f"seed_{seed}")
-            if _is_finished(folder, name, seed):
-                version = folder / name / f"seed_{seed}" / "version_0"
-                seconds = note.get("seconds")
-                runs[name][seed] = read_run_metrics(version, config.federation.rounds, seconds=seconds, truth=truth)
-            elif note.get("state") == "failed":
-                failed[f"{name}, seed {seed}"] = str(note.get("reason"))
+            output = folder / name / f"seed_{seed}"
+            result = _read_result(output)
+            if _is_finished(output):
+                seconds, rounds = result.get("seconds"), config.federation.rounds
+                runs[name][seed] = read_run_metrics(output / RUN_FOLDER, rounds, seconds=seconds, truth=truth)
+            elif result.get("state") == "failed":
+                failed[f"{name}, seed {seed}"] = str(result.get("reason"))
     return Comparison(plan.seeds, runs, failed)
 
 
 def _run(folder: Path, plan: Plan, name: str, seed: int) -> None:
-    """One run, from its start or from where it stopped, and the note of how it ended."""
-    place = folder / name / f"seed_{seed}"
-    config = replace(plan.configs[name], seed=seed, output=str(place))
-    resume = place / "version_0" if (place / "version_0" / CONFIG).is_file() else None
-    before = _note(place)
-    # A run that was killed left no note: nobody knows how long it had taken.
-    spent = before.get("seconds") if resume else 0.0
-    (place / RUN).unlink(missing_ok=True)
-    started = time.perf_counter()
+    """Start or resume one run, and record how it ended."""
+    output = folder / name / f"seed_{seed}"
+    config = replace(plan.configs[name], seed=seed, output=str(output))
+    resume = output / RUN_FOLDER if (output / RUN_FOLDER / CONFIG).is_file() else None
+    earlier = _read_result(output)
+    # A killed run has recorded no result, so its seconds are unknown.
+    earlier_seconds = earlier.get("seconds") if resume else 0.0
+    (output / RESULT).unlink(missing_ok=True)
+    start = time.perf_counter()
 
-    def note(state: str, reason: str | None = None) -> None:
-        seconds = None if spent is None else spent + time.perf_counter() - started
-        write_json(place / RUN, {"state": state, "seconds": seconds, "reason": reason})
+    def record(state: str, reason: str | None = None) -> None:
+        seconds = None if earlier_seconds is None else earlier_seconds + time.perf_counter() - start
+        write_json(output / RESULT, {"state": state, "seconds": seconds, "reason": reason})
 
     command = ["--resume", str(resume)] if resume else ["--config", str(folder / "configs" / f"{name}.yaml")]
-    command += [] if resume else [*plan.overrides, "--seed", str(seed), "--output", str(place)]
-    console = None if sys.stderr.isatty() else Console(quiet=True)  # bars and tables of rounds are for who looks on
+    command += [] if resume else [*plan.overrides, "--seed", str(seed), "--output", str(output)]
+    console = None if sys.stderr.isatty() else Console(quiet=True)  # progress is shown on a terminal only
     try:
         with launch.started(config.fabric.devices, ["fit", *command]):
             fitting.fit(config, resume=resume, console=console)
-        note("finished")
+        record("finished")
     except RunError as error:
-        note("failed", " ".join(str(error).split()))
+        record("failed", " ".join(str(error).split()))
         log.error("%s, seed %d failed: %s", name, seed, error)
     except InputError:
-        if before:
-            write_json(place / RUN, before)
+        if earlier:
+            write_json(output / RESULT, earlier)
         raise
     except signals.Stopped:
-        if place.is_dir():
-            note("stopped")
+        if output.is_dir():
+            record("stopped")
         raise
     finally:
-        if torch.distributed.is_initialized():  # with processes that are gone; the next run has others
+        if torch.distributed.is_initialized():  # its other processes have ended; the next run has new ones
             torch.distributed.destroy_process_group()
-        gc.collect()  # models hold on to themselves in circles; a GPU has no room for two
+        gc.collect()  # models are in reference cycles, and a GPU may not have room for two
 
 
-def _is_finished(folder: Path, name: str, seed: int) -> bool:
-    place = folder / name / f"seed_{seed}"
-    return _note(place).get("state") == "finished" and (place / "version_0" / "federated_eval.json").is_file()
+def _is_finished(output: Path) -> bool:
+    is_evaluated = (output / RUN_FOLDER / "federated_eval.json").is_file()
+    return _read_result(output).get("state") == "finished" and is_evaluated
 
 
-def _note(place: Path) -> dict[str, Any]:
-    value = read_json(place / RUN) if (place / RUN).is_file() else {}
+def _read_result(output: Path) -> dict[str, Any]:
+    """{state, seconds, reason} of a run; empty if it has not ended."""
+    path = output / RESULT
+    value = read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
-        raise InputError(f"{place / RUN}: got {type(value).__name__}, wanted {{state, seconds}}; remove it")
+        raise InputError(f"{path}: expected {{state, seconds}}, got {type(value).__name__}; remove the file")
     return value

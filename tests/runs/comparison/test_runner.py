@@ -17,7 +17,7 @@ from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.runs import fit as fitting
-from fl_lightning.runs.comparison.plan import find_comparison, make_plan, names_of, read_plan, split_configs
+from fl_lightning.runs.comparison.plan import config_names, find_comparison, make_plan, read_plan, split_configs
 from fl_lightning.storage.run_folder import locked
 
 FEDAVG = "training: {learning_rate: 5.0e-3}\nfederation: {combiner: fedavg, dept_clusters: {enabled: false}}\n"
@@ -87,8 +87,8 @@ def test_files_after_config_end_at_the_next_flag():
 
 def test_names_are_distinct_safe_and_not_those_of_other_files():
     paths = ["x/a.yaml", "y/a.yaml", "a_2.yaml", "a b.yaml", ".yaml", "compare.json.yaml", "configs.yaml", "é.yaml"]
-    assert names_of(paths) == ["a", "a_2", "a_2_2", "a_b", "yaml", "compare.json_2", "configs_2", "_"]
-    assert len(names_of(["n" * 250])[0]) == 80
+    assert config_names(paths) == ["a", "a_2", "a_2_2", "a_b", "yaml", "compare.json_2", "configs_2", "_"]
+    assert len(config_names(["n" * 250])[0]) == 80
 
 
 def test_overrides_and_seeds_go_to_all_configs(configs):
@@ -120,23 +120,26 @@ def refused(argv, words, folder, capfd):
     [
         ("", ["no --config"]),
         ("a.yaml", ["no --config"]),
-        ("--config", ["--config: no value"]),
-        ("--config {tmp}/a.yaml --config= --rounds 1", ["--config: no value"]),
+        ("--config", ["--config: expected", "got no value"]),
+        ("--config {tmp}/a.yaml --config= --rounds 1", ["--config: expected", "got no value"]),
         ("--config {tmp}/a.yaml {tmp}/none.yaml", ["{tmp}/none.yaml", "cannot be read"]),
         ("--config {tmp}/a.yaml {tmp}/bad.yaml", ["{tmp}/bad.yaml:2", "federation.rounds", "many"]),
         ("--config {tmp}/a.yaml {tmp}/high.yaml --lora.r=0", ["lora.r", "at least 1"]),
-        ("--config {tmp}/a.yaml --seeds 0", ["--seeds: got '0'", "at least 1"]),
-        ("--config {tmp}/a.yaml --seeds two", ["--seeds: got 'two'"]),
+        ("--config {tmp}/a.yaml --seeds 0", ["--seeds: expected", "1 or more, got '0'"]),
+        ("--config {tmp}/a.yaml --seeds two", ["--seeds: expected", "got 'two'"]),
         ("--config {tmp}/a.yaml --seeds", ["--seeds: no value"]),
         ("--config {tmp}/a.yaml --seeds 2 --zzz 3", ["unknown argument --zzz"]),
         ("--config {tmp}/a.yaml {tmp}/data.yaml", ["{tmp}/data.yaml: data.root", "elsewhere", "{tmp}/a.yaml"]),
-        ("--config {tmp}/a.yaml {tmp}/seed.yaml", ["{tmp}/seed.yaml: seed: got 7", "1234", "--seed"]),
-        ("--config {tmp}/a.yaml --fabric.num_nodes=2", ["{tmp}/a.yaml: fabric.num_nodes: got 2"]),
+        ("--config {tmp}/a.yaml {tmp}/seed.yaml", ["{tmp}/seed.yaml: seed: expected 1234", "got 7", "--seed"]),
+        (
+            "--config {tmp}/a.yaml --fabric.num_nodes=2",
+            ["{tmp}/a.yaml: fabric.num_nodes: expected 1 and no torchrun, got 2"],
+        ),
         ("--config {tmp}/a.yaml {tmp}/high.yaml --data {tmp}/none", ["{tmp}/a.yaml: data.root", "{tmp}/none"]),
         ("--config {tmp}/a.yaml --output {tmp}/a.yaml", ["output: {tmp}/a.yaml is a file"]),
         ("--resume last", ["--resume last", "{tmp}/out"]),
-        ("--resume {tmp}/none", ["{tmp}/none", "no compare.json"]),
-        ("--resume {tmp}", ["no compare.json"]),
+        ("--resume {tmp}/none", ["{tmp}/none", "without compare.json"]),
+        ("--resume {tmp}", ["without compare.json"]),
         ("--resume", ["--resume: no value"]),
         ("--resume last --rounds 3", ["--rounds", "--by-department"]),
         ("--resume {tmp}/odd", ["{tmp}/odd/compare.json"]),

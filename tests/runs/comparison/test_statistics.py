@@ -281,4 +281,4 @@ def test_without_metrics_one_line_says_what_is_missing(comparison, tmp_path, cap
         for name, of in comparison.runs.items()
     }
     show(tmp_path / "out", Comparison([1, 2], runs, {}))
-    assert "no run has a metrics.csv" in capsys.readouterr().out
+    assert "no run has eval/loss in its metrics.csv" in capsys.readouterr().out
