@@ -6,7 +6,7 @@ between rounds) and `trainer.report` (what happened in this one); only `Federate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,8 +70,20 @@ class FederatedCallback:
         """Take {round: record} of the rounds up to a checkpoint, after `load_state_dict`."""
 
 
-def keeps_state(callback: FederatedCallback) -> bool:
-    """Whether a callback writes anything into checkpoints, under its `state_key`."""
-    return any(
-        getattr(type(callback), name) is not getattr(FederatedCallback, name) for name in ("state_dict", "round_record")
-    )
+def check_state_keys(callbacks: Iterable[FederatedCallback]) -> None:
+    """Check that no two callbacks would write their state or records under one key.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    keys: set[str] = set()
+    for callback in callbacks:
+        names = ("state_dict", "round_record")
+        if all(getattr(type(callback), name) is getattr(FederatedCallback, name) for name in names):
+            continue
+        if callback.state_key in keys:
+            raise ValueError(
+                f"callbacks: expected one state_key for each callback that keeps state, got {callback.state_key!r} "
+                "twice; override state_key in one of them"
+            )
+        keys.add(callback.state_key)

@@ -12,7 +12,6 @@ import torch
 from fl_lightning.aggregation.department import NextState, Release, next_state
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.aggregation.robust.krum import clients_wanted
-from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import Received, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import cluster_aware_average_selected
@@ -42,14 +41,14 @@ class FederatedRound(FederatedCallback):
     """Takes the clients' updates one by one and makes the next federation state of them.
 
     Args:
-        config: the ``federation`` block.
-        seed: the run seed; clusterings draw from seeds hashed from it and the round.
+        config: the ``federation`` block; None takes that of the trainer.
+        seed: the run seed; None takes that of the trainer. Clusterings draw from seeds hashed from it and the round.
+
+    The trainer refuses a config or seed that differs from its own.
     """
 
-    def __init__(self, config: FederationConfig | None = None, *, seed: int = 1234) -> None:
-        self.config = config or FederationConfig()
-        self.policy = share_policy(self.config.share)
-        self.seed = seed
+    def __init__(self, config: FederationConfig | None = None, *, seed: int | None = None) -> None:
+        self.config, self.seed = config, seed
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
         self._received = Received()
         self._heard: list[str] = []
@@ -59,19 +58,19 @@ class FederatedRound(FederatedCallback):
         """Many clients' states go to disk; an account of privacy is opened, or goes on."""
         if len(trainer.data) > MAX_IN_MEMORY:
             self._keep = OffloadFolder(trainer.run_folder).store
-        if self.config.guard.name == "dp" and trainer.federation.privacy is None:
-            numbers, departments = self.config.privacy, trainer.federation.departments
+        if trainer.federation_config.guard.name == "dp" and trainer.federation.privacy is None:
+            numbers, departments = trainer.federation_config.privacy, trainer.federation.departments
             ledger = Ledger.begin(departments, numbers.clip, numbers.noise_seed)
             trainer.federation = replace(trainer.federation, privacy=ledger)
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Forget the round before and count what goes down to the clients."""
         self._received, self._heard = Received(self._keep), []
-        departments = {task.department for task in tasks} if self.policy.pools else trainer.federation.departments
+        departments = {task.department for task in tasks} if trainer.policy.pools else trainer.federation.departments
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
-        sent = self.policy.sends(trainer.round_num)
+        sent = trainer.policy.sends(trainer.round_num)
         down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen_product) for task in tasks)
-        report.bytes_sent = {"client/up": 0, "client/down": 0 if self.policy.pools else down}
+        report.bytes_sent = {"client/up": 0, "client/down": 0 if trainer.policy.pools else down}
         trainer.report = report
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -79,37 +78,38 @@ class FederatedRound(FederatedCallback):
         department, client = update.client_id.split("/", 1)
         report = trainer.report.departments[department]
         task = trainer.tasks[update.client_id]
-        limit = self.config.max_update_norm * norm(trainer.federation.initial)
+        limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)
         problem = problem_with_update(update, task, limit)
         if problem is not None:
             report.rejected[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
             return
-        sends, sent = self.policy.sends(trainer.round_num), trainer.report.bytes_sent
+        sends, sent = trainer.policy.sends(trainer.round_num), trainer.report.bytes_sent
         shared = select(update.state, sends)
-        if not self.policy.pools:  # else records have travelled, and no adapter does
+        if not trainer.policy.pools:  # else records have travelled, and no adapter does
             sent[update.client_id] = num_bytes(shared)
             sent["client/up"] += num_bytes(shared)
-        self._received.add(update, sends=sends, keeps=self.policy.keeps)
-        by_factors = self.config.combiner not in KEEP_PRODUCTS and not self.policy.pools
+        self._received.add(update, sends=sends, keeps=trainer.policy.keeps)
+        by_factors = trainer.federation_config.combiner not in KEEP_PRODUCTS and not trainer.policy.pools
         origin = trainer.federation.departments[department] if by_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
+        config = trainer.federation_config
         self._received.arrange(trainer.tasks)
-        if self.config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
+        if config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
             self._heard = sorted({task.department for task in trainer.tasks.values()})
         else:
-            self._heard = self._large_enough(trainer.report)
+            self._heard = self._large_enough(trainer)
         if not self._heard:
             raise RunError(
                 f"round {trainer.round_num}: no valid update from enough clients of any department "
-                f"(federation.min_clients: {self.config.min_clients}), guard {self.config.guard.name}; the state of "
+                f"(federation.min_clients: {config.min_clients}), guard {config.guard.name}; the state of "
                 f"round {trainer.federation.round_num} stands. The log names each client's reason"
             )
         before = trainer.federation
-        if self.policy.pools:
+        if trainer.policy.pools:
             (own,) = self._received.shared.values()
             after = replace(before, departments={department: dict(own) for department in before.departments})
         else:
@@ -121,9 +121,15 @@ class FederatedRound(FederatedCallback):
         trainer.federation = after
         self._received = Received()
 
-    def _large_enough(self, report: RoundReport) -> list[str]:
+    def _large_enough(self, trainer: FederatedTrainer) -> list[str]:
         """Departments with enough valid updates; the others keep their state, as if nobody had been asked."""
-        guard, needed, key = self.config.guard, self.config.min_clients, "federation.min_clients"
+        config = trainer.federation_config
+        report = trainer.report
+        guard, needed, key = (
+            config.guard,
+            config.min_clients,
+            "federation.min_clients",
+        )
         if guard.name in ("krum", "multi_krum") and clients_wanted(guard.f) > needed:
             needed, key = clients_wanted(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
         for department in self._received.departments:
@@ -140,7 +146,7 @@ class FederatedRound(FederatedCallback):
     def _aggregate(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
         report = trainer.report
-        sent = self.policy.sends(report.round_num)
+        sent = trainer.policy.sends(report.round_num)
         received = self._received
         examples = {**state.examples, **received.examples}
         personal = {**state.personal, **received.personal}
@@ -153,13 +159,13 @@ class FederatedRound(FederatedCallback):
             updates, facts = {c: received.shared[c] for c in clients}, {c: received.facts[c] for c in clients}
             memory, measured = state.optimizer_states.get(department, {}), {}
             asked = [client_id for client_id, task in trainer.tasks.items() if task.department == department]
-            if self.config.weighting == "contribution":
+            if trainer.federation_config.weighting == "contribution":
                 ids = [client_id for client_id, client in trainer.data.items() if client.department == department]
                 whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
                 measured = {"loss_with": whole, "loss_without": without}
             try:
                 after = next_state(
-                    self.config, report.round_num, previous, updates, facts, memory, measured,
+                    trainer.federation_config, report.round_num, previous, updates, facts, memory, measured,
                     product=state.products.get(department),
                     gains={c: trainer.tasks[c].relative_scaling for c in clients},
                     release=None if ledger is None else Release(
@@ -170,10 +176,10 @@ class FederatedRound(FederatedCallback):
                 raise RunError(f"round {report.round_num}: {department}: {error}") from error
             departments[department] = {**state.departments[department], **after.state}
             if ledger is not None and after.clip is not None:
-                numbers, own.clip = self.config.privacy, ledger.clips[department]
+                numbers, own.clip = trainer.federation_config.privacy, ledger.clips[department]
                 ledger = ledger.released(department, asked, after.clip)
                 own.epsilon = ledger.epsilon(department, numbers.noise_multiplier, numbers.delta)
-            elif self.policy.keeps != "none":
+            elif trainer.policy.keeps != "none":
                 departments[department].update(mean_personal(personal, examples, members.get(department, ())))
             if after.memory:
                 server[department] = after.memory
@@ -195,8 +201,8 @@ class FederatedRound(FederatedCallback):
         own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
         shared = self._received.shared
         heard = {client_id: shared[client_id] for client_id in after.weights}
-        measured = self.config.measure_error and bool(heard) and before.privacy is None
-        if self.config.combiner in KEEP_PRODUCTS:
+        measured = trainer.federation_config.measure_error and bool(heard) and before.privacy is None
+        if trainer.federation_config.combiner in KEEP_PRODUCTS:
             adapter = side_by_side([after.state, after.product])
             own.moved = product_distance(adapter, before.adapter(department))
             if measured:
@@ -206,14 +212,14 @@ class FederatedRound(FederatedCallback):
             return
         own.moved = distance(after.state, before.departments[department])
         own.drift = {c: distance(after.state, shared[f"{department}/{c}"]) for c in own.residual_norms}
-        if measured and self.policy.sends(trainer.round_num) == "all":
+        if measured and trainer.policy.sends(trainer.round_num) == "all":
             off = averaging_error(heard, after.weights, 1.0)
             own.aggregation_error, own.layer_errors = off.overall, off.layers
 
     def _client_clusters(self, state: FederationState, trainer: FederatedTrainer) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""
         report = trainer.report
-        clusters, sent = self.config.client_clusters, self.policy.sends(report.round_num)
+        clusters, sent = trainer.federation_config.client_clusters, trainer.policy.sends(report.round_num)
         if clusters.num_clusters == 1:
             return {}
         starts = dict(state.client_starts)
@@ -227,7 +233,7 @@ class FederatedRound(FederatedCallback):
                     "federation.client_clusters.num_clusters %d is more than the clients of %s; clamped to %d",
                     clusters.num_clusters, department, len(clients),
                 )  # fmt: skip
-            seed = derive_seed(self.seed, "client_clusters", report.round_num, department)
+            seed = derive_seed(trainer.seed, "client_clusters", report.round_num, department)
             new, assignments = cluster_aware_average_selected(
                 clients,
                 self._received.examples,
@@ -252,16 +258,16 @@ class FederatedRound(FederatedCallback):
         weights = {d: 1.0 if state.privacy else float(counts[d]) for d in counts if d in self._heard}
         try:
             level = step_all(
-                self.config.dept_clusters,
+                trainer.federation_config.dept_clusters,
                 trainer.tree,
                 {department: state.departments[department] for department in weights},
                 weights,
                 groups=state.groups,
-                momentum=self.config.hierarchy.momentum,
+                momentum=trainer.federation_config.hierarchy.momentum,
                 previous=state.cluster_assignments,
                 memory=state.clustering_memory,
                 evidence=lambda members: self._evidence(trainer, state, members),
-                seed=lambda group: derive_seed(self.seed, "dept_clusters", report.round_num, *filter(None, [group])),
+                seed=lambda group: derive_seed(trainer.seed, "dept_clusters", report.round_num, *filter(None, [group])),
             )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
@@ -281,7 +287,7 @@ class FederatedRound(FederatedCallback):
         self, trainer: FederatedTrainer, state: FederationState, members: Mapping[str, LoraState]
     ) -> Evidence:
         """What the members of a group are compared by, as far as the config wants it."""
-        clusters, losses = self.config.dept_clusters, None
+        clusters, losses = trainer.federation_config.dept_clusters, None
         owners = {department: member for member in members for department in trainer.tree.departments(member)}
         moves: dict[str, LoraState] = {}
         weights: dict[str, float] = {}

@@ -19,7 +19,6 @@ from rich.progress import (
 from rich.table import Table
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.callbacks.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientTask, ClientUpdate
@@ -115,12 +114,10 @@ class RichProgress(FederatedCallback):
 
 
 def _losses(trainer: FederatedTrainer) -> dict[str, float]:
-    """{department or group: loss}."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, Evaluation):
-            groups = {group: values["final"] for group, values in callback.groups.items()}
-            return {name: values["loss"] for name, values in {**callback.final, **groups}.items()}
-    return {}
+    """{department or group: held-out loss} in the newest row."""
+    _, row = (trainer.rows() or [(0, {})])[-1]
+    names = (*trainer.federation.departments, *trainer.tree.groups)
+    return {name: row[key] for name in names if (key := f"{name}/eval/loss") in row}
 
 
 def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: float) -> Table:

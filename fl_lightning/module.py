@@ -42,8 +42,8 @@ class LoraClientModule(L.LightningModule):
 
     Args:
         model: a PEFT causal language model, see `create_lora_model`.
-        learning_rate: of AdamW, constant.
-        weight_decay: of AdamW.
+        learning_rate: of AdamW, constant; None takes that of the trainer's `TrainingConfig`, or 2e-4 without one.
+        weight_decay: of AdamW; None takes that of the trainer's `TrainingConfig`, or 0 without one.
 
     Example:
         >>> import torch
@@ -57,14 +57,15 @@ class LoraClientModule(L.LightningModule):
         True
     """
 
-    def __init__(self, model: Any, *, learning_rate: float = 2e-4, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: Any, *, learning_rate: float | None = None, weight_decay: float | None = None) -> None:
         super().__init__()
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate: got {learning_rate}, wanted a number above 0")
+        if learning_rate is not None and not learning_rate > 0:
+            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         self.model = model
         use_packed_attention(self._base())
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self._given_rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        self.learning_rate = 2e-4 if learning_rate is None else learning_rate
+        self.weight_decay = 0.0 if weight_decay is None else weight_decay
         self._last_loss: torch.Tensor | None = None
 
     def _base(self) -> Any:
@@ -91,6 +92,20 @@ class LoraClientModule(L.LightningModule):
             correct,
             torch.tensor(batch.client_targets, device=losses.device),
         )
+
+    def set_rates(self, learning_rate: float, weight_decay: float) -> None:
+        """Train with the rates of a `TrainingConfig`.
+
+        Raises:
+            ValueError: if the module was made with other rates.
+        """
+        for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+            if self._given_rates[name] not in (None, value):
+                raise ValueError(
+                    f"training.{name}: expected {self._given_rates[name]}, with which the module was made, "
+                    f"got {value}; give {name} to TrainingConfig only"
+                )
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
     @torch.no_grad()
     def check_packing(self) -> None:

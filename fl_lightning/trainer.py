@@ -1,55 +1,59 @@
-"""The federated run: rounds × clients, calling hooks."""
+"""The federated run: rounds of client fits, with hooks between them."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from lightning.fabric import Fabric
 
 from fl_lightning import signals
 from fl_lightning.aggregation.products.department_product import Starts
-from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.aggregation.sharing import SharePolicy, share_policy
+from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
-from fl_lightning.config import FederationConfig, LoraConfig, TrainingConfig
+from fl_lightning.config import FederationConfig, LoraConfig, RunConfig, TrainingConfig
 from fl_lightning.config.compatibility import check_compatible
-from fl_lightning.data.client_data import POOL, ClientData, pooled
+from fl_lightning.data.client_data import CENTRAL_CLIENT, ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientTransport
 from fl_lightning.federation.round_report import RoundReport
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.training.client_sampling import sample_clients
-from fl_lightning.training.local_clients import LocalClients
-from fl_lightning.training.worker_processes import Parallelism, SeveralProcesses, Shard, on_own_device
+from fl_lightning.training.clients import make_clients
+from fl_lightning.training.worker_processes import SeveralProcesses
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 class FederatedTrainer:
     """Runs federated rounds and calls the callbacks' hooks.
 
     Args:
-        fabric: Lightning Fabric, with its loggers; a plain one on the best device where None.
-        callbacks: in the order in which their hooks run; a `FederatedRound` is put first if there is none.
-        federation: the ``federation`` block.
-        training: the ``training`` block.
-        lora: the ``lora`` block, for the profiles in it; the model's own rank and scale for everybody where None.
-        seed: the run seed.
-        run_folder: where callbacks write, by way of `writer`; None for a run that writes nothing.
+        fabric: Lightning Fabric, with its loggers; None makes one on the best device.
+        callbacks: in the order in which their hooks run; a `FederatedRound` is moved to the front, or added.
+        federation: the ``federation`` block; None takes that of the `FederatedRound`, or the defaults.
+        training: the ``training`` block for the clients of this process; None takes the defaults with the module's
+            learning rate and weight decay.
+        lora: the ``lora`` block, for its profiles; None gives every client the model's own rank and scaling.
+        seed: the run seed; None takes that of the `FederatedRound`, or the default.
+        run_folder: in which callbacks write through `writer`; None writes nothing.
 
     Raises:
-        ValueError: if there is more than one `FederatedRound`.
-        InputError: if choices of `federation` and `lora` do not go together.
+        ValueError: if there are two `FederatedRound`, if the one there has another config or seed than the trainer, or
+            if two callbacks would write their state under one key.
+        InputError: if `federation` or `lora` combine choices that are incompatible.
 
     Example:
         >>> import torch
@@ -70,22 +74,25 @@ class FederatedTrainer:
         federation: FederationConfig | None = None,
         training: TrainingConfig | None = None,
         lora: LoraConfig | None = None,
-        seed: int = 1234,
+        seed: int | None = None,
         run_folder: Path | None = None,
     ) -> None:
-        self.federation_config = federation or FederationConfig()
-        self.training = training or TrainingConfig()
+        rounds = [callback for callback in callbacks if isinstance(callback, FederatedRound)]
+        if len(rounds) > 1:
+            raise ValueError(
+                f"callbacks: expected at most one FederatedRound, since one alone writes the state, got {len(rounds)}"
+            )
+        writer = rounds[0] if rounds else FederatedRound()
+        self.federation_config = _agreed("federation", federation, writer.config) or FederationConfig()
+        run_seed = _agreed("seed", seed, writer.seed)
+        self.seed = RunConfig.seed if run_seed is None else run_seed
+        self.training = training
         self.lora = lora or LoraConfig()
         check_compatible(self.federation_config, self.lora)
-        self.policy = share_policy(self.federation_config.share)
-        self.seed = seed
         self.run_folder = run_folder
         self.fabric = fabric or Fabric(accelerator="auto", devices=1)
-        rounds = [c for c in callbacks if isinstance(c, FederatedRound)]
-        if len(rounds) > 1:
-            raise ValueError(f"callbacks: got {len(rounds)} FederatedRound, wanted at most one writer of the state")
-        writer = rounds[0] if rounds else FederatedRound(self.federation_config, seed=seed)
         self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
+        check_state_keys(self.callbacks)
         self.writer = BackgroundWriter()
         self.journal = Journal(None, self.writer)
         self.round_num = 0
@@ -98,6 +105,11 @@ class FederatedTrainer:
         self.report: RoundReport
         self.module: LoraClientModule
         self.clients: ClientTransport
+
+    @property
+    def policy(self) -> SharePolicy:
+        """Which factors are trained, shared and kept by the clients."""
+        return share_policy(self.federation_config.share)
 
     def fit(
         self,
@@ -112,27 +124,27 @@ class FederatedTrainer:
         """Run the rounds.
 
         Args:
-            module: around the PEFT model whose adapter is everybody's start.
+            module: around the PEFT model; its adapter is the common start.
             datamodule: a `FederatedDataModule`, or {client_id: ClientData}.
-            clients: where updates come from; the clients in this process where None.
+            clients: train and evaluate; None takes the clients in this process.
             resume_from: the state after the last complete round.
-            history: the rows logged up to there; they are logged again, since loggers start a resumed run afresh.
-            journal: keeps what a round has worked out until its checkpoint is written; None keeps nothing.
+            history: the rows logged before; they are logged again, since loggers of a resumed run start empty.
+            journal: keeps the results of a round until its checkpoint is written; None keeps nothing.
 
         Returns:
             The state after the last round.
 
         Raises:
             RunError: if a round gets no valid update.
-            InputError: if a profile or a group names somebody who is not in the data.
+            InputError: if a profile or a group names a client or department that is not in the data.
+            ValueError: if `training` and the module were given different rates.
         """
         self.module = module
         self.journal = journal or Journal(None, self.writer)
         self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
         self.fabric.launch()
         self.lora.check_names(self.data)
-        pools = self.policy.pools
-        self.clients = clients or make_clients(self.fabric, module, self.data, self.training, pools=pools)
+        self.clients = clients or self._make_clients()
         departments = {client.department for client in self.data.values()}
         self.tree = Tree.of(self.federation_config.hierarchy.groups, departments)
         if resume_from is None:
@@ -156,7 +168,13 @@ class FederatedTrainer:
             self.clients.stop([*factors, *(self.federation.products.get(name, {}) for name in sorted(departments))])
         return self.federation
 
+    def _make_clients(self) -> ClientTransport:
+        module = self.module
+        training = self.training or TrainingConfig(learning_rate=module.learning_rate, weight_decay=module.weight_decay)
+        return make_clients(self.fabric, module, self.data, training, is_central=self.policy.pools)
+
     def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        error: BaseException | None = None
         try:
             for step, row in history:
                 self.log(row)
@@ -167,20 +185,28 @@ class FederatedTrainer:
                 self._run_round(round_num)
             self.writer.flush()
             self._call("on_federation_end")
-        finally:
-            for callback in self.callbacks:
-                callback.on_federation_close(trainer=self)
-            self.writer.close()
+        except BaseException as caught:
+            error = caught
+        closes: list[Callable[[], None]] = [partial(c.on_federation_close, trainer=self) for c in self.callbacks]
+        for close in (*closes, self.writer.close):  # all of them: the writer's thread would keep the process alive
+            try:
+                close()
+            except BaseException as caught:
+                if error is not None and caught is not error:
+                    log.error("another error while closing: %s: %s", type(caught).__name__, caught)
+                error = error or caught
+        if error is not None:
+            raise error
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
-        tasks = [self._pool_task(round_num)] if self.policy.pools else self._tasks(round_num)
+        tasks = [self._central_task(round_num)] if self.policy.pools else self._tasks(round_num)
         self.tasks = {task.client_id: task for task in tasks}
         self._call("on_round_start", tasks=tasks)
-        expected = {task.client_id for task in tasks}
+        expected = set(self.tasks)
         for update in self.clients.fit(tasks, self._on_step, self.journal):
             if update.client_id not in expected or update.round_num != round_num:
-                log.warning("round %d: an update of %r, which nobody asked for", round_num, update.client_id)
+                log.warning("round %d: ignoring an update of %r that was not asked for", round_num, update.client_id)
                 continue
             expected.remove(update.client_id)
             self._call("on_client_end", update=update)
@@ -188,40 +214,39 @@ class FederatedTrainer:
         try:
             self._call("on_aggregate")
         except RunError:
-            self.journal.truncate(round_num)  # else a resumed run would find the same updates again
+            self.journal.truncate(round_num)  # else a resumed run would replay the same updates
             raise
-        self.tasks = {}  # they hold on to the states that the clients started from
+        self.tasks = {}  # they hold the states that the clients started from
         self._call("on_round_end")
         self._flush_row(round_num)
 
     def _tasks(self, round_num: int) -> list[ClientTask]:
-        """A fit for each client that is asked, departments in order."""
+        """A fit for each sampled client, departments in order."""
         evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
-        trains = self.policy.trains(round_num)
+        trainable_factor = self.policy.trains(round_num)
         starts = Starts(self.federation_config.combiner, self.federation, round_num, self.seed)
         tasks = []
         for client_id in self._sample(round_num):
-            gain = self.lora.gain(client_id)
-            start, frozen = starts.of(client_id, self.lora.rank(client_id), gain)
-            tasks.append(ClientTask(client_id, round_num, start, self.seed, evaluate, trains, gain, frozen))
+            scaling = self.lora.gain(client_id)
+            start, product = starts.of(client_id, self.lora.rank(client_id), scaling)
+            task = ClientTask(client_id, round_num, start, self.seed, evaluate, trainable_factor, scaling, product)
+            tasks.append(task)
         return tasks
 
-    def _pool_task(self, round_num: int) -> ClientTask:
+    def _central_task(self, round_num: int) -> ClientTask:
         """The fit of the one client that has all records; all departments are alike."""
         start = next(iter(self.federation.departments.values()))
-        return ClientTask(POOL, round_num, start, self.seed, trainable_factor=self.policy.trains(round_num))
+        factor = self.policy.trains(round_num)
+        return ClientTask(CENTRAL_CLIENT, round_num, start, self.seed, trainable_factor=factor)
 
     def _sample(self, round_num: int) -> list[str]:
-        """The clients that are asked in this round, departments in order."""
+        """Ids of the clients that train in this round, departments in order."""
         config = self.federation_config
-        departments: dict[str, list[str]] = {}
-        for client_id, client in self.data.items():
-            departments.setdefault(client.department, []).append(client_id)
         return [
             client_id
-            for department, clients in departments.items()
+            for department, client_ids in clients_by_department(self.data).items()
             for client_id in sample_clients(
-                clients,
+                client_ids,
                 clients_per_round=config.clients_per_round,
                 client_fraction=config.client_fraction,
                 seed=self.seed,
@@ -231,9 +256,9 @@ class FederatedTrainer:
         ]
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Collect figures for the loggers; they go out as one row at the end of the round, its number as the step.
+        """Collect metrics for the loggers, which get them as one row at the end of the round; its number is the step.
 
-        What is not finite, such as the loss of a client that diverged, is named in the log and left out.
+        Values that are not finite, such as the loss of a client that diverged, are logged as warnings and left out.
         """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name in metrics.keys() - finite.keys():
@@ -253,7 +278,7 @@ class FederatedTrainer:
                 logger.save()
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
-        """(step, figures) of every row so far, this round's unfinished one included."""
+        """(step, metrics) of every row so far, including the unfinished one of this round."""
         return [*self.history, *([(self.round_num, dict(self._row))] if self._row else [])]
 
     def _on_step(self, client_ids: Sequence[str], share: float, tokens: int) -> None:
@@ -266,33 +291,15 @@ class FederatedTrainer:
             getattr(callback, hook)(trainer=self, **arguments)
 
 
-def make_clients(
-    fabric: Fabric,
-    module: LoraClientModule,
-    data: Mapping[str, ClientData],
-    training: TrainingConfig,
-    clients_at_once: int | Literal["auto"] = 1,
-    parallelism: Parallelism = "clients",
-    base_too: bool = False,
-    *,
-    pools: bool = False,
-    memory_limit_mb: int | None = None,
-) -> ClientTransport:
-    """The clients on this process's device, or on those of all processes that `fabric` was launched with.
+def _agreed(name: str, value: Value | None, of_round: Value | None) -> Value | None:
+    """The value that the trainer or its `FederatedRound` was given.
 
-    Args:
-        fabric: launched.
-        module: around the PEFT model.
-        data: {client_id: tokenised records}.
-        training: the ``training`` block.
-        clients_at_once: clients in a cohort, or ``auto``.
-        parallelism: what several processes share.
-        base_too: under ``data``, whether they share the base model's weights as well.
-        pools: whether there is one more client, `POOL`, with all records.
-        memory_limit_mb: what each process may take; None sets no limit.
+    Raises:
+        ValueError: if both were given one, and not the same.
     """
-    data = {**data, POOL: pooled(data)} if pools else data
-    several = fabric.world_size > 1
-    shard = Shard(fabric, base_too) if several and parallelism == "data" else None
-    local = LocalClients(on_own_device(fabric), module, data, training, clients_at_once, shard, memory_limit_mb)
-    return SeveralProcesses(fabric, local, parallelism) if several else local
+    if value is not None and of_round is not None and value != of_round:
+        raise ValueError(
+            f"{name}: expected one for FederatedTrainer and its FederatedRound, got two that differ; give it to the "
+            "trainer only"
+        )
+    return of_round if value is None else value

@@ -1,16 +1,28 @@
+import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from lightning.fabric import Fabric
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fl_lightning import FederatedCallback, FederatedRound, FederatedTrainer, LoraClientModule, create_lora_model
+from fl_lightning import (
+    FederatedCallback,
+    FederatedRound,
+    FederatedTrainer,
+    LoraClientModule,
+    RoundCheckpoint,
+    create_lora_model,
+)
+from fl_lightning.callbacks.round_checkpoint import restore_callbacks
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
+from fl_lightning.federation.checkpoint import load_checkpoint
 from fl_lightning.federation.protocol import ClientUpdate, Metrics
 from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.training.local_clients import LocalClients
 
 CLIENTS = ("hr/c0", "hr/c1", "it/c0")
 
@@ -32,11 +44,11 @@ class NudgingClients:
         return [Metrics(1.0, 1.0, 1, 1) for _ in jobs]
 
 
-def make_module(seed=0):
+def make_module(seed=0, rate=1e-2):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
     base = Qwen2ForCausalLM(Qwen2Config(vocab_size=32, num_hidden_layers=1, **sizes)).eval()
-    return LoraClientModule(create_lora_model(base, 2, 4, 0.1, ["q_proj", "v_proj"], seed=7), learning_rate=1e-2)
+    return LoraClientModule(create_lora_model(base, 2, 4, 0.1, ["q_proj", "v_proj"], seed=7), learning_rate=rate)
 
 
 @pytest.fixture
@@ -68,7 +80,7 @@ def differs(first, second):
 
 
 def test_two_federated_rounds_are_refused():
-    with pytest.raises(ValueError, match="got 2 FederatedRound, wanted at most one"):
+    with pytest.raises(ValueError, match="expected at most one FederatedRound.*got 2"):
         make_trainer(callbacks=[FederatedRound(), FederatedRound()])
 
 
@@ -83,11 +95,125 @@ def test_a_subclass_of_federated_round_counts_as_one():
 
 
 def test_federated_round_is_added_in_front_where_there_is_none():
-    other = FederatedCallback()
-    callbacks = make_trainer(momentum=0.7, callbacks=[other], seed=99).callbacks
+    callbacks = make_trainer(callbacks=[FederatedCallback()]).callbacks
     assert [type(c) for c in callbacks] == [FederatedRound, FederatedCallback]
-    assert callbacks[0].config.flora.momentum == 0.7
-    assert callbacks[0].seed == 99
+
+
+def test_trainer_and_its_federated_round_have_one_config_and_one_seed():
+    config = FederationConfig(rounds=3)
+    for given, of_round in ((config, None), (None, config), (config, FederationConfig(rounds=3))):
+        trainer = FederatedTrainer(federation=given, callbacks=[FederatedRound(of_round)])
+        assert trainer.federation_config == config
+    for given, of_round, seed in ((7, None, 7), (None, 7, 7), (7, 7, 7), (None, 0, 0), (None, None, 1234)):
+        assert FederatedTrainer(seed=given, callbacks=[FederatedRound(seed=of_round)]).seed == seed
+    with pytest.raises(ValueError, match="federation: expected one for FederatedTrainer and its FederatedRound"):
+        FederatedTrainer(federation=config, callbacks=[FederatedRound(FederationConfig(rounds=4))])
+    with pytest.raises(ValueError, match="seed: expected one for FederatedTrainer and its FederatedRound"):
+        FederatedTrainer(seed=1234, callbacks=[FederatedRound(seed=0)])
+
+
+def test_the_config_of_a_federated_round_is_that_of_the_run(data):
+    config = FederationConfig(rounds=1, flora=FloraConfig(momentum=0.5), client_clusters=ClientClustersConfig(1))
+    config.dept_clusters.enabled = False
+    by_round = FederatedTrainer(callbacks=[FederatedRound(config, seed=3)])
+    by_trainer = FederatedTrainer(federation=config, seed=3)
+    states = [t.fit(make_module(), data, clients=NudgingClients()) for t in (by_round, by_trainer)]
+    assert_same_bits(*states)
+    assert by_round.round_num == 1
+    assert by_round.seed == 3
+
+
+class Counter(FederatedCallback):
+    def state_dict(self):
+        return {"n": 1}
+
+
+class Diary(FederatedCallback):
+    def round_record(self, round_num):
+        return round_num
+
+
+@pytest.mark.parametrize("cls", [Counter, Diary])
+def test_two_callbacks_whose_state_has_one_key_are_refused(cls):
+    class Other(cls):
+        state_key = "other"
+
+    with pytest.raises(ValueError, match=f"callbacks: expected one state_key .* got '{cls.__name__}' twice"):
+        make_trainer(callbacks=[cls(), cls()])
+    with pytest.raises(ValueError, match="got 'other' twice"):
+        make_trainer(callbacks=[Other(), cls(), Other()])
+    make_trainer(callbacks=[cls(), Other(), FederatedCallback(), FederatedCallback()])
+
+
+def test_two_callbacks_of_one_class_keep_their_own_state(data, tmp_path):
+    class Numbered(FederatedCallback):
+        def __init__(self, number):
+            self.number = number
+
+        @property
+        def state_key(self):
+            return f"Numbered {self.number}"
+
+        def state_dict(self):
+            return {"number": self.number}
+
+        def load_state_dict(self, state):
+            self.number += state["number"]
+
+        def round_record(self, round_num):
+            return self.number
+
+    callbacks = [Numbered(1), Numbered(2), RoundCheckpoint()]
+    make_trainer(rounds=1, callbacks=callbacks, run_folder=tmp_path).fit(make_module(), data, clients=NudgingClients())
+    _, extra = load_checkpoint(tmp_path / "checkpoints" / "round_1")
+    assert extra.callbacks == {"Numbered 1": {"number": 1}, "Numbered 2": {"number": 2}}
+    assert extra.records == {"Numbered 1": {0: 1, 1: 1}, "Numbered 2": {0: 2, 1: 2}}
+    restore_callbacks(callbacks, extra)
+    assert [callback.number for callback in callbacks[:2]] == [2, 4]
+
+
+class Failing(FederatedCallback):
+    """Fails in the hooks named, with the hook and its name."""
+
+    def __init__(self, name, *hooks):
+        for hook in hooks:
+            setattr(self, hook, partial(self._fail, f"{name} {hook}"))
+
+    def _fail(self, message, **_):
+        raise OSError(message)
+
+
+class Closing(FederatedCallback):
+    closed = False
+
+    def on_federation_close(self, *, trainer):
+        self.closed = True
+
+
+@pytest.mark.parametrize("hook", ["on_round_end", None])
+def test_an_error_in_a_close_hook_keeps_no_other_from_closing(data, tmp_path, log_messages, hook):
+    """Nor the writer's thread, which would keep the process alive."""
+    last = Closing()
+    hooks = ["on_federation_close", *([hook] if hook else [])]
+    callbacks = [Failing("first", *hooks), Failing("second", "on_federation_close"), RoundCheckpoint(), last]
+    trainer = make_trainer(callbacks=callbacks, run_folder=tmp_path)
+    before = threading.active_count()
+    with pytest.raises(OSError, match=f"first {hook or 'on_federation_close'}"):
+        trainer.fit(make_module(), data, clients=NudgingClients())
+    assert last.closed
+    assert threading.active_count() == before
+    others = [m for m in log_messages if "another error while closing: OSError: " in m]
+    assert len(others) == (2 if hook else 1)
+
+
+def test_a_failed_write_is_raised_once_and_everything_is_closed(data, tmp_path, monkeypatch, log_messages):
+    last = Closing()
+    monkeypatch.setattr("fl_lightning.callbacks.round_checkpoint.save_checkpoint", Failing("disk")._fail)
+    trainer = make_trainer(callbacks=[RoundCheckpoint(), last], run_folder=tmp_path)
+    with pytest.raises(TypeError):
+        trainer.fit(make_module(), data, clients=NudgingClients())
+    assert last.closed
+    assert not [m for m in log_messages if "another error" in m]
 
 
 def test_federated_round_goes_first_wherever_it_was_given():
@@ -129,6 +255,33 @@ def test_local_clients_train_every_department(data):
     assert state.examples == {"hr/c0": 2, "hr/c1": 3, "it/c0": 4}
     for department in ("hr", "it"):
         assert any(not torch.equal(t, start[n]) for n, t in state.departments[department].items())
+
+
+def test_the_training_block_of_the_trainer_is_what_its_clients_do(data, monkeypatch):
+    """clients_at_once, learning rate and weight decay: they were ignored."""
+    module = make_module(rate=None)
+    training = TrainingConfig(clients_at_once=3, learning_rate=0.02, weight_decay=0.1)
+    trainer = make_trainer(rounds=1, training=training)
+    cohorts, rates = [], []
+    fit_clients = LocalClients.fit_clients
+
+    def watched(self, tasks, on_step=None):
+        cohorts.append([task.client_id for task in tasks])
+        (group,) = module.configure_optimizers().param_groups
+        rates.append((group["lr"], group["weight_decay"]))
+        return fit_clients(self, tasks, on_step)
+
+    monkeypatch.setattr(LocalClients, "fit_clients", watched)
+    trainer.fit(module, data)
+    assert cohorts == [list(CLIENTS)]
+    assert rates == [(0.02, 0.1)]
+
+
+def test_a_rate_of_the_module_and_another_of_the_training_block_are_refused(data):
+    trainer = make_trainer(training=TrainingConfig(learning_rate=0.02))
+    with pytest.raises(ValueError, match=r"training\.learning_rate: expected 0\.01, .* got 0\.02"):
+        trainer.fit(make_module(rate=0.01), data)
+    assert make_trainer(rounds=1).fit(make_module(rate=0.01), data).round_num == 1
 
 
 def test_same_run_twice_gives_the_same_bits(data):
@@ -249,8 +402,6 @@ def test_sampling_does_not_depend_on_where_a_run_was_resumed(data):
 
 
 def test_a_write_that_fails_ends_the_run_with_its_error(data, tmp_path, monkeypatch):
-    from fl_lightning import RoundCheckpoint
-
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -309,8 +460,8 @@ def test_updates_that_nobody_asked_for_are_passed_over_with_a_log_line(data, log
     wanted = []
     for client_id in CLIENTS:
         wanted += extra(ClientUpdate(client_id, 2, {}, 1, 1))
-    lines = [m for m in log_messages if m.startswith("WARNING round 2: an update of ")]
-    assert lines == [f"WARNING round 2: an update of {u.client_id!r}, which nobody asked for" for u in wanted]
+    lines = [m for m in log_messages if m.startswith("WARNING round 2: ignoring an update of ")]
+    assert lines == [f"WARNING round 2: ignoring an update of {u.client_id!r} that was not asked for" for u in wanted]
 
 
 def test_an_update_of_a_client_that_was_not_sampled_is_passed_over(data, log_messages):
@@ -327,7 +478,7 @@ def test_an_update_of_a_client_that_was_not_sampled_is_passed_over(data, log_mes
     state = trainer.fit(make_module(), data, clients=clients)
     (absent,) = set(CLIENTS) - set(clients.rounds[0])
     assert sorted(state.examples) == sorted(clients.rounds[0])
-    assert f"WARNING round 1: an update of {absent!r}, which nobody asked for" in log_messages
+    assert f"WARNING round 1: ignoring an update of {absent!r} that was not asked for" in log_messages
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

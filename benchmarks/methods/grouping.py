@@ -48,7 +48,7 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.evaluation.cross_loss import cross_losses
 from fl_lightning.storage.files import read_json
-from fl_lightning.trainer import make_clients
+from fl_lightning.training.clients import make_clients
 
 REPRESENTATIONS = ("raw", "delta", "subspace", "subspace_residual", "product", "cross_loss")
 METHODS = ("kmeans", "agglomerative", "spectral")
@@ -149,7 +149,7 @@ def recover(
 ) -> list[Groupings]:
     """What every way finds, for each seed."""
     fabric = Fabric(accelerator="cpu", devices=1)
-    clients = make_clients(fabric, module, data, TrainingConfig(learning_rate=5e-3), "auto")
+    clients = make_clients(fabric, module, data, TrainingConfig(learning_rate=5e-3))
     return [run(module, data, rounds, seed, ways, clients, momentum) for seed in seeds]
 
 
@@ -257,7 +257,7 @@ def null(module: Any, data: dict[str, ClientData], args: argparse.Namespace) -> 
     fabric, ones = Fabric(accelerator="cpu", devices=1), {}
     for draw in range(args.null):
         dealt = one_pool(data, draw, 16)
-        pool = make_clients(fabric, module, dealt, TrainingConfig(learning_rate=5e-3), "auto")
+        pool = make_clients(fabric, module, dealt, TrainingConfig(learning_rate=5e-3))
         watch = run(module, dealt, args.null_rounds, draw, ways, pool, args.momentum)
         for way, r in itertools.product(ways, range(1, args.null_rounds + 1)):
             n = len(set(watch.found[(r, *way)].values()))

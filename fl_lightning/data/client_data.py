@@ -56,7 +56,7 @@ def with_teams(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> dict
     return dict(sorted(moved.items(), key=lambda item: item[1].department))
 
 
-POOL = "pooled/all"
+CENTRAL_CLIENT = "pooled/all"
 """The one client of `pooled`."""
 
 
@@ -66,7 +66,7 @@ def pooled(data: Mapping[str, ClientData]) -> ClientData:
     Raises:
         InputError: if a department is called as the pool is.
     """
-    department, client = POOL.split("/")
+    department, client = CENTRAL_CLIENT.split("/")
     if any(own.department == department for own in data.values()):
         raise InputError(f"data.root: a department is called {department!r}; wanted another name under share: central")
     return ClientData(department, client, [example for own in data.values() for example in own.train], [])

@@ -39,7 +39,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.run_folder import CONFIG, check_output
-from fl_lightning.trainer import make_clients
+from fl_lightning.training.clients import make_clients
 from fl_lightning.training.device import launch_fabric, make_fabric
 
 
@@ -151,7 +151,7 @@ def make_callbacks(
     """
     retention = config.retention
     return [
-        FederatedRound(config.federation, seed=config.seed),
+        FederatedRound(),
         ClientLog(),
         Evaluation(),
         PhaseTimer(),
@@ -177,10 +177,9 @@ def make_local_clients(components: RunComponents, config: RunConfig) -> ClientTr
         components.module,
         components.data,
         config.training,
-        config.training.clients_at_once,
-        config.fabric.parallelism,
-        base_too=config.fabric.strategy == "fsdp",
-        pools=share_policy(config.federation.share).pools,
+        parallelism=config.fabric.parallelism,
+        shard_base_model=config.fabric.strategy == "fsdp",
+        is_central=share_policy(config.federation.share).pools,
         memory_limit_mb=config.fabric.memory_limit_mb,
     )
 

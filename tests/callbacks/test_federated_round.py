@@ -4,8 +4,7 @@ import math
 import pytest
 import torch
 
-from fl_lightning import ClusterMonitor, FederatedCallback, FederatedRound, RunError
-from fl_lightning.config import FederationConfig
+from fl_lightning import ClusterMonitor, FederatedCallback, RunError
 from fl_lightning.federation.state import FederationState
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
@@ -597,12 +596,6 @@ def test_bytes_are_counted_afresh_each_round(play, plain_config, state):
     assert trainer.report.bytes_sent["client/up"] == 20
 
 
-def test_defaults_are_those_of_the_federation_block():
-    callback = FederatedRound()
-    assert callback.config == FederationConfig()
-    assert callback.seed == 1234
-
-
 def test_aggregation_of_the_same_updates_twice_gives_the_same_bits(play, plain_config, state):
     script = [{f"{d}/c{i}": (state((i + 0.1, len(d) / 3)), 1 + i) for d in ("hr", "law") for i in range(4)}] * 3
     config = plain_config(rounds=3, momentum=0.1, num_clusters=2, enabled=True)
@@ -619,7 +612,7 @@ def test_states_on_disk_give_the_round_that_states_in_memory_give(
     script = [{f"hr/c{k}": (state((k + r, 3 * k), (k, r, 0)), 1 + k) for k in range(4)} for r in range(3)]
     config = plain_config(rounds=3, share=share, momentum=0.5, num_clusters=2)
     memory = play(script, config)
-    monkeypatch.setattr("fl_lightning.callbacks.federated_round.IN_MEMORY", 3)
+    monkeypatch.setattr("fl_lightning.callbacks.federated_round.MAX_IN_MEMORY", 3)
     disk = play(script, config, run_folder=tmp_path)
     for name in (A, B):
         assert torch.equal(memory.federation.departments["hr"][name], disk.federation.departments["hr"][name])

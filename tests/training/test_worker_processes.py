@@ -19,7 +19,7 @@ from fl_lightning import Evaluation, FederatedTrainer, LoraClientModule, create_
 from fl_lightning.config import ClientClustersConfig, FederationConfig, TrainingConfig
 from fl_lightning.data.federation import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.trainer import make_clients
+from fl_lightning.training.clients import make_clients
 
 out, parallelism, dropout = sys.argv[1], sys.argv[2], float(sys.argv[3])
 torch.manual_seed(0)
@@ -34,14 +34,14 @@ ids = ["hr/c0", "hr/c1", "hr/c2", "it/c0", "it/c1"]
 data = {c: ClientData(*c.split("/"), train=examples[: 3 + i], eval=examples[-2 - i :]) for i, c in enumerate(ids)}
 fabric = Fabric(accelerator="cpu", devices=1 if parallelism == "one" else 2)
 fabric.launch()
-training = TrainingConfig(learning_rate=1e-2, batch_size=2, accumulate_grad_batches=2)
+training = TrainingConfig(learning_rate=1e-2, batch_size=2, accumulate_grad_batches=2, clients_at_once=2)
 kind = {"clients": "clients", "one": "clients"}.get(parallelism, "data")
 # An epsilon of rounding size would let noise in tiny gradients grow to whole steps of AdamW.
 class Steady(LoraClientModule):
     def make_optimizer(self, parameters):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, eps=1e-5)
 module = Steady(model, learning_rate=1e-2)
-clients = make_clients(fabric, module, data, training, 2, kind, parallelism == "fsdp")
+clients = make_clients(fabric, module, data, training, parallelism=kind, shard_base_model=parallelism == "fsdp")
 federation = FederationConfig(rounds=2, client_clusters=ClientClustersConfig(num_clusters=2))
 evaluation = Evaluation()
 trainer = FederatedTrainer(fabric=fabric, callbacks=[evaluation], federation=federation, training=training)
