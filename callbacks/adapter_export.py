@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.federation.retention import kept_rounds
 from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.storage.run_layout import CLIENTS, DEPARTMENTS, GROUPS
+from fl_lightning.storage.run_layout import CLIENT_INDEX, DEPARTMENT_INDEX, GROUP_INDEX, adapter, client_export
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientUpdate
@@ -40,10 +40,10 @@ class AdapterExport(FederatedCallback):
         department, client = update.client_id.split("/", 1)
         if client in trainer.report.departments[department].rejected:
             return
-        place = Path("client_exports") / department / f"round_{update.round_num}_{client}"
+        place = client_export(department, client, update.round_num)
         self._export(trainer, place, trainer.tasks[update.client_id].adapter(update.state))
         this_round = self._rounds.setdefault(str(update.round_num), {})
-        this_round.setdefault(department, {})[client] = place.as_posix()
+        this_round.setdefault(department, {})[client] = place
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Export the departments' adapters, write the two indexes, then drop what is no longer kept."""
@@ -53,16 +53,16 @@ class AdapterExport(FederatedCallback):
         keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
         dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
         federation = trainer.federation
-        places = {department: f"adapters/{department}" for department in federation.departments}
+        places = {department: adapter(department) for department in federation.departments}
         for department, place in places.items():
             self._export(trainer, place, federation.adapter(department))
-        groups = {group: f"adapters/{group}" for group in federation.groups}
+        groups = {group: adapter(group) for group in federation.groups}
         for group, place in groups.items():
             self._export(trainer, place, federation.groups[group])
-        trainer.writer.json(trainer.run_folder / CLIENTS, {"rounds": self._rounds})
-        trainer.writer.json(trainer.run_folder / DEPARTMENTS, places)
+        trainer.writer.json(trainer.run_folder / CLIENT_INDEX, {"rounds": self._rounds})
+        trainer.writer.json(trainer.run_folder / DEPARTMENT_INDEX, places)
         if groups:
-            trainer.writer.json(trainer.run_folder / GROUPS, groups)
+            trainer.writer.json(trainer.run_folder / GROUP_INDEX, groups)
         for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
             trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / place, ignore_errors=True))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.storage.files import write_text
+from fl_lightning.storage.run_layout import client_losses
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientUpdate
@@ -24,5 +25,5 @@ class ClientLog(FederatedCallback):
             return
         department, client = update.client_id.split("/", 1)
         lines = ["step,train/loss", *(f"{step},{loss:.6g}" for step, loss in enumerate(update.losses, start=1))]
-        path = trainer.run_folder / "client_runs" / department / client / f"round_{update.round_num}.csv"
+        path = trainer.run_folder / client_losses(department, client, update.round_num)
         trainer.writer.submit(lambda: write_text(path, "\n".join(lines) + "\n"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import Grouping, members
 from fl_lightning.clustering.tree import ROOT
+from fl_lightning.storage.run_layout import cluster_file
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig
@@ -39,7 +40,7 @@ class ClusterMonitor(FederatedCallback):
         if self.log_metrics:
             self._log(trainer)
         if self.save_metadata and trainer.run_folder is not None:
-            self._save(trainer, trainer.run_folder / "cluster_metadata")
+            self._save(trainer, trainer.run_folder)
 
     def _log(self, trainer: FederatedTrainer) -> None:
         report = trainer.report
@@ -80,21 +81,23 @@ class ClusterMonitor(FederatedCallback):
         labels = [[side[name] for name in known] for side in (self.truth, grouping.assignments)]
         return {**grouping.quality, "ari": float(adjusted_rand_score(*labels))}
 
-    def _save(self, trainer: FederatedTrainer, folder: Path) -> None:
+    def _save(self, trainer: FederatedTrainer, run_folder: Path) -> None:
         report, round_num = trainer.report, trainer.round_num
         clusters = trainer.federation_config.dept_clusters
         if report.clustering is not None:
             found = {"round": round_num, **_clusters_json(report.clustering, clusters)}
-            trainer.writer.json(folder / f"round_{round_num}_department_clusters.json", found)
+            trainer.writer.json(run_folder / cluster_file(round_num, "department_clusters"), found)
             similarity = {"round": round_num, **_similarity_json(report.clustering, clusters)}
-            trainer.writer.json(folder / f"round_{round_num}_similarity.json", similarity)
+            trainer.writer.json(run_folder / cluster_file(round_num, "similarity"), similarity)
         inner = {
             group: {**_clusters_json(found, clusters), "similarity": _similarity_json(found, clusters)}
             for group, found in report.clusterings.items()
             if group != ROOT
         }
         if inner:
-            trainer.writer.json(folder / f"round_{round_num}_hierarchy.json", {"round": round_num, "groups": inner})
+            trainer.writer.json(
+                run_folder / cluster_file(round_num, "hierarchy"), {"round": round_num, "groups": inner}
+            )
         client_clusters = {
             name: {
                 "clusters": {str(c): who for c, who in members(d.client_clusters).items()},
@@ -103,7 +106,8 @@ class ClusterMonitor(FederatedCallback):
             for name, d in report.departments.items()
         }
         trainer.writer.json(
-            folder / f"round_{round_num}_client_clusters.json", {"round": round_num, "departments": client_clusters}
+            run_folder / cluster_file(round_num, "client_clusters"),
+            {"round": round_num, "departments": client_clusters},
         )
         aggregation = {
             "round": round_num,
@@ -126,7 +130,7 @@ class ClusterMonitor(FederatedCallback):
             },
             "bytes": report.bytes_sent,
         }
-        trainer.writer.json(folder / f"round_{round_num}_aggregation.json", aggregation)
+        trainer.writer.json(run_folder / cluster_file(round_num, "aggregation"), aggregation)
 
 
 def _similarity_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.evaluation.departments import evaluate_departments, evaluate_groups, summary
 from fl_lightning.evaluation.metrics import MetricValues, compute_metrics, mean_metrics
+from fl_lightning.storage.run_layout import CLIENT_EVALUATION, EVALUATION
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientUpdate, Metrics
@@ -75,8 +76,8 @@ class Evaluation(FederatedCallback):
         if self.final:
             trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
-            trainer.writer.json(trainer.run_folder / "federated_eval.json", summary(self.base, self.final, self.groups))
-            trainer.writer.json(trainer.run_folder / "client_eval_all_rounds.json", {"rounds": self.rounds})
+            trainer.writer.json(trainer.run_folder / EVALUATION, summary(self.base, self.final, self.groups))
+            trainer.writer.json(trainer.run_folder / CLIENT_EVALUATION, {"rounds": self.rounds})
 
     def _log(self, trainer: FederatedTrainer, departments: Mapping[str, MetricValues]) -> None:
         groups = {group: values["final"] for group, values in self.groups.items()}

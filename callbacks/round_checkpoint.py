@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.federation.checkpoint import checkpoints, save_checkpoint
 from fl_lightning.federation.checkpoint_schema import CheckpointExtra
-from fl_lightning.federation.history import HISTORY, HistoryEntry, HistoryFile, Row
+from fl_lightning.federation.history import HistoryEntry, HistoryFile, Row
 from fl_lightning.federation.retention import BEST, kept_rounds
+from fl_lightning.storage.run_layout import CHECKPOINTS, HISTORY, checkpoint
 
 if TYPE_CHECKING:
     from fl_lightning.federation.state import FederationState
@@ -42,7 +43,7 @@ class RoundCheckpoint(FederatedCallback):
         """Bring ``history.jsonl`` to this round; write checkpoint 0, so that the first round can be resumed too."""
         if trainer.run_folder is None:
             return
-        self._history = HistoryFile(trainer.run_folder / "checkpoints" / HISTORY)
+        self._history = HistoryFile(trainer.run_folder / CHECKPOINTS / HISTORY)
         has_checkpoint = trainer.round_num in checkpoints(trainer.run_folder)
         is_fresh = trainer.round_num == 0 and not has_checkpoint
         # Runs of older versions kept the rows in their checkpoints: then the file is made here.
@@ -73,7 +74,7 @@ class RoundCheckpoint(FederatedCallback):
         self, run_folder: Path, federation: FederationState, line: bytes, extra: CheckpointExtra, losses: list[Row]
     ) -> None:
         mark = self._history.append(line)  # first: a checkpoint never refers to a line that may be lost
-        save_checkpoint(run_folder / "checkpoints" / f"round_{federation.round_num}", federation, extra, mark)
+        save_checkpoint(run_folder / checkpoint(federation.round_num), federation, extra, mark)
         folders = checkpoints(run_folder)
         for round_num in folders.keys() - kept_rounds(list(folders), losses, last=self.keep, best=self.best):
             shutil.rmtree(folders[round_num], ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.evaluation.samples import as_json, as_markdown, take_samples
 from fl_lightning.loggers.media import put_text
+from fl_lightning.storage.run_layout import SAMPLES
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.worker_processes import SeveralProcesses
 
@@ -34,7 +35,7 @@ class Samples(FederatedCallback):
         adapters = {department: federation.adapter(department) for department in federation.departments}
         samples = take_samples(clients, self.tokenizer, trainer.data, federation.initial, adapters, count=self.count)
         if trainer.run_folder is not None:
-            trainer.writer.json(trainer.run_folder / "samples.json", as_json(samples))
+            trainer.writer.json(trainer.run_folder / SAMPLES, as_json(samples))
         for department in adapters:
             text = as_markdown([sample for sample in samples if sample.department == department])
             for logger in trainer.fabric.loggers:

@@ -39,8 +39,8 @@ from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
 from fl_lightning.serving.engine import load_answering
+from fl_lightning.storage.run_adapters import all_adapters
 from fl_lightning.storage.run_folder import find_run_folder
-from fl_lightning.storage.run_layout import all_adapters
 
 Pairs = list[tuple[str, str]]
 """(model, question)."""

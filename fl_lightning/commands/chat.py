@@ -8,7 +8,8 @@ from pathlib import Path
 from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.console import hush, quiet
 from fl_lightning.signals import Stopped
-from fl_lightning.storage.run_folder import CONFIG, find_run_folder
+from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import CONFIG
 
 DESCRIPTION = """Talk to an adapter of a run.
 
@@ -23,7 +24,7 @@ def run(argv: list[str]) -> int:
     quiet()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.chat import Conversation, talk
-    from fl_lightning.storage.run_layout import all_adapters
+    from fl_lightning.storage.run_adapters import all_adapters
 
     hush()
     folders = all_adapters(folder)

@@ -10,6 +10,7 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import hush, quiet, take_all, take_flag, take_number, take_option
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import CONFIG
 
 USAGE = """usage: fl-lightning evaluate --run RUN [--output DIR]
        fl-lightning evaluate [--run RUN] [--adapter NAME=FOLDER …] [--config FILE] [--data DIR] [--matrix] [--generate]
@@ -49,7 +50,7 @@ def run(argv: list[str]) -> int:
 
 def _again(folder: Path, given: list[str]) -> int:
     """Write a run's evaluation anew."""
-    devices = parse_config(["--config", str(folder / "config.yaml")]).fabric.devices
+    devices = parse_config(["--config", str(folder / CONFIG)]).fabric.devices
     with launch.started(devices, given):
         quiet()
         from fl_lightning.runs.evaluate import evaluate
@@ -94,7 +95,7 @@ def _judge(argv: list[str], name: str | None, root: Path) -> int:
         records,
         1000 if resamples is None else resamples,
     )
-    source = config_file if folder is None or config_file is not None else str(folder / "config.yaml")
+    source = config_file if folder is None or config_file is not None else str(folder / CONFIG)
     result = scoring.score_run(parse_config(["--config", str(source)]), request)
     json_path, csv_path = (None if path is None else Path(path) for path in (json_to, csv_to))
     scoring.write(result, json_path=json_path, csv_path=csv_path)

@@ -9,6 +9,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import hush, quiet, take_option
 from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import CONFIG
 
 
 def run(argv: list[str]) -> int:
@@ -34,4 +35,4 @@ def config_and_folder(argv: list[str], command: str) -> tuple[RunConfig, Path | 
     root = take_option(argv, "--output")[0] or parse_config(argv, prog).output
     folder = find_run_folder(resume, Path(root))
     # What the run was made with comes first, so that arguments given now win.
-    return parse_config(["--config", str(folder / "config.yaml"), *argv], prog), folder
+    return parse_config(["--config", str(folder / CONFIG), *argv], prog), folder

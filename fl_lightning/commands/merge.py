@@ -8,8 +8,9 @@ from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import amount, hush, quiet
 from fl_lightning.signals import Stopped
+from fl_lightning.storage.run_adapters import chosen_adapters, folder_names
 from fl_lightning.storage.run_folder import find_run_folder, locked
-from fl_lightning.storage.run_layout import chosen_adapters, folder_names
+from fl_lightning.storage.run_layout import CONFIG
 
 DESCRIPTION = """Write base + adapter of each department and group of a run as one model that plain transformers loads:
 safetensors, config, tokenizer and chat template. Nothing goes over the network but what the base needs."""
@@ -27,7 +28,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=help_)
     given = parser.read(argv)
     folder = find_run_folder(given.run, Path(given.output))
-    model = parse_config(["--config", str(folder / "config.yaml")]).model
+    model = parse_config(["--config", str(folder / CONFIG)]).model
     adapters = chosen_adapters(folder, given.models)
     names = folder_names(adapters)
     quiet()

@@ -11,8 +11,9 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import amount, hush, quiet
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.signals import Stopped
+from fl_lightning.storage.run_adapters import chosen_adapters
 from fl_lightning.storage.run_folder import find_run_folder, locked
-from fl_lightning.storage.run_layout import chosen_adapters
+from fl_lightning.storage.run_layout import CONFIG
 
 if TYPE_CHECKING:
     from fl_lightning.publishing.export_folder import Built, Source
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
     repo_names.check_prefix(given.repo_prefix)
     licence = None if given.licence is None else repo_names.check_licence(given.licence)
     folder = find_run_folder(given.run, Path(given.output))
-    config = parse_config(["--config", str(folder / "config.yaml")])
+    config = parse_config(["--config", str(folder / CONFIG)])
     adapters = chosen_adapters(folder, given.models)
     repositories = repo_names.repositories(given.repo_prefix, adapters)
     base = repo_names.hub_id(config.model, given.base_model)

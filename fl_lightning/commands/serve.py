@@ -10,7 +10,8 @@ from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.console import hush, quiet
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_secret, read_text
-from fl_lightning.storage.run_folder import CONFIG, find_run_folder
+from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import CONFIG
 
 KEY = "FL_LIGHTNING_API_KEY"
 DESCRIPTION = """Serve POST /v1/chat/completions and GET /v1/models, with a model for every department (hr), group and

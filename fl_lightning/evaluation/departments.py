@@ -15,14 +15,8 @@ from fl_lightning.federation.protocol import ClientTransport, Metrics
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.run_layout import (
-    CLIENTS,
-    DEPARTMENTS,
-    GROUPS,
-    client_exports,
-    resolve_inside,
-    shared_adapters,
-)
+from fl_lightning.storage.run_adapters import client_exports, resolve_inside, shared_adapters
+from fl_lightning.storage.run_layout import CLIENT_EVALUATION, CLIENT_INDEX, DEPARTMENT_INDEX, EVALUATION, GROUP_INDEX
 
 
 def evaluate_departments(
@@ -128,7 +122,7 @@ def evaluate_run(
     if missing := sorted({*names, *tree.groups} - folders.keys()):
         kind = "department" if missing[0] in names else "group"
         raise InputError(
-            f"{run_folder}: expected an adapter of {kind} {missing[0]} in {DEPARTMENTS} or {GROUPS}, got none"
+            f"{run_folder}: expected an adapter of {kind} {missing[0]} in {DEPARTMENT_INDEX} or {GROUP_INDEX}, got none"
         )
     shared = {name: read_lora_adapter(folders[name], initial, any_rank=any_rank) for name in (*names, *tree.groups)}
     base, _ = evaluate_departments(clients, data, dict.fromkeys(names, initial))
@@ -140,8 +134,8 @@ def evaluate_run(
         groups = {group: {"base": before[group], "final": after[group]} for group in tree.groups}
     result = summary(base, final, groups)
     rounds = _evaluate_client_exports(run_folder, exports, data, clients, initial, any_rank)
-    write_json(run_folder / "federated_eval.json", result)
-    write_json(run_folder / "client_eval_all_rounds.json", {"rounds": rounds})
+    write_json(run_folder / EVALUATION, result)
+    write_json(run_folder / CLIENT_EVALUATION, {"rounds": rounds})
     return result
 
 
@@ -156,7 +150,7 @@ def _evaluate_client_exports(
     """{round: {department: {client: metrics of its adapter on its own records, and ``num_examples``}}}."""
 
     def read(client_id: str, path: object) -> LoraState:
-        folder = resolve_inside(run_folder, run_folder / CLIENTS, client_id, path)
+        folder = resolve_inside(run_folder, run_folder / CLIENT_INDEX, client_id, path)
         return read_lora_adapter(folder, initial, any_rank=any_rank)
 
     rounds: dict[str, dict[str, dict[str, MetricValues]]] = {}

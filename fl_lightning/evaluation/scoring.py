@@ -28,6 +28,7 @@ from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json
+from fl_lightning.storage.run_layout import ADAPTER_CONFIG
 from fl_lightning.training.local_clients import LocalClients
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def read_adapter(folder: Path, initial: LoraState, scaling: float) -> ScaledAdap
         InputError: if there is no adapter, or it does not fit the model.
     """
     state = read_lora_adapter(folder, initial, any_rank=True)
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     config = read_json(path)
     try:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])

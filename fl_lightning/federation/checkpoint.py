@@ -14,7 +14,6 @@ noise: only the owner may read it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,12 +21,13 @@ import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint_schema import OWNER_KINDS, CheckpointExtra, CheckpointHeader
-from fl_lightning.federation.history import HISTORY, HistoryMark, read_history
+from fl_lightning.federation.history import HistoryMark, read_history
 from fl_lightning.federation.state import FederationState
 from fl_lightning.linalg.adapter_algebra import at_ranks_of
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.storage.files import atomic_folder, check_name, write_json
 from fl_lightning.storage.manifest import MANIFEST, check_manifest, write_manifest
+from fl_lightning.storage.run_layout import CHECKPOINT_FACTS, CHECKPOINT_TENSORS, CHECKPOINTS, HISTORY, round_folders
 from fl_lightning.storage.tensors import read_state, write_state
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,10 @@ def save_checkpoint(
         privacy=state.privacy,
     )
     with atomic_folder(folder) as temporary:
-        write_state(temporary / "state.safetensors", tensors)
+        write_state(temporary / CHECKPOINT_TENSORS, tensors)
         for client_id, factor in state.personal.items():
             write_state(temporary / "personal" / f"{client_id}.safetensors", factor)
-        write_json(temporary / "state.json", header.to_json(), secret=state.privacy is not None)
+        write_json(temporary / CHECKPOINT_FACTS, header.to_json(), secret=state.privacy is not None)
         write_manifest(temporary)
 
 
@@ -91,11 +91,11 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
     """
     listed = check_manifest(folder)
     try:
-        header = CheckpointHeader.read(folder / "state.json")
-        files = ["state.json", "state.safetensors", *(f"personal/{c}.safetensors" for c in header.personal)]
+        header = CheckpointHeader.read(folder / CHECKPOINT_FACTS)
+        files = [CHECKPOINT_FACTS, CHECKPOINT_TENSORS, *(f"personal/{c}.safetensors" for c in header.personal)]
         if unlisted := [name for name in files if name not in listed]:
             raise ValueError(f"{MANIFEST} does not list {unlisted[0]}")
-        initial, kinds = _read_tensors(folder / "state.safetensors")
+        initial, kinds = _read_tensors(folder / CHECKPOINT_TENSORS)
         owned = {
             kind: {owner: kinds[kind][str(number)] for owner, number in header.owners[kind].items()}
             for kind in OWNER_KINDS
@@ -153,12 +153,7 @@ def newest_checkpoint(run_folder: Path, keep: Keep | None = None) -> tuple[Feder
 
 def checkpoints(run_folder: Path) -> dict[int, Path]:
     """{round: folder} of a run's checkpoints, ascending."""
-    folders = {
-        int(match[1]): path
-        for path in (run_folder / "checkpoints").glob("round_*")
-        if (match := re.fullmatch(r"round_(\d+)", path.name))
-    }
-    return dict(sorted(folders.items()))
+    return round_folders(run_folder / CHECKPOINTS)
 
 
 def _states_by_kind(state: FederationState) -> dict[str, dict[str, LoraState]]:

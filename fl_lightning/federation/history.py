@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fl_lightning.storage.files import sync_folder, write_bytes
+from fl_lightning.storage.run_layout import HISTORY
 
 Row: TypeAlias = tuple[int, dict[str, float]]
 """(step, metrics) as they were logged."""
-
-HISTORY = "history.jsonl"
-"""Name of the file, in the folder of the checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.storage.files import write_bytes
 from fl_lightning.storage.manifest import with_digest, without_digest
 from fl_lightning.storage.messages import decode, encode
+from fl_lightning.storage.run_layout import journal, journals
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,12 @@ class Journal:
     def truncate(self, round_num: int) -> None:
         """Drop the entries of all rounds up to this one, once its checkpoint is on the disk."""
         if self._folder is not None:
-            for path in self._folder.glob("round_*_journal"):
-                if path.name.split("_")[1].isdecimal() and int(path.name.split("_")[1]) <= round_num:
+            for number, path in journals(self._folder).items():
+                if number <= round_num:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, round_num: int, name: str) -> Path | None:
-        return None if self._folder is None else self._folder / f"round_{round_num}_journal" / name
+        return None if self._folder is None else self._folder / journal(round_num) / name
 
     def _write(self, round_num: int, name: str, header: Any, states: Sequence[Mapping[str, torch.Tensor]] = ()) -> None:
         path = self._path(round_num, name)

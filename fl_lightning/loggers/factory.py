@@ -13,6 +13,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import Logger
 
 from fl_lightning.errors import InputError
+from fl_lightning.storage.run_layout import METRICS, MLFLOW, TENSORBOARD
 
 ENVIRONMENT = {
     "MLFLOW_ALLOW_FILE_STORE": "true",  # a run folder holds its own; a server is one tracking_uri away
@@ -47,9 +48,9 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
             arguments["save_dir"] = str(run_folder)
             arguments.update({k: "" for k in ("name", "version") if _writes_plain_files(cls) and k not in arguments})
             if cls.__name__ == "MLFlowLogger":
-                arguments["save_dir"] = str(run_folder / "mlruns")
+                arguments["save_dir"] = str(run_folder / MLFLOW)
         if not fresh and _writes_plain_files(cls) and arguments.get("save_dir") == str(run_folder):
-            for old in (run_folder / "metrics.csv", *run_folder.glob("events.out.tfevents.*")):
+            for old in (run_folder / METRICS, *run_folder.glob(TENSORBOARD)):
                 old.unlink(missing_ok=True)
         if cls.__name__ == "TensorBoardLogger":  # the config goes beside what came out, and not beside a -1 before it
             arguments.update({"default_hp_metric": False} if "default_hp_metric" in parameters else {})

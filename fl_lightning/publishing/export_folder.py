@@ -16,8 +16,9 @@ from fl_lightning.publishing.model_card import Subject, model_card
 from fl_lightning.publishing.repo_names import in_adapter_config
 from fl_lightning.publishing.run_facts import AdapterFacts, collect_facts
 from fl_lightning.storage.files import atomic_folder, read_json
+from fl_lightning.storage.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("README.md", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def build(source: Source, folder: Path, *, merged: bool = False, dtype: str = "a
     check_replaceable(folder)
     read_lora_adapter(source.adapter)  # whole, and finite
     with atomic_folder(folder) as temporary:
-        shutil.copyfile(source.adapter / "adapter_model.safetensors", temporary / "adapter_model.safetensors")
-        (temporary / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        shutil.copyfile(source.adapter / ADAPTER_WEIGHTS, temporary / ADAPTER_WEIGHTS)
+        (temporary / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return Built(source, folder, list(ADAPTER_FILES), facts)
 
@@ -109,7 +110,7 @@ def _settings(source: Source) -> dict[str, Any]:
     Raises:
         InputError: if it is no adapter's.
     """
-    path = source.adapter / "adapter_config.json"
+    path = source.adapter / ADAPTER_CONFIG
     settings = read_json(path)
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or not isinstance(settings.get("r"), int):
         raise InputError(f"{path}: wanted the config of a LoRA adapter, as fit writes it")

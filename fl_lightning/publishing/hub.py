@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from fl_lightning.console import amount
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.publishing.export_folder import Built
+from fl_lightning.storage.run_layout import ADAPTER_CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def upload(api: HfApi, built: Built, *, private: bool) -> Uploaded:
     if not private and before.private:
         log.warning("%s: is private on the Hub already, and stays so; its settings there make it public", name)
     there = {sibling.rfilename for sibling in before.siblings or []}
-    for mark, what in (("adapter_config.json", "an adapter"), ("config.json", "a whole model")):
+    for mark, what in ((ADAPTER_CONFIG, "an adapter"), ("config.json", "a whole model")):
         if (
             mark in there and mark not in built.files
         ):  # transformers would put the adapter on the model that has it in it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,17 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import checkpoints
 from fl_lightning.state import LoraState, is_lora_a, problem_with, select, snapshot
 from fl_lightning.storage.files import natural_key
+from fl_lightning.storage.run_layout import (
+    ADAPTER_WEIGHTS,
+    ADAPTERS,
+    CHECKPOINT_TENSORS,
+    CLIENT_EXPORTS,
+    parse_client_export,
+)
 from fl_lightning.storage.tensors import read_state
 
 MAX_NUMBERS = 2**27
 """Numbers of all adapters together (half a GiB); further clients are left out."""
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,10 @@ def _gram_of_a(states: Mapping[tuple[str, str], LoraState], initial: LoraState) 
 
 def read_initial_a(run_folder: Path) -> LoraState:
     """A₀ from the newest readable checkpoint; empty if there is none."""
-    folders = checkpoints(run_folder) if (run_folder / "checkpoints").is_dir() else {}
+    folders = checkpoints(run_folder)
     for round_num in sorted(folders, reverse=True):
         try:
-            tensors = read_state(folders[round_num] / "state.safetensors")
+            tensors = read_state(folders[round_num] / CHECKPOINT_TENSORS)
         except (InputError, OSError):
             continue
         parts = {key: key.split("|", 2) for key in tensors}
@@ -134,15 +138,16 @@ def read_initial_a(run_folder: Path) -> LoraState:
 def _adapter_files(run_folder: Path) -> Iterator[tuple[tuple[str, str], Path]]:
     """((department, client), file): departments and groups first, then each client's newest export."""
     root = run_folder.resolve()
-    for path in sorted(run_folder.glob(f"adapters/*/{WEIGHTS}"), key=lambda p: natural_key(p.parent.name)):
+    for path in sorted(run_folder.glob(f"{ADAPTERS}/*/{ADAPTER_WEIGHTS}"), key=lambda p: natural_key(p.parent.name)):
         if path.resolve().is_relative_to(root):
             yield (path.parent.name, ""), path
     newest: dict[tuple[str, str], tuple[int, Path]] = {}
-    for path in run_folder.glob(f"client_exports/*/round_*/{WEIGHTS}"):
-        match = re.fullmatch(r"round_([0-9]{1,9})_(.+)", path.parent.name)
-        if match and path.resolve().is_relative_to(root):
-            owner = path.parents[1].name, match[2]
-            newest[owner] = max(newest.get(owner, (0, path)), (int(match[1]), path))
+    for path in run_folder.glob(f"{CLIENT_EXPORTS}/*/*/{ADAPTER_WEIGHTS}"):
+        export = parse_client_export(path.parent.name)
+        if export and path.resolve().is_relative_to(root):
+            round_num, client = export
+            owner = path.parents[1].name, client
+            newest[owner] = max(newest.get(owner, (0, path)), (round_num, path))
     for owner in sorted(newest, key=lambda owner: natural_key("/".join(owner))):
         yield owner, newest[owner][1]
 

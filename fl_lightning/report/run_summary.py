@@ -7,6 +7,7 @@ from collections import Counter
 from fl_lightning.report.elements import Section, Table, format_number, format_size
 from fl_lightning.runs.artifacts import ROOT, ExcludedUpdate, RunArtifacts
 from fl_lightning.storage.files import natural_key
+from fl_lightning.storage.run_layout import cluster_files
 
 
 def overview(run: RunArtifacts) -> list[tuple[str, str]]:
@@ -52,7 +53,7 @@ def excluded_updates(run: RunArtifacts) -> Section:
         clients = sorted(counts, key=lambda client: (-counts[client], natural_key(client)))
         rows = [[client, str(counts[client])] for client in clients]
         section.collapsed.append(Table("Rounds in which a client was excluded", ["client", "rounds"], rows))
-    elif any((run.folder / "cluster_metadata").glob("*_aggregation.json")):
+    elif cluster_files(run.folder, "aggregation"):
         section.text.append("No update was excluded in any round.")
     else:
         section.missing.append("Excluded updates are unknown: there is no cluster_metadata/round_R_aggregation.json.")

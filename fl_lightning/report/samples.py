@@ -17,6 +17,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.report.elements import PromptAnswers, Section
 from fl_lightning.runs.lenient import mapping, text
 from fl_lightning.storage.files import read_json, write_json
+from fl_lightning.storage.run_layout import ADAPTER_WEIGHTS, ADAPTERS, SAMPLES
 
 if TYPE_CHECKING:
     from fl_lightning.config import RunConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILE = "samples.json"
 MAX_NEW_TOKENS = 48
 
 
@@ -45,10 +45,10 @@ def samples(run_folder: Path, target: Path, count: int) -> Section:
         section.missing.append("No samples: there is no adapter in adapters/ yet.")
         return section
     try:
-        answers = _load(target / FILE, digests, count)
+        answers = _load(target / SAMPLES, digests, count)
         if answers is None:
             answers = generate_answers(run_folder, count)
-            write_json(target / FILE, _to_json(answers, digests, count))
+            write_json(target / SAMPLES, _to_json(answers, digests, count))
     except InputError as error:
         log.warning("no sample answers: %s", error)
         section.missing.append(f"No samples: {text(error)}")
@@ -65,7 +65,7 @@ def samples(run_folder: Path, target: Path, count: int) -> Section:
 def adapter_digests(run_folder: Path) -> dict[str, str]:
     """{department or group: SHA-256 of its adapter's weights}."""
     root = run_folder.resolve()
-    paths = sorted(run_folder.glob("adapters/*/adapter_model.safetensors"))
+    paths = sorted(run_folder.glob(f"{ADAPTERS}/*/{ADAPTER_WEIGHTS}"))
     inside = [p for p in paths if p.is_file() and p.resolve().is_relative_to(root)]
     return {p.parent.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in inside}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,19 @@ from fl_lightning.errors import InputError
 from fl_lightning.runs.artifacts import LEVELS, ROOT, ClusteringResult, ExcludedUpdate, RunArtifacts
 from fl_lightning.runs.lenient import by_round, labels, mapping, matrix, number, numbers, text
 from fl_lightning.storage.files import read_json
-from fl_lightning.storage.run_folder import CONFIG
-from fl_lightning.storage.run_layout import GROUPS
+from fl_lightning.storage.run_layout import (
+    CHECKPOINT_FACTS,
+    CHECKPOINTS,
+    CLIENT_EVALUATION,
+    CLUSTER_METADATA,
+    CONFIG,
+    EVALUATION,
+    GROUP_INDEX,
+    METRICS,
+    cluster_file,
+    cluster_files,
+    round_folders,
+)
 
 MAX_STEP = 10**9
 """A row of ``metrics.csv`` with a larger step is not a round's."""
@@ -45,11 +55,10 @@ def read_artifacts(folder: Path, *, with_metadata: bool = True) -> RunArtifacts:
 
 def read_num_examples(folder: Path) -> dict[str, int]:
     """{client_id: training records} from the newest checkpoint; empty if there is none."""
-    paths = {path.parent.name.removeprefix("round_"): path for path in folder.glob("checkpoints/round_*/state.json")}
-    rounds = by_round(paths)
-    if not rounds:
+    checkpoints = list(round_folders(folder / CHECKPOINTS).values())
+    if not checkpoints:
         return {}
-    counts = numbers(mapping(_read_optional(rounds[max(rounds)])).get("examples"))
+    counts = numbers(mapping(_read_optional(checkpoints[-1] / CHECKPOINT_FACTS)).get("examples"))
     return {client_id: int(count) for client_id, count in counts.items()}
 
 
@@ -92,7 +101,7 @@ def _read_config(run: RunArtifacts) -> None:
 
 
 def _read_evaluation(run: RunArtifacts) -> None:
-    name = "federated_eval.json"
+    name = EVALUATION
     consequence = "no comparison of base and departments; a run writes it after its first round"
     values = mapping(_read(run, name, consequence))
     run.is_evaluated = bool(values)
@@ -102,11 +111,11 @@ def _read_evaluation(run: RunArtifacts) -> None:
             if kind == "groups":
                 run.groups.add(owner)
     run.mean_metrics = {stage: numbers(metrics) for stage, metrics in mapping(values.get("mean")).items()}
-    run.groups.update(mapping(_read_optional(run.folder / GROUPS)))
+    run.groups.update(mapping(_read_optional(run.folder / GROUP_INDEX)))
 
 
 def _read_client_evaluation(run: RunArtifacts) -> None:
-    name, consequence = "client_eval_all_rounds.json", "the clients' own losses come from metrics.csv alone"
+    name, consequence = CLIENT_EVALUATION, "the clients' own losses come from metrics.csv alone"
     values = mapping(_read(run, name, consequence))
     for round_num, departments in by_round(values.get("rounds")).items():
         run.client_metrics[round_num] = {
@@ -149,7 +158,7 @@ def _read_metrics(run: RunArtifacts) -> None:
 
 def _metrics_rows(run: RunArtifacts) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, {column: value}) of the rows of ``metrics.csv``."""
-    name, consequence = "metrics.csv", "no loss by round and no seconds; keep CSVLogger in logging.loggers"
+    name, consequence = METRICS, "no loss by round and no seconds; keep CSVLogger in logging.loggers"
     path = run.folder / name
     try:
         if not path.is_file():
@@ -164,14 +173,14 @@ def _metrics_rows(run: RunArtifacts) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def _read_clusters(run: RunArtifacts) -> None:
-    for round_num, path in _metadata_files(run.folder, "department_clusters"):
-        similarity = _read_optional(path.with_name(f"round_{round_num}_similarity.json"))
-        value = _read(run, f"cluster_metadata/{path.name}", "the clusters of this round are not shown")
+    for round_num in cluster_files(run.folder, "department_clusters"):
+        similarity = _read_optional(run.folder / cluster_file(round_num, "similarity"))
+        value = _read(run, cluster_file(round_num, "department_clusters"), "the clusters of this round are not shown")
         result = _clustering_result(value, similarity)
         if result is not None:
             run.clusters.setdefault(round_num, {})[ROOT] = result
-    for round_num, path in _metadata_files(run.folder, "hierarchy"):
-        value = _read(run, f"cluster_metadata/{path.name}", "the groups' clusters of this round are not shown")
+    for round_num in cluster_files(run.folder, "hierarchy"):
+        value = _read(run, cluster_file(round_num, "hierarchy"), "the groups' clusters of this round are not shown")
         for group, clustering in mapping(mapping(value).get("groups")).items():
             result = _clustering_result(clustering, mapping(clustering).get("similarity"))
             run.groups.add(group)
@@ -181,8 +190,10 @@ def _read_clusters(run: RunArtifacts) -> None:
 
 
 def _read_client_clusters(run: RunArtifacts) -> None:
-    for round_num, path in _metadata_files(run.folder, "client_clusters"):
-        value = _read(run, f"cluster_metadata/{path.name}", "the clients' clusters of this round are not shown")
+    for round_num in cluster_files(run.folder, "client_clusters"):
+        value = _read(
+            run, cluster_file(round_num, "client_clusters"), "the clients' clusters of this round are not shown"
+        )
         for department, clustering in mapping(mapping(value).get("departments")).items():
             assignments = labels(mapping(clustering).get("assignments"))
             if assignments:
@@ -218,8 +229,8 @@ def _by_k(value: Any) -> dict[int, float]:
 
 
 def _read_aggregation(run: RunArtifacts) -> None:
-    for round_num, path in _metadata_files(run.folder, "aggregation"):
-        value = _read(run, f"cluster_metadata/{path.name}", "the excluded updates of this round are not known")
+    for round_num in cluster_files(run.folder, "aggregation"):
+        value = _read(run, cluster_file(round_num, "aggregation"), "the excluded updates of this round are not known")
         values = mapping(value)
         for department, step in mapping(values.get("departments")).items():
             for client, reason in mapping(mapping(step).get("left_out")).items():
@@ -232,13 +243,6 @@ def _read_aggregation(run: RunArtifacts) -> None:
                 run.epsilon[department] = epsilon
         if isinstance(values.get("bytes"), dict):
             run.bytes_sent[round_num] = {k: v for k, v in numbers(values["bytes"]).items() if k in LEVELS}
-    if not (run.folder / "cluster_metadata").is_dir():
+    if not (run.folder / CLUSTER_METADATA).is_dir():
         consequence = "no clusters, similarities and reasons for excluding updates; see logging.save_cluster_metadata"
-        run.missing.append(f"cluster_metadata/ is missing: {consequence}")
-
-
-def _metadata_files(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    """(round, file) of ``cluster_metadata/round_R_<kind>.json``, in the order of rounds."""
-    paths = (folder / "cluster_metadata").glob(f"round_*_{kind}.json")
-    matches = [(re.fullmatch(rf"round_([0-9]{{1,9}})_{kind}\.json", path.name), path) for path in paths]
-    return sorted((int(match[1]), path) for match, path in matches if match)
+        run.missing.append(f"{CLUSTER_METADATA}/ is missing: {consequence}")

@@ -38,7 +38,8 @@ from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
 from fl_lightning.seeding import derive_seed
-from fl_lightning.storage.run_folder import CONFIG, check_output
+from fl_lightning.storage.run_folder import check_output
+from fl_lightning.storage.run_layout import CONFIG
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.device import launch_fabric, make_fabric
 

@@ -30,7 +30,8 @@ from fl_lightning.runs.build import RunComponents, build_components, make_callba
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
 from fl_lightning.storage.files import write_text
-from fl_lightning.storage.run_folder import CONFIG, create_run_folder, locked, warn_low_disk
+from fl_lightning.storage.run_folder import create_run_folder, locked, warn_low_disk
+from fl_lightning.storage.run_layout import CHECKPOINTS, CONFIG
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.device import make_fabric
 
@@ -160,7 +161,7 @@ def run_fit(
                 clients=clients or make_local_clients(components, config),
                 resume_from=state,
                 history=start.extra.history,
-                journal=Journal(run_folder / "checkpoints", trainer.writer),
+                journal=Journal(run_folder / CHECKPOINTS, trainer.writer),
             )
         except OSError as error:
             raise RunError(

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from fl_lightning.errors import InputError
 from fl_lightning.runs.artifact_reader import read_artifacts
-from fl_lightning.storage.run_folder import CONFIG, RUN_PREFIX, is_locked, numbered_folders
+from fl_lightning.storage.run_folder import RUN_PREFIX, is_locked, numbered_folders
+from fl_lightning.storage.run_layout import CONFIG
 
 Status = Literal["finished", "running", "interrupted", "unreadable"]
 UNKNOWN = "–"

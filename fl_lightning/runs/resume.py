@@ -19,6 +19,7 @@ from fl_lightning.runs.build import RunComponents
 from fl_lightning.state import problem_with
 from fl_lightning.storage.files import remove_temporaries
 from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
+from fl_lightning.storage.run_layout import ADAPTERS, CLIENT_EXPORTS
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def load_resume_state(
         run_folder, OffloadFolder(run_folder).store if len(components.data) > MAX_IN_MEMORY else None
     )
     if checkpoint is None:
-        if any((run_folder / name).exists() for name in ("adapters", "client_exports")):
+        if any((run_folder / name).exists() for name in (ADAPTERS, CLIENT_EXPORTS)):
             raise InputError(f"{run_folder}: no checkpoint to resume from; start the run again without --resume")
         log.info("%s was stopped before its first checkpoint and starts again", run_folder)
         return None, CheckpointExtra()

@@ -20,7 +20,7 @@ from fl_lightning.evaluation.scoring import AdapterScorer, ScaledAdapter, read_a
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.runs.build import build_components
 from fl_lightning.storage.files import write_json, write_text
-from fl_lightning.storage.run_layout import BASE, shared_adapters
+from fl_lightning.storage.run_adapters import BASE, shared_adapters
 from fl_lightning.training.local_clients import LocalClients
 
 METRICS = ("loss", "perplexity", "token_accuracy", "exact_match", "rouge_l")

@@ -20,7 +20,7 @@ from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling
 from fl_lightning.seeding import derive_seed
 from fl_lightning.serving.detokenizer import TextStream
 from fl_lightning.serving.engine import load_answering
-from fl_lightning.storage.run_layout import BASE
+from fl_lightning.storage.run_adapters import BASE
 
 
 class Conversation:

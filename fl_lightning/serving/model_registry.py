@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.storage.run_layout import BASE, all_adapters, shared_adapters
+from fl_lightning.storage.run_adapters import BASE, all_adapters, shared_adapters
+from fl_lightning.storage.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 
 log = logging.getLogger(__name__)
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Offer:
                 stamps[name] = stamp
                 created[name] = int(stats[1].st_mtime)
         if not self.only or BASE in self.only:
-            created[BASE] = int((self.run_folder / "config.yaml").stat().st_mtime)
+            created[BASE] = int((self.run_folder / CONFIG).stat().st_mtime)
         if changed and tell is not None:
             tell(changed)
         self._stamps |= stamps

@@ -21,7 +21,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.console import quiet
 from fl_lightning.errors import InputError
 from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
-from fl_lightning.storage.run_layout import BASE
+from fl_lightning.storage.run_adapters import BASE
 
 if TYPE_CHECKING:
     from fl_lightning.modeling.generation.adapter_bank import BankedAdapter

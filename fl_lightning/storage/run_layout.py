@@ -1,134 +1,115 @@
-"""Which adapters a run folder holds, by name: departments and groups, and each client's own of its last round."""
+"""The name of every file and folder in a run, written once. All paths are relative to the run's folder.
+
+config.yaml                                   the run's config
+adapters/<department or group>/               adapters after the last round, in PEFT's format
+client_exports/<department>/round_R_<client>/ every client's adapter
+dept_lora_federated.json, group_…, client_…   indexes: {name: folder of its adapter}
+federated_eval.json                           loss and accuracy of base and adapters
+client_eval_all_rounds.json                   the same of clients, by round
+cluster_metadata/round_R_<kind>.json          clusters and aggregation of a round
+client_runs/<department>/<client>/round_R.csv training loss of every step
+samples.json                                  answers of base and adapters
+checkpoints/round_R/                          to resume from; round_R_journal/ is for the unfinished round
+network.json                                  sites of a run between machines
+metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
+.lock                                         locked while a process writes to the run
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from fl_lightning.errors import InputError, nearest
-from fl_lightning.storage.files import check_name, natural_key, read_json
+CONFIG = "config.yaml"
+LOCK = ".lock"
+METRICS = "metrics.csv"
+TENSORBOARD = "events.out.tfevents.*"
+MLFLOW = "mlruns"
+EVALUATION = "federated_eval.json"
+CLIENT_EVALUATION = "client_eval_all_rounds.json"
+SAMPLES = "samples.json"
+NETWORK = "network.json"
 
-DEPARTMENTS, GROUPS, CLIENTS = "dept_lora_federated.json", "group_lora_federated.json", "client_lora_federated.json"
-BASE = "base"
-"""The name of the base model among adapters."""
+DEPARTMENT_INDEX = "dept_lora_federated.json"
+GROUP_INDEX = "group_lora_federated.json"
+CLIENT_INDEX = "client_lora_federated.json"
 
+ADAPTERS = "adapters"
+CLIENT_EXPORTS = "client_exports"
+CLIENT_RUNS = "client_runs"
+CLUSTER_METADATA = "cluster_metadata"
+CHECKPOINTS = "checkpoints"
 
-def shared_adapters(run_folder: Path) -> dict[str, Path]:
-    """{department or group: folder of its adapter}, in natural order.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of an adapter's folder, as PEFT calls them."""
+CHECKPOINT_FACTS, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
+"""Files of a checkpoint's folder."""
+HISTORY = "history.jsonl"
+"""Logged rows and callbacks' records of all rounds, in the folder of checkpoints."""
 
-    Raises:
-        InputError: if the run has none, or an index of it is not as `fit` writes it.
-    """
-    found: dict[str, Path] = {}
-    for index in (DEPARTMENTS, GROUPS):
-        path = run_folder / index
-        if index == GROUPS and not path.exists():
-            continue
-        places = read_json(path)
-        if not isinstance(places, dict):
-            raise InputError(f"{path}: got {type(places).__name__}, wanted {{name: folder}}")
-        for name in sorted(places, key=natural_key):
-            found[check_name(name, f"{path}: name")] = resolve_inside(run_folder, path, name, places[name])
-    return found
-
-
-def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
-    """{client_id: (round, folder)} of the last adapter of each client that the run still keeps, in natural order.
-
-    Raises:
-        InputError: if the index is not as `fit` writes it.
-    """
-    path = run_folder / CLIENTS
-    found: dict[str, tuple[int, Path]] = {}
-    for round_num, departments in sorted(client_exports(run_folder).items() if path.exists() else ()):
-        for department, clients in departments.items():
-            for client, place in clients.items():
-                names = [check_name(name, f"{path}: name") for name in (department, client)]
-                folder = resolve_inside(run_folder, path, client, place)
-                if folder.is_dir():
-                    found["/".join(names)] = round_num, folder
-    return {name: found[name] for name in sorted(found, key=natural_key)}
+ClusterFile = Literal["department_clusters", "similarity", "hierarchy", "client_clusters", "aggregation"]
+"""What a file in ``cluster_metadata`` is about."""
 
 
-def all_adapters(run_folder: Path) -> dict[str, Path]:
-    """{name: folder} of `shared_adapters`, then of `client_adapters`.
-
-    Raises:
-        InputError: as those do.
-    """
-    return shared_adapters(run_folder) | {name: folder for name, (_, folder) in client_adapters(run_folder).items()}
+def adapter(name: str) -> str:
+    """Folder of a department's or a group's adapter."""
+    return f"{ADAPTERS}/{name}"
 
 
-def chosen_adapters(run_folder: Path, names: Sequence[str] = ()) -> dict[str, Path]:
-    """{name: folder} of the adapters named, in the order given; of all departments and groups where none is.
-
-    Args:
-        run_folder: of the run.
-        names: departments, groups, and clients such as ``hr/client_0``.
-
-    Raises:
-        InputError: if a name is nobody's, or an index of the run is not as `fit` writes it.
-    """
-    shared = shared_adapters(run_folder)
-    if not names:
-        return shared
-    known = all_adapters(run_folder)
-    for name in names:
-        if name not in known:
-            hint = nearest(name, known) or f"; wanted some of {', '.join(shared)}, or a client such as hr/client_0"
-            raise InputError(f"--models: {run_folder} has no adapter of {name!r}{hint}")
-    return {name: known[name] for name in names}
+def client_export(department: str, client: str, round_num: int) -> str:
+    """Folder of a client's adapter of a round."""
+    return f"{CLIENT_EXPORTS}/{department}/round_{round_num}_{client}"
 
 
-def folder_names(names: Iterable[str]) -> dict[str, str]:
-    """{name: what it is called where no ``/`` may be}, in the order given.
-
-    Raises:
-        InputError: if two would be called alike, upper and lower case not told apart.
+def parse_client_export(folder: str) -> tuple[int, str] | None:
+    """(round, client) of a folder called by `client_export`; None for any other name.
 
     Example:
-        >>> folder_names(["hr", "hr/client_0"])
-        {'hr': 'hr', 'hr/client_0': 'hr-client_0'}
+        >>> parse_client_export("round_2_client_0"), parse_client_export("round_2")
+        ((2, 'client_0'), None)
     """
-    found = {name: name.replace("/", "-") for name in names}
-    owners: dict[str, str] = {}
-    for name, short in found.items():
-        if (other := owners.setdefault(short.casefold(), name)) != name:
-            raise InputError(f"--models: {other!r} and {name!r} would both be called {short!r}; take them one by one")
-    return found
+    match = re.fullmatch(r"round_([0-9]{1,9})_(.+)", folder)
+    return (int(match[1]), match[2]) if match else None
 
 
-def resolve_inside(run_folder: Path, index: Path, name: str, place: object) -> Path:
-    """The folder that an index gives for a name, if it lies inside the run.
-
-    Raises:
-        InputError: if it does not, or is no path at all.
-    """
-    if not isinstance(place, str) or "\0" in place:
-        raise InputError(f"{index}: {name}: got {place!r}, expected a folder within the run")
-    folder = run_folder / place
-    try:
-        inside = folder.resolve().is_relative_to(run_folder.resolve())
-    except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.12's and older for links in a circle
-        raise InputError(f"{folder}: links in a circle; wanted an adapter's folder") from error
-    if not inside:
-        raise InputError(f"{index}: {name}: adapter path {place!r} leads out of the run folder; expected one within it")
-    return folder
+def client_losses(department: str, client: str, round_num: int) -> str:
+    """File with the training loss of each step of a client's round."""
+    return f"{CLIENT_RUNS}/{department}/{client}/round_{round_num}.csv"
 
 
-def client_exports(run_folder: Path) -> dict[int, dict[str, dict[str, object]]]:
-    """{round: {department: {client: folder within the run}}}, as the index says it.
+def cluster_file(round_num: int, kind: ClusterFile) -> str:
+    """File about a round's clusters or its aggregation."""
+    return f"{CLUSTER_METADATA}/round_{round_num}_{kind}.json"
 
-    Raises:
-        InputError: if the index is not as `fit` writes it.
-    """
-    path = run_folder / CLIENTS
-    value: Any = read_json(path)
-    rounds: Any = value.get("rounds") if isinstance(value, dict) else None
-    ok = isinstance(rounds, dict) and all(
-        number.isdecimal() and isinstance(departments, dict) for number, departments in rounds.items()
-    )
-    if not ok or not all(isinstance(clients, dict) for places in rounds.values() for clients in places.values()):
-        raise InputError(f"{path}: wanted {{rounds: {{round: {{department: {{client: folder}}}}}}}}, as fit writes it")
-    return {int(number): departments for number, departments in rounds.items()}
+
+def cluster_files(run_folder: Path, kind: ClusterFile) -> dict[int, Path]:
+    """{round: file} of one kind of `cluster_file` in a run, ascending."""
+    return _by_round(run_folder / CLUSTER_METADATA, f"_{kind}.json")
+
+
+def checkpoint(round_num: int) -> str:
+    """Folder of a round's checkpoint."""
+    return f"{CHECKPOINTS}/round_{round_num}"
+
+
+def round_folders(folder: Path) -> dict[int, Path]:
+    """{round: path} of everything called ``round_R`` in a folder, ascending."""
+    return _by_round(folder, "")
+
+
+def journal(round_num: int) -> str:
+    """Folder of a round's journal, relative to the folder of checkpoints."""
+    return f"round_{round_num}_journal"
+
+
+def journals(folder: Path) -> dict[int, Path]:
+    """{round: path} of the journals in the folder of checkpoints, ascending."""
+    return _by_round(folder, "_journal")
+
+
+def _by_round(folder: Path, ending: str) -> dict[int, Path]:
+    matches = [
+        (re.fullmatch(rf"round_([0-9]{{1,9}}){re.escape(ending)}", path.name), path) for path in folder.glob("round_*")
+    ]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))

@@ -116,7 +116,7 @@ def test_every_file_of_the_contract_is_there(finished):
 
 def test_no_half_written_file_is_left(finished):
     assert [p.name for p in finished.rglob("*") if p.suffix == ".tmp" or p.name.startswith(".")] == [".lock"]
-    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["round_1", "round_2"]
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["history.jsonl", "round_1", "round_2"]
 
 
 def test_config_yaml_reads_back_as_the_config_of_the_run(finished, root):

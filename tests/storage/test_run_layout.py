@@ -1,72 +1,34 @@
-import json
-
-import pytest
-
-from fl_lightning.errors import InputError
-from fl_lightning.storage.run_layout import client_adapters, client_exports, shared_adapters
-
-PLACES = {"hr": "adapters/hr", "finance": "adapters/finance"}
-ROUNDS = {
-    "rounds": {
-        "2": {"hr": {"client_0": "client_exports/hr/round_2_client_0"}},
-        "10": {"hr": {"client_10": "x/client_10", "client_2": "x/client_2"}},
-    }
-}
+from fl_lightning.storage import run_layout as layout
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "version_0"
-    for place in ("client_exports/hr/round_2_client_0", "x/client_10", "x/client_2"):
-        (folder / place).mkdir(parents=True)
-    (folder / "dept_lora_federated.json").write_text(json.dumps(PLACES))
-    (folder / "client_lora_federated.json").write_text(json.dumps(ROUNDS))
-    return folder
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
 
 
-def test_departments_and_groups_are_found(run):
-    assert shared_adapters(run) == {"finance": run / "adapters/finance", "hr": run / "adapters/hr"}
-    (run / "group_lora_federated.json").write_text('{"office": "adapters/office"}')
-    assert list(shared_adapters(run)) == ["finance", "hr", "office"]
+def test_files_are_found_by_the_names_they_are_written_under_in_the_order_of_rounds(tmp_path):
+    rounds = (10, 2, 1)
+    touch(tmp_path, *(layout.cluster_file(r, "similarity") for r in rounds), layout.cluster_file(3, "aggregation"))
+    touch(tmp_path, *(f"{layout.checkpoint(r)}/{layout.CHECKPOINT_FACTS}" for r in rounds))
+    touch(tmp_path / layout.CHECKPOINTS, *(f"{layout.journal(r)}/entry" for r in rounds))
+    checkpoints = tmp_path / layout.CHECKPOINTS
+    assert list(layout.cluster_files(tmp_path, "similarity")) == [1, 2, 10]
+    assert layout.cluster_files(tmp_path, "aggregation") == {3: tmp_path / "cluster_metadata/round_3_aggregation.json"}
+    assert layout.round_folders(checkpoints) == {r: checkpoints / f"round_{r}" for r in sorted(rounds)}
+    assert layout.journals(checkpoints) == {r: checkpoints / f"round_{r}_journal" for r in sorted(rounds)}
 
 
-def test_each_client_has_the_adapter_of_its_own_last_round(run):
-    assert client_adapters(run) == {
-        "hr/client_0": (2, run / "client_exports/hr/round_2_client_0"),
-        "hr/client_2": (10, run / "x/client_2"),
-        "hr/client_10": (10, run / "x/client_10"),
-    }
-    assert list(client_adapters(run)) == ["hr/client_0", "hr/client_2", "hr/client_10"]
+def test_other_names_are_no_rounds(tmp_path):
+    touch(
+        tmp_path,
+        *(f"checkpoints/{name}/x" for name in ("round_x", "round_", "round_1_old", "round_²", "round_" + "9" * 10)),
+    )
+    assert layout.round_folders(tmp_path / layout.CHECKPOINTS) == {}
+    assert layout.round_folders(tmp_path / "nowhere") == {}
 
 
-def test_a_client_whose_export_was_dropped_is_not_offered(run):
-    (run / "x/client_2").rmdir()
-    assert list(client_adapters(run)) == ["hr/client_0", "hr/client_10"]
-
-
-def test_a_run_without_exports_has_no_clients(run):
-    (run / "client_lora_federated.json").unlink()
-    assert client_adapters(run) == {}
-    with pytest.raises(InputError, match="client_lora_federated.json"):
-        client_exports(run)
-
-
-@pytest.mark.parametrize("place", ["../elsewhere", "/etc", "a\0b", 3])
-def test_an_adapter_outside_the_run_is_refused(run, place):
-    (run / "dept_lora_federated.json").write_text(json.dumps({"hr": place}))
-    with pytest.raises(InputError, match="within"):
-        shared_adapters(run)
-
-
-@pytest.mark.parametrize("name", ["../hr", "a/b", "..", ""])
-def test_a_name_that_is_no_folder_name_is_refused(run, name):
-    (run / "dept_lora_federated.json").write_text(json.dumps({name: "adapters/hr"}))
-    with pytest.raises(InputError, match="rename"):
-        shared_adapters(run)
-
-
-@pytest.mark.parametrize("value", [[], {"rounds": []}, {"rounds": {"x": {}}}, {"rounds": {"1": []}}])
-def test_an_index_of_another_shape_is_refused(run, value):
-    (run / "client_lora_federated.json").write_text(json.dumps(value))
-    with pytest.raises(InputError, match="as fit writes it"):
-        client_adapters(run)
+def test_an_export_is_parsed_back_to_what_it_was_named_after():
+    folder = layout.client_export("hr", "round_1_x", 12)
+    assert folder == "client_exports/hr/round_12_round_1_x"
+    assert layout.parse_client_export(folder.rsplit("/", 1)[1]) == (12, "round_1_x")

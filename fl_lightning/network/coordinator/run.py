@@ -33,10 +33,10 @@ from fl_lightning.runs.build import RunComponents, build_model_components
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.storage.files import natural_key, read_json, write_json
 from fl_lightning.storage.run_folder import locked
+from fl_lightning.storage.run_layout import CHECKPOINTS, NETWORK
 
 log = logging.getLogger(__name__)
 
-RECORD = "network.json"
 """In the run folder: the run's id, and what its sites said of themselves."""
 START = 120.0
 """Seconds in which Flower must start the relay."""
@@ -84,7 +84,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
             parts.data[client_id] = ClientData(department, client, (), ())
         run_identity = _identity(config, parts, joined)
         start = stack.enter_context(open_run(config, parts, run_identity, resume))
-        write_json(start.run_folder / RECORD, {"run": run, "sites": {c: asdict(facts) for c, facts in joined.items()}})
+        write_json(start.run_folder / NETWORK, {"run": run, "sites": {c: asdict(facts) for c, facts in joined.items()}})
         departments: dict[str, Any] = {}
         run_fit(
             start,
@@ -105,15 +105,15 @@ def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
     Raises:
         InputError: if the run folder is not that of a run between machines.
     """
-    if folder is None or not (folder / RECORD).exists():
-        if folder is not None and (folder / "checkpoints").exists():
-            raise InputError(f"{folder}: no {RECORD}: it is not a run of the server command; wanted fit --resume")
+    if folder is None or not (folder / NETWORK).exists():
+        if folder is not None and (folder / CHECKPOINTS).exists():
+            raise InputError(f"{folder}: no {NETWORK}: it is not a run of the server command; wanted fit --resume")
         return secrets.token_hex(16), {}
-    found = read_json(folder / RECORD)
+    found = read_json(folder / NETWORK)
     try:
         return str(found["run"]), {c: SiteInfo.read(facts) for c, facts in found["sites"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / RECORD}: {error}; wanted the file as the server wrote it") from error
+        raise InputError(f"{folder / NETWORK}: {error}; wanted the file as the server wrote it") from error
 
 
 def _as_in_a_folder(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:

@@ -29,7 +29,8 @@ from fl_lightning.runs.comparison.plan import Plan
 from fl_lightning.runs.comparison.report import Comparison
 from fl_lightning.runs.comparison.statistics import read_run_metrics
 from fl_lightning.storage.files import read_json, write_json
-from fl_lightning.storage.run_folder import CONFIG, check_output, locked
+from fl_lightning.storage.run_folder import check_output, locked
+from fl_lightning.storage.run_layout import CONFIG, EVALUATION
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def _run(folder: Path, plan: Plan, name: str, seed: int) -> None:
 
 
 def _is_finished(output: Path) -> bool:
-    is_evaluated = (output / RUN_FOLDER / "federated_eval.json").is_file()
+    is_evaluated = (output / RUN_FOLDER / EVALUATION).is_file()
     return _read_result(output).get("state") == "finished" and is_evaluated
 
 
