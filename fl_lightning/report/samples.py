@@ -17,7 +17,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.report.elements import PromptAnswers, Section
 from fl_lightning.runs.lenient import mapping, text
 from fl_lightning.storage.files import read_json, write_json
-from fl_lightning.storage.run_layout import ADAPTER_WEIGHTS, ADAPTERS, SAMPLES
+from fl_lightning.storage.run_layout import ADAPTER_WEIGHTS, ADAPTERS, SAMPLES, adapter
 
 if TYPE_CHECKING:
     from fl_lightning.config import RunConfig
@@ -116,7 +116,7 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
     clients = LocalClients(components.fabric, components.module, components.data, config.training)
     initial = collect_lora_state(components.module.model)
     departments = {client.department for client in components.data.values()}
-    folders = {department: run_folder / "adapters" / department for department in sorted(departments)}
+    folders = {department: run_folder / adapter(department) for department in sorted(departments)}
     # A run saves adapters of another rank at the common scaling.
     adapters = {
         d: read_lora_adapter(folder, initial, any_rank=True) for d, folder in folders.items() if folder.is_dir()

@@ -119,7 +119,9 @@ def resolve_inside(run_folder: Path, index: Path, name: str, entry: object) -> P
     except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.12 and older, for a circle of links
         raise InputError(f"{folder}: expected an adapter's folder, got a circle of links") from error
     if not inside:
-        raise InputError(f"{index}: {name}: expected a folder within the run, got {entry!r}, which leads out of it")
+        raise InputError(
+            f"{index}: {name}: expected a folder within the run, got {entry!r}, which leads out of the run folder"
+        )
     return folder
 
 

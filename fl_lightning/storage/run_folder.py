@@ -14,12 +14,11 @@ from pathlib import Path
 
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import FILE_MODE, sync_folder, temporary_folder, write_text
+from fl_lightning.storage.run_layout import CONFIG, LOCK
 
 log = logging.getLogger(__name__)
 
 RUN_PREFIX = "version"
-CONFIG = "config.yaml"
-LOCK = ".lock"
 
 
 def check_output(root: Path) -> None:

@@ -40,7 +40,7 @@ def test_named_ones_go_where_they_are_wanted(make_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--models", "sales"], "has no adapter of 'sales'; wanted some of finance, hr, office, or a client"),
+        (["--models", "sales"], "has no adapter of 'sales'; expected one of finance, hr, office, or a client"),
         (["--models"], "expected at least one argument"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--too", "x"], "unknown argument --too; did you mean '--to'?"),

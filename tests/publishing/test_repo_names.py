@@ -30,9 +30,9 @@ def test_base_is_named_where_it_is_on_the_hub_and_never_by_a_path(tmp_path, monk
 
 
 def test_repositories_that_would_be_alike_are_refused():
-    with pytest.raises(InputError, match="'hr/client_0' and 'hr-client_0' would both be called"):
+    with pytest.raises(InputError, match="'hr/client_0' and 'hr-client_0' would share the name"):
         repositories("acme/bots", ["hr/client_0", "hr-client_0"])
-    with pytest.raises(InputError, match="'HR' and 'hr' would both be called 'hr'"):
+    with pytest.raises(InputError, match="'HR' and 'hr' would share the name 'hr'"):
         repositories("acme/bots", ["HR", "hr"])
     with pytest.raises(InputError, match=r"repository of hr\.: got 'acme/bots-hr\.'"):
         repositories("acme/bots", ["hr."])
