@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering import Grouping, members
+from fl_lightning.clustering import Clustering, clusters_from_labels
 from fl_lightning.clustering.tree import ROOT
 from fl_lightning.storage.run_layout import cluster_file
 
@@ -72,7 +72,7 @@ class ClusterMonitor(FederatedCallback):
             log.info("round %d: clusters%s %s", report.round_num, f" in {group}" if group != ROOT else "", clusters)
         trainer.log(metrics)
 
-    def _quality(self, grouping: Grouping) -> dict[str, float]:
+    def _quality(self, grouping: Clustering) -> dict[str, float]:
         known = [name for name in grouping.assignments if self.truth is not None and name in self.truth]
         if self.truth is None or len(known) < 2:
             return grouping.quality
@@ -100,7 +100,7 @@ class ClusterMonitor(FederatedCallback):
             )
         client_clusters = {
             name: {
-                "clusters": {str(c): who for c, who in members(d.client_clusters).items()},
+                "clusters": {str(c): who for c, who in clusters_from_labels(d.client_clusters).items()},
                 "assignments": d.client_clusters,
             }
             for name, d in report.departments.items()
@@ -133,7 +133,7 @@ class ClusterMonitor(FederatedCallback):
         trainer.writer.json(run_folder / cluster_file(round_num, "aggregation"), aggregation)
 
 
-def _similarity_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[str, Any]:
+def _similarity_json(grouping: Clustering, clusters: DeptClustersConfig) -> dict[str, Any]:
     return {
         "departments": grouping.departments,
         "cosine": None if grouping.cosine is None else grouping.cosine.tolist(),
@@ -141,7 +141,7 @@ def _similarity_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[s
     }
 
 
-def _clusters_json(grouping: Grouping, clusters: DeptClustersConfig) -> dict[str, Any]:
+def _clusters_json(grouping: Clustering, clusters: DeptClustersConfig) -> dict[str, Any]:
     return {
         "n_clusters": grouping.n_clusters,
         "clusters": {str(c): names for c, names in grouping.clusters.items()},

@@ -15,8 +15,8 @@ from fl_lightning.aggregation.robust.krum import clients_wanted
 from fl_lightning.aggregation.updates import Received, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import cluster_aware_average_selected
-from fl_lightning.clustering.rounds import Evidence, group_clients
-from fl_lightning.clustering.tree import step_all
+from fl_lightning.clustering.group_step import step_groups
+from fl_lightning.clustering.rounds import ClusteringInputs, cluster_clients
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.cross_loss import cross_losses, leave_one_out
@@ -240,7 +240,7 @@ class FederatedRound(FederatedCallback):
                 clusters.num_clusters,
                 clusters.global_mix,
                 global_state=select(state.departments[department], sent),
-                assignments=group_clients(clusters, clients, trainer.federation.departments[department], seed=seed),
+                assignments=cluster_clients(clusters, clients, trainer.federation.departments[department], seed=seed),
                 seed=seed,
             )
             for client_id, start in new.items():
@@ -257,7 +257,7 @@ class FederatedRound(FederatedCallback):
         counts = state.department_examples()
         weights = {d: 1.0 if state.privacy else float(counts[d]) for d in counts if d in self._heard}
         try:
-            level = step_all(
+            step = step_groups(
                 trainer.federation_config.dept_clusters,
                 trainer.tree,
                 {department: state.departments[department] for department in weights},
@@ -266,26 +266,26 @@ class FederatedRound(FederatedCallback):
                 momentum=trainer.federation_config.hierarchy.momentum,
                 previous=state.cluster_assignments,
                 memory=state.clustering_memory,
-                evidence=lambda members: self._evidence(trainer, state, members),
+                inputs=lambda members: self._clustering_inputs(trainer, state, members),
                 seed=lambda group: derive_seed(trainer.seed, "dept_clusters", report.round_num, *filter(None, [group])),
             )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
-        report.clusterings = level.found
-        for kind, travels in level.mixed_bytes.items():
+        report.clusterings = step.clusterings
+        for kind, travels in step.mixed_bytes.items():
             report.bytes_sent.update({f"{kind}/up": travels, f"{kind}/down": travels})
-        groups = {name: level.states.pop(name) for name in trainer.tree.groups if name in level.states}
+        groups = {name: step.states.pop(name) for name in trainer.tree.groups if name in step.states}
         return replace(
             state,
-            departments={**state.departments, **level.states},
+            departments={**state.departments, **step.states},
             groups={**state.groups, **groups},
-            cluster_assignments={**state.cluster_assignments, **level.assignments} if level.found else {},
-            clustering_memory={**state.clustering_memory, **level.memory},
+            cluster_assignments={**state.cluster_assignments, **step.assignments} if step.clusterings else {},
+            clustering_memory={**state.clustering_memory, **step.memory},
         )
 
-    def _evidence(
+    def _clustering_inputs(
         self, trainer: FederatedTrainer, state: FederationState, members: Mapping[str, LoraState]
-    ) -> Evidence:
+    ) -> ClusteringInputs:
         """What the members of a group are compared by, as far as the config wants it."""
         clusters, losses = trainer.federation_config.dept_clusters, None
         owners = {department: member for member in members for department in trainer.tree.departments(member)}
@@ -302,7 +302,7 @@ class FederatedRound(FederatedCallback):
                 weights[whose] = float(self._received.examples[client_id])
         if clusters.representation == "cross_loss":
             losses = cross_losses(trainer.clients, trainer.data, members, owners)
-        return Evidence(members, state.initial, moves, weights, losses)
+        return ClusteringInputs(members, state.initial, moves, weights, losses)
 
 
 def _without_department(by_id: Mapping[str, Value]) -> dict[str, Value]:

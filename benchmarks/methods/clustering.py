@@ -1,7 +1,7 @@
 """Number of clusters of departments: this package against scikit-learn's KMeans on the raw matrix.
 
     python -m benchmarks.methods.clustering [--departments 1000] [--features 100000] [--repeats 1]
-                                    [--sketch-departments 10000] [--sketch-features 8000]
+                                    [--projected-departments 10000] [--projected-features 8000]
 
 Both try the same k = 1 … 6 with ten k-means++ restarts and the same seed. Ours includes the Gram product. The data are
 fp32: planted groups of departments around a large shared start, with noise as large as the groups' own offsets. After
@@ -24,7 +24,15 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.common import report
-from fl_lightning.clustering.kmeans import SKETCH_ERROR, SKETCH_FAILURE, cluster_rows, elbow, sketch, sketch_size
+from fl_lightning.clustering.dissimilarity import from_rows
+from fl_lightning.clustering.n_clusters import sharpest_bend
+from fl_lightning.clustering.random_projection import (
+    DISTANCE_ERROR,
+    FAILURE_PROBABILITY,
+    projection_size,
+    random_projection,
+)
+from fl_lightning.clustering.registry import cluster
 
 SEED, RESTARTS, MIN, MAX = 0, 10, 2, 5
 
@@ -40,15 +48,16 @@ def planted(departments: int, features: int, groups: int) -> tuple[np.ndarray, n
 
 
 def ours(x: np.ndarray) -> tuple[int, dict[int, float], np.ndarray]:
-    found = cluster_rows(x, MIN, MAX, seed=SEED, n_init=RESTARTS)
-    return found.n_clusters, found.inertias, found.labels
+    rows = from_rows([f"{i:06}" for i in range(len(x))], x, seed=SEED)
+    result = cluster(rows, min_clusters=MIN, max_clusters=MAX, seed=SEED, n_init=RESTARTS)
+    return result.n_clusters, result.inertias, np.array(list(result.assignments.values()))
 
 
 def raw(x: np.ndarray) -> tuple[int, dict[int, float], np.ndarray]:
     tried = range(1, min(MAX + 1, len(x)) + 1)
     fits = {k: KMeans(k, n_init=RESTARTS, random_state=SEED, algorithm="lloyd").fit(x) for k in tried}
     inertias = {k: float(fit.inertia_) for k, fit in fits.items()}
-    chosen = elbow(inertias, MIN, MAX)
+    chosen = sharpest_bend(inertias, MIN, MAX)
     return chosen, inertias, fits[chosen].labels_
 
 
@@ -76,13 +85,13 @@ def compare(args: argparse.Namespace) -> None:
     report(title, seconds, "KMeans on the raw matrix", facts, args.json)
 
 
-def sketched(args: argparse.Namespace) -> None:
-    x, group = planted(args.sketch_departments, args.sketch_features, args.groups)
+def projected(args: argparse.Namespace) -> None:
+    x, group = planted(args.projected_departments, args.projected_features, args.groups)
     started = time.perf_counter()
     chosen, _, labels = ours(x)
     total = time.perf_counter() - started
     started = time.perf_counter()
-    points = sketch(x, seed=SEED)
+    points = random_projection(x, seed=SEED)
     projection = time.perf_counter() - started
     first, second = np.random.default_rng(SEED + 1).integers(0, len(x), size=(2, 20_000))
     first, second = first[first != second], second[first != second]
@@ -90,13 +99,15 @@ def sketched(args: argparse.Namespace) -> None:
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         exact = float(((x[a] - x[b]).astype(np.float64) ** 2).sum())
         errors[i] = abs(float(((points[a] - points[b]).astype(np.float64) ** 2).sum()) / exact - 1)
-    Console().print(f"{len(x)} departments, {x.shape[1]} features on a sketch of {sketch_size(len(x))}")
+    Console().print(
+        f"{len(x)} departments, {x.shape[1]} features after a random projection to {projection_size(len(x))}"
+    )
     Console().print(f"seconds: {total:.1f}, of them the projection {projection:.1f}")
     Console().print(f"clusters (ours, planted): {(chosen, args.groups)}")
     Console().print(f"adjusted Rand index of ours with planted: {adjusted_rand_score(group, labels):.4f}")
     Console().print(
         f"relative error of squared distances, {len(errors)} pairs: median {np.median(errors):.3f}, largest "
-        f"{errors.max():.3f}; stated: at most {SKETCH_ERROR} with probability {1 - SKETCH_FAILURE}"
+        f"{errors.max():.3f}; stated: at most {DISTANCE_ERROR} with probability {1 - FAILURE_PROBABILITY}"
     )
 
 
@@ -105,14 +116,14 @@ def main() -> None:
     parser.add_argument("--departments", type=int, default=1000)
     parser.add_argument("--features", type=int, default=100_000)
     parser.add_argument("--groups", type=int, default=4, help="planted groups of departments")
-    parser.add_argument("--sketch-departments", type=int, default=10_000, help="0 leaves this part out")
-    parser.add_argument("--sketch-features", type=int, default=8_000)
+    parser.add_argument("--projected-departments", type=int, default=10_000, help="0 leaves this part out")
+    parser.add_argument("--projected-features", type=int, default=8_000)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", default="lightning_logs/benchmarks/clustering.json")
     args = parser.parse_args()
     compare(args)
-    if args.sketch_departments:
-        sketched(args)
+    if args.projected_departments:
+        projected(args)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from fl_lightning import (
     load_base_model,
 )
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering.rounds import Evidence, group_round
+from fl_lightning.clustering.rounds import ClusteringInputs, cluster_round
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.layout import true_clusters
@@ -81,12 +81,12 @@ class Groupings(FederatedCallback):
         states, losses = trainer.federation.departments, None
         if any(way[0] == "cross_loss" for way in self.ways):
             losses = cross_losses(trainer.clients, trainer.data, states)
-        evidence = Evidence(states, trainer.federation.initial, self.moves, self.weights, losses)
+        evidence = ClusteringInputs(states, trainer.federation.initial, self.moves, self.weights, losses)
         for representation, method, rule in self.ways:
             config = DeptClustersConfig(representation=representation, method=method, select=rule)
             way = representation, method, rule
             memory = self.memories.get(way, {})
-            grouping, self.memories[way] = group_round(config, evidence, previous={}, memory=memory, seed=self.seed)
+            grouping, self.memories[way] = cluster_round(config, evidence, previous={}, memory=memory, seed=self.seed)
             self.found[trainer.round_num, representation, method, rule] = grouping.assignments
 
 

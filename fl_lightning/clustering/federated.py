@@ -1,166 +1,142 @@
-"""Which departments, and which clients of a department, belong together, and the average of each group."""
+"""Clusters of departments, clusters of clients, and the average of each cluster: what a round calls."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
-from fl_lightning.clustering.kmeans import (
-    Array,
-    cluster_rows,
-    determine_optimal_clusters,
-    kmeans,
-    number_by_first_appearance,
-    reduce_rows,
-)
-from fl_lightning.clustering.representations.vectors import Representation, cosine_similarity, represent, stack_rows
+from fl_lightning.clustering.dissimilarity import Dissimilarity, from_rows, smooth
+from fl_lightning.clustering.partition import Array, Clustering, Matrix, clusters_from_labels
+from fl_lightning.clustering.registry import cluster, pairwise_dissimilarity
+from fl_lightning.clustering.representations.factors import stack_rows
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 from fl_lightning.flora import WeightedMean
 from fl_lightning.state import LoraState, check_same_layout, flatten
 
-__all__ = [
-    "Grouping",
-    "cluster_aware_average_selected",
-    "cluster_states",
-    "department_level_clustering",
-    "determine_optimal_clusters",
-    "group_departments",
-    "members",
-]
 
-Name = TypeVar("Name", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """A clustering of departments and what it was decided on.
+class DepartmentClusters(tuple[dict[int, list[str]], dict[str, int]]):
+    """The pair ``({cluster id: [departments]}, {department: cluster id})``, with the numbers behind it.
 
     Attributes:
-        assignments: {department: cluster id}; ids from 0 by first appearance in sorted department order.
-        inertias: {k: within-cluster sum of squared distances} for every k that was tried.
-        departments: the order of rows and columns of `cosine`.
-        cosine: cosine similarity of the departments under the representation, shape (n, n); None for more than 2,000
-            departments (`kmeans.EXACT_ROWS`), which are clustered without their n × n inner products, and for
-            representations that are no inner products.
-        scores: {k: what the rule that chose k went by}, where it is not the inertias.
-        p_values: {k: p of "k clusters are enough"}, under the rule dynamic.
-        quality: silhouette, Davies–Bouldin and Calinski–Harabasz figures, those that are defined.
+        clustering: inertias, cosine similarities, scores and p-values.
+        dissimilarity: of the departments, as it was clustered.
     """
 
-    assignments: dict[str, int]
-    inertias: dict[int, float]
-    departments: list[str]
-    cosine: Array | None
-    scores: dict[int, float] = field(default_factory=dict)
-    p_values: dict[int, float] = field(default_factory=dict)
-    quality: dict[str, float] = field(default_factory=dict)
+    clustering: Clustering
+    dissimilarity: Dissimilarity
 
-    @property
-    def n_clusters(self) -> int:
-        """Number of clusters."""
-        return len(set(self.assignments.values()))
-
-    @property
-    def clusters(self) -> dict[int, list[str]]:
-        """{cluster id: [departments]}."""
-        return members(self.assignments)
-
-
-def members(assignments: Mapping[Name, int]) -> dict[int, list[Name]]:
-    """{cluster id: [names]} from {name: cluster id}, ids ascending."""
-    return {c: [n for n in assignments if assignments[n] == c] for c in sorted(set(assignments.values()))}
-
-
-def group_departments(
-    states: Mapping[str, Mapping[str, torch.Tensor]],
-    *,
-    reference: Mapping[str, torch.Tensor] | None = None,
-    representation: Representation = "delta",
-    min_clusters: int = 2,
-    max_clusters: int = 5,
-    n_init: int = 10,
-    seed: int,
-) -> Grouping:
-    """Cluster departments by their A-matrices: k-means, k by the elbow.
-
-    Args:
-        states: {department: state}.
-        reference: the state everybody started from; wanted for the representation ``delta``.
-        representation: see `represent`.
-        min_clusters: the smallest number of clusters.
-        max_clusters: the largest number of clusters.
-        n_init: k-means restarts for each k.
-        seed: of the k-means++ starts and of the sketch.
-
-    Returns:
-        The grouping with inertias and similarities; for more than 2,000 departments inertias are those of a sketch (see
-        `kmeans.sketch`) and similarities are left out.
-    """
-    if not states:
-        raise ValueError("states: got no department, wanted at least one")
-    x = represent(states, representation, reference, dtype=np.float32)
-    found = cluster_rows(x, min_clusters, max_clusters, seed=seed, n_init=n_init)
-    names = sorted(states)
-    assignments = dict(zip(names, number_by_first_appearance(found.labels), strict=True))
-    gram = found.reduction.gram
-    return Grouping(assignments, found.inertias, names, None if gram is None else cosine_similarity(gram))
+    def __new__(cls, clustering: Clustering, dissimilarity: Dissimilarity) -> DepartmentClusters:
+        """Make the pair from a clustering."""
+        pair = super().__new__(cls, (clustering.clusters, clustering.assignments))
+        pair.clustering, pair.dissimilarity = clustering, dissimilarity
+        return pair
 
 
 def department_level_clustering(
     states: Mapping[str, Mapping[str, torch.Tensor]],
-    method: Literal["elbow"] = "elbow",
+    method: str = "elbow",
     *,
     reference: Mapping[str, torch.Tensor] | None = None,
-    representation: Representation | None = None,
+    representation: str | None = None,
     min_clusters: int = 2,
     max_clusters: int = 5,
     n_init: int = 10,
     seed: int,
-) -> tuple[dict[int, list[str]], dict[str, int]]:
-    """Clusters of departments, as ({cluster id: [departments]}, {department: cluster id}).
+    algorithm: str = "kmeans",
+    losses: Array | None = None,
+    clients: DepartmentClients | None = None,
+    earlier: Dissimilarity | None = None,
+    smoothing: float = 0.0,
+) -> DepartmentClusters:
+    """Clusters of departments, by default by k-means on their A-matrices with k chosen by the elbow.
 
     Args:
-        states: {department: state}; the A-matrices are compared.
-        method: how the number of clusters is chosen: ``elbow``.
+        states: {department: state}.
+        method: how the number of clusters is chosen: a rule of `SELECT`.
         reference: the shared start state, A₀.
-        representation: ``delta`` (the default where a reference is given), ``raw`` (the default where none is) or
-            ``subspace``.
+        representation: one of `REPRESENTATIONS`; the default is ``delta`` if a reference is given, else ``raw``.
         min_clusters: the smallest number of clusters.
         max_clusters: the largest number of clusters.
         n_init: k-means restarts for each k.
-        seed: of the k-means++ starts.
+        seed: seed of the k-means++ starts, and of the random projection of more than 2,000 departments.
+        algorithm: how departments are assigned to k clusters: one of `METHODS`.
+        losses: loss of department i's adapter on j's held-out records, for the representation ``cross_loss``.
+        clients: of the departments, for the rule ``dynamic``.
+        earlier: dissimilarity of earlier rounds, to be averaged with this round's.
+        smoothing: weight of `earlier` in that average, in [0, 1).
+
+    Returns:
+        ``({cluster id: [departments]}, {department: cluster id})``, a tuple that also has the attributes of
+        `DepartmentClusters`. Ids start at 0, in order of first appearance over the sorted departments.
 
     Raises:
-        ValueError: an unknown method or representation, no department, or ``delta`` without reference.
+        ValueError: unknown method, representation or algorithm, no department, or ``delta`` without reference.
 
     Example:
         >>> a = torch.eye(2)
         >>> states = {"hr": {"lora_A": a}, "it": {"lora_A": -a}, "ops": {"lora_A": -0.9 * a}}
-        >>> department_level_clustering(states, seed=0)
+        >>> clusters, assignments = department_level_clustering(states, seed=0)
+        >>> clusters, assignments
         ({0: ['hr'], 1: ['it', 'ops']}, {'hr': 0, 'it': 1, 'ops': 1})
     """
-    if method != "elbow":
-        raise ValueError(f"method: got {method!r}, wanted 'elbow'")
-    grouping = group_departments(
-        states,
-        reference=reference,
-        representation=representation or ("raw" if reference is None else "delta"),
+    if representation is None:
+        representation = "raw" if reference is None else "delta"
+    current = pairwise_dissimilarity(states, representation, reference=reference, losses=losses, seed=seed)
+    dissimilarity = smooth(earlier, current, smoothing)
+    clustering = cluster(
+        dissimilarity,
+        method=algorithm,
+        select=method,
         min_clusters=min_clusters,
         max_clusters=max_clusters,
-        n_init=n_init,
+        clients=clients,
         seed=seed,
+        n_init=n_init,
     )
-    return grouping.clusters, grouping.assignments
+    return DepartmentClusters(clustering, dissimilarity)
+
+
+def determine_optimal_clusters(
+    x: Matrix, min_clusters: int = 2, max_clusters: int = 5, *, seed: int, n_init: int = 10
+) -> tuple[int, dict[int, float]]:
+    """Number of clusters of the rows of x by the elbow of the k-means inertia.
+
+    Args:
+        x: shape (n, d), fp32 or fp64. More than 2,000 rows are clustered after a random projection, and the inertias
+            are those of the projected rows.
+        min_clusters: the smallest answer; 1 or more.
+        max_clusters: the largest answer.
+        seed: seed of the k-means++ starts and of the random projection.
+        n_init: restarts for each k.
+
+    Returns:
+        (n_clusters, {k: inertia}); never more clusters than distinct rows, so identical rows are one cluster.
+
+    Raises:
+        ValueError: x is not a finite matrix with a row, or the bounds are out of order.
+
+    Example:
+        >>> n, inertias = determine_optimal_clusters(np.array([[0.0], [0.1], [5.0], [5.1], [9.0]]), seed=0)
+        >>> n
+        2
+    """
+    x = np.asarray(x)
+    x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"x: expected a finite (n, d) matrix with n at least 1, got shape {x.shape}")
+    names = [f"{i:0{len(str(len(x)))}}" for i in range(len(x))]
+    rows = from_rows(names, x, seed=seed)
+    clustering = cluster(rows, min_clusters=min_clusters, max_clusters=max_clusters, seed=seed, n_init=n_init)
+    return clustering.n_clusters, clustering.inertias
 
 
 def cluster_states(
     states: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float], assignments: Mapping[str, int]
 ) -> dict[int, LoraState]:
     """The weighted mean state of each cluster, fp32: {cluster id: state}."""
-    clusters = members({name: assignments[name] for name in sorted(states)})
+    clusters = clusters_from_labels({name: assignments[name] for name in sorted(states)})
     return {c: {n: t.float() for n, t in _mean(states, weights, names).items()} for c, names in clusters.items()}
 
 
@@ -186,16 +162,16 @@ def cluster_aware_average_selected(
 ) -> tuple[dict[str, LoraState], dict[str, int]]:
     """Start states of clients from their cluster inside a department.
 
-    ``start_c = (1 − global_mix) · cluster mean + global_mix · global state``, k-means on all tensors given.
+    ``start_c = (1 − global_mix) · cluster mean + global_mix · global state``, with k-means on all given tensors.
 
     Args:
         states: {client: selected tensors of its state}, the shared factor.
         weights: {client: num_examples}.
-        num_clusters: clamped to the number of distinct clients.
+        num_clusters: reduced to the number of distinct clients if necessary.
         global_mix: share of the department's state, in [0, 1].
         global_state: the department's state θ_d'; None takes the weighted mean of the states.
-        assignments: {client: cluster id}, where they are known; None finds them.
-        seed: of the k-means++ starts, and of the sketch that stands in for more than 2,000 clients.
+        assignments: {client: cluster id}, if they are known; None computes them.
+        seed: seed of the k-means++ starts, and of the random projection of more than 2,000 clients.
         n_init: k-means restarts.
 
     Returns:
@@ -212,16 +188,17 @@ def cluster_aware_average_selected(
         ({'c0': 0, 'c1': 0, 'c2': 1}, 0.5)
     """
     if not states:
-        raise ValueError("states: got no client, wanted at least one")
+        raise ValueError("states: expected at least one client, got none")
     if num_clusters < 1 or not 0 <= global_mix <= 1:
-        raise ValueError(f"got num_clusters {num_clusters}, global_mix {global_mix}; wanted ≥ 1 and in [0, 1]")
+        bounds = "num_clusters ≥ 1 and global_mix in [0, 1]"
+        raise ValueError(f"expected {bounds}, got num_clusters {num_clusters}, global_mix {global_mix}")
     check_same_layout([*states.values(), *([] if global_state is None else [global_state])])
     names = sorted(states)
     if assignments is None:
-        x = stack_rows((flatten(states[n]).numpy() for n in names), len(names))
-        reduced = reduce_rows(x, limit=num_clusters, seed=seed)
-        labels, _ = kmeans(reduced.points, reduced.distinct, seed=seed, n_init=n_init)
-        assignments = dict(zip(names, number_by_first_appearance(labels), strict=True))
+        rows = from_rows(names, stack_rows((flatten(states[n]).numpy() for n in names), len(names)), seed=seed)
+        assignments = cluster(
+            rows, select="fixed", min_clusters=num_clusters, max_clusters=num_clusters, seed=seed, n_init=n_init
+        ).assignments
     means = cluster_states(states, weights, assignments)
     if global_state is None:
         global_state = _mean(states, weights, names)

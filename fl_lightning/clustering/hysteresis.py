@@ -1,8 +1,8 @@
-"""A partition that changes only for a reason: better by a margin, and in several rounds running.
+"""A partition that changes only if another one is better by a margin in several consecutive rounds.
 
-Clusters are decided anew each round from noisy updates. A Schmitt trigger (Schmitt 1938) keeps them from flickering:
-the held partition goes only when another one beats it by `margin` in `patience` rounds running, both scored on what
-the round shows. State in, state out; the state is plain data and goes through JSON as it is.
+Clusters are computed anew each round from noisy updates. As a Schmitt trigger (Schmitt 1938) does, this keeps them from
+flickering: the current partition is replaced only when another one beats it by `margin` in `patience` consecutive
+rounds, both scored on that round's data. State in, state out; the state is plain JSON data.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypedDict
 
-from fl_lightning.clustering.kmeans import number_by_first_appearance
-from fl_lightning.clustering.label_matching import match
+from fl_lightning.clustering.label_matching import match_labels
+from fl_lightning.clustering.partition import number_by_first_appearance
 
 Score = Callable[[Mapping[str, int]], float]
-"""How good a partition {department: cluster} of the departments at hand is; more is better."""
+"""Quality of a partition {department: cluster id} on this round's data; higher is better."""
 
 
 class Hysteresis(TypedDict):
-    """What is remembered between rounds.
+    """State between rounds. The keys are written to checkpoints.
 
     Attributes:
-        held: {department: cluster}; empty before the first round.
-        challenger: the partition that has beaten it of late, in the numbers of `held`.
-        wins: in how many rounds running.
-        numbers: how many cluster numbers have been given out.
+        held: {department: cluster id}, the current partition; empty before the first round.
+        challenger: the partition that won the last rounds, with the ids of `held`.
+        wins: number of consecutive rounds that it won.
+        numbers: number of cluster ids used up to now.
     """
 
     held: dict[str, int]
@@ -38,21 +38,22 @@ def no_partition() -> Hysteresis:
     return {"held": {}, "challenger": {}, "wins": 0, "numbers": 0}
 
 
-def settle(
+def update_partition(
     state: Hysteresis, proposed: Mapping[str, int], score: Score, *, margin: float = 0.02, patience: int = 2
 ) -> Hysteresis:
     """The state after a round; its ``held`` is the partition to use.
 
     Args:
         state: after the round before.
-        proposed: {department: cluster} of this round.
-        score: see `Score`; `rules.mean_silhouette` will do, or `dynamic.adjusted_share` where one cluster is an answer.
-        margin: by how much the score of `proposed` must beat that of the held partition, more than that.
-        patience: in how many rounds running the same partition must do so; 1 waits for no second round.
+        proposed: {department: cluster id} of this round.
+        score: see `Score`; for example `n_clusters.mean_silhouette`, or `dynamic.adjusted_share` if one cluster is a
+            possible answer.
+        margin: the score of `proposed` must exceed that of the current partition by more than this.
+        patience: in how many consecutive rounds the same partition must win; 1 replaces at once.
 
     Returns:
-        A new state. Clusters that go on keep their numbers (see `stability.match`). If departments come or go, the
-        proposed partition is held at once: a partition of others cannot be kept.
+        A new state. Clusters that persist keep their ids (see `match_labels`). If departments come or go, `proposed` is
+        taken at once, since the old partition does not cover the same departments.
 
     Raises:
         ValueError: no departments, or a number out of range.
@@ -60,35 +61,35 @@ def settle(
     Example:
         >>> one, two = {"hr": 0, "it": 0, "ops": 1}, {"hr": 0, "it": 1, "ops": 1}
         >>> score = lambda partition: 1.0 if partition["it"] == partition["ops"] else 0.0
-        >>> state = settle(no_partition(), one, score)
+        >>> state = update_partition(no_partition(), one, score)
         >>> for _ in range(2):
-        ...     state = settle(state, two, score)
+        ...     state = update_partition(state, two, score)
         ...     print(state["held"], state["wins"])
         {'hr': 0, 'it': 0, 'ops': 1} 1
         {'hr': 0, 'it': 1, 'ops': 1} 0
     """
     if not proposed:
-        raise ValueError("proposed: got no department, wanted at least one")
+        raise ValueError("proposed: expected at least one department, got none")
     if margin < 0 or patience < 1:
-        raise ValueError(f"got margin {margin}, patience {patience}; wanted at least 0 and at least 1 round")
-    held, used = state["held"], state["numbers"]
-    new = match(held, proposed, range(used))
-    given_out = max(used, max(new.values()) + 1)
-    replaced: Hysteresis = {"held": new, "challenger": {}, "wins": 0, "numbers": given_out}
-    kept: Hysteresis = {"held": dict(held), "challenger": {}, "wins": 0, "numbers": used}
-    if held.keys() != new.keys():
+        raise ValueError(f"expected margin ≥ 0 and patience ≥ 1, got margin {margin}, patience {patience}")
+    current, n_used = state["held"], state["numbers"]
+    new = match_labels(current, proposed, range(n_used))
+    n_used_after = max(n_used, max(new.values()) + 1)
+    replaced: Hysteresis = {"held": new, "challenger": {}, "wins": 0, "numbers": n_used_after}
+    unchanged: Hysteresis = {"held": dict(current), "challenger": {}, "wins": 0, "numbers": n_used}
+    if current.keys() != new.keys():
         return replaced
-    if same(held, new) or not score(new) > score(held) + margin:
-        return kept
-    wins = state["wins"] + 1 if same(state["challenger"], new) else 1
-    return replaced if wins >= patience else {**kept, "challenger": new, "wins": wins}
+    if same_partition(current, new) or not score(new) > score(current) + margin:
+        return unchanged
+    wins = state["wins"] + 1 if same_partition(state["challenger"], new) else 1
+    return replaced if wins >= patience else {**unchanged, "challenger": new, "wins": wins}
 
 
-def same(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
-    """Whether both put the same departments together, whatever the numbers.
+def same_partition(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
+    """Whether both put the same departments together, whatever the ids.
 
     Example:
-        >>> same({"hr": 0, "it": 1}, {"it": 0, "hr": 5})
+        >>> same_partition({"hr": 0, "it": 1}, {"it": 0, "hr": 5})
         True
     """
     names = sorted(first)

@@ -1,70 +1,74 @@
 """How many clusters: rules that look at the departments alone.
 
 =============  ================================================  ==========================================
-rule           source                                            answers
+rule           source                                            answer
 =============  ================================================  ==========================================
 fixed                                                            ``min_clusters``
-elbow          Thorndike 1953; see `fl_lightning.clustering.kmeans.elbow`   the sharpest bend of the inertia
+elbow          Thorndike 1953                                    the sharpest bend of the inertia
 silhouette     Rousseeuw 1987                                    the largest mean silhouette, 2 or more
 eigengap       von Luxburg 2007 (arXiv 0711.0189)                the largest gap between eigenvalues
 =============  ================================================  ==========================================
 
-None of them can tell a structure from noise: `fl_lightning.clustering.dynamic` can, from clients. Every answer lies
-between the bounds and is at most the number of distinct departments.
+None of them can tell structure from noise; `fl_lightning.clustering.dynamic` can, because it looks at clients. Every
+answer lies between the bounds and is at most the number of distinct departments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 
-from fl_lightning.clustering import kmeans as k_means
-from fl_lightning.clustering.dissimilarity import Relation
-from fl_lightning.clustering.kmeans import Array
-from fl_lightning.clustering.methods import affinity
-from fl_lightning.clustering.sums_of_squares import Clients, within
+from fl_lightning.clustering.dissimilarity import Dissimilarity
+from fl_lightning.clustering.methods import Labels, affinity
+from fl_lightning.clustering.partition import Array
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """What a rule is asked.
+class SelectionInput:
+    """Inputs of a rule.
 
     Attributes:
-        relation: of the departments.
-        label: labels for a number of clusters, in the order of `Relation.names`; see `fl_lightning.clustering.methods`.
+        dissimilarity: of the departments.
+        fit: {k: labels and inertia}, as a function; see `fl_lightning.clustering.methods`.
         min_clusters: the smallest answer.
         max_clusters: the largest answer.
         clients: of the departments, for the rule ``dynamic``.
-        seed: of what a rule draws.
+        seed: seed of the permutations of ``dynamic``.
     """
 
-    relation: Relation
-    label: Callable[[int], list[int]]
+    dissimilarity: Dissimilarity
+    fit: Callable[[int], Labels]
     min_clusters: int
     max_clusters: int
-    clients: Clients | None = None
+    clients: DepartmentClients | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_clusters <= self.max_clusters:
-            got = f"min_clusters {self.min_clusters}, max_clusters {self.max_clusters}"
-            raise ValueError(f"got {got}; wanted 1 ≤ min ≤ max")
+            bounds = f"min_clusters {self.min_clusters}, max_clusters {self.max_clusters}"
+            raise ValueError(f"expected 1 ≤ min_clusters ≤ max_clusters, got {bounds}")
+
+    def labels(self, k: int) -> list[int]:
+        """Labels for k clusters, in the order of `Dissimilarity.names`."""
+        return self.fit(k).labels
 
     def clamp(self, k: int) -> int:
-        """The nearest number of clusters that may be answered."""
-        return min(max(k, self.min_clusters), self.max_clusters, self.relation.distinct)
+        """The nearest number of clusters that may be the answer."""
+        largest = min(self.max_clusters, self.dissimilarity.count_distinct(self.max_clusters))
+        return min(max(k, self.min_clusters), largest)
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionResult:
     """A rule's answer.
 
     Attributes:
         n_clusters: the number of clusters.
-        scores: {k: what the rule looked at}: inertia, mean silhouette, gap, or share of the squares explained.
+        scores: {k: value that the rule compared}: inertia, mean silhouette, gap, or share of the variance explained.
         p_values: {k: p of "k clusters are enough"}, of the rule ``dynamic``.
     """
 
@@ -73,73 +77,93 @@ class Choice:
     p_values: dict[int, float] = field(default_factory=dict)
 
 
-Rule: TypeAlias = Callable[..., Choice]
+Rule: TypeAlias = Callable[..., SelectionResult]
 
 
-def fixed(problem: Problem) -> Choice:
+def fixed(selection: SelectionInput) -> SelectionResult:
     """``min_clusters``, or the number of distinct departments if that is less."""
-    return Choice(problem.clamp(problem.min_clusters))
+    return SelectionResult(selection.clamp(selection.min_clusters))
 
 
-def elbow(problem: Problem) -> Choice:
-    """The k of the largest second difference of inertias ``I(k−1) − 2 I(k) + I(k+1)``, see `kmeans.elbow`.
+def elbow(selection: SelectionInput) -> SelectionResult:
+    """The k at the `sharpest_bend` of the inertia, tried for k = 1 … ``max_clusters + 1``. It cannot answer 1.
 
-    The inertia is that of the labels on `Relation.points`, whichever method made them. It cannot say 1.
+    The inertia is that of the labels on `Dissimilarity.points`, whichever method made them.
     """
-    relation, ones = problem.relation, np.ones(len(problem.relation.names))
-    tried = range(1, min(problem.max_clusters + 1, len(relation.names)) + 1)
-    scores = {
-        k: within(relation.points, ones, problem.label(k)) if k < relation.distinct or k == 1 else 0.0 for k in tried
-    }
-    return Choice(problem.clamp(k_means.elbow(scores, problem.min_clusters, problem.max_clusters)), scores)
+    largest = min(selection.max_clusters + 1, len(selection.dissimilarity.names))
+    inertias = {k: selection.fit(k).inertia for k in range(1, largest + 1)}
+    k = sharpest_bend(inertias, selection.min_clusters, selection.max_clusters)
+    return SelectionResult(selection.clamp(k), inertias)
 
 
-def silhouette(problem: Problem) -> Choice:
-    """The k in [max(2, min), max] of the largest `mean_silhouette`, the smallest on a tie. It cannot say 1."""
-    low, high = problem.clamp(max(2, problem.min_clusters)), problem.clamp(problem.max_clusters)
-    scores = {k: mean_silhouette(problem.relation, problem.label(k)) for k in range(low, high + 1)}
-    return Choice(max(scores, key=lambda k: (round(scores[k], 12), -k)), scores)
+def sharpest_bend(inertias: Mapping[int, float], min_clusters: int, max_clusters: int) -> int:
+    """The k whose second difference of inertia, ``I(k−1) − 2 I(k) + I(k+1)``, is largest; the smallest on a tie.
 
+    Args:
+        inertias: {k: inertia} for k = 1 … max_clusters + 1, or fewer if there are fewer points.
+        min_clusters: the smallest answer.
+        max_clusters: the largest answer.
 
-def mean_silhouette(relation: Relation, labels: Sequence[int]) -> float:
-    """``mean of (b − a) / max(a, b)``: a the mean distance inside the own cluster, b to the nearest other.
-
-    Zero for a department that is alone in its cluster, as Rousseeuw has it, and hence where all are alone; zero for one
-    cluster, by convention.
+    Returns:
+        k in [min_clusters, max_clusters]; `min_clusters` (at most the largest k tried) if no second difference exists.
 
     Example:
-        >>> from fl_lightning.clustering.dissimilarity import from_gram
+        >>> sharpest_bend({1: 100.0, 2: 60.0, 3: 10.0, 4: 8.0, 5: 7.0}, 2, 4)
+        3
+    """
+    best, largest_bend = min(min_clusters, max(inertias)), -np.inf
+    for k in range(min_clusters, max_clusters + 1):
+        if k - 1 in inertias and k in inertias and k + 1 in inertias:
+            bend = inertias[k - 1] - 2 * inertias[k] + inertias[k + 1]
+            if bend > largest_bend:
+                best, largest_bend = k, bend
+    return best
+
+
+def silhouette(selection: SelectionInput) -> SelectionResult:
+    """The k in [max(2, min), max] with the largest `mean_silhouette`, the smallest on a tie. It cannot answer 1."""
+    low, high = selection.clamp(max(2, selection.min_clusters)), selection.clamp(selection.max_clusters)
+    scores = {k: mean_silhouette(selection.dissimilarity, selection.labels(k)) for k in range(low, high + 1)}
+    return SelectionResult(_argmax(scores), scores)
+
+
+def mean_silhouette(dissimilarity: Dissimilarity, labels: Sequence[int]) -> float:
+    """``mean of (b − a) / max(a, b)``: a the mean distance inside a department's cluster, b to the nearest other one.
+
+    As Rousseeuw defines it, the silhouette of a department alone in its cluster is zero; by convention, so is that of a
+    single cluster.
+
+    Example:
+        >>> from fl_lightning.clustering.dissimilarity import from_rows
         >>> x = np.array([[0.0], [1.0], [10.0]])
-        >>> round(mean_silhouette(from_gram(["hr", "it", "ops"], x @ x.T), [0, 0, 1]), 4)  # (9 / 10 + 8 / 9 + 0) / 3
+        >>> round(mean_silhouette(from_rows(["hr", "it", "ops"], x), [0, 0, 1]), 4)  # (9 / 10 + 8 / 9 + 0) / 3
         0.5963
     """
     if not 1 < len(set(labels)) < len(labels):
         return 0.0
     from sklearn.metrics import silhouette_score
 
-    return float(silhouette_score(relation.distance, labels, metric="precomputed"))
+    return float(silhouette_score(dissimilarity.distance, labels, metric="precomputed"))
 
 
-def eigengap(problem: Problem) -> Choice:
-    """The k of the largest gap ``λ_(k+1) − λ_k`` of the normalised Laplacian of `methods.affinity`.
+def eigengap(selection: SelectionInput) -> SelectionResult:
+    """The k of the largest gap ``λ_(k+1) − λ_k`` of the normalized Laplacian of `methods.affinity`.
 
-    It can say 1, and does wherever departments have much in common, whatever clusters there are: better ask for 2 or
-    more. It cannot say n. A department that is like no other counts as a cluster only because of its affinity with
-    itself, which is why that is kept; see `laplacian_eigenvalues`.
+    It can answer 1, and does whenever departments have much in common, so ask for at least 2. It cannot answer n. A
+    department unlike all others forms a cluster only because of its affinity with itself, which is therefore kept; see
+    `laplacian_eigenvalues`.
     """
-    low, high = problem.clamp(problem.min_clusters), problem.clamp(problem.max_clusters)
-    values = laplacian_eigenvalues(affinity(problem.relation))
-    scores = {k: float(values[k] - values[k - 1]) for k in range(low, min(high, len(values) - 1) + 1)}
-    if not scores:
-        return Choice(low)
-    return Choice(max(scores, key=lambda k: (round(scores[k], 12), -k)), scores)
+    low, high = selection.clamp(selection.min_clusters), selection.clamp(selection.max_clusters)
+    values = laplacian_eigenvalues(affinity(selection.dissimilarity))
+    gaps = {k: float(values[k] - values[k - 1]) for k in range(low, min(high, len(values) - 1) + 1)}
+    return SelectionResult(_argmax(gaps) if gaps else low, gaps)
 
 
 def laplacian_eigenvalues(affinities: Array) -> Array:
-    """Eigenvalues of ``I − D^(−1/2) S D^(−1/2)``, ascending from 0: as many near zero as there are loose clusters.
+    """Eigenvalues of ``I − D^(−1/2) S D^(−1/2)``, ascending from 0; clusters with weak ties give values near 0.
 
     Args:
-        affinities: S, shape (n, n), with its diagonal. (SciPy's Laplacian leaves the diagonal out, and has no
+        affinities: S, shape (n, n), with its diagonal. (SciPy's Laplacian ignores the diagonal, and then has no
             eigenvalue near zero for a cluster of one.)
 
     Returns:
@@ -152,3 +176,8 @@ def laplacian_eigenvalues(affinities: Array) -> Array:
     root = np.sqrt(affinities.sum(axis=1))
     values: Array = np.linalg.eigvalsh(np.eye(len(root)) - affinities / root[:, None] / root[None, :])
     return values
+
+
+def _argmax(scores: Mapping[int, float]) -> int:
+    """The k with the largest score up to rounding, the smallest on a tie."""
+    return max(scores, key=lambda k: (round(scores[k], 12), -k))

@@ -1,8 +1,4 @@
-"""A round's clusters of departments: relate, smooth, cluster, settle, and keep the clusters' numbers over rounds.
-
-Everything is in `fl_lightning.clustering.registry`; the described system, k-means with the elbow on A-matrices, stays
-with `fl_lightning.clustering`, which scales to any number of departments.
-"""
+"""One round's clusters: compare departments, cluster them, keep a partition that is still good, keep cluster ids."""
 
 from __future__ import annotations
 
@@ -13,195 +9,180 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_lightning.clustering import Grouping, group_departments
+from fl_lightning import clustering
+from fl_lightning.clustering.dissimilarity import EXACT_ROWS, Dissimilarity
 from fl_lightning.clustering.dynamic import adjusted_share
-from fl_lightning.clustering.kmeans import EXACT_ROWS, Array
+from fl_lightning.clustering.hysteresis import no_partition, update_partition
+from fl_lightning.clustering.label_matching import match_labels
 from fl_lightning.clustering.n_clusters import mean_silhouette
+from fl_lightning.clustering.partition import Array, Clustering
 from fl_lightning.clustering.quality import assess
-from fl_lightning.clustering.registry import (
-    Clients,
-    Partition,
-    Relation,
-    group,
-    match,
-    no_partition,
-    relate,
-    settle,
-    smooth,
-)
-from fl_lightning.clustering.representations.vectors import cosine_similarity
+from fl_lightning.clustering.registry import cluster, pairwise_dissimilarity
+from fl_lightning.clustering.representations.factors import States
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
-
-States = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a round knows of its departments.
+class ClusteringInputs:
+    """A round's data about departments (or the members of a group).
 
     Attributes:
         states: {department: θ_d'}.
         reference: the shared start.
-        moves: {client_id: A₀ + θ_c − its start}, for the rule ``dynamic``, which looks at them in the first round, or
-            when a department comes in that had none: where a client's fit alone would have led from the shared start.
-        weights: {client_id: its weight}.
-        losses: of department i's adapter on j's held-out records, for ``cross_loss``.
+        client_fits: {client_id: A₀ + θ_c − its start}, for the rule ``dynamic``: the state that a client's training
+            would have reached from the shared start. Used in the first round, and again when a new department appears.
+        client_weights: {client_id: its weight}.
+        losses: losses of department i's adapter on j's held-out records, for the representation ``cross_loss``.
     """
 
     states: States
     reference: Mapping[str, torch.Tensor]
-    moves: States
-    weights: Mapping[str, float]
+    client_fits: States
+    client_weights: Mapping[str, float]
     losses: Array | None = None
 
 
-def group_round(
+def cluster_round(
     config: DeptClustersConfig,
-    evidence: Evidence,
+    inputs: ClusteringInputs,
     *,
     previous: Mapping[str, int],
     memory: Mapping[str, Any],
     seed: int,
-) -> tuple[Grouping, dict[str, Any]]:
+) -> tuple[Clustering, dict[str, Any]]:
     """The departments' clusters in a round.
 
     Args:
         config: the ``dept_clusters`` block.
-        evidence: of this round.
-        previous: {department: cluster id} of the round before, whose numbers go on.
-        memory: what this gave the round before; empty at first.
-        seed: of everything that is drawn.
+        inputs: this round's data.
+        previous: {department: cluster id} of the round before; clusters that persist keep their ids.
+        memory: as returned in the round before; empty at first.
+        seed: seed of k-means starts, permutations and the random projection.
 
     Returns:
-        (clusters, memory for the next round, JSON values).
+        (clusters, memory for the next round as JSON values).
 
     Raises:
-        ValueError: if the states do not fit the representation.
+        ValueError: the states do not fit the representation, or there are too many departments for it.
     """
-    plain = config.method == "kmeans" and config.select == "elbow" and not config.smoothing and config.patience == 1
-    if plain and config.representation in ("raw", "delta", "subspace"):
-        found = group_departments(
-            evidence.states,
-            reference=evidence.reference,
-            representation=config.representation,
-            min_clusters=config.min_clusters,
-            max_clusters=config.max_clusters,
-            seed=seed,
-        )
-        return replace(found, assignments=match(previous, found.assignments)), {}
-    if len(evidence.states) > EXACT_ROWS:
-        raise ValueError(
-            f"dept_clusters: got {len(evidence.states)} departments, wanted at most {EXACT_ROWS} for method "
-            f"{config.method}, select {config.select}, representation {config.representation}; kmeans and elbow on "
-            "delta, raw or subspace take more"
-        )
-    now = relate(evidence.states, config.representation, reference=evidence.reference, losses=evidence.losses)
-    before = _read(memory.get("relation"))
-    relation = smooth(before, now, config.smoothing) if config.smoothing else now
-    clients, first = None, memory.get("clients")
-    if config.select == "dynamic":
-        if first is None or not _departments(first["weights"]) >= set(evidence.states):
-            first = _first_fits(config, evidence)
-        clients = _clients(first, evidence.states)
-    partition = group(
-        relation,
-        method=config.method,
-        select=config.select,
+    _check_number(config, len(inputs.states))
+    first_fits = _first_fits(config, inputs, memory.get("clients")) if config.select == "dynamic" else None
+    clients = None if first_fits is None else _clients_of(first_fits, inputs.states)
+    result = clustering.department_level_clustering(
+        inputs.states,
+        config.select,
+        reference=inputs.reference,
+        representation=config.representation,
         min_clusters=config.min_clusters,
         max_clusters=config.max_clusters,
-        clients=clients,
         seed=seed,
+        algorithm=config.method,
+        losses=inputs.losses,
+        clients=clients,
+        earlier=_from_json(memory["relation"]) if config.smoothing and memory.get("relation") else None,
+        smoothing=config.smoothing,
     )
-    kept: dict[str, Any] = {"relation": _written(relation)} if config.smoothing else {}
-    if first is not None:
-        kept["clients"] = first
-    assignments = match(previous, partition.assignments)
+    dissimilarity, assignments = result.dissimilarity, match_labels(previous, result.clustering.assignments)
+    remembered: dict[str, Any] = {"relation": _to_json(dissimilarity)} if config.smoothing else {}
+    if first_fits is not None:
+        remembered["clients"] = first_fits
     if config.patience > 1:
-        state = settle(
+        state = update_partition(
             memory.get("hysteresis") or no_partition(),
-            partition.assignments,
-            lambda labels: _score(relation, clients, labels),
+            result.clustering.assignments,
+            lambda labels: _score(dissimilarity, clients, labels),
             margin=config.margin,
             patience=config.patience,
         )
-        kept["hysteresis"], assignments = state, dict(state["held"])
-    return _grouping(relation, partition, assignments), kept
+        remembered["hysteresis"], assignments = state, dict(state["held"])
+    quality = {} if _is_described_system(config) else assess(dissimilarity, assignments)
+    return replace(result.clustering, assignments=assignments, quality=quality), remembered
 
 
-def group_clients(
+def cluster_clients(
     config: ClientClustersConfig, states: States, department: Mapping[str, torch.Tensor], *, seed: int
 ) -> dict[str, int] | None:
-    """{client: cluster id} inside a department; None where k-means on all that is sent is wanted.
+    """{client: cluster id} inside a department; None if k-means on everything that clients send is configured.
 
     Args:
         config: the ``client_clusters`` block.
-        states: {client: what it sent}.
-        department: the state that they began the round from.
-        seed: of everything that is drawn.
+        states: {client: state that it sent}.
+        department: the state from which they began the round.
+        seed: seed of k-means starts.
     """
     if (config.method, config.representation) == ("kmeans", "raw"):
         return None
-    relation = relate(states, config.representation, reference=department)
+    dissimilarity = pairwise_dissimilarity(states, config.representation, reference=department)
     k = config.num_clusters
-    return group(relation, method=config.method, select="fixed", min_clusters=k, max_clusters=k, seed=seed).assignments
+    return cluster(
+        dissimilarity, method=config.method, select="fixed", min_clusters=k, max_clusters=k, seed=seed
+    ).assignments
 
 
-def _first_fits(config: DeptClustersConfig, evidence: Evidence) -> dict[str, Any]:
-    """How far apart the clients' fits were from the start that all departments share: what ``dynamic`` tests by.
+def _is_described_system(config: DeptClustersConfig) -> bool:
+    """k-means with the elbow on A-matrices, every round anew: its files and metrics have no quality indices."""
+    return (
+        (config.method, config.select, config.smoothing, config.patience) == ("kmeans", "elbow", 0, 1)
+        and config.representation in ("delta", "raw", "subspace")
+    )  # fmt: skip
 
-    Later on the clients of a department start from one state, and would look alike for that alone.
+
+def _check_number(config: DeptClustersConfig, n: int) -> None:
+    """Refuse more departments than an n × n matrix should have; a random projection needs none."""
+    if n > EXACT_ROWS and not (_is_described_system(config) and config.representation != "subspace"):
+        raise ValueError(
+            f"dept_clusters: expected at most {EXACT_ROWS} departments for method {config.method}, select "
+            f"{config.select}, representation {config.representation}, got {n}; kmeans and elbow on delta or raw, "
+            "without smoothing or patience, take more"
+        )
+
+
+def _first_fits(
+    config: DeptClustersConfig, inputs: ClusteringInputs, remembered: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Dissimilarity and weights of the clients' first fits, which ``dynamic`` tests; the remembered ones if complete.
+
+    In later rounds the clients of a department start from one state and look alike for that reason alone.
     """
+    if remembered is not None and _departments(remembered["weights"]) >= set(inputs.states):
+        return remembered
     representation = "delta" if config.representation == "raw" else config.representation
-    relation = relate(evidence.moves, representation, reference=evidence.reference)
-    return {"relation": _written(relation), "weights": dict(evidence.weights)}
+    dissimilarity = pairwise_dissimilarity(inputs.client_fits, representation, reference=inputs.reference)
+    return {"relation": _to_json(dissimilarity), "weights": dict(inputs.client_weights)}
 
 
-def _clients(first: Mapping[str, Any], departments: Mapping[str, Any]) -> Clients:
-    """Those of the departments that are grouped in this round."""
-    relation = _read(first["relation"])
-    assert relation is not None
-    places = [i for i, client_id in enumerate(relation.names) if client_id.split("/", 1)[0] in departments]
-    names, square = [relation.names[i] for i in places], np.ix_(places, places)
-    gram = None if relation.gram is None else relation.gram[square]
-    own = Relation(names, relation.dissimilarity[square], gram, relation.scale)
-    owners = {client_id: client_id.split("/", 1)[0] for client_id in names}
-    return Clients(own, owners, {client_id: first["weights"][client_id] for client_id in names})
+def _clients_of(first_fits: Mapping[str, Any], departments: Mapping[str, Any]) -> DepartmentClients:
+    """The clients of the departments that are clustered in this round."""
+    fits = _from_json(first_fits["relation"])
+    indices = [i for i, client_id in enumerate(fits.names) if client_id.split("/", 1)[0] in departments]
+    names, square = [fits.names[i] for i in indices], np.ix_(indices, indices)
+    gram = None if fits.gram is None else fits.gram[square]
+    dissimilarity = Dissimilarity(names, fits.dissimilarity[square], gram, fits.scale)
+    department_of = {client_id: client_id.split("/", 1)[0] for client_id in names}
+    return DepartmentClients(dissimilarity, department_of, {name: first_fits["weights"][name] for name in names})
 
 
 def _departments(client_ids: Iterable[str]) -> set[str]:
     return {client_id.split("/", 1)[0] for client_id in client_ids}
 
 
-def _score(relation: Relation, clients: Clients | None, labels: Mapping[str, int]) -> float:
-    """How well a partition fits the round: what it explains of the clients, or else its silhouette."""
-    ordered = [labels[name] for name in relation.names]
-    return mean_silhouette(relation, ordered) if clients is None else adjusted_share(clients, ordered)
+def _score(dissimilarity: Dissimilarity, clients: DepartmentClients | None, assignments: Mapping[str, int]) -> float:
+    """How well a partition fits the round: the share of the clients' variance explained, or else the silhouette."""
+    labels = [assignments[name] for name in dissimilarity.names]
+    return mean_silhouette(dissimilarity, labels) if clients is None else adjusted_share(clients, labels)
 
 
-def _grouping(relation: Relation, partition: Partition, assignments: dict[str, int]) -> Grouping:
-    points, choice = relation.points, partition.choice
-    cosine = None if relation.gram is None else cosine_similarity(relation.gram)
-    labels = np.array([assignments[name] for name in relation.names])
-    clusters = set(labels.tolist())
-    inertia = float(sum(((points[labels == c] - points[labels == c].mean(0)) ** 2).sum() for c in clusters))
-    inertias = {len(clusters): inertia}
-    quality = assess(relation, assignments)
-    figures = {name: value for name, value in vars(quality).items() if value is not None}
-    return Grouping(assignments, inertias, relation.names, cosine, dict(choice.scores), dict(choice.p_values), figures)
-
-
-def _written(relation: Relation) -> dict[str, Any]:
-    gram = None if relation.gram is None else relation.gram.tolist()
+def _to_json(dissimilarity: Dissimilarity) -> dict[str, Any]:
+    gram = dissimilarity.gram
     return {
-        "names": relation.names,
-        "dissimilarity": relation.dissimilarity.tolist(),
-        "gram": gram,
-        "scale": relation.scale,
+        "names": dissimilarity.names,
+        "dissimilarity": dissimilarity.dissimilarity.tolist(),
+        "gram": None if gram is None else gram.tolist(),
+        "scale": dissimilarity.scale,
     }
 
 
-def _read(written: Mapping[str, Any] | None) -> Relation | None:
-    if written is None:
-        return None
-    gram = None if written["gram"] is None else np.array(written["gram"])
-    return Relation(list(written["names"]), np.array(written["dissimilarity"]), gram, float(written["scale"]))
+def _from_json(values: Mapping[str, Any]) -> Dissimilarity:
+    gram = None if values["gram"] is None else np.array(values["gram"])
+    return Dissimilarity(list(values["names"]), np.array(values["dissimilarity"]), gram, float(values["scale"]))

@@ -1,12 +1,11 @@
-"""Sums of squares of grouped clients, and Ward's tree of their departments for many draws at once.
+"""Sums of squares of grouped clients, and Ward's tree of their departments for many random draws at once.
 
 Ward 1963, "Hierarchical Grouping to Optimize an Objective Function". With W_a the weight of a group of clients and m_a
-its weighted mean, merging two groups loses
+its weighted mean, merging two groups reduces the sum of squares between groups by
 
     ``W_a W_b / (W_a + W_b) · ‖m_a − m_b‖²``
 
-of the sum of squares between groups. SciPy's Ward knows no weights and does one tree at a time; a permutation test
-wants hundreds of small ones.
+SciPy's Ward has no weights and builds one tree at a time; a permutation test needs hundreds of small ones.
 """
 
 from __future__ import annotations
@@ -18,33 +17,33 @@ from functools import cached_property
 
 import numpy as np
 
-from fl_lightning.clustering.dissimilarity import Relation
-from fl_lightning.clustering.kmeans import Array, IntArray
+from fl_lightning.clustering.dissimilarity import Dissimilarity
+from fl_lightning.clustering.partition import Array, IntArray
 
 
 @dataclass(frozen=True, eq=False)
-class Clients:
-    """Clients, whose they are and how much they count: what a test of departments needs to know.
+class DepartmentClients:
+    """Clients with their departments and weights: the sample that tests of departments are based on.
 
     Attributes:
-        relation: of the clients, under any representation.
+        dissimilarity: of the clients, under any representation.
         department_of: {client: department}.
-        weights: {client: weight}, positive; 1 for all where None.
+        client_weights: {client: weight}, positive; None gives all the same.
     """
 
-    relation: Relation
+    dissimilarity: Dissimilarity
     department_of: Mapping[str, str]
-    weights: Mapping[str, float] | None = None
+    client_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        names = set(self.relation.names)
-        for what, given in (("department_of", self.department_of), ("weights", self.weights)):
-            if given is not None and (odd := sorted(names ^ given.keys())):
-                got, wanted = ("none", "one") if odd[0] in names else ("one", "none: the relation does not have it")
-                raise ValueError(f"{what}: got {got} for client {odd[0]}, wanted {wanted}")
-        for client, weight in (self.weights or {}).items():
+        names = set(self.dissimilarity.names)
+        for field, values in (("department_of", self.department_of), ("client_weights", self.client_weights)):
+            if values is not None and (odd := sorted(names ^ values.keys())):
+                problem = "got none" if odd[0] in names else "got one, but it is not compared"
+                raise ValueError(f"{field}: expected one value for each client compared, {odd[0]} {problem}")
+        for client, weight in (self.client_weights or {}).items():
             if not (weight > 0 and math.isfinite(weight)):
-                raise ValueError(f"weights: got {weight} for client {client}, wanted it positive and finite")
+                raise ValueError(f"client_weights: expected a positive finite weight for {client}, got {weight}")
 
     @cached_property
     def departments(self) -> list[str]:
@@ -54,75 +53,76 @@ class Clients:
     @cached_property
     def ordered(self) -> list[str]:
         """Clients by department, then by name: the order of everything below."""
-        return sorted(self.relation.names, key=lambda client: (self.department_of[client], client))
+        return sorted(self.dissimilarity.names, key=lambda client: (self.department_of[client], client))
 
     @cached_property
     def sizes(self) -> list[int]:
         """Number of clients of each department."""
-        return [int(size) for size in np.bincount(self.owner)]
+        return [int(size) for size in np.bincount(self.department_index)]
 
     @cached_property
-    def owner(self) -> IntArray:
+    def department_index(self) -> IntArray:
         """Index of each client's department, shape (n_clients,)."""
-        number = {name: index for index, name in enumerate(self.departments)}
-        return np.array([number[self.department_of[client]] for client in self.ordered])
+        index = {name: i for i, name in enumerate(self.departments)}
+        return np.array([index[self.department_of[client]] for client in self.ordered])
 
     @cached_property
-    def mass(self) -> Array:
+    def weights(self) -> Array:
         """Weights, scaled to mean 1: shape (n_clients,)."""
-        found = np.array([1.0 if self.weights is None else float(self.weights[c]) for c in self.ordered])
-        scaled: Array = found / found.mean()
+        by_client = self.client_weights
+        raw = np.array([1.0 if by_client is None else float(by_client[client]) for client in self.ordered])
+        scaled: Array = raw / raw.mean()
         return scaled
 
     @cached_property
     def points(self) -> Array:
         """Shape (n_clients, m), of weighted mean zero."""
-        row = {client: index for index, client in enumerate(self.relation.names)}
-        points = self.relation.points[[row[client] for client in self.ordered]]
-        centred: Array = points - (self.mass @ points) / self.mass.sum()
-        return centred
+        row = {client: index for index, client in enumerate(self.dissimilarity.names)}
+        points = self.dissimilarity.points[[row[client] for client in self.ordered]]
+        centered: Array = points - (self.weights @ points) / self.weights.sum()
+        return centered
 
 
-def within(points: Array, mass: Array, groups: Iterable[int]) -> float:
-    """``Σ w ‖x − weighted mean of its group‖²``.
+def within_cluster_ss(points: Array, weights: Array, labels: Iterable[int]) -> float:
+    """``Σ w ‖x − weighted mean of its cluster‖²``.
 
     Example:
-        >>> within(np.array([[0.0], [3.0], [7.0]]), np.array([1.0, 2.0, 1.0]), [0, 0, 1])  # mean 2: 1 · 4 + 2 · 1
+        >>> within_cluster_ss(np.array([[0.0], [3.0], [7.0]]), np.array([1.0, 2.0, 1.0]), [0, 0, 1])  # 1 · 4 + 2 · 1
         6.0
     """
-    labels = np.asarray(list(groups))
+    groups = np.asarray(list(labels))
     total = 0.0
-    for group in np.unique(labels):
-        x, w = points[labels == group], mass[labels == group]
+    for group in np.unique(groups):
+        x, w = points[groups == group], weights[groups == group]
         total += float(w @ ((x - (w @ x) / w.sum()) ** 2).sum(axis=1))
     return total
 
 
-def ward_curves(sums: Array, mass: Array, groups: Iterable[int]) -> Array:
-    """What the splits of given groups explain, by Ward's trees of their departments.
+def ward_curves(sums: Array, weights: Array, groups: Iterable[int]) -> Array:
+    """Sums of squares explained by splitting given groups, from Ward's trees of their departments.
 
     Args:
-        sums: ``Σ w x`` of each department's clients, shape (draws, n, m).
-        mass: ``Σ w`` of them, shape (draws, n).
-        groups: of each department, k different labels; only departments of one group are merged.
+        sums: ``Σ w x`` over each department's clients, shape (draws, n, m).
+        weights: ``Σ w`` over them, shape (draws, n).
+        groups: label of each department, k different ones; only departments of one group are merged.
 
     Returns:
-        Shape (draws, n − k): column j has the sum of squares between k + 1 + j groups less that between the k.
+        Shape (draws, n − k): column j has the sum of squares between k + 1 + j groups less that between the k groups.
 
     Example:
         >>> ward_curves(np.array([[[0.0], [1.0], [5.0]]]), np.ones((1, 3)), [0, 0, 0])  # losses 0.5, then 13.5
         array([[13.5, 14. ]])
     """
-    gram, mass = sums @ sums.transpose(0, 2, 1), mass.copy()
-    draws, n = mass.shape
+    gram, weights = sums @ sums.transpose(0, 2, 1), weights.copy()
+    draws, n = weights.shape
     labels = np.tile(np.asarray(list(groups)), (draws, 1))
     each, losses = np.arange(draws), []
     for size in range(n, len(set(labels[0].tolist())), -1):
-        g, w, own = gram[:, :size, :size], mass[:, :size], labels[:, :size]
+        g, w, current = gram[:, :size, :size], weights[:, :size], labels[:, :size]
         norms = np.einsum("dii->di", g)
         alone, joint = norms / w, norms[:, :, None] + norms[:, None, :] + 2 * g
         loss = alone[:, :, None] + alone[:, None, :] - joint / (w[:, :, None] + w[:, None, :])
-        loss[(own[:, :, None] != own[:, None, :]) | np.eye(size, dtype=bool)] = np.inf
+        loss[(current[:, :, None] != current[:, None, :]) | np.eye(size, dtype=bool)] = np.inf
         flat = loss.reshape(draws, -1)
         best = flat.argmin(axis=1)
         losses.append(np.maximum(flat[each, best], 0.0))
@@ -131,8 +131,8 @@ def ward_curves(sums: Array, mass: Array, groups: Iterable[int]) -> Array:
         g[each, first] += g[each, second]
         g[each, :, first] += g[each, :, second]
         w[each, first] += w[each, second]
-        g[each, second] = g[each, size - 1]  # the last takes the place of the one that is gone
+        g[each, second] = g[each, size - 1]  # the last row fills the gap of the one that was merged
         g[each, :, second] = g[each, :, size - 1]
-        w[each, second], own[each, second] = w[each, size - 1], own[each, size - 1]
+        w[each, second], current[each, second] = w[each, size - 1], current[each, size - 1]
     curves: Array = np.cumsum(np.array(losses[::-1]).T.reshape(draws, -1), axis=1)
     return curves

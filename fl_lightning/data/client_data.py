@@ -32,7 +32,7 @@ def with_teams(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> dict
 
     Args:
         data: {client_id: records}.
-        teams: {client_id: team}, see `fl_lightning.clustering.tree.teams`.
+        teams: {client_id: team}, see `fl_lightning.clustering.tree.client_teams`.
 
     Returns:
         {client_id: records}, the clients of a team as ``team/client``; departments sorted, clients as they came.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fl_lightning.clustering import Grouping
+from fl_lightning.clustering import Clustering
 from fl_lightning.clustering.tree import ROOT
 
 
@@ -58,10 +58,10 @@ class RoundReport:
 
     round_num: int
     departments: dict[str, DepartmentReport] = field(default_factory=dict)
-    clusterings: dict[str, Grouping] = field(default_factory=dict)
+    clusterings: dict[str, Clustering] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
 
     @property
-    def clustering(self) -> Grouping | None:
+    def clustering(self) -> Clustering | None:
         """The clusters of the whole federation; None if nothing was clustered."""
         return self.clusterings.get(ROOT)

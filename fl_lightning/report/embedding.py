@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fl_lightning.clustering.kmeans import Array
+from fl_lightning.clustering.partition import Array
 from fl_lightning.clustering.representations.product import product
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import checkpoints

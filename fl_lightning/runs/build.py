@@ -26,7 +26,7 @@ from fl_lightning.callbacks import (
     RoundCheckpoint,
     Samples,
 )
-from fl_lightning.clustering.tree import Tree, teams
+from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.client_data import ClientData, load_federation, with_teams
@@ -83,7 +83,7 @@ def build_components(config: RunConfig) -> RunComponents:
             eval_fraction=config.data.eval_fraction,
             seed=config.seed,
         )
-        return with_teams(data, teams(groups))
+        return with_teams(data, client_teams(groups))
 
     components = build_model_components(config, load_data)
     build_tree(config, components.data)

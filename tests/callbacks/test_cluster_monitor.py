@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fl_lightning import ClusterMonitor
-from fl_lightning.clustering import kmeans
+from fl_lightning.clustering import dissimilarity
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_similarity_is_the_cosine_of_the_updates(play, script, config, tmp_path)
 
 
 def test_similarities_that_were_left_out_are_null(play, script, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(kmeans, "EXACT_ROWS", 3)
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 3)
     play(script, config, callbacks=[ClusterMonitor()], run_folder=tmp_path)
     assert read(tmp_path, 1, "similarity")["cosine"] is None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl_lightning.clustering.registry import Clients, from_gram
+from fl_lightning.clustering.dissimilarity import from_gram
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 
 
 def _unit(gram):
@@ -14,27 +15,29 @@ def _unit(gram):
 
 
 def _federation(draw, clusters, n_clients, *, signal, shared=1.0, features=1000, own=0.0, rank=0, weights=None):
-    """(relation of the departments, their clients): cosines, as under ``delta``.
+    """(dissimilarity of the departments, their clients): cosines, as under ``delta``.
 
     Clients of length 1 from ``shared + signal · (cluster + own · department) + noise``, each of about length 1; with
     `rank`, half of the noise lies in as many directions.
     """
     n = len(clusters)
     direction = draw.standard_normal((1 + max(clusters) + 1 + n, features)) / np.sqrt(features)
-    centre = shared * direction[0] + signal * (direction[1 + np.array(clusters)] + own * direction[-n:])
+    center = shared * direction[0] + signal * (direction[1 + np.array(clusters)] + own * direction[-n:])
     noise = draw.standard_normal((n * n_clients, features)) / np.sqrt(features)
     if rank:
         few = draw.standard_normal((n * n_clients, rank)) @ draw.standard_normal((rank, features))
         noise += few / np.sqrt(rank * features)
-    x = np.repeat(centre, n_clients, axis=0) + noise
+    x = np.repeat(center, n_clients, axis=0) + noise
     gram = _unit(x @ x.T)
     names = [f"d{i:02}/c{j:02}" for i in range(n) for j in range(n_clients)]
     department_of = {name: name.split("/")[0] for name in names}
-    mass = np.ones(len(names)) if weights is None else np.asarray(weights, dtype=float)
-    mean = np.repeat(np.eye(n), n_clients, axis=1) * mass
+    client_weights = np.ones(len(names)) if weights is None else np.asarray(weights, dtype=float)
+    mean = np.repeat(np.eye(n), n_clients, axis=1) * client_weights
     mean /= mean.sum(axis=1, keepdims=True)
-    relation = from_gram(sorted(set(department_of.values())), _unit(mean @ gram @ mean.T))
-    return relation, Clients(from_gram(names, gram), department_of, dict(zip(names, mass, strict=True)))
+    dissimilarity = from_gram(sorted(set(department_of.values())), _unit(mean @ gram @ mean.T))
+    return dissimilarity, DepartmentClients(
+        from_gram(names, gram), department_of, dict(zip(names, client_weights, strict=True))
+    )
 
 
 @pytest.fixture

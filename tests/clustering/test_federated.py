@@ -1,19 +1,27 @@
 import logging
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from fl_lightning.clustering import (
-    Grouping,
+    classical_scaling,
     cluster_aware_average_selected,
     cluster_states,
     department_level_clustering,
-    group_departments,
+    determine_optimal_clusters,
+    dissimilarity,
     kmeans,
-    members,
+    registry,
 )
+from fl_lightning.clustering.dissimilarity import from_rows
+from fl_lightning.clustering.n_clusters import sharpest_bend
+from fl_lightning.clustering.partition import number_by_first_appearance
+from fl_lightning.clustering.random_projection import projection_size
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 
@@ -30,16 +38,6 @@ def directions_and_amplitudes():
     one[0, 0], two[1, 5] = 1.0, 1.0
     moves = {"a": 0.02 * one, "b": 1.0 * one + 0.02 * two, "c": 0.02 * two, "d": 1.0 * two + 0.02 * one}
     return {name: {A: start + move} for name, move in moves.items()}, {A: start}
-
-
-def test_members_inverts_assignments():
-    assert members({"b": 1, "a": 0, "c": 1}) == {0: ["a"], 1: ["b", "c"]}
-
-
-def test_grouping_counts_its_clusters():
-    grouping = Grouping({"a": 0, "b": 1, "c": 0}, {1: 1.0}, ["a", "b", "c"], np.eye(3))
-    assert grouping.n_clusters == 2
-    assert grouping.clusters == {0: ["a", "c"], 1: ["b"]}
 
 
 def test_delta_recovers_directions():
@@ -111,59 +109,59 @@ def test_one_department_is_one_cluster():
     assert department_level_clustering({"hr": point(1.0)}, seed=0) == ({0: ["hr"]}, {"hr": 0})
 
 
-def test_an_unmoved_department_stays_finite_and_is_told(caplog):
+def test_an_unmoved_department_stays_finite_and_is_logged(caplog):
     states = {"hr": point(1.0, 1.0), "it": point(2.0, 1.0), "ops": point(1.0, 5.0)}
     with caplog.at_level(logging.INFO, logger="fl_lightning"):
-        grouping = group_departments(states, reference=point(1.0, 1.0), seed=0)
+        clustering = department_level_clustering(states, reference=point(1.0, 1.0), seed=0).clustering
     assert "hr has not moved" in caplog.text
-    assert np.isfinite(grouping.cosine).all()
-    assert np.isfinite(list(grouping.inertias.values())).all()
-    assert set(grouping.assignments) == {"hr", "it", "ops"}
+    assert np.isfinite(clustering.cosine).all()
+    assert np.isfinite(list(clustering.inertias.values())).all()
+    assert set(clustering.assignments) == {"hr", "it", "ops"}
 
 
 def test_nobody_moved_is_one_cluster():
     states = {name: point(1.0, 1.0) for name in "abc"}
-    assert group_departments(states, reference=point(1.0, 1.0), seed=0).n_clusters == 1
+    assert department_level_clustering(states, reference=point(1.0, 1.0), seed=0)[0] == {0: ["a", "b", "c"]}
 
 
-def test_grouping_tells_inertias_and_cosines_of_what_it_saw():
+def test_inertias_and_cosines_are_those_of_the_representation():
     # Unit directions: hr (1, 0), it (0, 1), ops (0.6, 0.8).
     states = {"ops": point(3.0, 4.0), "hr": point(2.0, 0.0), "it": point(0.0, 7.0)}
-    grouping = group_departments(states, reference=point(0.0, 0.0), seed=0)
-    assert grouping.departments == ["hr", "it", "ops"]
-    np.testing.assert_allclose(grouping.cosine, [[1, 0, 0.6], [0, 1, 0.8], [0.6, 0.8, 1]], atol=1e-7)
+    clustering = department_level_clustering(states, reference=point(0.0, 0.0), seed=0).clustering
+    assert clustering.departments == ["hr", "it", "ops"]
+    np.testing.assert_allclose(clustering.cosine, [[1, 0, 0.6], [0, 1, 0.8], [0.6, 0.8, 1]], atol=1e-7)
     # k=1: half the mean pairwise squared distance: ((2) + (2 − 1.2) + (2 − 1.6)) / 3 = 3.2/3
     # k=2: it and ops together: |it − ops|² / 2 = 0.4/2 = 0.2; k=3: 0
-    assert grouping.inertias == {1: pytest.approx(3.2 / 3), 2: pytest.approx(0.2), 3: 0.0}
-    assert grouping.assignments == {"hr": 0, "it": 1, "ops": 1}
+    assert clustering.inertias == {1: pytest.approx(3.2 / 3), 2: pytest.approx(0.2), 3: 0.0}
+    assert clustering.assignments == {"hr": 0, "it": 1, "ops": 1}
 
 
 def test_labels_are_those_of_scikit_learn_on_the_raw_matrix():
     draw = torch.Generator().manual_seed(4)
-    middle = 6 * torch.randn(3, 50, generator=draw)
-    states = {f"d{i}": {A: middle[i % 3] + 0.3 * torch.randn(50, generator=draw)} for i in range(9)}
-    grouping = group_departments(states, representation="raw", seed=0)
-    x = np.stack([states[n][A].double().numpy() for n in grouping.departments])
-    for k, inertia in grouping.inertias.items():
+    centers = 6 * torch.randn(3, 50, generator=draw)
+    states = {f"d{i}": {A: centers[i % 3] + 0.3 * torch.randn(50, generator=draw)} for i in range(9)}
+    clustering = department_level_clustering(states, representation="raw", seed=0).clustering
+    x = np.stack([states[n][A].double().numpy() for n in clustering.departments])
+    for k, inertia in clustering.inertias.items():
         expected = KMeans(k, n_init=10, random_state=0).fit(x).inertia_
         assert inertia == pytest.approx(expected, rel=1e-6)
-    fitted = KMeans(grouping.n_clusters, n_init=10, random_state=0).fit(x).labels_
-    pairs = set(zip(grouping.assignments.values(), fitted.tolist(), strict=True))
-    assert len(pairs) == len(set(fitted.tolist())) == grouping.n_clusters
+    fitted = KMeans(clustering.n_clusters, n_init=10, random_state=0).fit(x).labels_
+    pairs = set(zip(clustering.assignments.values(), fitted.tolist(), strict=True))
+    assert len(pairs) == len(set(fitted.tolist())) == clustering.n_clusters
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method: got 'silhouette', wanted 'elbow'"):
-        department_level_clustering({"hr": point(1.0)}, "silhouette", seed=0)
+    with pytest.raises(ValueError, match="select: expected one of elbow, .*, got 'elbows'; did you mean 'elbow'"):
+        department_level_clustering({"hr": point(1.0)}, "elbows", seed=0)
 
 
 def test_no_departments_are_refused():
-    with pytest.raises(ValueError, match="states: got no department, wanted at least one"):
+    with pytest.raises(ValueError, match="states: expected at least one, got none"):
         department_level_clustering({}, seed=0)
 
 
 def test_delta_without_reference_is_refused():
-    with pytest.raises(ValueError, match="needs reference"):
+    with pytest.raises(ValueError, match="representation 'delta': expected reference, got none"):
         department_level_clustering({"hr": point(1.0)}, representation="delta", seed=0)
 
 
@@ -244,12 +242,14 @@ def test_client_ids_are_numbered_in_sorted_order():
 
 @pytest.mark.parametrize(("num_clusters", "global_mix"), [(0, 0.2), (-1, 0.2), (2, -0.1), (2, 1.5), (2, float("nan"))])
 def test_numbers_out_of_range_are_refused(num_clusters, global_mix):
-    with pytest.raises(ValueError, match=f"got num_clusters {num_clusters}, global_mix {global_mix}; wanted"):
+    with pytest.raises(
+        ValueError, match=f"expected num_clusters ≥ 1 .*, got num_clusters {num_clusters}, global_mix {global_mix}"
+    ):
         cluster_aware_average_selected(clients(), dict.fromkeys(clients(), 1), num_clusters, global_mix, seed=0)
 
 
 def test_no_clients_are_refused():
-    with pytest.raises(ValueError, match="states: got no client, wanted at least one"):
+    with pytest.raises(ValueError, match="states: expected at least one client, got none"):
         cluster_aware_average_selected({}, {}, seed=0)
 
 
@@ -267,37 +267,199 @@ def test_clients_of_other_shapes_with_as_many_elements_are_refused():
 
 def spread_out(groups, each, width=3000):
     draw = torch.Generator().manual_seed(0)
-    middle = 3 * torch.randn(groups, width, generator=draw)
-    return {f"{i:03d}": {A: middle[i % groups] + torch.randn(width, generator=draw)} for i in range(groups * each)}, {
+    centers = 3 * torch.randn(groups, width, generator=draw)
+    return {f"{i:03d}": {A: centers[i % groups] + torch.randn(width, generator=draw)} for i in range(groups * each)}, {
         f"{i:03d}": i % groups for i in range(groups * each)
     }
 
 
 def test_one_gram_product_serves_clusters_and_similarities(monkeypatch):
     calls = []
-    inner = kmeans.gram_matrices
-    monkeypatch.setattr(kmeans, "gram_matrices", lambda x: calls.append(x.dtype) or inner(x))
-    states, wanted = spread_out(3, 4)
-    grouping = group_departments(states, representation="raw", seed=0)
+    inner = classical_scaling.gram_matrices
+    monkeypatch.setattr(dissimilarity, "gram_matrices", lambda x: calls.append(x.dtype) or inner(x))
+    states, expected = spread_out(3, 4)
+    clustering = department_level_clustering(states, representation="raw", seed=0).clustering
     assert calls == [np.float32]
-    assert grouping.assignments == wanted
-    x = np.stack([states[n][A].double().numpy() for n in grouping.departments])
+    assert clustering.assignments == expected
+    x = np.stack([states[n][A].double().numpy() for n in clustering.departments])
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    np.testing.assert_allclose(grouping.cosine, x @ x.T, atol=1e-12)
+    np.testing.assert_allclose(clustering.cosine, x @ x.T, atol=1e-12)
 
 
 def test_more_departments_than_the_exact_path_takes_have_no_similarities(monkeypatch):
-    monkeypatch.setattr(kmeans, "EXACT_ROWS", 30)
-    states, wanted = spread_out(3, 12)
-    grouping = group_departments(states, reference={A: torch.zeros(3000)}, seed=0)
-    assert grouping.assignments == wanted
-    assert grouping.cosine is None
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 30)
+    states, expected = spread_out(3, 12)
+    clustering = department_level_clustering(states, reference={A: torch.zeros(3000)}, seed=0).clustering
+    assert clustering.assignments == expected
+    assert clustering.cosine is None
 
 
-def test_many_clients_are_clustered_on_a_sketch(monkeypatch, caplog):
-    monkeypatch.setattr(kmeans, "EXACT_ROWS", 30)
-    states, wanted = spread_out(2, 20)
+def test_many_clients_are_clustered_after_a_random_projection(monkeypatch, caplog):
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 30)
+    states, expected = spread_out(2, 20)
     with caplog.at_level(logging.INFO, logger="fl_lightning"):
         _, ids = cluster_aware_average_selected(states, dict.fromkeys(states, 1), 2, seed=0)
-    assert "clustering 40 rows on a sketch" in caplog.text
-    assert ids == wanted
+    assert "clustering 40 rows after a random projection" in caplog.text
+    assert ids == expected
+
+
+def blobs(n_centers, each, features, spread=0.05, seed=0):
+    draw = np.random.default_rng(seed)
+    centers = draw.normal(size=(n_centers, features)) * 4
+    return np.concatenate([centers[c] + spread * draw.normal(size=(each, features)) for c in range(n_centers)])
+
+
+def cluster_rows(x):
+    return registry.cluster(from_rows([f"{i:03}" for i in range(len(x))], x, seed=0), seed=0)
+
+
+def same_partition(first, second):
+    return number_by_first_appearance(list(first)) == number_by_first_appearance(list(second))
+
+
+@pytest.mark.parametrize("true_k", [2, 3, 4, 5])
+def test_the_number_of_well_separated_groups_is_found(true_k):
+    # Equidistant groups: corners of a simplex, so that inertia falls in equal steps down to true_k.
+    x = np.repeat(np.eye(true_k, 40) * 10, 3, axis=0)
+    x = x + 0.01 * np.random.default_rng(0).normal(size=x.shape)
+    assert determine_optimal_clusters(x, seed=0)[0] == true_k
+
+
+def test_four_departments_can_have_three_clusters():
+    # A pair and two loners, all far apart and equidistant.
+    x = np.array([[10.0, 0.0, 0.0], [10.1, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 10.0]])
+    assert determine_optimal_clusters(x, seed=0)[0] == 3
+
+
+def test_inertias_run_from_one_to_max_plus_one():
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    _, inertias = determine_optimal_clusters(x, 2, 5, seed=0)
+    assert list(inertias) == [1, 2, 3, 4, 5, 6]
+    assert list(inertias.values()) == sorted(inertias.values(), reverse=True)
+
+
+def test_inertias_are_clamped_to_the_number_of_rows():
+    _, inertias = determine_optimal_clusters(np.array([[0.0], [1.0], [5.0]]), seed=0)
+    # k=1: scatter 14; k=2: {0, 1} and {5} leave 2 · 0.5² = 0.5; k=3: 0
+    assert inertias == {1: pytest.approx(14.0), 2: pytest.approx(0.5), 3: 0.0}
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1000), (7, 3)])
+def test_identical_rows_are_one_cluster(shape):
+    x = np.tile(np.random.default_rng(0).normal(size=shape[1]), (shape[0], 1))
+    assert determine_optimal_clusters(x, seed=0)[0] == 1
+
+
+def test_all_zero_rows_are_one_cluster():
+    assert determine_optimal_clusters(np.zeros((4, 6)), seed=0)[0] == 1
+
+
+@pytest.mark.parametrize("features", [2, 300])
+def test_never_more_clusters_than_distinct_rows(features):
+    two = np.random.default_rng(0).normal(size=(2, features))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        n_clusters, inertias = determine_optimal_clusters(np.repeat(two, 4, axis=0), 3, 5, seed=0)
+    assert n_clusters == 2
+    assert inertias[2] == 0.0
+
+
+def test_a_single_row_is_one_cluster():
+    assert determine_optimal_clusters(np.ones((1, 5)), seed=0) == (1, {1: 0.0})
+
+
+def test_two_distinct_rows_are_two_clusters_under_min_two():
+    assert determine_optimal_clusters(np.array([[0.0], [1.0]]), seed=0)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros(3), np.zeros((0, 3)), np.array([[np.nan]]), np.array([[np.inf, 0.0], [0.0, 0.0]])]
+)
+def test_x_that_is_no_finite_matrix_is_refused(x):
+    with pytest.raises(ValueError) as caught:
+        determine_optimal_clusters(x, seed=0)
+    assert "x: expected a finite (n, d) matrix" in str(caught.value)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (4, 3), (-1, -1)])
+def test_bounds_out_of_order_are_refused(low, high):
+    with pytest.raises(
+        ValueError, match=f"expected 1 ≤ min_clusters ≤ max_clusters, got min_clusters {low}, max_clusters {high}"
+    ):
+        determine_optimal_clusters(np.eye(4), low, high, seed=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.integers(2, 7), st.integers(1, 12))
+def test_answer_is_within_bounds_and_at_most_the_distinct_rows(seed, rows, features):
+    x = np.random.default_rng(seed).integers(0, 3, size=(rows, features)).astype(float)
+    n_clusters, _ = determine_optimal_clusters(x, 2, 4, seed=0, n_init=2)
+    distinct = len(np.unique(x, axis=0))
+    assert min(2, distinct) <= n_clusters <= min(4, distinct)
+
+
+def test_every_inertia_is_that_of_scikit_learn_on_the_raw_matrix():
+    x = blobs(4, 30, 600, spread=2.0).astype(np.float32)
+    n_clusters, inertias = determine_optimal_clusters(x, seed=0)
+    raw = {k: KMeans(k, n_init=10, random_state=0).fit(x.astype(np.float64)).inertia_ for k in range(1, 7)}
+    assert n_clusters == sharpest_bend(raw, 2, 5) == 4
+    for k, inertia in inertias.items():
+        assert inertia <= raw[k] * (1 + 1e-6) if k > 4 else inertia == pytest.approx(raw[k], rel=1e-9)
+
+
+def test_infinity_in_the_last_block_is_refused():
+    x = np.zeros((3, 5000), dtype=np.float32)
+    x[1, -1] = np.inf
+    with pytest.raises(ValueError, match=r"expected a finite \(n, d\) matrix, got shape \(3, 5000\)"):
+        determine_optimal_clusters(x, seed=0)
+
+
+def test_many_rows_are_clustered_after_a_random_projection(monkeypatch, caplog):
+    x = blobs(3, 10, 4000, spread=1.0).astype(np.float32)
+    exact, exact_inertias = determine_optimal_clusters(x, seed=0)
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 20)
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        found = cluster_rows(x)
+    features = f"4000 features → {projection_size(30)}: squared distances within 1 ± 0.25"
+    expected = f"clustering 30 rows after a random projection, {features}"
+    assert expected in caplog.text
+    assert found.n_clusters == exact == 3
+    assert same_partition(found.assignments.values(), np.repeat([0, 1, 2], 10))
+    assert found.cosine is None
+    for k in range(1, 4):
+        assert found.inertias[k] == pytest.approx(exact_inertias[k], rel=0.25)
+
+
+def test_identical_rows_are_one_cluster_after_a_random_projection_too(monkeypatch):
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 20)
+    two = np.random.default_rng(0).standard_normal((2, 3000), dtype=np.float32) + 5
+    assert determine_optimal_clusters(np.tile(two[:1], (41, 1)), seed=0)[0] == 1
+    assert determine_optimal_clusters(np.tile(two, (41, 1)), 3, 5, seed=0)[0] == 2
+
+
+@pytest.mark.parametrize("shape", [(8, 500), (8, 4)])
+def test_one_reduction_and_one_kmeans_for_each_k(monkeypatch, shape):
+    calls = []
+    for module, name in ((dissimilarity, "gram_matrices"), (kmeans, "kmeans")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name, **k: calls.append(name) or inner(*a, **k))
+    determine_optimal_clusters(np.random.default_rng(0).normal(size=shape), 2, 5, seed=0)
+    assert calls == ["gram_matrices"] + ["kmeans"] * 6
+
+
+def test_labels_are_those_of_the_chosen_number():
+    x = blobs(3, 4, 100)
+    found = cluster_rows(x)
+    assert found.n_clusters == 3
+    assert same_partition(found.assignments.values(), np.repeat([0, 1, 2], 4))
+
+
+def test_many_rows_of_few_features_need_no_random_projection(monkeypatch, caplog):
+    monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 20)
+    x = blobs(3, 10, 5)
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        found = cluster_rows(x)
+    assert "projection" not in caplog.text
+    assert list(found.inertias.values()) == pytest.approx(
+        [KMeans(k, n_init=10, random_state=0).fit(x).inertia_ for k in range(1, 7)]
+    )

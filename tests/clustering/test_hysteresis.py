@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from fl_lightning.clustering.hysteresis import same
-from fl_lightning.clustering.registry import no_partition, settle
+from fl_lightning.clustering.hysteresis import no_partition, same_partition, update_partition
 
 ONE, TWO, THREE = ({"a": 0, "b": x, "c": 1} for x in (0, 1, 2))
 
@@ -16,7 +15,7 @@ def score(partition):
 def run(proposals, **options):
     state, held = no_partition(), []
     for proposed in proposals:
-        state = settle(state, proposed, score, **options)
+        state = update_partition(state, proposed, score, **options)
         held.append(state["held"])
     return held, state
 
@@ -65,27 +64,27 @@ def test_a_number_is_never_given_out_twice():
 def test_the_state_goes_through_json():
     _, state = run([ONE, TWO])
     assert state["challenger"] == TWO
-    again = settle(json.loads(json.dumps(state)), TWO, score)
+    again = update_partition(json.loads(json.dumps(state)), TWO, score)
     assert again["held"] == TWO
 
 
 def test_the_state_given_is_left_alone():
-    state = settle(no_partition(), ONE, score)
+    state = update_partition(no_partition(), ONE, score)
     before = json.dumps(state)
-    settle(state, TWO, score)
+    update_partition(state, TWO, score)
     assert json.dumps(state) == before
 
 
 def test_same_needs_the_same_departments():
-    assert not same({"a": 0}, {"a": 0, "b": 0})
-    assert not same(ONE, TWO)
-    assert same(ONE, {"c": 0, "b": 1, "a": 1})
+    assert not same_partition({"a": 0}, {"a": 0, "b": 0})
+    assert not same_partition(ONE, TWO)
+    assert same_partition(ONE, {"c": 0, "b": 1, "a": 1})
 
 
 def test_what_is_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="proposed: got no department"):
-        settle(no_partition(), {}, score)
+    with pytest.raises(ValueError, match="proposed: expected at least one department"):
+        update_partition(no_partition(), {}, score)
     with pytest.raises(ValueError, match="got margin -1, patience 2"):
-        settle(no_partition(), ONE, score, margin=-1)
+        update_partition(no_partition(), ONE, score, margin=-1)
     with pytest.raises(ValueError, match=r"got margin 0.02, patience 0"):
-        settle(no_partition(), ONE, score, patience=0)
+        update_partition(no_partition(), ONE, score, patience=0)

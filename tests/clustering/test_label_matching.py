@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fl_lightning.clustering.registry import match
+from fl_lightning.clustering.label_matching import match_labels
 
 
 def kept(previous, now):
@@ -11,36 +11,36 @@ def kept(previous, now):
 
 
 def test_the_same_partition_keeps_its_numbers():
-    assert match({"a": 3, "b": 1, "c": 3}, {"a": 0, "b": 1, "c": 0}) == {"a": 3, "b": 1, "c": 3}
+    assert match_labels({"a": 3, "b": 1, "c": 3}, {"a": 0, "b": 1, "c": 0}) == {"a": 3, "b": 1, "c": 3}
 
 
 def test_a_cluster_that_splits_leaves_its_number_to_the_larger_part():
-    assert match(dict.fromkeys("abcde", 0), dict(zip("abcde", [0, 0, 1, 1, 1], strict=True))) == {
+    assert match_labels(dict.fromkeys("abcde", 0), dict(zip("abcde", [0, 0, 1, 1, 1], strict=True))) == {
         "a": 1, "b": 1, "c": 0, "d": 0, "e": 0,
     }  # fmt: skip
 
 
 def test_clusters_that_merge_take_the_number_of_the_larger():
-    assert match({"a": 0, "b": 1, "c": 1}, {"a": 0, "b": 0, "c": 0}) == {"a": 1, "b": 1, "c": 1}
+    assert match_labels({"a": 0, "b": 1, "c": 1}, {"a": 0, "b": 0, "c": 0}) == {"a": 1, "b": 1, "c": 1}
 
 
 def test_departments_may_come_and_go():
-    assert match({"a": 0, "b": 1, "c": 2}, {"b": 0, "d": 0, "e": 1}) == {"b": 1, "d": 1, "e": 3}
+    assert match_labels({"a": 0, "b": 1, "c": 2}, {"b": 0, "d": 0, "e": 1}) == {"b": 1, "d": 1, "e": 3}
 
 
 def test_without_a_past_numbers_go_by_first_appearance():
-    assert match({}, {"b": 7, "a": 9, "c": 7}) == {"a": 0, "b": 1, "c": 1}
+    assert match_labels({}, {"b": 7, "a": 9, "c": 7}) == {"a": 0, "b": 1, "c": 1}
 
 
 def test_numbers_taken_before_are_not_used_again():
-    assert match({"a": 0}, {"a": 0, "b": 1}, taken=[4, 2]) == {"a": 0, "b": 5}
+    assert match_labels({"a": 0}, {"a": 0, "b": 1}, used=[4, 2]) == {"a": 0, "b": 5}
 
 
 def test_greed_would_keep_fewer():
     # New x shares 3 with old 0 and 2 with old 1; y shares 2 with old 0. Greedy: 3 kept; best: 2 + 2.
     previous = dict(zip("abcdefg", [0, 0, 0, 1, 1, 0, 0], strict=True))
     now = dict(zip("abcdefg", [0, 0, 0, 0, 0, 1, 1], strict=True))
-    assert kept(previous, match(previous, now)) == 4
+    assert kept(previous, match_labels(previous, now)) == 4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,7 +49,7 @@ def test_no_other_numbers_keep_more(seed):
     previous = {name: int(draw.integers(3)) for name in "abcdefgh"}
     now = {name: int(draw.integers(3)) for name in "abcdefgh"}
     best = max(kept(previous, {n: p[c] for n, c in now.items()}) for p in itertools.permutations(range(3)))
-    found = match(previous, now)
+    found = match_labels(previous, now)
     assert kept(previous, found) == best
     for first, second in itertools.combinations("abcdefgh", 2):
         assert (found[first] == found[second]) == (now[first] == now[second])

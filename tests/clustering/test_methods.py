@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fl_lightning.clustering import methods
-from fl_lightning.clustering.registry import METHODS, from_dissimilarity, from_gram
+from fl_lightning.clustering.dissimilarity import from_dissimilarity, from_gram
+from fl_lightning.clustering.registry import METHODS
 
 EACH = pytest.mark.parametrize("method", list(METHODS.values()), ids=list(METHODS))
 
@@ -21,7 +22,7 @@ def blobs(seed=0):
 
 @EACH
 def test_blobs_are_found_and_numbered_by_first_appearance(method):
-    assert method(blobs(), 3, seed=0) == [0, 1, 0, 2, 1, 2, 0]
+    assert method(blobs(), 3, seed=0).labels == [0, 1, 0, 2, 1, 2, 0]
 
 
 @EACH
@@ -32,13 +33,13 @@ def test_a_seed_decides(method):
 
 @EACH
 def test_identical_departments_are_one_cluster(method):
-    assert method(relation_of(np.ones((5, 3))), 3, seed=0) == [0] * 5
+    assert method(relation_of(np.ones((5, 3))), 3, seed=0).labels == [0] * 5
 
 
 @EACH
 def test_never_more_clusters_than_distinct_departments(method):
-    labels = method(relation_of([[0.0, 1.0], [5.0, 1.0], [0.0, 1.0], [5.0, 1.0]]), 4, seed=0)
-    assert labels == [0, 1, 0, 1]
+    labels, inertia = method(relation_of([[0.0, 1.0], [5.0, 1.0], [0.0, 1.0], [5.0, 1.0]]), 4, seed=0)
+    assert (labels, inertia) == ([0, 1, 0, 1], 0.0)
 
 
 @EACH
@@ -48,25 +49,25 @@ def test_every_k_up_to_n_works_without_a_warning(method, n):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for k in range(1, n + 2):
-            assert len(set(method(x, k, seed=0))) == min(k, n)
+            assert len(set(method(x, k, seed=0).labels)) == min(k, n)
 
 
 @EACH
 def test_distances_without_a_kernel_will_do(method):
     d = np.array([[0, 1, 9, 9], [1, 0, 9, 8], [9, 9, 0, 1], [9, 8, 1, 0]], dtype=float)
-    assert method(from_dissimilarity(list("abcd"), d), 2, seed=0) == [0, 0, 1, 1]
+    assert method(from_dissimilarity(list("abcd"), d), 2, seed=0).labels == [0, 0, 1, 1]
 
 
 @EACH
 def test_no_clusters_are_refused(method):
-    with pytest.raises(ValueError, match="k: got 0, wanted at least 1 cluster"):
+    with pytest.raises(ValueError, match="k: expected at least 1 cluster, got 0"):
         method(blobs(), 0, seed=0)
 
 
 def test_average_linkage_takes_the_mean_distance():
     # c is at 4 from a and 7 from b (mean 5.5), and at 5 from d: it joins d; nearest neighbours alone would take a.
     d = np.array([[0, 1, 4, 9], [1, 0, 7, 9], [4, 7, 0, 5], [9, 9, 5, 0]], dtype=float)
-    assert methods.agglomerative(from_dissimilarity(list("abcd"), d**2 / 2), 2) == [0, 0, 1, 1]
+    assert methods.agglomerative(from_dissimilarity(list("abcd"), d**2 / 2), 2).labels == [0, 0, 1, 1]
 
 
 def test_affinity_is_the_cosine_floored_or_falls_with_distance():

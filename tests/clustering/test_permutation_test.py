@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
+from fl_lightning.clustering.dissimilarity import from_gram
 from fl_lightning.clustering.permutation_test import arrangements, department_sums, p_value, ways_of_one
-from fl_lightning.clustering.registry import Clients, from_gram
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 
 
 def test_arrangements_are_those_that_can_be_told_apart():
@@ -43,7 +44,7 @@ def test_p_of_two_departments_is_the_share_of_splits_at_least_as_far_apart():
     # Of the 35 ways to split 8 clients on a line in halves, only the one that is there parts the low from the high.
     x = np.array([[0.0], [1.1], [2.3], [3.6], [10.0], [11.4], [12.9], [14.5]])
     names = list("abcdefgh")
-    clients = Clients(from_gram(names, x @ x.T), {n: "low" if n < "e" else "top" for n in names})
+    clients = DepartmentClients(from_gram(names, x @ x.T), {n: "low" if n < "e" else "top" for n in names})
     assert p_value(clients, [0, 0], draws=9999, seed=0) == pytest.approx(1 / 35, abs=0.005)
 
 
@@ -69,8 +70,10 @@ def test_rotations_see_what_ten_arrangements_cannot(federation):
 
 def test_the_order_of_clients_and_the_scale_do_not_matter(federation):
     _, clients = federation(np.random.default_rng(2), [0, 0, 1, 1], 3, signal=0.2)
-    gram = 100 * clients.relation.gram
-    scaled = Clients(from_gram(clients.relation.names, gram), dict(reversed(clients.department_of.items())))
+    gram = 100 * clients.dissimilarity.gram
+    scaled = DepartmentClients(
+        from_gram(clients.dissimilarity.names, gram), dict(reversed(clients.department_of.items()))
+    )
     assert p_value(scaled, [0] * 4, seed=3) == p_value(clients, [0] * 4, seed=3)
 
 
@@ -86,15 +89,15 @@ def test_blocks_of_draws_change_nothing(federation, monkeypatch):
 def test_nothing_to_see_is_p_one():
     names = ["a", "b", "c", "d"]
     owner = dict(zip(names, "xxyy", strict=True))
-    assert p_value(Clients(from_gram(names, np.ones((4, 4))), owner), [0, 0], seed=0) == 1
-    assert p_value(Clients(from_gram(names, np.eye(4)), owner), [0, 1], seed=0) == 1
-    alone = Clients(from_gram(names, np.diag([1.0, 2, 3, 4])), dict(zip(names, names, strict=True)))
+    assert p_value(DepartmentClients(from_gram(names, np.ones((4, 4))), owner), [0, 0], seed=0) == 1
+    assert p_value(DepartmentClients(from_gram(names, np.eye(4)), owner), [0, 1], seed=0) == 1
+    alone = DepartmentClients(from_gram(names, np.diag([1.0, 2, 3, 4])), dict(zip(names, names, strict=True)))
     assert p_value(alone, [0, 0, 0, 0], seed=0) == 1
 
 
 def test_what_does_not_fit_is_refused(federation):
     _, clients = federation(np.random.default_rng(0), [0, 0], 2, signal=0)
-    with pytest.raises(ValueError, match="groups: got 3 labels, wanted one for each of 2"):
+    with pytest.raises(ValueError, match="groups: expected a label for each of 2 departments, got 3"):
         p_value(clients, [0, 0, 0], seed=0)
-    with pytest.raises(ValueError, match="draws: got 0"):
+    with pytest.raises(ValueError, match="draws: expected at least 1, got 0"):
         p_value(clients, [0, 0], draws=0, seed=0)

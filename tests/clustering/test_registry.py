@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from fl_lightning import clustering
 from fl_lightning.clustering import registry
-from fl_lightning.clustering.registry import METHODS, REPRESENTATIONS, SELECT, Clients, from_gram, group, relate
+from fl_lightning.clustering.dissimilarity import from_gram
+from fl_lightning.clustering.registry import METHODS, REPRESENTATIONS, SELECT, cluster, pairwise_dissimilarity
+from fl_lightning.clustering.sums_of_squares import DepartmentClients
 from fl_lightning.errors import InputError
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -26,22 +29,22 @@ def adapters(draw, names, ranks=(3,), noise=0.15):
 @pytest.mark.parametrize("representation", ["delta", "subspace", "subspace_residual", "product"])
 def test_every_representation_finds_who_moved_alike(representation, method):
     start, states = adapters(torch.Generator().manual_seed(0), TRUTH)
-    relation = relate(states, representation, reference=start)
-    found = group(relation, method=method, select="fixed", min_clusters=3, seed=0)
+    relation = pairwise_dissimilarity(states, representation, reference=start)
+    found = cluster(relation, method=method, select="fixed", min_clusters=3, seed=0)
     assert found.assignments == TRUTH
 
 
 @pytest.mark.parametrize("representation", ["subspace_residual", "product"])
 def test_mixed_ranks_are_grouped(representation):
     start, states = adapters(torch.Generator().manual_seed(0), TRUTH, ranks=(4, 3))
-    relation = relate(states, representation, reference=start)
-    assert group(relation, select="fixed", min_clusters=3, seed=0).assignments == TRUTH
+    relation = pairwise_dissimilarity(states, representation, reference=start)
+    assert cluster(relation, select="fixed", min_clusters=3, seed=0).assignments == TRUTH
 
 
 def test_cross_losses_are_grouped():
     losses = 1 + 3.0 * (np.array([*TRUTH.values()])[:, None] != np.array([*TRUTH.values()])[None, :])
-    relation = relate(dict.fromkeys(TRUTH, {}), "cross_loss", losses=losses)
-    assert group(relation, method="agglomerative", select="silhouette", seed=0).assignments == TRUTH
+    relation = pairwise_dissimilarity(dict.fromkeys(TRUTH, {}), "cross_loss", losses=losses)
+    assert cluster(relation, method="agglomerative", select="silhouette", seed=0).assignments == TRUTH
 
 
 @pytest.mark.parametrize("representation", ["delta", "subspace_residual", "product"])
@@ -53,10 +56,10 @@ def test_dynamic_goes_from_client_states_to_clusters(representation):
         d: {n: torch.stack([clients[c][n] for c in names if owner[c] == d]).mean(dim=0) for n in (A, B)}
         for d in sorted(set(owner.values()))
     }
-    found = group(
-        relate(means, representation, reference=start),
+    found = cluster(
+        pairwise_dissimilarity(means, representation, reference=start),
         select="dynamic",
-        clients=Clients(relate(clients, representation, reference=start), owner),
+        clients=DepartmentClients(pairwise_dissimilarity(clients, representation, reference=start), owner),
         seed=0,
     )
     assert found.assignments == {"hr": 0, "it": 1, "law": 0, "ops": 1}
@@ -66,45 +69,47 @@ def test_dynamic_goes_from_client_states_to_clusters(representation):
 def test_identical_states_are_one_cluster(representation):
     start, states = adapters(torch.Generator().manual_seed(0), {"a": 0})
     same = dict.fromkeys("abcd", states["a"])
-    relation = relate(same, representation, reference=start, losses=np.full((4, 4), 2.0))
+    relation = pairwise_dissimilarity(same, representation, reference=start, losses=np.full((4, 4), 2.0))
     for method in METHODS:
         for select in ("fixed", "elbow", "silhouette", "eigengap"):
-            assert set(group(relation, method=method, select=select, seed=0).assignments.values()) == {0}
+            assert set(cluster(relation, method=method, select=select, seed=0).assignments.values()) == {0}
 
 
 def test_order_of_departments_does_not_matter():
     start, states = adapters(torch.Generator().manual_seed(0), TRUTH)
     for representation in ("raw", "delta", "subspace", "subspace_residual", "product"):
-        forward = relate(states, representation, reference=start)
-        backward = relate(dict(reversed(states.items())), representation, reference=start)
+        forward = pairwise_dissimilarity(states, representation, reference=start)
+        backward = pairwise_dissimilarity(dict(reversed(states.items())), representation, reference=start)
         np.testing.assert_array_equal(forward.dissimilarity, backward.dissimilarity)
 
 
-def test_tables_in_the_docstring_name_what_is_registered():
-    words = {line.split(" ")[0] for line in registry.__doc__.splitlines()}
+def test_tables_in_the_docstring_name_everything_registered():
+    words = {line.split(" ")[0] for line in clustering.__doc__.splitlines()}
     assert {*REPRESENTATIONS, *METHODS, *SELECT} <= words
 
 
 def test_options_are_those_of_the_functions():
     assert {name: registry.options_of(function) for name, function in SELECT.items()} == {
-        "fixed": [], "elbow": [], "silhouette": [], "eigengap": [], "dynamic": ["level", "draws", "detail"],
+        "fixed": [], "elbow": [], "silhouette": [], "eigengap": [], "dynamic": ["level", "draws", "min_separation"],
     }  # fmt: skip
     needs = {name: registry.options_of(function) for name, function in REPRESENTATIONS.items()}
-    assert [name for name in needs if needs[name] == ["reference"]] == ["delta", "subspace_residual"]
+    assert [name for name in needs if "reference" in needs[name]] == ["delta", "subspace_residual"]
     assert needs["cross_loss"] == ["losses"]
 
 
 def test_what_is_not_registered_or_missing_is_refused():
     relation = from_gram(["a", "b"], np.eye(2))
-    with pytest.raises(InputError, match="representation: got 'deltas', wanted one of raw, .*did you mean 'delta'"):
-        relate({"a": {A: torch.ones(1, 1)}}, "deltas")
-    with pytest.raises(InputError, match="representation 'delta': got no reference, wanted it: pass reference="):
-        relate({"a": {A: torch.ones(1, 1)}}, "delta")
-    with pytest.raises(InputError, match="method: got 'k_means', wanted one of kmeans"):
-        group(relation, method="k_means", seed=0)
-    with pytest.raises(InputError, match="select: got 'gap', wanted one of fixed"):
-        group(relation, select="gap", seed=0)
-    with pytest.raises(InputError, match="select 'dynamic': got option 'levels', wanted one of level, draws, detail"):
-        group(relation, select="dynamic", seed=0, levels=1)
-    with pytest.raises(InputError, match="select 'elbow': got option 'level', wanted none"):
-        group(relation, seed=0, level=1)
+    with pytest.raises(
+        InputError, match="representation: expected one of delta, .*, got 'deltas'; did you mean 'delta'"
+    ):
+        pairwise_dissimilarity({"a": {A: torch.ones(1, 1)}}, "deltas")
+    with pytest.raises(InputError, match="representation 'delta': expected reference, got none; pass reference="):
+        pairwise_dissimilarity({"a": {A: torch.ones(1, 1)}}, "delta")
+    with pytest.raises(InputError, match="method: expected one of kmeans, .*, got 'k_means'"):
+        cluster(relation, method="k_means", seed=0)
+    with pytest.raises(InputError, match="select: expected one of elbow, .*, got 'gap'"):
+        cluster(relation, select="gap", seed=0)
+    with pytest.raises(InputError, match="select 'dynamic': expected one of level, draws, .*, got 'levels'"):
+        cluster(relation, select="dynamic", seed=0, levels=1)
+    with pytest.raises(InputError, match="select 'elbow': expected no options, got 'level'"):
+        cluster(relation, seed=0, level=1)

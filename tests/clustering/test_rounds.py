@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl_lightning.clustering import group_departments
-from fl_lightning.clustering.kmeans import EXACT_ROWS
-from fl_lightning.clustering.rounds import Evidence, group_clients, group_round
+from fl_lightning import clustering
+from fl_lightning.clustering.dissimilarity import EXACT_ROWS
+from fl_lightning.clustering.rounds import ClusteringInputs, cluster_clients, cluster_round
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
@@ -18,7 +18,7 @@ def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def evidence(seed=0, clients=4, noise=1.0, strength=3.0, same=False, **others):
+def round_inputs(seed=0, clients=4, noise=1.0, strength=3.0, same=False, **others):
     """Five departments in three groups: each client moved in its group's direction, and by noise of its own."""
     start = {A: draw(99, 4, 60), B: torch.zeros(5, 4)}
     directions = {group: (draw(200 + group, 4, 60), draw(300 + group, 5, 4)) for group in range(3)}
@@ -37,11 +37,11 @@ def evidence(seed=0, clients=4, noise=1.0, strength=3.0, same=False, **others):
         own = [c for c in moves if c.startswith(department)]
         total = sum(weights[c] for c in own)
         states[department] = {n: sum(weights[c] / total * moves[c][n] for c in own) for n in start}
-    return Evidence(states, start, moves, weights, **others)
+    return ClusteringInputs(states, start, moves, weights, **others)
 
 
 def found(config, given, previous=None, memory=None, seed=3):
-    return group_round(config, given, previous=previous or {}, memory=memory or {}, seed=seed)
+    return cluster_round(config, given, previous=previous or {}, memory=memory or {}, seed=seed)
 
 
 def same_groups(assignments, truth=TRUTH):
@@ -49,13 +49,17 @@ def same_groups(assignments, truth=TRUTH):
     return all((assignments[a] == assignments[b]) == (truth[a] == truth[b]) for a, b in pairs)
 
 
-def test_the_described_system_is_found_bit_by_bit_where_it_was():
-    given = evidence()
-    got, memory = found(DeptClustersConfig(), given)
-    wanted = group_departments(given.states, reference=given.reference, seed=3)
-    assert memory == {}
-    for field in dataclasses.fields(got):
-        np.testing.assert_equal(getattr(got, field.name), getattr(wanted, field.name))
+def test_a_round_by_default_is_the_public_function(monkeypatch):
+    results, inner = [], clustering.department_level_clustering
+    spy = lambda *args, **options: results.append(inner(*args, **options)) or results[-1]  # noqa: E731
+    monkeypatch.setattr(clustering, "department_level_clustering", spy)
+    inputs = round_inputs()
+    result, memory = found(DeptClustersConfig(), inputs)
+    expected = inner(inputs.states, reference=inputs.reference, seed=3)
+    assert [result.assignments] == [assignments for _, assignments in results] == [expected[1]]
+    assert (memory, result.quality, result.scores) == ({}, {}, {})
+    for field in dataclasses.fields(result):
+        np.testing.assert_equal(getattr(result, field.name), getattr(expected.clustering, field.name))
 
 
 @pytest.mark.parametrize("representation", ["delta", "raw", "subspace", "subspace_residual", "product"])
@@ -65,7 +69,7 @@ def test_every_choice_finds_what_is_plain_to_see(representation, method, select)
     config = DeptClustersConfig(
         representation=representation, method=method, select=select, min_clusters=3 if select == "fixed" else 2
     )
-    given = evidence(noise=0.3, strength=6.0)
+    given = round_inputs(noise=0.3, strength=6.0)
     got, memory = found(config, given)
     if (representation, select) != ("subspace", "eigengap"):  # row spaces of A are nearly the same for all: no gap
         assert same_groups(got.assignments), got.assignments
@@ -76,16 +80,16 @@ def test_every_choice_finds_what_is_plain_to_see(representation, method, select)
 def test_losses_between_departments_are_a_relation_too():
     names = sorted(TRUTH)
     losses = np.array([[1.0 if TRUTH[i] == TRUTH[j] else 3.0 for j in names] for i in names])
-    given = dataclasses.replace(evidence(), losses=losses)
+    given = dataclasses.replace(round_inputs(), losses=losses)
     config = DeptClustersConfig(representation="cross_loss", method="agglomerative", select="silhouette")
     assert same_groups(found(config, given)[0].assignments)
 
 
 def test_dynamic_says_one_cluster_of_one_pool_and_writes_down_why():
     config = DeptClustersConfig(select="dynamic", method="agglomerative")
-    answers = [found(config, evidence(seed, same=True))[0].n_clusters for seed in range(20)]
+    answers = [found(config, round_inputs(seed, same=True))[0].n_clusters for seed in range(20)]
     assert answers.count(1) >= 18
-    got, _ = found(config, evidence())
+    got, _ = found(config, round_inputs())
     assert same_groups(got.assignments)
     assert got.p_values[1] <= 0.03
     assert set(got.scores) >= {1, 2, 3}
@@ -93,28 +97,28 @@ def test_dynamic_says_one_cluster_of_one_pool_and_writes_down_why():
 
 def test_dynamic_tests_by_the_first_fits_whatever_comes_later():
     config = DeptClustersConfig(select="dynamic", method="agglomerative")
-    first, memory = found(config, evidence(0))
+    first, memory = found(config, round_inputs(0))
     memory = json.loads(json.dumps(memory))
-    later, again = found(config, evidence(1, same=True), first.assignments, memory)
+    later, again = found(config, round_inputs(1, same=True), first.assignments, memory)
     assert later.p_values[1] == first.p_values[1]
     assert again["clients"] == memory["clients"]
-    one, memory = found(config, evidence(2, same=True))
+    one, memory = found(config, round_inputs(2, same=True))
     assert one.n_clusters == 1
-    assert found(config, evidence(1), one.assignments, memory)[0].n_clusters == 1
-    few = evidence(1)
+    assert found(config, round_inputs(1), one.assignments, memory)[0].n_clusters == 1
+    few = round_inputs(1)
     some = dataclasses.replace(few, states={d: few.states[d] for d in ("hr", "law", "lab")})
     assert set(found(config, some, {}, memory)[0].assignments) == {"hr", "law", "lab"}
 
 
 def test_a_department_without_first_fits_begins_the_account_anew():
     config = DeptClustersConfig(select="dynamic", method="agglomerative")
-    whole = evidence(0)
+    whole = round_inputs(0)
     early = [d for d in TRUTH if d != "lab"]
     part = dataclasses.replace(
         whole,
         states={d: whole.states[d] for d in early},
-        moves={c: m for c, m in whole.moves.items() if not c.startswith("lab")},
-        weights={c: w for c, w in whole.weights.items() if not c.startswith("lab")},
+        client_fits={c: m for c, m in whole.client_fits.items() if not c.startswith("lab")},
+        client_weights={c: w for c, w in whole.client_weights.items() if not c.startswith("lab")},
     )
     _, memory = found(config, part)
     got, memory = found(config, whole, {}, memory)
@@ -124,17 +128,17 @@ def test_a_department_without_first_fits_begins_the_account_anew():
 
 def test_numbers_go_on_from_round_to_round():
     config = DeptClustersConfig()
-    first, _ = found(config, evidence())
+    first, _ = found(config, round_inputs())
     turned = {name: 7 + number for name, number in first.assignments.items()}
-    second, _ = found(config, evidence(1), previous=turned)
+    second, _ = found(config, round_inputs(1), previous=turned)
     assert second.assignments == turned
 
 
 def test_smoothing_remembers_and_goes_through_json():
     config = DeptClustersConfig(smoothing=0.9, select="silhouette", method="agglomerative")
-    _, memory = found(config, evidence(0))
-    plain, _ = found(dataclasses.replace(config, smoothing=0.0), evidence(1, same=True))
-    smoothed, later = found(config, evidence(1, same=True), memory=json.loads(json.dumps(memory)))
+    _, memory = found(config, round_inputs(0))
+    plain, _ = found(dataclasses.replace(config, smoothing=0.0), round_inputs(1, same=True))
+    smoothed, later = found(config, round_inputs(1, same=True), memory=json.loads(json.dumps(memory)))
     assert same_groups(smoothed.assignments)
     assert not same_groups(plain.assignments)
     assert later["relation"]["names"] == sorted(TRUTH)
@@ -142,8 +146,8 @@ def test_smoothing_remembers_and_goes_through_json():
 
 def test_patience_keeps_a_partition_until_another_is_better_twice():
     config = DeptClustersConfig(select="fixed", min_clusters=2, patience=2, method="agglomerative")
-    first, memory = found(config, evidence(0))
-    other = evidence(1)
+    first, memory = found(config, round_inputs(0))
+    other = round_inputs(1)
     swapped = dataclasses.replace(
         other, states={**other.states, "lab": other.states["it"], "it": other.states["hr"], "ops": other.states["law"]}
     )
@@ -158,8 +162,8 @@ def test_patience_keeps_a_partition_until_another_is_better_twice():
 def test_more_departments_than_the_matrices_take_are_refused():
     state = {A: torch.ones(1, 1)}
     many = {f"d{i}": state for i in range(EXACT_ROWS + 1)}
-    with pytest.raises(ValueError, match=f"got {EXACT_ROWS + 1} departments, wanted at most {EXACT_ROWS}"):
-        found(DeptClustersConfig(method="spectral"), Evidence(many, state, {}, {}))
+    with pytest.raises(ValueError, match=f"expected at most {EXACT_ROWS} departments .*, got {EXACT_ROWS + 1}"):
+        found(DeptClustersConfig(method="spectral"), ClusteringInputs(many, state, {}, {}))
 
 
 @pytest.mark.parametrize("representation", ["delta", "subspace_residual", "product"])
@@ -173,6 +177,6 @@ def test_clients_are_grouped_by_the_same_code(representation):
         for i in range(6)
     }
     config = ClientClustersConfig(2, 0.2, "agglomerative", representation)
-    labels = group_clients(config, clients, start, seed=1)
+    labels = cluster_clients(config, clients, start, seed=1)
     assert labels == {f"hr/c{i}": i % 2 for i in range(6)}
-    assert group_clients(ClientClustersConfig(), clients, start, seed=1) is None
+    assert cluster_clients(ClientClustersConfig(), clients, start, seed=1) is None

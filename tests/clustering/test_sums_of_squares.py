@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import linkage
 
-from fl_lightning.clustering.registry import Clients, from_gram
-from fl_lightning.clustering.sums_of_squares import ward_curves, within
+from fl_lightning.clustering.dissimilarity import from_gram
+from fl_lightning.clustering.sums_of_squares import DepartmentClients, ward_curves, within_cluster_ss
 
 NAMES = ["a", "b", "c", "d"]
 
 
 def clients_of(x, department_of, weights=None):
-    return Clients(from_gram(sorted(department_of), x @ x.T), department_of, weights)
+    return DepartmentClients(from_gram(sorted(department_of), x @ x.T), department_of, weights)
 
 
 def test_within_is_the_weighted_squared_distance_from_group_means():
     x = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 1.0]])
     # groups of weights 1 and 3: mean (3, 0), so 1 · 9 + 3 · 1
-    assert within(x, np.array([1.0, 3.0, 2.0]), [5, 5, 2]) == pytest.approx(12)
+    assert within_cluster_ss(x, np.array([1.0, 3.0, 2.0]), [5, 5, 2]) == pytest.approx(12)
 
 
 def test_equal_weights_give_scipys_ward():
@@ -36,7 +36,7 @@ def test_all_splits_together_explain_all_that_is_between():
     x, groups = np.random.default_rng(2).standard_normal((6, 3)), [0, 1, 0, 1, 0, 2]
     found = ward_curves(x[None], np.ones((1, 6)), groups)
     assert found.shape == (1, 3)
-    assert found[0, -1] == pytest.approx(within(x, np.ones(6), groups))
+    assert found[0, -1] == pytest.approx(within_cluster_ss(x, np.ones(6), groups))
 
 
 def test_draws_do_not_mix():
@@ -59,19 +59,19 @@ def test_clients_are_ordered_by_department_and_centred_by_weight():
     found = clients_of(x, {"a": "z", "b": "y", "c": "z", "d": "y"}, {"a": 1, "b": 2, "c": 2, "d": 3})
     assert found.departments == ["y", "z"]
     assert found.ordered == ["b", "d", "a", "c"]
-    assert found.owner.tolist() == [0, 0, 1, 1]
+    assert found.department_index.tolist() == [0, 0, 1, 1]
     assert found.sizes == [2, 2]
-    np.testing.assert_allclose(found.mass, [1, 1.5, 0.5, 1])
+    np.testing.assert_allclose(found.weights, [1, 1.5, 0.5, 1])
     # weighted mean (0 + 2 + 4 + 18) / 8 = 3; points are of either sign
     np.testing.assert_allclose(np.abs(found.points.ravel()), [2, 3, 3, 1])
 
 
 def test_clients_that_do_not_fit_are_refused():
     relation = from_gram(["a", "b"], np.eye(2))
-    with pytest.raises(ValueError, match="department_of: got none for client b, wanted one"):
-        Clients(relation, {"a": "x"})
-    with pytest.raises(ValueError, match="weights: got one for client c, wanted none"):
-        Clients(relation, {"a": "x", "b": "y"}, {"a": 1, "b": 1, "c": 1})
+    with pytest.raises(ValueError, match="department_of: expected one value for each client compared, b got none"):
+        DepartmentClients(relation, {"a": "x"})
+    with pytest.raises(ValueError, match="client_weights: expected one value for each client compared, c got one"):
+        DepartmentClients(relation, {"a": "x", "b": "y"}, {"a": 1, "b": 1, "c": 1})
     for weight in (0.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="for client b, wanted it positive and finite"):
-            Clients(relation, {"a": "x", "b": "y"}, {"a": 1, "b": weight})
+        with pytest.raises(ValueError, match="expected a positive finite weight for b"):
+            DepartmentClients(relation, {"a": "x", "b": "y"}, {"a": 1, "b": weight})

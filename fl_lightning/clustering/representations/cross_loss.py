@@ -1,8 +1,8 @@
-"""Departments by what their adapters do for each other: losses on one another's held-out records.
+"""Departments by how well their adapters do on each other's held-out records.
 
 Ghosh, Chung, Yin & Ramchandran 2020, "An Efficient Framework for Clustered Federated Learning" (IFCA, arXiv 2006.04088)
-groups clients by which model has the lowest loss on their data. Here the whole n × n matrix is used: it does not ask
-how weights are written down, it costs n² evaluations, and it needs adapters that have learnt something.
+assign clients to the model with the lowest loss on their data. Here the whole n × n matrix of losses is used. It does
+not depend on how adapters are factorized; it costs n² evaluations, and it needs adapters that have learned something.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fl_lightning.clustering.dissimilarity import Relation, from_dissimilarity
-from fl_lightning.clustering.kmeans import Array
+from fl_lightning.clustering.dissimilarity import Dissimilarity, from_dissimilarity
+from fl_lightning.clustering.partition import Array
 
 
-def cross_loss(states: Iterable[str], *, losses: Array) -> Relation:
-    """``d_ij = ((L_ij − L_jj) + (L_ji − L_ii)) / 2``, floored at 0: what strangers lose against those at home.
+def cross_loss(states: Iterable[str], *, losses: Array) -> Dissimilarity:
+    """``d_ij = ((L_ij − L_jj) + (L_ji − L_ii)) / 2``, at least 0: how much worse another department's adapter is.
 
-    Near an optimum a loss grows with the square of the distance from it, so that d is half a squared distance like all
-    others. It comes from no kernel.
+    Near an optimum a loss grows with the squared distance from it, so d is half a squared distance as in the other
+    representations. It does not come from a Gram matrix.
 
     Args:
-        states: names of the departments; a mapping with them as keys will do.
+        states: names of the departments, or a mapping with these keys.
         losses: L[i, j], the loss of department i's adapter on j's held-out records, both in sorted order of names;
             shape (n, n).
 
@@ -37,11 +37,10 @@ def cross_loss(states: Iterable[str], *, losses: Array) -> Relation:
     names = sorted(states)
     losses = np.asarray(losses, dtype=np.float64)
     if losses.shape != (len(names), len(names)):
-        raise ValueError(
-            f"losses: got shape {losses.shape}, wanted {(len(names), len(names))}, in order of {names[:8]}"
-        )
+        expected = (len(names), len(names))
+        raise ValueError(f"losses: expected shape {expected}, in order of {names[:8]}, got {losses.shape}")
     if not np.isfinite(losses).all():
         i, j = (int(index) for index in np.argwhere(~np.isfinite(losses))[0])
-        raise ValueError(f"losses: got {losses[i, j]} for {names[i]} on the records of {names[j]}, wanted it finite")
+        raise ValueError(f"losses: expected finite numbers, got {losses[i, j]} for {names[i]} on records of {names[j]}")
     gap = losses - losses.diagonal()[None, :]
     return from_dissimilarity(names, (gap + gap.T) / 2)

@@ -1,27 +1,36 @@
-"""Departments as vectors: ``raw`` A-matrices, and ``delta``, the direction in which they moved.
+"""Departments as vectors of A-matrices: ``raw`` A, and ``delta``, the direction of A − A₀.
 
-(B, A) and (B G⁻¹, G A) are the same model: these two see the difference, and mean something only where everybody starts
-from one A₀. `fl_lightning.clustering.representations.vectors` makes the vectors; one Gram product makes the relation.
+(B, A) and (B G⁻¹, G A) are the same model; these two representations tell them apart, so they are meaningful only if
+everybody starts from one A₀. Raw A is mostly that start, and Euclidean distance on it follows how far a department
+moved, not in which direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from fl_lightning.clustering.dissimilarity import Relation, from_gram
-from fl_lightning.clustering.kmeans import gram_matrices
-from fl_lightning.clustering.representations.vectors import Representation, represent
-from fl_lightning.state import check_same_layout, select
+from fl_lightning.clustering.dissimilarity import Dissimilarity, from_rows
+from fl_lightning.clustering.partition import Array
+from fl_lightning.state import check_same_layout, flatten, select
 
-States = Mapping[str, Mapping[str, torch.Tensor]]
+log = logging.getLogger(__name__)
+
+States: TypeAlias = Mapping[str, Mapping[str, torch.Tensor]]
 """{name: LoRA state}."""
 
 
-def raw(states: States) -> Relation:
-    """``x = A``, all layers in one vector; ``d_ij = ‖A_i − A_j‖² / 2``. It follows how far a department moved.
+def raw(states: States, *, seed: int | None = None) -> Dissimilarity:
+    """``x = A``, all layers in one vector; ``d_ij = ‖A_i − A_j‖² / 2``.
+
+    Args:
+        states: {name: state}.
+        seed: seed of the random projection of more than `dissimilarity.EXACT_ROWS` states; None compares all exactly.
 
     Raises:
         ValueError: no states, states that differ in names or shapes, or NaN or infinity.
@@ -31,15 +40,16 @@ def raw(states: States) -> Relation:
         array([[0., 2.],
                [2., 0.]])
     """
-    return _relation(states, "raw", None)
+    return from_rows(sorted(states), a_vectors(states), seed=seed)
 
 
-def delta(states: States, *, reference: Mapping[str, torch.Tensor]) -> Relation:
-    """``x = (A − A₀) / ‖A − A₀‖``, all layers in one vector; ``d_ij = 1 − cos``. Who has not moved is a zero.
+def delta(states: States, *, reference: Mapping[str, torch.Tensor], seed: int | None = None) -> Dissimilarity:
+    """``x = (A − A₀) / ‖A − A₀‖``, all layers in one vector; ``d_ij = 1 − cos``. A state that did not move is zero.
 
     Args:
         states: {name: state}.
         reference: the shared start, A₀.
+        seed: as for `raw`.
 
     Raises:
         ValueError: no states, states that differ from each other or from the reference, or NaN or infinity.
@@ -51,36 +61,67 @@ def delta(states: States, *, reference: Mapping[str, torch.Tensor]) -> Relation:
         array([[0., 1.],
                [1., 0.]])
     """
-    return _relation(states, "delta", reference)
+    return from_rows(sorted(states), a_vectors(states, reference), seed=seed)
 
 
-def _relation(states: States, representation: Representation, reference: Mapping[str, torch.Tensor] | None) -> Relation:
+def a_vectors(states: States, reference: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[np.float32]:
+    """One fp32 vector for each state from its A-matrices, in sorted order of names: shape (n, d).
+
+    Args:
+        states: {name: state}.
+        reference: the shared start A₀; if it is given, vectors are A − A₀ scaled to unit length, and zero if A = A₀.
+
+    Raises:
+        ValueError: no states, or A-matrices that differ in names or shapes.
+    """
     names = a_names(states)
     factors = [{n: states[name][n] for n in names} for name in sorted(states)]
-    start = [] if reference is None else [select(reference, "a")]
+    start = None if reference is None else select(reference, "a")
     try:
-        check_same_layout([*start, *factors])
+        check_same_layout([*([] if start is None else [start]), *factors])
     except ValueError as error:
-        hint = "ranks may differ under 'subspace' and 'product'"
-        raise ValueError(f"{representation} compares A-matrices entry by entry: {error}; {hint}") from None
-    x = represent(states, representation, reference, dtype=np.float32)
-    centred, gram = gram_matrices(x)
-    return from_gram(sorted(states), gram, centred)
+        hint = "'subspace_residual' and 'product' allow different ranks"
+        raise ValueError(f"representations raw and delta compare A-matrices entry by entry: {error}; {hint}") from None
+    vectors: Iterable[Array] = (flatten(a).numpy() for a in factors)
+    if start is not None:
+        origin = flatten(start).numpy()
+        vectors = (_direction(a - origin, name) for a, name in zip(vectors, sorted(states), strict=True))
+    return stack_rows(vectors, len(states))
+
+
+def stack_rows(rows: Iterable[Array], n: int) -> npt.NDArray[np.float32]:
+    """One fp32 matrix of shape (n, d) from n vectors of shape (d,), each rounded once; no list of them is held."""
+    x: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+    for index, row in enumerate(rows):
+        if index == 0:
+            x = np.empty((n, row.size), np.float32)
+        x[index] = row
+    return x
 
 
 def a_names(states: States) -> list[str]:
-    """Names of the A-matrices that all states have, sorted.
+    """Names of the A-matrices, which all states must have, sorted.
 
     Raises:
-        ValueError: no states, no A-matrix, or states that do not have the same ones.
+        ValueError: no states, no A-matrix, or states with different ones.
     """
     if not states:
-        raise ValueError("states: got none, wanted at least one")
+        raise ValueError("states: expected at least one, got none")
     first = min(states)
     names = sorted(select(states[first], "a"))
     if not names:
-        raise ValueError(f"{first}: got no lora_A among its tensors, wanted at least one")
+        raise ValueError(f"{first}: expected a lora_A among its tensors, got none")
     for name in sorted(states):
         if odd := sorted(select(states[name], "a").keys() ^ set(names)):
-            raise ValueError(f"{name}: {odd[0]} is not in the states of both {first} and {name}; wanted equal names")
+            raise ValueError(f"{name}: expected the same tensors as {first}; {odd[0]} is in one of both only")
     return names
+
+
+def _direction(move: Array, name: str) -> Array:
+    """A move scaled to unit length. A zero move stays zero, and a warning is logged."""
+    length = np.linalg.norm(move)
+    if length == 0:
+        log.warning("%s has not moved from the shared start; it is clustered as a zero update", name)
+        return move
+    direction: Array = move / length
+    return direction

@@ -1,8 +1,8 @@
-"""Departments as what their adapters do: the dense updates B A, compared without a dense matrix.
+"""Departments by the effect of their adapters: the dense updates B A, compared without forming them.
 
 ``⟨B_i A_i, B_j A_j⟩ = tr((B_iᵀ B_j)(A_j A_iᵀ))`` needs r × r matrices only (see `fl_lightning.linalg.factors`). The
-product is the model itself: it does not change under (B, A) → (B G⁻¹, G A), and ranks may differ. Early on B is near
-zero and the product with it is noise times a shared start; it needs B, which is not always shared.
+product is the model itself: it does not change under (B, A) → (B G⁻¹, G A), and ranks may differ. It needs B, which is
+not always shared, and in early rounds, when B is near zero, it is noise times a shared start.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import logging
 
 import numpy as np
 
-from fl_lightning.clustering.dissimilarity import Relation, from_gram
-from fl_lightning.clustering.kmeans import Array
+from fl_lightning.clustering.dissimilarity import Dissimilarity, cosine_similarity, from_gram
+from fl_lightning.clustering.partition import Array
 from fl_lightning.clustering.representations.factors import States
 from fl_lightning.linalg.factors import gather
 from fl_lightning.state import select
 
 log = logging.getLogger(__name__)
 
+_ZERO = 1e-28
+"""A product counts as zero if its squared norm is at most this share of the largest one."""
 
-def product(states: States) -> Relation:
+
+def product(states: States) -> Dissimilarity:
     """``d_ij = 1 − k_ij / sqrt(k_ii k_jj)``, ``k_ij = Σ_layers ⟨B_i A_i, B_j A_j⟩``: the cosine of the dense updates.
 
-    A scale s of a department does not matter, as long as it is one for all of its layers. A zero update is a zero
-    vector and told in the log.
+    A scaling s of a department has no effect, provided that it is the same for all of its layers. A zero update is a
+    zero vector, and a warning is logged.
 
     Args:
         states: {name: state with both factors of every layer}; r may differ, in_features and out_features may not.
@@ -43,19 +46,16 @@ def product(states: States) -> Relation:
     factors = {name: select(state, "all") for name, state in states.items()}
     department = gather(factors, dict.fromkeys(factors, 1.0))
     if not department.layers:
-        raise ValueError(f"{min(states)}: got no lora_A and lora_B among its tensors, wanted both factors of a layer")
-    kernel = np.zeros((len(states), len(states)))
+        raise ValueError(f"{min(states)}: expected lora_A and lora_B of a layer among its tensors, got none")
+    gram = np.zeros((len(states), len(states)))
     for layer in department.layers:
         pairs = department.factors(layer)
-        kernel += inner_products([p.up.numpy() for p in pairs], [p.down.numpy() for p in pairs])
-    norms = kernel.diagonal()
-    zero = norms <= 1e-28 * norms.max()
-    for name, unmoved in zip(sorted(states), zero, strict=True):
-        if unmoved:
+        gram += inner_products([p.up.numpy() for p in pairs], [p.down.numpy() for p in pairs])
+    cosine = cosine_similarity(gram, zero=_ZERO)
+    for index, name in enumerate(sorted(states)):
+        if gram[index, index] <= _ZERO * gram.diagonal().max():
             log.warning("%s has a zero product BA; it is compared as a zero update", name)
-    lengths = np.sqrt(np.where(zero, 1.0, norms))
-    cosine = np.clip(kernel / lengths[:, None] / lengths[None, :], -1.0, 1.0)
-    cosine[zero, :] = cosine[:, zero] = 0.0
+            cosine[index, index] = 0.0
     return from_gram(sorted(states), cosine)
 
 
@@ -68,8 +68,8 @@ def inner_products(ups: list[Array], downs: list[Array]) -> Array:
     """
     owner = np.repeat(np.arange(len(ups)), [down.shape[0] for down in downs])
     all_ups, all_downs = np.concatenate(ups, axis=1), np.concatenate(downs, axis=0)
-    found = np.zeros((len(ups), len(ups)))
+    products = np.zeros((len(ups), len(ups)))
     for i, (up, down) in enumerate(zip(ups, downs, strict=True)):
         terms = ((up.T @ all_ups) * (down @ all_downs.T)).sum(axis=0)
-        found[i] = np.bincount(owner, terms, minlength=len(ups))
-    return found
+        products[i] = np.bincount(owner, terms, minlength=len(ups))
+    return products

@@ -1,10 +1,13 @@
-"""Departments as subspaces: what the rows of their A-matrices span, whatever basis they are written in.
+"""Departments as subspaces: the span of the rows of their A-matrices, in any basis.
 
-Hu et al. 2021, "LoRA" (arXiv 2106.09685), section 7.2, compares adapters by ``‖U_iᵀ U_j‖²_F / min(r_i, r_j)``. Edelman,
-Arias & Smith 1998 (arXiv physics/9806030) has the geometry: with θ the principal angles it is ``Σ cos² θ / r``. It does
-not change under A → G A, and ranks may differ.
+Hu et al. 2021, "LoRA" (arXiv 2106.09685), section 7.2, compare adapters by ``‖U_i U_jᵀ‖²_F / min(r_i, r_j)`` with U
+orthonormal rows. Edelman, Arias & Smith 1998 (arXiv physics/9806030) give the geometry: with θ the principal angles it
+is ``Σ cos² θ / r``. It does not change under A → G A, and ranks may differ.
 
-The rows of A span mostly what those of the start A₀ do, so that plain subspaces of departments that trained little are
+It is the inner product of the projectors Uᵀ U, but those are in_features × in_features matrices. The products of bases
+are r × r.
+
+The rows of A span mostly what the rows of the start A₀ span, so plain subspaces of departments that trained little are
 all alike. The residual ``A (I − P₀)``, P₀ the projector on the rows of A₀, spans what training added.
 """
 
@@ -16,17 +19,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fl_lightning.clustering.dissimilarity import Relation, from_dissimilarity, from_gram
-from fl_lightning.clustering.kmeans import Array
+from fl_lightning.clustering.dissimilarity import Dissimilarity, from_dissimilarity, from_gram
+from fl_lightning.clustering.partition import Array
 from fl_lightning.clustering.representations.factors import States, a_names
 from fl_lightning.state import problem_with, select
 
 
-def subspace(states: States) -> Relation:
-    """``d_ij = 1 − ‖U_iᵀ U_j‖²_F / min(r_i, r_j)``, U the orthonormal bases of the rows of A, averaged over layers.
+def subspace(states: States) -> Dissimilarity:
+    """``d_ij = 1 − ‖U_i U_jᵀ‖²_F / min(r_i, r_j)``, U orthonormal bases of the rows of A, averaged over layers.
 
-    Where all ranks are equal this is a kernel (of projectors), and the relation has its Gram matrix. Where they differ
-    it is none: a line is at distance 0 from every plane that holds it.
+    If all ranks are equal, these are inner products of projectors, and the result has their Gram matrix. If ranks
+    differ, they are not inner products: a line is at distance 0 from every plane that contains it.
+
+    Args:
+        states: {name: state}; r may differ, in_features may not.
 
     Raises:
         ValueError: no states, A-matrices that differ in names or width, or NaN or infinity.
@@ -37,11 +43,11 @@ def subspace(states: States) -> Relation:
         array([[0. , 0.5],
                [0.5, 0. ]])
     """
-    return _relation(states, None)
+    return _compare(states, None)
 
 
-def subspace_residual(states: States, *, reference: Mapping[str, torch.Tensor]) -> Relation:
-    """The same on the rows of ``A (I − P₀)``; a layer that has not left the rows of A₀ is a zero vector there.
+def subspace_residual(states: States, *, reference: Mapping[str, torch.Tensor]) -> Dissimilarity:
+    """The same on the rows of ``A (I − P₀)``; a layer that stays in the row space of A₀ contributes a zero vector.
 
     Args:
         states: {name: state}.
@@ -59,13 +65,13 @@ def subspace_residual(states: States, *, reference: Mapping[str, torch.Tensor]) 
     """
     missing = [name for name in a_names(states) if name not in select(reference, "a")]
     if missing:
-        raise ValueError(f"reference: got no {missing[0]}, wanted the shared start of all A-matrices")
-    return _relation(states, reference)
+        raise ValueError(f"reference: expected the shared start of all A-matrices, got none of {missing[0]}")
+    return _compare(states, reference)
 
 
-def _relation(states: States, reference: Mapping[str, torch.Tensor] | None) -> Relation:
+def _compare(states: States, reference: Mapping[str, torch.Tensor] | None) -> Dissimilarity:
     names, layers = sorted(states), a_names(states)
-    kernel, equal = np.zeros((len(names), len(names))), True
+    similarity, equal_ranks = np.zeros((len(names), len(names))), True
     for layer in layers:
         start = None if reference is None else _rows(reference[layer], "reference", layer)
         origin = None if start is None else _basis(start, _rounding(start, reference, layer))
@@ -74,20 +80,20 @@ def _relation(states: States, reference: Mapping[str, torch.Tensor] | None) -> R
             a = _rows(states[name][layer], name, layer)
             width = (bases[0] if bases else a if origin is None else origin).shape[1]
             if a.shape[1] != width:
-                raise ValueError(f"{name}: {layer} has {a.shape[1]} columns, wanted {width} as the others have")
+                raise ValueError(f"{name}: {layer}: expected {width} columns as in the others, got {a.shape[1]}")
             residual = a if origin is None else a - (a @ origin.T) @ origin
             bases.append(_basis(residual, _rounding(a, states[name], layer)))
         ranks = [len(basis) for basis in bases]
-        kernel += overlaps(bases) / len(layers)
-        equal = equal and len({rank for rank in ranks if rank}) <= 1
-    if equal:
-        return from_gram(names, kernel)
-    norms = kernel.diagonal()
-    return from_dissimilarity(names, (norms[:, None] + norms[None, :]) / 2 - kernel)
+        similarity += overlaps(bases) / len(layers)
+        equal_ranks = equal_ranks and len({rank for rank in ranks if rank}) <= 1
+    if equal_ranks:
+        return from_gram(names, similarity)
+    norms = similarity.diagonal()
+    return from_dissimilarity(names, (norms[:, None] + norms[None, :]) / 2 - similarity)
 
 
 def overlaps(bases: Sequence[Array]) -> Array:
-    """``‖U_i U_jᵀ‖²_F / min(r_i, r_j)`` of orthonormal rows U_i, shape (r_i, width): (n, n); 0 where a rank is 0.
+    """``‖U_i U_jᵀ‖²_F / min(r_i, r_j)`` of orthonormal rows U_i, shape (r_i, in_features): (n, n). 0 if a rank is 0.
 
     Example:
         >>> overlaps([np.eye(3)[:2], np.eye(3)[1:2]]).tolist()
@@ -95,12 +101,12 @@ def overlaps(bases: Sequence[Array]) -> Array:
     """
     ranks = np.array([len(basis) for basis in bases])
     owner, stacked = np.repeat(np.arange(len(bases)), ranks), np.concatenate(bases)
-    found = np.zeros((len(bases), len(bases)))
+    shared = np.zeros((len(bases), len(bases)))
     for i, basis in enumerate(bases):
         squares = ((basis @ stacked.T) ** 2).sum(axis=0)
-        found[i] = np.bincount(owner, squares, minlength=len(bases))
-    shared: Array = found / np.maximum(np.minimum(ranks[:, None], ranks[None, :]), 1)
-    return shared
+        shared[i] = np.bincount(owner, squares, minlength=len(bases))
+    shares: Array = shared / np.maximum(np.minimum(ranks[:, None], ranks[None, :]), 1)
+    return shares
 
 
 def _rows(tensor: torch.Tensor, name: str, layer: str) -> Array:
@@ -108,19 +114,19 @@ def _rows(tensor: torch.Tensor, name: str, layer: str) -> Array:
     if problem := problem_with({layer: tensor}, {layer: tensor}):
         raise ValueError(f"{name}: {problem}")
     if tensor.ndim != 2:
-        raise ValueError(f"{name}: {layer} has shape {tuple(tensor.shape)}, wanted (r, in_features)")
+        raise ValueError(f"{name}: {layer}: expected shape (r, in_features), got {tuple(tensor.shape)}")
     rows: Array = tensor.detach().to("cpu", torch.float64).numpy()
     return rows
 
 
 def _rounding(a: Array, state: Mapping[str, torch.Tensor] | None, layer: str) -> float:
-    """A bound on the rounding of A's entries, as a Frobenius norm: what is shorter spans nothing."""
+    """Bound on the rounding errors of A, as a Frobenius norm: directions with smaller singular values are noise."""
     eps = torch.finfo(torch.float64 if state is None else state[layer].dtype).eps
     return 2 * eps * math.sqrt(float((a**2).sum()))
 
 
-def _basis(rows: Array, shortest: float) -> Array:
-    """Orthonormal rows that span those given, shape (rank, width), from singular values above `shortest`."""
+def _basis(rows: Array, smallest: float) -> Array:
+    """Orthonormal basis of the row space, shape (rank, in_features), from singular values above `smallest`."""
     _, values, right = np.linalg.svd(rows, full_matrices=False)
-    basis: Array = right[values > shortest]
+    basis: Array = right[values > smallest]
     return basis

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning import launch, signals
-from fl_lightning.clustering.tree import teams
+from fl_lightning.clustering.tree import client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData, load_client, with_teams
 from fl_lightning.errors import InputError
@@ -48,7 +48,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     files = site_files(Path(config.network.certificates), client_id)
 
     def read(tokenizer: Any) -> dict[str, ClientData]:
-        data, team_of = config.data, teams(config.federation.hierarchy.groups)
+        data, team_of = config.data, client_teams(config.federation.hierarchy.groups)
         # A client of a team is known by the team's name; its records lie where its department is.
         homes = {f"{team}/{place.split('/', 1)[1]}": place for place, team in team_of.items()}
         own = load_client(

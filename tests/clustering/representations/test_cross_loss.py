@@ -22,7 +22,7 @@ def test_names_are_taken_in_sorted_order():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"losses: got shape \(3, 3\), wanted \(2, 2\), in order of \['hr', 'it'\]"):
+    with pytest.raises(ValueError, match=r"losses: expected shape \(2, 2\), in order of \['hr', 'it'\], got \(3, 3\)"):
         cross_loss(["hr", "it"], losses=np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="losses: got nan for hr on the records of it"):
+    with pytest.raises(ValueError, match="losses: expected finite numbers, got nan for hr on records of it"):
         cross_loss(["hr", "it"], losses=np.array([[1.0, np.nan], [1.0, 1.0]]))

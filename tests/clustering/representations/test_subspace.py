@@ -4,7 +4,6 @@ import torch
 from scipy.linalg import subspace_angles
 
 from fl_lightning.clustering.representations import subspace
-from fl_lightning.clustering.representations.vectors import represent
 
 A, A2 = "q.lora_A.weight", "v.lora_A.weight"
 WIDTH = 9
@@ -28,9 +27,13 @@ def test_it_is_one_less_the_mean_squared_cosine_of_the_principal_angles():
 
 
 def test_it_is_the_kernel_of_projectors_where_ranks_are_equal():
-    states = {f"d{i}": {A: random_a(i)} for i in range(4)}
-    x = represent(states, "subspace")
-    np.testing.assert_allclose(subspace.subspace(states).gram, x @ x.T, atol=1e-12)
+    states = {f"d{i}": {A: random_a(i), A2: random_a(10 + i, rank=3)} for i in range(4)}
+    gram = np.zeros((4, 4))
+    for layer, rank in ((A, 2), (A2, 3)):
+        projectors = [np.linalg.pinv(state[layer].numpy()) @ state[layer].numpy() for state in states.values()]
+        x = np.array([projector.ravel() for projector in projectors])
+        gram += x @ x.T / rank / 2
+    np.testing.assert_allclose(subspace.subspace(states).gram, gram, atol=1e-12)
 
 
 def test_a_change_of_basis_does_not_show():
@@ -112,13 +115,15 @@ def test_half_precision_is_compared_too():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="it: q.lora_A.weight has 4 columns, wanted 3"):
+    with pytest.raises(ValueError, match="it: q.lora_A.weight: expected 3 columns as in the others, got 4"):
         subspace.subspace({"hr": {A: torch.ones(1, 3)}, "it": {A: torch.ones(1, 4)}})
-    with pytest.raises(ValueError, match="hr: q.lora_A.weight has 4 columns, wanted 3"):
+    with pytest.raises(ValueError, match="hr: q.lora_A.weight: expected 3 columns as in the others, got 4"):
         subspace.subspace_residual({"hr": {A: torch.ones(1, 4)}}, reference={A: torch.ones(1, 3)})
-    with pytest.raises(ValueError, match="reference: got no q.lora_A.weight"):
+    with pytest.raises(
+        ValueError, match="reference: expected the shared start of all A-matrices, got none of q.lora_A.weight"
+    ):
         subspace.subspace_residual({"hr": {A: torch.ones(1, 4)}}, reference={})
-    with pytest.raises(ValueError, match=r"hr: q.lora_A.weight has shape \(4,\), wanted \(r, in_features\)"):
+    with pytest.raises(ValueError, match=r"hr: q.lora_A.weight: expected shape \(r, in_features\), got \(4,\)"):
         subspace.subspace({"hr": {A: torch.ones(4)}})
     with pytest.raises(ValueError, match="it: q.lora_A.weight: not finite"):
         subspace.subspace({"hr": {A: torch.ones(1, 1)}, "it": {A: torch.tensor([[float("inf")]])}})
