@@ -1,4 +1,4 @@
-"""Callbacks of a federated run: `FederatedRound` makes the next state, the others only read."""
+"""Callbacks of a federated run: `FederatedRound` computes the next state, the others only read it."""
 
 from fl_lightning.callbacks.adapter_export import AdapterExport
 from fl_lightning.callbacks.base import FederatedCallback

@@ -1,4 +1,4 @@
-"""Writes adapters in PEFT's format: every client's after its fit, every department's after the round."""
+"""Exports adapters in PEFT's format: each client's after its fit, each department's after the round."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class AdapterExport(FederatedCallback):
-    """Fills ``client_exports/`` and ``adapters/`` and the JSON files that say what is where.
+    """Writes ``client_exports/``, ``adapters/``, and the JSON files that list them.
 
-    Groups above the departments have adapters beside theirs, listed in ``group_lora_federated.json``.
+    Groups of departments have their adapters in ``adapters/`` too, listed in ``group_lora_federated.json``.
 
     Args:
-        keep_rounds: client exports of the last so many rounds are kept; 0 keeps all.
-        best: and those of so many rounds with the lowest ``eval/loss``.
+        keep_rounds: keep the client exports of the last n rounds; 0 keeps all.
+        best: additionally keep those of the n rounds with the lowest ``eval/loss``.
     """
 
     def __init__(self, keep_rounds: int = 0, best: int = 0) -> None:
@@ -34,42 +34,42 @@ class AdapterExport(FederatedCallback):
         self._rounds: dict[str, dict[str, dict[str, str]]] = {}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Export a client's adapter, unless its update was left out or it is the pool of all."""
+        """Export a client's adapter, unless its update was rejected or it is the central client."""
         if trainer.run_folder is None or update.client_id not in trainer.data:
             return
         department, client = update.client_id.split("/", 1)
         if client in trainer.report.departments[department].rejected:
             return
-        place = client_export(department, client, update.round_num)
-        self._export(trainer, place, trainer.tasks[update.client_id].adapter(update.state))
+        path = client_export(department, client, update.round_num)
+        self._export(trainer, path, trainer.tasks[update.client_id].adapter(update.state))
         this_round = self._rounds.setdefault(str(update.round_num), {})
-        this_round.setdefault(department, {})[client] = place
+        this_round.setdefault(department, {})[client] = path
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
-        """Export the departments' adapters, write the two indexes, then drop what is no longer kept."""
+        """Export the departments' and groups' adapters, write the indexes, then remove old client exports."""
         if trainer.run_folder is None:
             return
         rounds = [int(r) for r in self._rounds]
         keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
         dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
         federation = trainer.federation
-        places = {department: adapter(department) for department in federation.departments}
-        for department, place in places.items():
-            self._export(trainer, place, federation.adapter(department))
+        departments = {department: adapter(department) for department in federation.departments}
+        for department, path in departments.items():
+            self._export(trainer, path, federation.adapter(department))
         groups = {group: adapter(group) for group in federation.groups}
-        for group, place in groups.items():
-            self._export(trainer, place, federation.groups[group])
+        for group, path in groups.items():
+            self._export(trainer, path, federation.groups[group])
         trainer.writer.json(trainer.run_folder / CLIENT_INDEX, {"rounds": self._rounds})
-        trainer.writer.json(trainer.run_folder / DEPARTMENT_INDEX, places)
+        trainer.writer.json(trainer.run_folder / DEPARTMENT_INDEX, departments)
         if groups:
             trainer.writer.json(trainer.run_folder / GROUP_INDEX, groups)
-        for place in (p for departments in dropped for clients in departments.values() for p in clients.values()):
-            trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / place, ignore_errors=True))
+        for path in (p for exports in dropped for clients in exports.values() for p in clients.values()):
+            trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / path, ignore_errors=True))
 
-    def _export(self, trainer: FederatedTrainer, place: Path | str, state: LoraState) -> None:
+    def _export(self, trainer: FederatedTrainer, path: Path | str, state: LoraState) -> None:
         if trainer.run_folder is not None:
             model = trainer.module.model
-            trainer.writer.submit(partial(export_lora_adapter, model, trainer.run_folder / place, state))
+            trainer.writer.submit(partial(export_lora_adapter, model, trainer.run_folder / path, state))
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds whose client exports are kept."""

@@ -1,4 +1,4 @@
-"""Writes each client's training log: client_runs/<department>/<client>/round_R.csv, one line an optimizer step."""
+"""Writes each client's training log: client_runs/<department>/<client>/round_R.csv, a line per optimizer step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ClientLog(FederatedCallback):
-    """Training losses of every client: per step on disk, their mean over the round to the loggers."""
+    """Writes the loss of each step to disk and logs each client's mean over the round."""
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Write and log one client's losses."""

@@ -1,4 +1,4 @@
-"""Evaluates the base model, every client's adapter and every department's adapter on held-out records."""
+"""Evaluates the base model and the adapters of clients, departments and groups on held-out records."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation(FederatedCallback):
-    """Writes ``federated_eval.json`` and ``client_eval_all_rounds.json`` and logs the figures.
+    """Writes ``federated_eval.json`` and ``client_eval_all_rounds.json`` and logs the metrics.
 
-    A department's figures are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
+    A department's metrics are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
     departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model.
     """
 
@@ -47,14 +47,14 @@ class Evaluation(FederatedCallback):
             self._log(trainer, self.base)
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Log what the client found on its own held-out records, unless its update was left out."""
+        """Log a client's metrics on its held-out records, unless its update was rejected."""
         department, client = update.client_id.split("/", 1)
         metrics = update.metrics
         if metrics is None or client in trainer.report.departments[department].rejected:
             return
         values = _client_metrics(metrics)
         if values is None:
-            log.warning("round %d: %s sent %s, which are no figures", update.round_num, update.client_id, metrics)
+            log.warning("round %d: ignoring impossible metrics of %s: %s", update.round_num, update.client_id, metrics)
             return
         trainer.log({f"{update.client_id}/eval/{name}": value for name, value in values.items()})
         clients = self.rounds.setdefault(str(update.round_num), {}).setdefault(department, {})
@@ -62,13 +62,13 @@ class Evaluation(FederatedCallback):
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the departments' adapters and write both files."""
-        found = trainer.journal.look_up(trainer.round_num, "evaluation")
-        if found is None:
+        results = trainer.journal.look_up(trainer.round_num, "evaluation")
+        if results is None:
             adapters = {name: trainer.federation.adapter(name) for name in trainer.federation.departments}
             groups = evaluate_groups(trainer.clients, trainer.data, trainer.federation.groups, trainer.tree)
-            found = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
-            trainer.journal.note(trainer.round_num, "evaluation", found)
-        self.final, client_mean, groups = found
+            results = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
+            trainer.journal.note(trainer.round_num, "evaluation", results)
+        self.final, client_mean, groups = results
         self.groups = {
             group: {"base": values, **self.groups.get(group, {}), "final": values} for group, values in groups.items()
         }
@@ -84,7 +84,7 @@ class Evaluation(FederatedCallback):
         for name, values in {**departments, **groups}.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         if not departments:
-            log.warning("round %d: no figures from anybody", trainer.round_num)
+            log.warning("round %d: no client evaluated an adapter", trainer.round_num)
             return
         trainer.log({f"eval/{metric}": value for metric, value in mean_metrics(departments).items()})
 
@@ -107,7 +107,7 @@ class Evaluation(FederatedCallback):
 
 
 def _client_metrics(metrics: Metrics) -> MetricValues | None:
-    """The figures of what a client sent; None where a sum or a figure made of them is no finite number."""
+    """Loss, perplexity and accuracy from a client's sums; None if a sum or a metric is not a finite number."""
     sums = vars(metrics).values()
     # Compared, not converted: a float cannot hold every integer.
     if any(not isinstance(v, (int, float)) or not abs(v) <= sys.float_info.max for v in sums) or metrics.num_tokens < 1:

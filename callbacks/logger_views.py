@@ -1,4 +1,4 @@
-"""What loggers that take pictures get besides figures: a layout, similarities, and the outcome beside the config."""
+"""Pictures and tables for loggers that can show them: chart layout, similarities, final metrics beside the config."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.federation.state import clients_by_department
 from fl_lightning.loggers.media import heatmap, put_layout, put_outcome, put_picture
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
 
-MOST = 64
-"""A picture of more departments than that shows nothing."""
+MAX_DEPARTMENTS = 64
+"""A heat map of more departments cannot be read."""
 
 
 class LoggerViews(FederatedCallback):
-    """Lays out TensorBoard's charts, draws who is like whom, and writes the outcome beside the config.
+    """Lays out TensorBoard's charts, draws similarities, and writes the final metrics beside the config.
 
     Args:
-        config: what the run is made of.
+        config: of the run, as JSON values.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.config = dict(config or {})
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
-        """Charts that show departments, or a department's clients, together."""
+        """Lay out charts that show departments, or the clients of one, together."""
         departments = sorted(trainer.federation.departments)
-        clients = {d: [c for c, client in trainer.data.items() if client.department == d] for d in departments}
+        clients = clients_by_department(trainer.data)
         names = [*departments, *trainer.tree.groups]
         layout = {
             "loss": {
@@ -51,19 +52,19 @@ class LoggerViews(FederatedCallback):
             put_layout(logger, layout)
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
-        """Similarities of the departments, and of each group's members."""
+        """Draw the similarities of the members of each group, departments included."""
         step = trainer.round_num
-        for group, found in trainer.report.clusterings.items():
-            if found.cosine is None or len(found.departments) > MOST:
+        for group, clustering in trainer.report.clusterings.items():
+            if clustering.cosine is None or len(clustering.departments) > MAX_DEPARTMENTS:
                 continue
-            key, pixels = f"similarity/{group or 'all'}", heatmap(found.departments, found.cosine.tolist())
+            key, pixels = f"similarity/{group or 'all'}", heatmap(clustering.departments, clustering.cosine.tolist())
             for logger in trainer.fabric.loggers:
                 trainer.writer.submit(partial(put_picture, logger, key, pixels, step))
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """The last figures of the evaluation beside the config."""
-        figures: dict[str, float] = {}
+        """Write the last metrics of the evaluation beside the config."""
+        metrics: dict[str, float] = {}
         for _, row in trainer.rows():
-            figures.update({f"final/{key[5:]}": value for key, value in row.items() if key.startswith("eval/")})
+            metrics.update({f"final/{key[5:]}": value for key, value in row.items() if key.startswith("eval/")})
         for logger in trainer.fabric.loggers:
-            put_outcome(logger, self.config, figures, trainer.round_num)
+            put_outcome(logger, self.config, metrics, trainer.round_num)

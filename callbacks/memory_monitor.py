@@ -1,4 +1,4 @@
-"""Logs the memory of the process, and of the GPU where there is one, after every round and at its peak."""
+"""Logs current and peak memory of the process, and of the GPU if there is one, after every round."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class MemoryMonitor(FederatedCallback):
-    """Figures ``memory/rss_mib`` and ``memory/peak_rss_mib``; on a GPU ``memory/gpu_mib``, ``memory/peak_gpu_mib``."""
+    """Logs ``memory/rss_mib`` and ``memory/peak_rss_mib``; on a GPU ``memory/gpu_mib``, ``memory/peak_gpu_mib``."""
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
-        """Log the figures."""
+        """Log the metrics."""
         trainer.log({"memory/rss_mib": resident_mib(), "memory/peak_rss_mib": peak_resident_mib()})
         device = trainer.fabric.device
         if device.type == "cuda":

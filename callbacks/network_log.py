@@ -1,4 +1,4 @@
-"""Logs what a run between machines cost on the wire, and keeps the departments' adapters for their sites."""
+"""Logs the network traffic of a round, and collects the final adapters for the sites."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NetworkLog(FederatedCallback):
-    """``network/up`` and ``network/down``, bytes of messages in a round, beside the tensors' bytes of the round report.
+    """Logs ``network/up`` and ``network/down``: bytes of whole messages, where the round report counts tensors only.
 
     Args:
         adapters: filled with {department: whole adapter} at the end of the run.
@@ -24,7 +24,7 @@ class NetworkLog(FederatedCallback):
         self._before: dict[str, int] = {}
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
-        """Log the bytes since the round before."""
+        """Log the bytes since the previous round."""
         clients: Any = trainer.clients
         trainer.log({f"network/{name}": total - self._before.get(name, 0) for name, total in clients.wire.items()})
         self._before = dict(clients.wire)
@@ -32,6 +32,6 @@ class NetworkLog(FederatedCallback):
             trainer.log({f"{client_id}/network/transport_error": error})
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """Keep the adapters that the run came to."""
+        """Collect the final adapters."""
         for department in trainer.federation.departments:
             self.adapters[department] = trainer.federation.adapter(department)

@@ -1,4 +1,4 @@
-"""Logs how many seconds of each round went into fitting, aggregating, evaluating and writing."""
+"""Logs the seconds that each round spent on fitting, aggregating, evaluating and writing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class PhaseTimer(FederatedCallback):
-    """Figures ``seconds/fit``, ``seconds/aggregate``, ``seconds/evaluate`` and ``seconds/write`` of every round.
+    """Logs ``seconds/fit``, ``seconds/aggregate``, ``seconds/evaluate`` and ``seconds/write`` of every round.
 
-    It stands behind `Evaluation` and before what exports and saves, whose time is that of writing:
+    Put it after `Evaluation` and before the callbacks that export and save:
 
-    - fit: from the round's start to its last update, the clients' evaluation of their own adapters included;
-    - aggregate: departments, clusters and mixing;
+    - fit: from the start of the round to the last update, including the clients' evaluation of their adapters;
+    - aggregate: aggregation, clustering and mixing;
     - evaluate: the departments' adapters on held-out records;
-    - write: what the writing thread was busy for since the last such row. It works beside the other phases, so the
-      four do not add up to the round.
+    - write: time the writing thread was busy since the previous row. It runs in parallel, so the four do not add up to
+      the time of the round.
     """
 
     def __init__(self) -> None:
@@ -30,24 +30,24 @@ class PhaseTimer(FederatedCallback):
         self._busy = self._waited = 0.0
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
-        """Writes before the first round are not its own."""
+        """Do not count what was written before the first round."""
         self._busy = trainer.writer.busy
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
-        """The clients begin."""
+        """Start the clock of the fits."""
         self._started = self._fitted = time.perf_counter()
         self._waited = trainer.writer.waited
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """The last of these calls ends the fit."""
+        """Stop it; the last update of the round counts."""
         self._fitted = time.perf_counter()
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
-        """The next state is there: its maker's hook runs before this one."""
+        """Stop the clock of aggregation, which `FederatedRound` did before this hook."""
         self._aggregated = time.perf_counter()
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
-        """Log the figures; waiting for the round before to be on the disk is nobody's but the writing thread's."""
+        """Log the metrics; time spent waiting for the writing thread counts as writing, not as aggregation."""
         now, busy, waited = time.perf_counter(), trainer.writer.busy, trainer.writer.waited - self._waited
         trainer.log(
             {

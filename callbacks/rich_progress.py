@@ -1,4 +1,4 @@
-"""Progress on the terminal: bars over rounds, clients and steps, and a table after each round."""
+"""Progress on the terminal: bars for rounds, clients and steps, and a table after each round."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RichProgress(FederatedCallback):
     """Nested bars (rounds, departments, clients, steps with tokens/s and time left) and the round's table.
 
     Args:
-        console: where to draw; standard error where None. Bars are drawn on terminals only, tables everywhere.
+        console: None draws on standard error. Bars are drawn on terminals only, tables everywhere.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -61,7 +61,7 @@ class RichProgress(FederatedCallback):
         self._progress.start()
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
-        """Start the bars of a round over."""
+        """Reset the bars of a round."""
         self._tokens, self._since = 0, time.perf_counter()
         self._pending = {}
         for task in tasks:
@@ -71,14 +71,14 @@ class RichProgress(FederatedCallback):
         self._reset("clients", len(tasks))
 
     def on_step_end(self, *, trainer: FederatedTrainer, client_ids: Sequence[str], share: float, tokens: int) -> None:
-        """Move the step bar; its note is the speed."""
+        """Advance the step bar and show the speed."""
         self._tokens += tokens
         speed = self._tokens / max(time.perf_counter() - self._since, 1e-9)
-        # No more than that: 80 columns must hold the bar, the clock and the time left as well.
+        # Kept short: the bar, the clock and the time left must fit into 80 columns as well.
         self._update("steps", completed=100 * share, note=f"{speed:,.0f} tokens/s")
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Move the client bar, and the department bar with a department's last client."""
+        """Advance the client bar, and the department bar after a department's last client."""
         self._advance("clients")
         self._pending[update.department] -= 1
         if self._pending[update.department] == 0:
@@ -90,13 +90,13 @@ class RichProgress(FederatedCallback):
         self.console.print(round_table(trainer, self._before, time.perf_counter() - self._since))
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """Say where everything is."""
+        """Print where the results are."""
         if trainer.run_folder is not None:
             seconds = time.perf_counter() - self._started
             self.console.print(f"Done in {seconds:.0f} s. Adapters, metrics and logs are in {trainer.run_folder}")
 
     def on_federation_close(self, *, trainer: FederatedTrainer) -> None:
-        """Take the bars off the terminal."""
+        """Remove the bars from the terminal."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -121,7 +121,7 @@ def _losses(trainer: FederatedTrainer) -> dict[str, float]:
 
 
 def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: float) -> Table:
-    """Department, loss before and after, cluster, bytes its clients sent."""
+    """A table of the round: department, loss before and after, cluster, KiB sent by its clients, rejected clients."""
     report, after = trainer.report, _losses(trainer)
     rounds = trainer.federation_config.rounds
     table = Table(title=f"round {trainer.round_num} of {rounds} · {seconds:.1f} s", title_justify="left")
@@ -129,7 +129,7 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     private = any(department.epsilon is not None for department in report.departments.values())
     for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
-    clustered = {member for found in report.clusterings.values() for member in found.assignments}
+    clustered = {member for clustering in report.clusterings.values() for member in clustering.assignments}
     for name, department in report.departments.items():
         sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
         cluster = trainer.federation.cluster_assignments.get(name) if name in clustered else None

@@ -1,4 +1,4 @@
-"""Writes sample answers of the base and of each department's adapter to ``samples.json`` and to the loggers."""
+"""Writes sample answers of the base model and of each department's adapter."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Samples(FederatedCallback):
-    """After the last round: greedy answers to held-out prompts, where the records are at hand.
+    """After the last round, writes greedy answers to held-out prompts to ``samples.json`` and to the loggers.
 
     Args:
         tokenizer: of the base model.
-        count: prompts a department; 0 takes none.
+        count: prompts per department; 0 turns it off.
     """
 
     def __init__(self, tokenizer: Any, count: int = 2) -> None:
         self.tokenizer, self.count = tokenizer, count
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """Take, write and log them."""
+        """Generate, write and log the answers."""
         clients = trainer.clients.local if isinstance(trainer.clients, SeveralProcesses) else trainer.clients
         if not self.count or not isinstance(clients, LocalClients) or clients.in_step:
-            return  # records that live elsewhere stay there; of a base that is cut up no process can answer alone
+            return  # records on other machines stay there; no process can generate with a sharded base alone
         federation = trainer.federation
         adapters = {department: federation.adapter(department) for department in federation.departments}
         samples = take_samples(clients, self.tokenizer, trainer.data, federation.initial, adapters, count=self.count)

@@ -1,7 +1,7 @@
-"""What a run is made of, as hashes: a resumed run must find the same config, records and base model.
+"""Fingerprints of config, records and base model, which must be equal when a run resumes.
 
-The records are hashed as token ids, so another tokenizer or template shows as well; the base by its weights as loaded,
-so another precision shows. Paths may change: a run and its data can be moved.
+Records are hashed as token ids, so that another tokenizer or chat template is detected too; the base model is hashed by
+its weights as loaded, so that another precision is detected. Paths may change: a run and its data can be moved.
 """
 
 from __future__ import annotations
@@ -40,27 +40,26 @@ MUTABLE_KEYS = (
     "network.max_message_mb",
     "network.transport",
 )
-"""Keys that a resumed run may give another value; of the paths, what they lead to must be the same."""
-
+"""Keys that a resumed run may change. Data and base model are compared by content, wherever their paths lead."""
 
 USER_KEYED = ("lora.profiles", "federation.hierarchy.groups")
-"""Mappings whose keys are the user's: one more or less is a change."""
+"""Mappings whose keys the user chooses; they are compared as a whole."""
 
 
 def fingerprint_run(config: RunConfig, data: Mapping[str, ClientData], base: str) -> dict[str, Any]:
-    """JSON values that are equal for equal runs.
+    """A run's fingerprint: JSON values that are equal for equal runs.
 
     Args:
         config: of the run.
-        data: {client_id: tokenised records}.
-        base: `fingerprint` of the base model.
+        data: {client_id: tokenized records}.
+        base: `fingerprint_model` of the base model.
     """
     clients = {client_id: records_digest(client) for client_id, client in data.items()}
     return {"config": _fixed(config.to_dict()), "clients": clients, "base": base}
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's parameters: names, types, shapes and bytes."""
+    """SHA-256 of a model's parameters: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
@@ -68,45 +67,55 @@ def fingerprint_model(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a run goes on with what it began with.
+def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that a run continues with the config, records and base model that it started with.
+
+    Args:
+        saved: `fingerprint_run` in the checkpoint.
+        current: `fingerprint_run` now.
 
     Raises:
-        InputError: naming the first thing that has changed.
+        InputError: naming the first difference.
     """
-    for key, value in now["config"].items():
-        if key in before["config"] and before["config"][key] != value:
+    for key, value in current["config"].items():
+        if key in saved["config"] and saved["config"][key] != value:
             raise InputError(
-                f"{key}: got {value!r}, wanted {before['config'][key]!r} as the run began with; "
+                f"{key}: expected {saved['config'][key]!r}, with which the run started, got {value!r}; "
                 f"start a new run, or change only {', '.join(MUTABLE_KEYS)}"
             )
-    departments = [sorted({client_id.split("/")[0] for client_id in side["clients"]}) for side in (before, now)]
+    departments = [sorted({client_id.split("/")[0] for client_id in side["clients"]}) for side in (saved, current)]
     if departments[0] != departments[1]:
-        raise InputError(f"data.root: its departments are {departments[1]}, wanted {departments[0]} as the run began")
-    for client_id in sorted(before["clients"].keys() | now["clients"].keys()):
-        was, is_now = before["clients"].get(client_id), now["clients"].get(client_id)
-        if was != is_now:
-            what = "it is new" if was is None else "it is gone" if is_now is None else "its records have changed"
-            raise InputError(f"data.root: {client_id}: {what} since the run began; wanted the same records")
-    if before["base"] != now["base"]:
         raise InputError(
-            f"model.name_or_path: got a base model with SHA-256 {now['base'][:12]}…, wanted {before['base'][:12]}…, "
-            "with which the run began; its weights or their precision have changed"
+            f"data.root: expected the departments {departments[0]}, with which the run started, got {departments[1]}; "
+            "restore the data, or start a new run"
+        )
+    for client_id in sorted(saved["clients"].keys() | current["clients"].keys()):
+        before, after = saved["clients"].get(client_id), current["clients"].get(client_id)
+        if before != after:
+            change = "a new client" if before is None else "no such client" if after is None else "other records"
+            raise InputError(
+                f"data.root: {client_id}: expected the records with which the run started, got {change}; "
+                "restore the data, or start a new run"
+            )
+    if saved["base"] != current["base"]:
+        raise InputError(
+            f"model.name_or_path: expected the base model with which the run started (SHA-256 {saved['base'][:12]}…), "
+            f"got another one ({current['base'][:12]}…); its weights or their precision have changed"
         )
 
 
 def _fixed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of everything that may not change."""
-    found: dict[str, Any] = {}
+    """{dotted key: value} of everything that must not change."""
+    fixed: dict[str, Any] = {}
     for name, value in values.items():
         key = prefix + name
         if key in MUTABLE_KEYS:
             continue
         if isinstance(value, Mapping) and key not in USER_KEYED:
-            found.update(_fixed(value, f"{key}."))
+            fixed.update(_fixed(value, f"{key}."))
         else:
-            found[key] = value
-    return found
+            fixed[key] = value
+    return fixed
 
 
 def records_digest(client: ClientData) -> str:

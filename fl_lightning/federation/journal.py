@@ -1,8 +1,8 @@
-"""What a round has worked out so far, on disk: a run that is killed inside a round goes on from there.
+"""Results of the unfinished round, on disk: a run that is killed inside a round continues from them.
 
-Each entry is one file, written whole: the SHA-256 of the rest, then a message. An entry that is torn, or that answers
-another question, is taken for missing, and its work is done again; since every random draw is hashed from run, round
-and client, that gives the same bytes.
+Each entry is one file, written atomically: the SHA-256 of the rest, then a message. A damaged entry, or one of another
+cohort, counts as missing, and its work is done again; since every random draw is seeded by a hash of run, round and
+client, that gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The entries of the running rounds under ``<folder>/round_R_journal``.
+    """The entries of unfinished rounds under ``<folder>/round_R_journal``.
 
     Args:
-        folder: where checkpoints are kept; None for a journal that forgets everything.
-        writer: does the writing.
+        folder: of the checkpoints; None keeps nothing.
+        writer: writes the entries.
 
     Example:
         >>> import tempfile
@@ -48,16 +48,16 @@ class Journal:
         self._folder, self._writer = folder, writer
 
     def record(self, updates: Sequence[ClientUpdate]) -> None:
-        """Keep the updates of a cohort, all of them or none."""
+        """Keep the updates of a cohort, all or none of them."""
         header = {"updates": [header_of(update) for update in updates]}
         self._write(updates[0].round_num, _name(updates), header, [update.state for update in updates])
 
     def replay(self, cohort: Sequence[ClientTask]) -> list[ClientUpdate] | None:
-        """The updates of a cohort that was fitted before; None where it was not, or with other clients beside it."""
-        found = self._read(cohort[0].round_num, _name(cohort))
-        if found is None:
+        """The updates of a cohort that was fitted before; None if there are none of exactly these clients."""
+        entry = self._read(cohort[0].round_num, _name(cohort))
+        if entry is None:
             return None
-        header, states = found
+        header, states = entry
         updates = [update_from(values, state) for values, state in zip(header["updates"], states, strict=True)]
         return updates if [u.client_id for u in updates] == [t.client_id for t in cohort] else None
 
@@ -66,12 +66,12 @@ class Journal:
         self._write(round_num, name, value)
 
     def look_up(self, round_num: int, name: str) -> Any:
-        """The JSON value of that name; None where there is none."""
-        found = self._read(round_num, name)
-        return None if found is None else found[0]
+        """The JSON value of that name; None if there is none."""
+        entry = self._read(round_num, name)
+        return None if entry is None else entry[0]
 
     def truncate(self, round_num: int) -> None:
-        """Drop the entries of all rounds up to this one, once its checkpoint is on the disk."""
+        """Remove the entries of all rounds up to this one, once its checkpoint is on the disk."""
         if self._folder is not None:
             for number, path in journals(self._folder).items():
                 if number <= round_num:
@@ -92,7 +92,7 @@ class Journal:
         try:
             return decode(without_digest(path.read_bytes()))
         except (OSError, ValueError) as error:
-            log.warning("%s is not whole (%s) and its work is done again", path, error)
+            log.warning("%s is damaged (%s); its work is done again", path, error)
             return None
 
 

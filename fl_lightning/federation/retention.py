@@ -1,11 +1,11 @@
-"""Which rounds' exports and checkpoints are kept: the last so many, and the best so many."""
+"""Which rounds' exports and checkpoints are kept: the newest and the best."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 BEST = "eval/loss"
-"""A round is better than another if this figure is lower."""
+"""The metric by which rounds are ranked; lower is better."""
 
 
 def kept_rounds(
@@ -14,10 +14,10 @@ def kept_rounds(
     """The rounds to keep.
 
     Args:
-        rounds: that there are.
-        history: (round, figures) of the rounds so far.
-        last: so many of the highest; 0 keeps all.
-        best: so many of those with the lowest ``eval/loss``; the earlier one of equals. Round 0 is none.
+        rounds: that exist.
+        history: (round, metrics) of the rounds so far.
+        last: keep the last n rounds; 0 keeps all.
+        best: additionally keep the n rounds with the lowest ``eval/loss``, the earlier one of equals; never round 0.
 
     Example:
         >>> rows = [(1, {"eval/loss": 3.0}), (2, {"eval/loss": 2.0}), (3, {"eval/loss": 2.5}), (4, {"eval/loss": 2.6})]

@@ -154,5 +154,5 @@ def test_central_trains_on_everything_and_gives_every_department_one_adapter(fin
 @pytest.mark.slow
 def test_another_profile_is_another_run(fit, finished, tmp_path):
     first = fit("svd", tmp_path, "--rounds", "1")
-    with pytest.raises(ValueError, match=r"lora\.profiles: got .*as the run began with"):
+    with pytest.raises(ValueError, match=r"lora\.profiles: expected .* with which the run started, got "):
         fit("svd", tmp_path, "--rounds", "2", "--lora.profiles={hr: {r: 4}}", resume=first)
