@@ -13,8 +13,8 @@ from fl_lightning.storage.run_layout import CONFIG
 
 DESCRIPTION = """Talk to an adapter of a run.
 
-What is typed is the next message, /model NAME goes on with another adapter, /clear forgets what was said, /exit ends.
-Where the input is no terminal, every line of it is a conversation of its own."""
+Each line is a message. /model NAME switches to another adapter, /clear forgets the conversation, /exit ends.
+If the input is not a terminal, every line is a separate conversation."""
 
 
 def run(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     try:
         talk(conversation)
     except Stopped as stop:
-        stop.note = "what was said is kept nowhere"
+        stop.note = "the conversation was not saved"
         raise
     return 0
 
@@ -48,11 +48,11 @@ def _parser() -> Parser:
     parser = Parser("chat", DESCRIPTION)
     parser.takes_run()
     parser.add_argument("--model", metavar="NAME", help="hr, hr/client_0, base (the first department)")
-    help_ = "of an answer (256)"
+    help_ = "limit of an answer (256)"
     parser.add_argument("--max-new-tokens", type=at_least(1), default=256, metavar="N", help=help_)
-    help_ = "0 takes the likeliest token every time (the default); up to 2"
+    help_ = "0 always takes the most likely token (default); up to 2"
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help=help_)
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draws (0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of the sampling (0)")
     return parser
 
 
@@ -62,5 +62,5 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number from 0 to 2")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2, got {text!r}")
     return value

@@ -1,5 +1,10 @@
 """Serving a run: its adapters on one base model, behind OpenAI's chat API, on LitServe.
 
-One process speaks HTTP (`spec`, behind `gate`), another computes (`worker`); what they say to each other is in
-`messages`.
+=====================  ====================================================================================
+process                files
+=====================  ====================================================================================
+HTTP                   `app` (start and stop), `middleware` (keys and limits), `endpoints`, `responses`
+worker                 `worker` (LitServe's loop), `scheduler` (which prompt is decoded when), `engine`
+both                   `messages` between them, `requests` and `openai_schema` of the API, `metrics`
+=====================  ====================================================================================
 """

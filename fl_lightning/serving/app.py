@@ -1,4 +1,4 @@
-"""A run behind OpenAI's chat API, until it is stopped."""
+"""Serves a run behind OpenAI's chat API until it is stopped."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.modeling.base_model import context_length, load_tokenizer
 from fl_lightning.serving.endpoints import ChatSpec, Limits
-from fl_lightning.serving.metrics import Figures
-from fl_lightning.serving.middleware import Gate, digest
-from fl_lightning.serving.model_registry import Offer
+from fl_lightning.serving.metrics import ServingMetrics
+from fl_lightning.serving.middleware import AccessMiddleware, digest
+from fl_lightning.serving.model_registry import ModelRegistry
 from fl_lightning.serving.worker import ChatAPI
 from fl_lightning.signals import Stopped
 
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "0.0.0.0", "::")
-"""Where LitServe can listen."""
+"""Addresses on which LitServe can listen."""
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How a run is served.
+    """Options of the server.
 
     Attributes:
-        run_folder: of the run.
-        host: an address of `HOSTS`.
-        port: from 1024 on.
-        api_key: that clients must show; empty for none, on the loopback address only.
-        clients: whether clients' own adapters are served.
-        models: names that are served; empty for all.
-        max_batch: answers under way at once.
-        max_requests: requests under way or waiting at once.
-        max_body: bytes of a request.
-        limits: of a prompt and of an answer.
-        watch_seconds: between two looks for a new round.
+        run_folder: the run.
+        host: one of `HOSTS`.
+        port: 1024 to 65535.
+        api_key: required from clients; empty disables it, on the loopback address only.
+        clients: also serve clients' adapters.
+        models: names to serve; empty for all.
+        max_batch: answers decoded at once.
+        max_requests: requests running or waiting at once.
+        max_body: limit of a request, bytes.
+        limits: limits of a prompt and of an answer.
+        watch_seconds: time between two checks for a new round.
         certificate: TLS certificate, PEM; None for plain HTTP.
-        key: of that.
+        key: private key of the certificate, PEM.
     """
 
     run_folder: Path
@@ -66,25 +66,25 @@ class ServingOptions:
     key: Path | None = None
 
     def check(self) -> None:
-        """Check what can be checked before a model is loaded.
+        """Check the options before a model is loaded.
 
         Raises:
-            InputError: saying what was wanted.
+            InputError: an option is invalid, or the port is in use.
         """
         if self.host not in HOSTS:
-            raise InputError(f"--host: got {self.host!r}, wanted one of {', '.join(HOSTS)}")
+            raise InputError(f"--host: expected one of {', '.join(HOSTS)}, got {self.host!r}")
         if not 1024 <= self.port <= 65535:
-            raise InputError(f"--port: got {self.port}, wanted 1024 to 65535")
+            raise InputError(f"--port: expected 1024 to 65535, got {self.port}")
         if self.host != LOOPBACK and not self.api_key:
             raise InputError(
-                f"--host {self.host}: reachable from elsewhere, wanted an API key in FL_LIGHTNING_API_KEY or "
+                f"--host {self.host}: reachable from other machines; expected an API key in FL_LIGHTNING_API_KEY or "
                 "--api-key-file"
             )
         if (self.certificate is None) != (self.key is None):
-            raise InputError("--tls-certificate and --tls-key: got one of them, wanted both or neither")
+            raise InputError("--tls-certificate and --tls-key: expected both or neither, got one of them")
         for path in (self.certificate, self.key):
             if path is not None and not path.is_file():
-                raise InputError(f"{path}: no such file, wanted a PEM file")
+                raise InputError(f"{path}: no such file, expected a PEM file")
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ class ServingOptions:
 
 
 class _Server(LitServer):
-    """LitServe's server, which looks for new rounds while it runs, and leaves nothing behind when it is killed."""
+    """LitServe's server; it also checks for new rounds, and its processes end when it is killed."""
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
@@ -116,7 +116,7 @@ class _Server(LitServer):
                     task.cancel()
 
     async def _end_with_parent(self) -> None:
-        """End this process, and the one that holds the queues, once the one that started both has gone."""
+        """End this process and that of the queues when their parent ends."""
         while os.getppid() == self._starter_pid:
             await asyncio.sleep(1)
         with contextlib.suppress(ProcessLookupError):
@@ -128,33 +128,33 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
     """Serve until the process is stopped.
 
     Args:
-        config: of the run.
-        options: how.
+        config: the config of the run.
+        options: options of the server.
 
     Raises:
-        InputError: if there is nothing to serve, or not there.
-        RunError: if the process that computes ends.
+        InputError: nothing to serve, or an option is invalid.
+        RunError: the worker process ended.
     """
     options.check()
-    offer = Offer(options.run_folder, options.clients, options.models)
-    folders = offer.look()
+    registry = ModelRegistry(options.run_folder, options.clients, options.models)
+    folders = registry.refresh()
     tokenizer = load_tokenizer(config.model)
     limits = replace(options.limits, context=context_length(config.model), answers=options.max_requests)
-    figures = Figures()
-    spec = ChatSpec(tokenizer, offer, limits, figures, options.watch_seconds)
+    metrics = ServingMetrics()
+    spec = ChatSpec(tokenizer, registry, limits, metrics, options.watch_seconds)
     api = ChatAPI(config, folders, options.max_batch, spec)
-    gate = {
-        "figures": figures,
+    access = {
+        "metrics": metrics,
         "key": digest(options.api_key.encode()) if options.api_key else None,
         "max_body": options.max_body,
         "max_requests": options.max_requests,
     }
     server = _Server(
-        api, accelerator="cpu", timeout=False, disable_openapi_url=True, middlewares=[(Gate, gate)]
+        api, accelerator="cpu", timeout=False, disable_openapi_url=True, middlewares=[(AccessMiddleware, access)]
     )  # the device is the config's: LitServe's own choice would only name it
-    where = f"{'https' if options.certificate else 'http'}://{options.host}:{options.port}/v1"
-    print(f"serving {len(offer.created)} models of {options.run_folder}: {', '.join(offer.created)}", flush=True)
-    print(f"{where}  (base model and adapters are being loaded; Ctrl-C stops)", flush=True)
+    url = f"{'https' if options.certificate else 'http'}://{options.host}:{options.port}/v1"
+    print(f"serving {len(registry.created)} models of {options.run_folder}: {', '.join(registry.created)}", flush=True)
+    print(f"{url}  (loading base model and adapters; Ctrl-C stops)", flush=True)
     tls = {"ssl_certfile": str(options.certificate), "ssl_keyfile": str(options.key)} if options.certificate else {}
     run = partial(
         server.run, host=options.host, port=options.port, num_api_servers=1, log_level="warning",
@@ -164,29 +164,29 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
 
 
 def _until_stopped(server: LitServer, run: Callable[[], None]) -> None:
-    """Run a server; a signal ends it in order.
+    """Run a server; a signal stops it in order.
 
     Raises:
-        Stopped: by a signal.
-        RunError: if it ended by itself.
+        Stopped: a signal stopped it.
+        RunError: it ended by itself.
     """
     received: list[int] = []
     owner = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if received or os.getpid() != owner:  # a second one; or in the process of HTTP, which has finished
+        if received or os.getpid() != owner:  # a second signal, or the HTTP process, which has finished
             os._exit(128 + number)
         received.append(number)
-        raise KeyboardInterrupt  # what LitServe knows; of others it would wait for its own queues for ever
+        raise KeyboardInterrupt  # LitServe handles this one; after others it would wait for its queues for ever
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    why = "the process that computes has ended"
+    reason = "the worker process ended"
     try:
         run()
-    except KeyboardInterrupt:  # while the model was being loaded
+    except KeyboardInterrupt:  # while the model is loaded
         pass
     except (RuntimeError, EOFError, OSError) as error:
-        why = "the model could not be loaded, see the line above" if isinstance(error, RuntimeError) else why
+        reason = "the model could not be loaded, see the line above" if isinstance(error, RuntimeError) else reason
     finally:
         for worker in getattr(server, "inference_workers", []):
             worker.kill()
@@ -197,4 +197,4 @@ def _until_stopped(server: LitServer, run: Callable[[], None]) -> None:
         stop = Stopped(received[0])
         stop.note = "it can be started again"
         raise stop
-    raise RunError(why)
+    raise RunError(reason)

@@ -24,22 +24,22 @@ from fl_lightning.storage.run_adapters import BASE
 
 
 class Conversation:
-    """What was said, and who answers.
+    """The messages so far, and the adapter that answers.
 
     Args:
-        config: of the run.
-        folders: {model name: folder of its adapter}; the base is there besides.
-        model: who answers first.
-        max_new_tokens: of an answer.
-        temperature: 0 takes the likeliest token.
-        seed: of the draws.
+        config: the config of the run.
+        folders: {model name: folder of its adapter}; the base model is always available.
+        model: the adapter that answers first.
+        max_new_tokens: limit of an answer.
+        temperature: 0 always takes the most likely token.
+        seed: seed of the sampling.
 
     Attributes:
-        model: who answers.
-        turns: what was said.
+        model: the adapter that answers.
+        turns: the messages so far.
 
     Raises:
-        InputError: if there is no such model, or the base cannot be loaded.
+        InputError: unknown model, or the base model cannot be loaded.
     """
 
     def __init__(
@@ -61,26 +61,26 @@ class Conversation:
         self.switch(model)
 
     def switch(self, model: str) -> None:
-        """Go on with another adapter.
+        """Switch to another adapter.
 
         Raises:
-            InputError: if there is no such model.
+            InputError: unknown model.
         """
         self._check(model)
         self._adapter = BankedAdapter({}) if model == BASE else self._answering.read(self._folders[model])
         self.model = model
 
     def say(self, text: str) -> Iterator[str]:
-        """The answer to a message, as it comes; both are then part of what was said.
+        """Yield the answer to a message in pieces; both are then added to `turns`.
 
         Raises:
-            InputError: if what was said is longer than the model can take; the message is not kept then.
+            InputError: the conversation is longer than the model's context; the message is not added.
         """
         turns = [*self.turns, Turn("user", text)]
         prompt = encode_prompt(turns, self._answering.tokenizer)
         room = self._max_new_tokens if self._context is None else min(self._max_new_tokens, self._context - len(prompt))
         if room < 1:
-            raise InputError(f"{len(prompt)} tokens were said, wanted fewer than {self._context}; /clear forgets them")
+            raise InputError(f"expected fewer than {self._context} tokens, got {len(prompt)}; /clear forgets them")
         seed = derive_seed(self._seed, "chat", len(turns))
         answer = Answer(prompt, self._adapter, room, Sampler(Sampling(self._temperature, seed=seed)))
         decoder, stream, sent, said = self._answering.decoder(), TextStream(self._answering.tokenizer), 0, ""
@@ -99,24 +99,24 @@ class Conversation:
         known = [*self._folders, BASE]
         if model not in known:
             raise InputError(
-                f"model {model!r}: not in this run{nearest(model, known)}; wanted one of {', '.join(known)}"
+                f"model {model!r}: not in this run{nearest(model, known)}; expected one of {', '.join(known)}"
             )
 
 
 def talk(conversation: Conversation, console: Console | None = None) -> None:
-    """Read messages from the standard input and print answers, until it ends.
+    """Read messages from the standard input and print answers until the input ends.
 
     Raises:
-        InputError: if the input is no text; or, where nobody types it, if a message cannot be answered.
+        InputError: the input is not text; or the input is not a terminal, and a message cannot be answered.
     """
     console = console or Console(highlight=False, soft_wrap=True)
-    by_hand = sys.stdin.isatty()
-    if by_hand:
+    interactive = sys.stdin.isatty()
+    if interactive:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (lines can be edited, and brought back)
+            import readline  # noqa: F401  (line editing and history)
         console.print(f"talking to {conversation.model}; /model NAME, /clear, /exit", markup=False)
     while True:
-        line = _read(by_hand)
+        line = _read(interactive)
         text = line.strip()
         if not line or text == "/exit":
             return
@@ -125,32 +125,32 @@ def talk(conversation: Conversation, console: Console | None = None) -> None:
                 conversation.turns = []
             elif text.split(maxsplit=1)[:1] == ["/model"]:
                 conversation.switch(text.removeprefix("/model").strip())
-                if by_hand:
+                if interactive:
                     console.print(f"talking to {conversation.model}", markup=False)
             elif text:
                 for piece in conversation.say(text):
-                    console.out(_plain(piece), end="", highlight=False)  # as it is: no :smile: becomes a face
+                    console.out(_plain(piece), end="", highlight=False)  # literally: no :smile: becomes an emoji
                 console.print()
-                if not by_hand:
+                if not interactive:
                     conversation.turns = []
         except InputError as error:
-            if not by_hand:
+            if not interactive:
                 raise
             console.print(str(error), markup=False)
 
 
 def _plain(text: str) -> str:
-    """Without what a terminal would take for commands."""
+    """The text without terminal control characters."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
-def _read(by_hand: bool) -> str:
-    """The next line with its end; empty at the end of the input."""
+def _read(interactive: bool) -> str:
+    """The next line with its line end; empty at the end of the input."""
     try:
-        line = f"{input('> ')}\n" if by_hand else sys.stdin.readline()
-        line.encode()  # in a C locale, bytes that are no text come as halves of surrogate pairs
+        line = f"{input('> ')}\n" if interactive else sys.stdin.readline()
+        line.encode()  # in a C locale, invalid bytes arrive as unpaired surrogates
     except EOFError:
         return ""
     except UnicodeError as error:
-        raise InputError("the input is not UTF-8, wanted text") from error
+        raise InputError("expected UTF-8 text in the input") from error
     return line

@@ -1,4 +1,4 @@
-"""Tokens into text as they come: whole characters only, and nothing of what might become a stop sequence."""
+"""Tokens to text as they arrive: whole characters only, and nothing that may become a stop sequence."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class TextStream:
-    """Text of an answer, piece by piece; all pieces together are the text of all tokens.
+    """Text of an answer in pieces; all pieces together are the text of all tokens.
 
     Args:
         tokenizer: a transformers tokenizer.
-        stops: texts that end the answer and are left out of it.
+        stops: stop sequences, which are not part of the answer.
 
     Attributes:
-        stopped: whether one of them came.
+        stopped: whether a stop sequence was found.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -25,26 +25,26 @@ class TextStream:
         self.stopped = False
 
     def push(self, tokens: Sequence[int], *, last: bool = False) -> str:
-        """The text that is certain now.
+        """Add tokens; the text that is certain comes back.
 
         Args:
-            tokens: that came.
-            last: whether no more will; then nothing is held back.
+            tokens: new tokens.
+            last: True if no more will follow; then nothing is held back.
         """
         if self.stopped:
             return ""
         self._tokens += tokens
         self._held += self._text(last)
-        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:  # the one that was complete first, so that it makes no difference how many tokens came at once
+        matches = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if matches:  # the first complete one, so that the result does not depend on how many tokens arrive at once
             self.stopped = True
-            return self._held[: min(found)[1]]
+            return self._held[: min(matches)[1]]
         keep = 0 if last else max((self._overlap(stop) for stop in self._stops), default=0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return certain
 
     def _text(self, last: bool) -> str:
-        """New text. A token may be part of a character, and may look otherwise after others than it does alone."""
+        """New text. A token may be part of a character, and its text may depend on the tokens before it."""
         before = self._decode(self._tokens[self._start : self._read])
         both = self._decode(self._tokens[self._start :])
         if not last and (both.endswith("\ufffd") or len(both) <= len(before)):
@@ -56,5 +56,5 @@ class TextStream:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of what is held that a stop begins with."""
+        """Length of the longest suffix of the held text that is a prefix of a stop sequence."""
         return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if stop.startswith(self._held[-n:])), 0)

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's chat completions and models, over LitServe's queues to the process that computes."""
+"""OpenAI's chat completions and models over HTTP; LitServe's queues lead to the worker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,10 @@ from litserve.specs.base import LitSpec
 
 from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.errors import InputError
-from fl_lightning.serving.messages import Ask, Cancel, Load
-from fl_lightning.serving.metrics import Figures
+from fl_lightning.serving.messages import Cancel, GenerateRequest, Load
+from fl_lightning.serving.metrics import ServingMetrics
 from fl_lightning.serving.middleware import CHAT
-from fl_lightning.serving.model_registry import Offer
+from fl_lightning.serving.model_registry import ModelRegistry
 from fl_lightning.serving.requests import ApiError, ChatRequest, busy, read_request, unknown_model
 from fl_lightning.serving.responses import Answers
 
@@ -29,14 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
-        prompt_tokens: of a prompt.
-        new_tokens: of an answer, and how many it gets where the request does not say.
-        context: tokens of both together, which the model has positions for; None where it does not say.
-        seconds: until an answer has to be there.
-        answers: under way or waiting at once; a request may ask for several.
+        prompt_tokens: tokens in a prompt.
+        new_tokens: tokens in an answer; also the default of a request.
+        context: tokens of prompt and answer together, the model's number of positions; None if unknown.
+        seconds: time limit of an answer.
+        answers: running or waiting at once; a request may ask for several.
     """
 
     prompt_tokens: int = 2048
@@ -50,145 +51,203 @@ class ChatSpec(LitSpec):
     """The endpoints.
 
     Args:
-        tokenizer: of the model.
-        offer: the models of the run.
-        limits: of a request.
-        figures: what is counted.
-        watch_seconds: between two looks for a new round.
+        tokenizer: of the base model.
+        registry: the models of the run.
+        limits: limits of a request.
+        metrics: counts requests and tokens.
+        watch_seconds: time between two checks for a new round.
     """
 
-    def __init__(self, tokenizer: Any, offer: Offer, limits: Limits, figures: Figures, watch_seconds: float) -> None:
+    def __init__(
+        self, tokenizer: Any, registry: ModelRegistry, limits: Limits, metrics: ServingMetrics, watch_seconds: float
+    ) -> None:
         super().__init__()
         self.api_path = CHAT
-        self._tokenizer, self._offer, self._limits = tokenizer, offer, limits
-        self._figures, self._watch_seconds = figures, watch_seconds
+        self._tokenizer, self._registry, self._limits = tokenizer, registry, limits
+        self._metrics, self._watch_seconds = metrics, watch_seconds
+        self._slots = AnswerSlots(limits.answers)
         self.add_endpoint(CHAT, self.chat, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
         self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])
         self.add_endpoint("/metrics", self.metrics, ["GET"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What the process that computes needs of it: the path."""
+        """State for the worker process, which only needs the path."""
         return {"api_path": self.api_path, "_endpoints": [], "_max_batch_size": self._max_batch_size}
 
     @property
     def stream(self) -> bool:
-        """Always, as LitServe means it; the client may ask for the whole all the same."""
+        """True for LitServe; a client may still ask for a whole answer."""
         return True
 
     async def models(self) -> Response:
-        """The models that are served."""
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in list(self._offer.created)]})
+        """List the models."""
+        return JSONResponse({"object": "list", "data": [self._describe(name) for name in list(self._registry.created)]})
 
     async def model(self, name: str) -> Response:
-        """One of them."""
-        if name not in self._offer.created:
-            return _refusal(unknown_model(name, list(self._offer.created)))
-        return JSONResponse(self._about(name))
+        """Describe one model."""
+        if name not in self._registry.created:
+            return _error_response(unknown_model(name, list(self._registry.created)))
+        return JSONResponse(self._describe(name))
 
     async def metrics(self) -> Response:
-        """The figures, for Prometheus."""
-        return Response(self._figures.text(), media_type="text/plain; version=0.0.4")
+        """Metrics for Prometheus."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         try:
             asked = read_request(await request.body())
-            if asked.model not in self._offer.created:
-                raise unknown_model(asked.model, list(self._offer.created))
-            if len(self.response_buffer) + asked.n > self._limits.answers:
-                raise busy(len(self.response_buffer))
+            if asked.model not in self._registry.created:
+                raise unknown_model(asked.model, list(self._registry.created))
+            slots = self._slots.reserve(asked.n)  # before the next await: requests that arrive together are all counted
+        except ApiError as error:
+            return _error_response(error)
+        with contextlib.ExitStack() as on_end:
+            on_end.callback(slots)
+            response = await self._answer(asked, request)
+            if isinstance(response, _Events):
+                response.on_end = on_end.pop_all()  # the stream runs after this function has returned
+            return response
+
+    async def _answer(self, asked: ChatRequest, request: Request) -> Response:
+        """The response to a valid request."""
+        try:
             prompt = await asyncio.to_thread(self._prompt, asked)
             length = self._length(asked, len(prompt))
         except ApiError as error:
-            return _refusal(error)
-        self._figures.prompt_tokens.labels(asked.model).inc(len(prompt))
+            return _error_response(error)
+        self._metrics.prompt_tokens.labels(asked.model).inc(len(prompt))
         seed = secrets.randbits(62)
         asks = [
-            Ask(
+            GenerateRequest(
                 str(uuid.uuid4()), asked.model, prompt, length, asked.sampling(i, seed),
                 stream=asked.stream or bool(asked.stops),
             )
             for i in range(asked.n)
         ]  # fmt: skip
-        answers = Answers(self._tokenizer, self._figures, self._limits.seconds, self.response_buffer, self._post)
+        answers = Answers(self._tokenizer, self._metrics, self._limits.seconds, self.response_buffer, self._post)
         if asked.stream:
             return _Events(answers.events(asked, asks), media_type="text/event-stream")
         whole = asyncio.ensure_future(answers.whole(asked, asks))
-        gone = asyncio.ensure_future(_gone(request))
+        disconnected = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((whole, disconnected), return_when=asyncio.FIRST_COMPLETED)
             if whole.done():
                 return JSONResponse(whole.result())
         except ApiError as error:
-            return _refusal(error)
+            return _error_response(error)
         finally:
-            for task in (whole, gone):
+            for task in (whole, disconnected):
                 task.cancel()
-            await asyncio.gather(whole, gone, return_exceptions=True)
-        return Response(status_code=499)  # nobody reads it
+            await asyncio.gather(whole, disconnected, return_exceptions=True)
+        return Response(status_code=499)  # the client has disconnected
 
     async def watch(self) -> None:
-        """Have adapters read that a new round has brought."""
+        """Load the adapters of new rounds."""
         while True:
             await asyncio.sleep(self._watch_seconds)
             try:
-                changed = await asyncio.to_thread(self._offer.look, lambda new: self._post(Load(dict(new))))
+                changed = await asyncio.to_thread(
+                    self._registry.refresh, lambda changed: self._post(Load(dict(changed)))
+                )
             except (InputError, OSError) as error:
-                log.warning("the run cannot be read now: %s", error)
+                log.warning("the run cannot be read at the moment: %s", error)
                 continue
             if changed:
-                self._figures.loads.inc(len(changed))
+                self._metrics.loads.inc(len(changed))
                 more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
                 log.info("new adapters: %s%s", ", ".join(list(changed)[:4]), more)
 
-    def _about(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._offer.created[name], "owned_by": "fl_lightning"}
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._registry.created[name], "owned_by": "fl_lightning"}
 
     def _prompt(self, asked: ChatRequest) -> tuple[int, ...]:
         try:
             prompt = encode_prompt(asked.turns, self._tokenizer)
         except InputError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_value") from error
-        most = self._limits.prompt_tokens
+        limit = self._limits.prompt_tokens
         if self._limits.context is not None:
-            most = min(most, self._limits.context - 1)
-        if len(prompt) > most:
+            limit = min(limit, self._limits.context - 1)
+        if len(prompt) > limit:
             raise ApiError(
-                413, f"messages: {len(prompt)} tokens, wanted at most {most}", param="messages",
+                413, f"messages: expected at most {limit} tokens, got {len(prompt)}", param="messages",
                 code="context_length_exceeded",
             )  # fmt: skip
         return tuple(prompt)
 
     def _length(self, asked: ChatRequest, prompt: int) -> int:
-        wanted = asked.max_completion_tokens or asked.max_tokens
-        if wanted is not None and wanted > self._limits.new_tokens:
+        requested = asked.max_completion_tokens or asked.max_tokens
+        if requested is not None and requested > self._limits.new_tokens:
             key = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
             raise ApiError(
-                400, f"{key}: got {wanted}, wanted at most {self._limits.new_tokens}", param=key, code="invalid_value"
+                400,
+                f"{key}: expected at most {self._limits.new_tokens}, got {requested}",
+                param=key,
+                code="invalid_value",
             )
-        length = wanted or self._limits.new_tokens
+        length = requested or self._limits.new_tokens
         return length if self._limits.context is None else min(length, self._limits.context - prompt)
 
-    def _post(self, message: Ask | Cancel | Load) -> None:
+    def _post(self, message: GenerateRequest | Cancel | Load) -> None:
         uid = getattr(message, "uid", "")
         self.request_queue.put((self.response_queue_id, uid, time.monotonic(), message))
 
 
+class AnswerSlots:
+    """Counts the answers that are running or waiting, up to a limit.
+
+    Args:
+        limit: at most n answers at once.
+
+    Example:
+        >>> slots = AnswerSlots(limit=3)
+        >>> release = slots.reserve(2)
+        >>> slots.taken
+        2
+        >>> release()
+        >>> slots.taken
+        0
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.taken = 0
+        self._limit = limit
+
+    def reserve(self, count: int) -> Callable[[], None]:
+        """Reserve slots; the function that releases them comes back.
+
+        Raises:
+            ApiError: 429, if there are not enough.
+        """
+        if self.taken + count > self._limit:
+            raise busy(self.taken)
+        self.taken += count
+
+        def release() -> None:
+            self.taken -= count
+
+        return release
+
+
 class _Events(StreamingResponse):
-    """A stream whose generator ends with it, wherever it stood when the client went away."""
+    """A stream that closes its generator and `on_end` when it ends, also after a disconnect."""
+
+    on_end: contextlib.ExitStack = contextlib.ExitStack()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send it."""
-        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
-            await super().__call__(scope, receive, send)
+        """Send the events."""
+        with self.on_end:
+            async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
+                await super().__call__(scope, receive, send)
 
 
-def _refusal(error: ApiError) -> Response:
+def _error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-async def _gone(request: Request) -> None:
-    """Come back when the client has gone away."""
+async def _disconnected(request: Request) -> None:
+    """Return when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""A base model that answers with any adapter of a run: what `serve` and `chat` share."""
+"""A base model that answers with any adapter of a run, for `serve` and `chat`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Answering:
     """A model ready to answer.
 
     Attributes:
-        model: with LoRA layers, whose own adapter is not used.
-        tokenizer: of the model.
-        bank: of its adapters; attach it around a decoder's work.
+        model: base model with LoRA layers; their built-in adapter is not used.
+        tokenizer: of the base model.
+        bank: the adapters; attach it while a decoder works.
         ends: tokens that end an answer.
-        initial: a fresh adapter, whose shapes others are held against.
+        initial: a new adapter; others must have its shapes.
     """
 
     model: Any
@@ -41,7 +41,7 @@ class Answering:
         """The adapter in a folder.
 
         Raises:
-            InputError: if there is none, or it does not fit the model.
+            InputError: there is none, or it does not fit the model.
         """
         adapter = read_adapter(folder, self.initial, adapter_scaling(self.model))
         digest = hashlib.sha256()
@@ -50,22 +50,22 @@ class Answering:
         return self.bank.take(adapter.state, adapter.relative_scaling, f"fp_{digest.hexdigest()[:12]}")
 
     def decoder(self) -> Decoder:
-        """A decoder without rows."""
+        """A new decoder without rows."""
         return Decoder(self.model, self.bank, self.ends)
 
 
 def load_answering(config: RunConfig) -> Answering:
-    """The base model of a run, on one device, ready to answer.
+    """Load the base model of a run on one device, ready to answer.
 
     Raises:
-        InputError: if the model is not there, the device is not, or the model keeps a state instead of keys and values.
+        InputError: model or device do not exist, or the model is recurrent.
     """
     fabric, dtype = make_fabric(config.fabric.alone())
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
     if getattr(base, "_is_stateful", False):
         raise InputError(
-            f"model.name_or_path: {config.model.name_or_path} is a {type(base).__name__}, which keeps a recurrent "
-            "state; wanted a model with attention alone to answer several prompts at once"
+            f"model.name_or_path: {config.model.name_or_path} is a {type(base).__name__}, a recurrent "
+            "model; expected a model with attention only, to answer several prompts at once"
         )
     if not config.model.load_in_4bit:
         base.to(fabric.device)
@@ -78,7 +78,7 @@ def load_answering(config: RunConfig) -> Answering:
 
 
 def end_tokens(base: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: the tokenizer's end token, and those of the model's generation config."""
-    own = getattr(base.generation_config, "eos_token_id", None)
-    several = own if isinstance(own, list) else [own]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+    """Tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
+    configured = getattr(base.generation_config, "eos_token_id", None)
+    tokens = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*tokens, tokenizer.eos_token_id) if token is not None)

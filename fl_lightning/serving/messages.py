@@ -1,4 +1,4 @@
-"""What the process that speaks HTTP and the one that computes say to each other."""
+"""Messages between the HTTP process and the worker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fl_lightning.modeling.generation.token_sampling import Sampling
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A prompt to be answered.
+class GenerateRequest:
+    """A prompt to answer.
 
     Attributes:
-        uid: of the answer.
+        uid: id of the answer.
         model: name of the adapter.
         prompt: token ids.
-        max_new_tokens: at most so many tokens of an answer.
-        sampling: how they are chosen.
-        stream: whether tokens are wanted as they come, or all at the end.
+        max_new_tokens: the limit for the answer.
+        sampling: how tokens are drawn.
+        stream: True sends tokens as they are produced, False all of them at the end.
     """
 
     uid: str
@@ -32,14 +32,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Nobody waits for this answer any more."""
+    """The client no longer waits for this answer."""
 
     uid: str
 
 
 @dataclass(frozen=True)
 class Load:
-    """Adapters to be read, new ones and such as have changed; answers under way keep the ones that they began with.
+    """New or changed adapters to load. Running answers keep the adapter that they started with.
 
     Attributes:
         folders: {model name: folder}.
@@ -49,14 +49,14 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of an answer.
+class TokenChunk:
+    """Part of an answer.
 
     Attributes:
-        tokens: since the last piece.
-        finish: ``stop`` or ``length`` where this is the last one.
-        fingerprint: of the adapter that gave it.
-        error: why there will be no answer.
+        tokens: those produced since the last chunk.
+        finish: ``stop`` or ``length`` in the last chunk.
+        fingerprint: of the adapter that answers.
+        error: the reason why there is no answer.
     """
 
     tokens: tuple[int, ...] = ()

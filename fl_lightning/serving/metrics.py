@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus to read at ``/metrics``."""
+"""Metrics of the server, in Prometheus's format at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Figures:
-    """Counters of a server; names begin with ``fl_``. Of models only those that are served are named."""
+class ServingMetrics:
+    """Counters of a server; their names begin with ``fl_``. Only models that are served appear as labels."""
 
     def __init__(self) -> None:
         disable_created_metrics()
@@ -28,8 +28,8 @@ class Figures:
             buckets=SECONDS,
         )
         self.loads = Counter("fl_adapter_loads", "Adapters that were read again.", registry=self.registry)
-        self.abandoned = Counter("fl_abandoned", "Answers that nobody waited for.", registry=self.registry)
+        self.abandoned = Counter("fl_abandoned", "Answers whose client disconnected.", registry=self.registry)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return bytes(generate_latest(self.registry))

@@ -1,4 +1,4 @@
-"""What every request meets first: its path, its key, its size, and whether there is room for it."""
+"""Checks before every request: path, API key, size, and the number of running requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from fl_lightning.serving.metrics import Figures
+from fl_lightning.serving.metrics import ServingMetrics
 from fl_lightning.serving.requests import ApiError, busy
 
 CHAT = "/v1/chat/completions"
@@ -18,7 +18,7 @@ PATHS = {CHAT: "POST", "/v1/models": "GET", "/health": "GET", "/metrics": "GET"}
 MODEL = "/v1/models/"
 OWN_HOSTS = (b"localhost", b"127.0.0.1")
 BODY_SECONDS = 30.0
-"""A body that takes longer to arrive is not waited for."""
+"""Limit for the arrival of a body."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,25 +26,27 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Gate:
-    """ASGI middleware that lets through what may pass, with its body read whole.
+class AccessMiddleware:
+    """ASGI middleware that passes on valid requests, with their whole body.
 
     Args:
-        app: what lies behind.
-        figures: where requests are counted.
-        key: digest of the API key that must be shown, but for ``/health``; None for none, which is for this machine's
-            own programs, and not for pages in its browsers.
-        max_body: bytes of a body.
-        max_requests: chat requests under way at once.
+        app: the application behind it.
+        metrics: counts the requests.
+        key: digest of the API key that every path but ``/health`` requires. None disables the key; then only programs
+            on this machine may connect, and requests from web pages are rejected.
+        max_body: limit of a body, bytes.
+        max_requests: limit of concurrent chat requests.
     """
 
-    def __init__(self, app: Any, *, figures: Figures, key: bytes | None, max_body: int, max_requests: int) -> None:
-        self._app, self._figures, self._max_body, self._max_requests = app, figures, max_body, max_requests
+    def __init__(
+        self, app: Any, *, metrics: ServingMetrics, key: bytes | None, max_body: int, max_requests: int
+    ) -> None:
+        self._app, self._metrics, self._max_body, self._max_requests = app, metrics, max_body, max_requests
         self._key = key
-        self._under_way = 0
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
+        """Pass the request on, or answer with an error."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
@@ -55,7 +57,7 @@ class Gate:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._figures.requests.labels(path, str(message["status"])).inc()
+                self._metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
 
         try:
@@ -65,35 +67,35 @@ class Gate:
             else:
                 await self._app(scope, receive, counted)
         except ApiError as error:
-            await _say(error, counted)
-        except _Gone:
+            await _send_error(error, counted)
+        except _Disconnected:
             return
 
     def _check(self, scope: Scope, path: str) -> None:
         headers = dict(scope["headers"])
-        wanted = PATHS.get(path, "GET")
+        method = PATHS.get(path, "GET")
         if self._key is not None and path != "/health":
             kind, _, key = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(digest(key.strip()), self._key):
-                raise ApiError(401, "no valid API key, wanted 'Authorization: Bearer KEY'", code="invalid_api_key")
+                raise ApiError(401, "no valid API key, expected 'Authorization: Bearer KEY'", code="invalid_api_key")
         if self._key is None and path != "/health" and (_host(headers) not in OWN_HOSTS or b"origin" in headers):
-            text = "asked by a web page, or under another name than localhost or 127.0.0.1; wanted an API key for that"
+            text = "request from a web page or to another host than localhost or 127.0.0.1; that needs an API key"
             raise ApiError(403, text, code="forbidden")
         if path == "other":
-            raise ApiError(404, f"no such path, wanted one of {', '.join(PATHS)}", code="not_found")
-        if scope["method"] != wanted:
-            raise ApiError(405, f"{path}: got {scope['method']}, wanted {wanted}", code="method_not_allowed")
+            raise ApiError(404, f"no such path, expected one of {', '.join(PATHS)}", code="not_found")
+        if scope["method"] != method:
+            raise ApiError(405, f"{path}: expected {method}, got {scope['method']}", code="method_not_allowed")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
-            raise ApiError(400, "Content-Length is no number", code="invalid_header")
+            raise ApiError(400, "Content-Length: expected a number", code="invalid_header")
         if len(length) > 20 or int(length) > self._max_body:
-            raise self._too_much()
+            raise self._too_large()
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._under_way >= self._max_requests:
-            raise busy(self._under_way)
-        self._under_way += 1
-        self._figures.in_flight.set(self._under_way)
+        if self._running >= self._max_requests:
+            raise busy(self._running)
+        self._running += 1
+        self._metrics.in_flight.set(self._running)
         try:
             body: Message | None = await self._body(receive)
 
@@ -106,50 +108,52 @@ class Gate:
 
             await self._app(scope, replayed, send)
         finally:
-            self._under_way -= 1
-            self._figures.in_flight.set(self._under_way)
+            self._running -= 1
+            self._metrics.in_flight.set(self._running)
 
     async def _body(self, receive: Receive) -> Message:
-        """The body, whole, as one message."""
+        """The whole body as one message."""
         parts, size, more = [], 0, True
         deadline = time.monotonic() + BODY_SECONDS
         try:
             while more:
                 message = await asyncio.wait_for(receive(), deadline - time.monotonic())
                 if message["type"] == "http.disconnect":
-                    raise _Gone
+                    raise _Disconnected
                 parts.append(message.get("body", b""))
                 size, more = size + len(parts[-1]), message.get("more_body", False)
                 if size > self._max_body:
-                    raise self._too_much()
+                    raise self._too_large()
         except asyncio.TimeoutError as error:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="timeout") from error
         return {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
-    def _too_much(self) -> ApiError:
-        return ApiError(413, f"the body is too large, wanted at most {self._max_body} bytes", code="request_too_large")
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"the body is too large, expected at most {self._max_body} bytes", code="request_too_large"
+        )
 
 
 def digest(key: bytes) -> bytes:
-    """What is kept of an API key, and compared."""
+    """Digest of an API key; only digests are kept and compared."""
     return hashlib.sha256(key).digest()
 
 
 def _host(headers: Mapping[bytes, bytes]) -> bytes:
-    """The name by which the server was called, without the port."""
+    """The host name in the request, without the port."""
     name, _, port = headers.get(b"host", b"").rpartition(b":")
     return name if name and port.isdigit() else headers.get(b"host", b"")
 
 
-class _Gone(Exception):
-    """The client went away before it had asked."""
+class _Disconnected(Exception):
+    """The client disconnected before its request was complete."""
 
 
-async def _say(error: ApiError, send: Send) -> None:
+async def _send_error(error: ApiError, send: Send) -> None:
     body = json.dumps(error.body()).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     if error.status in (400, 408, 413):
-        headers["Connection"] = "close"  # what is still coming is not read
+        headers["Connection"] = "close"  # the rest of the body is not read
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""What a run offers: a model name for every adapter, and which adapters have changed since one looked last."""
+"""The models of a run: a name for every adapter, and which adapters changed since the last refresh."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass
-class Offer:
-    """The models of a run; `look` again to see what a new round has brought.
+class ModelRegistry:
+    """The models of a run; `refresh` finds the adapters of a new round.
 
     Attributes:
-        run_folder: of the run.
-        clients: whether clients' own adapters are offered, beside those of departments and groups.
-        only: names to be offered; empty for all.
-        created: {model name: when its adapter was written, in seconds since 1970}; the base is among them.
+        run_folder: the run.
+        clients: also serve clients' adapters, beside those of departments and groups.
+        only: names to serve; empty for all.
+        created: {model name: time its adapter was written, in seconds since 1970}, including the base model.
     """
 
     run_folder: Path
@@ -33,39 +33,39 @@ class Offer:
     created: dict[str, int] = field(default_factory=dict)
     _stamps: dict[str, tuple[object, ...]] = field(default_factory=dict)
 
-    def look(self, tell: Callable[[Mapping[str, Path]], None] | None = None) -> dict[str, Path]:
-        """{model name: folder} of the adapters that are new, or have changed, since the last look.
+    def refresh(self, on_change: Callable[[Mapping[str, Path]], None] | None = None) -> dict[str, Path]:
+        """{model name: folder} of the adapters that are new or changed since the last refresh.
 
-        One that has gone stays on offer: it is still in memory. After an error nothing counts as looked at. From the
-        second look on, one that is not whole is passed over until it is.
+        A deleted adapter stays available, since it is still in memory. After an error the state is as before. From the
+        second refresh on, an incomplete adapter is skipped until it is complete.
 
         Args:
-            tell: is called with them, if there are any, before they are on offer.
+            on_change: called with the changed adapters, if any, before they become available.
 
         Raises:
-            InputError: if the run holds no adapters, or not those asked for.
+            InputError: the run has no adapters, or not those in `only`.
         """
-        found = all_adapters(self.run_folder) if self.clients else shared_adapters(self.run_folder)
-        if BASE in found:
+        adapters = all_adapters(self.run_folder) if self.clients else shared_adapters(self.run_folder)
+        if BASE in adapters:
             raise InputError(f"{self.run_folder}: a department is called {BASE!r}, as the base model is; rename it")
-        for name in (name for name in self.only if name not in found and name not in self.created and name != BASE):
+        for name in (name for name in self.only if name not in adapters and name not in self.created and name != BASE):
             raise InputError(
-                f"--models {name}: no such adapter in {self.run_folder}{nearest(name, found)}; "
-                f"wanted some of {', '.join(found)}"
+                f"--models {name}: no such adapter in {self.run_folder}{nearest(name, adapters)}; "
+                f"expected some of {', '.join(adapters)}"
             )
         changed: dict[str, Path] = {}
         stamps: dict[str, tuple[object, ...]] = {}
         created: dict[str, int] = {}
-        for name, folder in found.items():
+        for name, folder in adapters.items():
             if self.only and name not in self.only:
                 continue
             try:
                 stats = [(folder / file).stat() for file in FILES]
             except OSError as error:
-                text = f"{folder}: no {Path(error.filename).name} ({error.strerror}); wanted {' and '.join(FILES)}"
+                text = f"{folder}: no {Path(error.filename).name} ({error.strerror}); expected {' and '.join(FILES)}"
                 if not self.created:
                     raise InputError(text) from error
-                log.warning("%s; model %s stays as it was", text, name)
+                log.warning("%s; model %s keeps its previous adapter", text, name)
                 continue
             stamp = (folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
             if self._stamps.get(name) != stamp:
@@ -74,8 +74,8 @@ class Offer:
                 created[name] = int(stats[1].st_mtime)
         if not self.only or BASE in self.only:
             created[BASE] = int((self.run_folder / CONFIG).stat().st_mtime)
-        if changed and tell is not None:
-            tell(changed)
+        if changed and on_change is not None:
+            on_change(changed)
         self._stamps |= stamps
         self.created |= created
         return changed

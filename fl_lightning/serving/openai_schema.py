@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's chat completions: whole, or as chunks of a stream."""
+"""Responses in the format of OpenAI's chat completions: whole, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Usage:
 
 @dataclass
 class Choice:
-    """One answer to a request: its text, why it ended, which adapter gave it, and its tokens."""
+    """One answer to a request: text, finish reason, fingerprint of the adapter, number of tokens."""
 
     text: str = ""
     finish: str = "stop"
@@ -41,9 +41,9 @@ class Completion:
     """The answers to one request.
 
     Attributes:
-        model: its name.
-        id: of this request.
-        created: in seconds since 1970.
+        model: name of the model.
+        id: id of the response.
+        created: seconds since 1970.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Completion:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        """The whole answer."""
+        """The whole response."""
         return {
             **self._head("chat.completion", choices[0].fingerprint),
             "choices": [
@@ -67,12 +67,12 @@ class Completion:
         }
 
     def chunk(self, index: int, delta: dict[str, str], finish: str | None, fingerprint: str) -> str:
-        """A part of a choice, as an event of the stream."""
+        """Part of a choice, as an event of the stream."""
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         return event({**self._head("chat.completion.chunk", fingerprint), "choices": [choice]})
 
     def usage_chunk(self, usage: Usage, fingerprint: str) -> str:
-        """The event that says how many tokens there were."""
+        """The event with the number of tokens."""
         return event({**self._head("chat.completion.chunk", fingerprint), "choices": [], "usage": usage.body()})
 
     def _head(self, kind: str, fingerprint: str) -> dict[str, Any]:

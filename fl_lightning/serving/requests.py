@@ -1,4 +1,4 @@
-"""A chat request, read and checked; and the error that says what is wrong with one."""
+"""Parsing and checking of a chat request, and the error response."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from fl_lightning.data.records import Turn
 from fl_lightning.errors import nearest
 from fl_lightning.modeling.generation.token_sampling import Sampling
 
-MOST_CHOICES, MOST_STOPS, SHOWN = 8, 4, 40
-MOST_MESSAGES = 512
-"""Of a request: the chat template renders them anew for every answer among them, so that the work grows as their
-square."""
+MAX_CHOICES, MAX_STOPS, SHOWN = 8, 4, 40
+MAX_MESSAGES = 512
+"""Limit of messages in a request: rendering the chat template costs their square."""
 
 
 class ApiError(Exception):
-    """What is answered instead of an answer, in the form that OpenAI's clients know.
+    """An error response in the format that OpenAI's clients understand.
 
     Attributes:
-        status: of HTTP.
-        headers: beside the usual ones.
+        status: HTTP status.
+        headers: additional headers.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class ApiError(Exception):
 
 
 class _Lenient(BaseModel):
-    """Keys that are null count as left out, as they do with OpenAI; those that we do not know are passed over."""
+    """Null values count as missing, as with OpenAI; unknown keys are ignored."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,14 +48,14 @@ class _Lenient(BaseModel):
 
 
 class TextPart(_Lenient):
-    """A part of a message that has several."""
+    """One part of a message with several."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(_Lenient):
-    """Something said."""
+    """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -67,30 +66,30 @@ class Message(_Lenient):
         parts = content if isinstance(content, list) else []
         for part in (part for part in parts if not isinstance(part, dict) or part.get("type") != "text"):
             kind = part.get("type") if isinstance(part, dict) else part
-            raise ValueError(f"got a part of type {str(kind)[:40]!r}, wanted text, which is all that is understood")
+            raise ValueError(f"expected parts of type 'text', got {str(kind)[:40]!r}")
         return content
 
     @property
     def turn(self) -> Turn:
-        """The same as the tokenisation wants it."""
+        """The message as the tokenizer expects it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Turn("system" if self.role == "developer" else self.role, text)
 
 
 class StreamOptions(_Lenient):
-    """How to stream."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class ChatRequest(_Lenient):
-    """The body of ``POST /v1/chat/completions``, as far as it is understood."""
+    """The supported part of the body of ``POST /v1/chat/completions``."""
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] = Field(default_factory=list)
@@ -108,40 +107,42 @@ class ChatRequest(_Lenient):
     @classmethod
     def _ends_with_a_question(cls, messages: list[Message]) -> list[Message]:
         if messages[-1].role == "assistant":
-            raise ValueError("the last message is the assistant's, wanted one to answer")
+            raise ValueError("expected a last message from the user, got one from the assistant")
         return messages
 
     @field_validator("stop")
     @classmethod
     def _few_stops(cls, stop: str | list[str]) -> list[str]:
         stops = [stop] if isinstance(stop, str) else stop
-        if len(stops) > MOST_STOPS or not all(0 < len(text) <= 256 for text in stops):
-            raise ValueError(f"wanted at most {MOST_STOPS} texts of 1 to 256 characters")
+        if len(stops) > MAX_STOPS or not all(0 < len(text) <= 256 for text in stops):
+            raise ValueError(f"expected at most {MAX_STOPS} texts of 1 to 256 characters")
         return stops
 
     @property
     def stops(self) -> Sequence[str]:
-        """Texts that end the answer."""
+        """Stop sequences."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def turns(self) -> list[Turn]:
-        """What was said so far."""
+        """The conversation so far."""
         return [message.turn for message in self.messages]
 
     def sampling(self, choice: int, seed: int) -> Sampling:
-        """How the tokens of a choice are drawn.
+        """Sampling parameters of one choice.
 
         Args:
-            choice: from 0; every one has draws of its own.
-            seed: where the request gives none.
+            choice: index from 0; every choice has a separate random stream.
+            seed: used if the request has none.
         """
-        own = (self.seed if self.seed is not None else seed) + choice
-        return Sampling(self.temperature, self.top_p, self.presence_penalty, self.frequency_penalty, own % 2**63)
+        choice_seed = (self.seed if self.seed is not None else seed) + choice
+        return Sampling(
+            self.temperature, self.top_p, self.presence_penalty, self.frequency_penalty, choice_seed % 2**63
+        )
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The request in a body.
+    """Parse the body of a request.
 
     Raises:
         ApiError: 400, naming the key.
@@ -156,9 +157,11 @@ def read_request(body: bytes) -> ChatRequest:
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
     except UnicodeEncodeError as error:
-        raise ApiError(400, "the body holds half of a surrogate pair, wanted Unicode", code="invalid_json") from error
+        raise ApiError(
+            400, "the body has an unpaired surrogate, expected valid Unicode", code="invalid_json"
+        ) from error
     except ValueError as error:
-        raise ApiError(400, f"the body is not valid JSON ({error}); wanted an object", code="invalid_json") from error
+        raise ApiError(400, f"the body is not valid JSON ({error}); expected an object", code="invalid_json") from error
     try:
         request = ChatRequest.model_validate(value)
     except ValidationError as error:
@@ -177,13 +180,13 @@ def read_request(body: bytes) -> ChatRequest:
 
 
 def unknown_model(name: str, known: Sequence[str]) -> ApiError:
-    """404, with the names that there are."""
+    """404, with the names of the models."""
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
-    text = f"model {name[:100]!r} is not served{nearest(name[:100], known)}; wanted one of {shown}"
+    text = f"model {name[:100]!r} is not served{nearest(name[:100], known)}; expected one of {shown}"
     return ApiError(404, text, param="model", code="model_not_found")
 
 
-def busy(under_way: int) -> ApiError:
-    """429, with when to try again."""
-    text = f"{under_way} answers are under way, which is as many as there is room for; try again"
+def busy(running: int) -> ApiError:
+    """429, with Retry-After."""
+    text = f"{running} answers are running, which is the limit; try again"
     return ApiError(429, text, code="rate_limit_exceeded", retry_after=1)

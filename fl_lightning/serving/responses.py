@@ -1,4 +1,4 @@
-"""Answers as the process that computes gives them: waited for whole, or passed on as they come."""
+"""Answers from the worker: awaited as a whole, or streamed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 
 from fl_lightning.serving.detokenizer import TextStream
-from fl_lightning.serving.messages import Ask, Cancel, Piece
-from fl_lightning.serving.metrics import Figures
+from fl_lightning.serving.messages import Cancel, GenerateRequest, TokenChunk
+from fl_lightning.serving.metrics import ServingMetrics
 from fl_lightning.serving.openai_schema import DONE, Choice, Completion, Usage, event
 from fl_lightning.serving.requests import ApiError, ChatRequest
 
@@ -22,29 +22,29 @@ log = logging.getLogger(__name__)
 
 
 class Answers:
-    """Asks the process that computes, and makes of its tokens what the client is to see.
+    """Sends prompts to the worker and turns its tokens into responses.
 
     Args:
-        tokenizer: of the model.
-        figures: what is counted.
-        seconds: until an answer has to be there.
-        buffer: where LitServe puts what comes, by the id of the answer.
-        post: sends a message to the process that computes.
+        tokenizer: of the base model.
+        metrics: counts tokens and seconds.
+        seconds: time limit of an answer.
+        buffer: where LitServe puts the worker's messages, by the id of the answer.
+        post: sends a message to the worker.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        figures: Figures,
+        metrics: ServingMetrics,
         seconds: float,
         buffer: MutableMapping[str, ResponseBufferItem],
-        post: Callable[[Ask | Cancel], None],
+        post: Callable[[GenerateRequest | Cancel], None],
     ) -> None:
-        self._tokenizer, self._figures, self._seconds = tokenizer, figures, seconds
+        self._tokenizer, self._metrics, self._seconds = tokenizer, metrics, seconds
         self._buffer, self._post = buffer, post
 
-    async def _pieces(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """What comes of an answer; if nobody waits any more, the process that computes is told so."""
+    async def _chunks(self, ask: GenerateRequest) -> AsyncGenerator[TokenChunk, None]:
+        """The chunks of an answer; the worker is told when the client no longer waits."""
         parts: deque[Any] = deque()
         ready = asyncio.Event()
         self._buffer[ask.uid] = ResponseBufferItem(event=ready, response_queue=parts)
@@ -61,48 +61,48 @@ class Answers:
                     ) from error
                 ready.clear()
                 while parts:
-                    piece, status = parts.popleft()
+                    chunk, status = parts.popleft()
                     ended = ended or status != LitAPIStatus.OK
                     if status != LitAPIStatus.OK:
                         continue
-                    if piece.error is not None:
-                        raise ApiError(500, f"no answer: {piece.error}", code="internal_error")
-                    self._figures.new_tokens.labels(ask.model).inc(len(piece.tokens))
-                    yield piece
+                    if chunk.error is not None:
+                        raise ApiError(500, f"no answer: {chunk.error}", code="internal_error")
+                    self._metrics.new_tokens.labels(ask.model).inc(len(chunk.tokens))
+                    yield chunk
         finally:
             self._buffer.pop(ask.uid, None)
             if not ended:
                 self._post(Cancel(ask.uid))
 
-    async def _texts(self, asked: ChatRequest, ask: Ask, choice: Choice) -> AsyncGenerator[str, None]:
-        """The text of an answer as it comes; `choice` is filled in on the way."""
+    async def _texts(self, asked: ChatRequest, ask: GenerateRequest, choice: Choice) -> AsyncGenerator[str, None]:
+        """The text of an answer as it is produced; `choice` is filled in on the way."""
         stream = TextStream(self._tokenizer, asked.stops)
         try:
-            async with contextlib.aclosing(self._pieces(ask)) as pieces:
-                async for piece in pieces:
-                    choice.tokens += len(piece.tokens)
-                    choice.fingerprint = piece.fingerprint
-                    text = stream.push(piece.tokens, last=piece.finish is not None)
+            async with contextlib.aclosing(self._chunks(ask)) as chunks:
+                async for chunk in chunks:
+                    choice.tokens += len(chunk.tokens)
+                    choice.fingerprint = chunk.fingerprint
+                    text = stream.push(chunk.tokens, last=chunk.finish is not None)
                     choice.text += text
-                    choice.finish = "stop" if stream.stopped else piece.finish or choice.finish
+                    choice.finish = "stop" if stream.stopped else chunk.finish or choice.finish
                     if text:
                         yield text
                     if stream.stopped:
                         return
         except (asyncio.CancelledError, GeneratorExit):
-            self._figures.abandoned.inc()
+            self._metrics.abandoned.inc()
             raise
 
-    async def whole(self, asked: ChatRequest, asks: Sequence[Ask]) -> dict[str, Any]:
-        """The body of the answer, once all of it is there.
+    async def whole(self, asked: ChatRequest, asks: Sequence[GenerateRequest]) -> dict[str, Any]:
+        """The body of the response, once all answers are complete.
 
         Raises:
-            ApiError: if it does not come.
+            ApiError: no answer within the time limit, or the worker failed.
         """
         choices = [Choice() for _ in asks]
         started = time.monotonic()
 
-        async def finished(ask: Ask, choice: Choice) -> None:
+        async def finished(ask: GenerateRequest, choice: Choice) -> None:
             async with contextlib.aclosing(self._texts(asked, ask, choice)) as texts:
                 async for _ in texts:
                     pass
@@ -114,16 +114,16 @@ class Answers:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
+        self._metrics.seconds.labels(asked.model).observe(time.monotonic() - started)
         return Completion(asked.model).body(choices, _usage(asks, choices))
 
-    async def events(self, asked: ChatRequest, asks: Sequence[Ask]) -> AsyncIterator[str]:
-        """The events of a stream; the choices of a request come as they are produced."""
+    async def events(self, asked: ChatRequest, asks: Sequence[GenerateRequest]) -> AsyncIterator[str]:
+        """The events of a stream; chunks of several choices are interleaved as they are produced."""
         completion, choices = Completion(asked.model), [Choice() for _ in asks]
         events: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
         started, first = time.monotonic(), True
 
-        async def told(index: int, ask: Ask, choice: Choice) -> None:
+        async def produce(index: int, ask: GenerateRequest, choice: Choice) -> None:
             try:
                 await events.put(completion.chunk(index, {"role": "assistant", "content": ""}, None, ""))
                 async with contextlib.aclosing(self._texts(asked, ask, choice)) as texts:
@@ -133,28 +133,28 @@ class Answers:
                 await events.put(None)
             except ApiError as error:
                 await events.put(error)
-            except Exception as error:  # the queue has gone, say: whatever it was, the stream has to end
+            except Exception as error:  # for example a closed queue: the stream has to end in any case
                 log.exception("no answer")
                 await events.put(ApiError(500, f"no answer: {type(error).__name__}", code="internal_error"))
 
-        tasks = [asyncio.ensure_future(told(i, *pair)) for i, pair in enumerate(zip(asks, choices, strict=True))]
+        tasks = [asyncio.ensure_future(produce(i, *pair)) for i, pair in enumerate(zip(asks, choices, strict=True))]
         try:
-            left = len(tasks)
-            while left:
+            running = len(tasks)
+            while running:
                 item = await events.get()
                 if isinstance(item, ApiError):
                     yield event(item.body())
                     return
                 if item is None:
-                    left -= 1
+                    running -= 1
                     continue
                 if first and any(choice.tokens for choice in choices):
                     first = False
-                    self._figures.first.labels(asked.model).observe(time.monotonic() - started)
+                    self._metrics.first.labels(asked.model).observe(time.monotonic() - started)
                 yield item
             if asked.stream_options.include_usage:
                 yield completion.usage_chunk(_usage(asks, choices), choices[0].fingerprint)
-            self._figures.seconds.labels(asked.model).observe(time.monotonic() - started)
+            self._metrics.seconds.labels(asked.model).observe(time.monotonic() - started)
             yield DONE
         finally:
             for task in tasks:
@@ -162,5 +162,5 @@ class Answers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _usage(asks: Sequence[Ask], choices: Sequence[Choice]) -> Usage:
+def _usage(asks: Sequence[GenerateRequest], choices: Sequence[Choice]) -> Usage:
     return Usage(len(asks[0].prompt), sum(choice.tokens for choice in choices))

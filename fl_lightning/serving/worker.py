@@ -1,4 +1,4 @@
-"""The process that computes: takes prompts from LitServe's queue, answers them side by side, sends tokens back."""
+"""The worker process: takes prompts from LitServe's queue, answers them in one batch, sends tokens back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from fl_lightning.config import RunConfig
 from fl_lightning.console import quiet
 from fl_lightning.errors import InputError
-from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
+from fl_lightning.serving.messages import Cancel, GenerateRequest, Load, TokenChunk
 from fl_lightning.storage.run_adapters import BASE
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class ChatAPI(LitAPI):
-    """The model and its adapters, in LitServe's terms.
+    """The model and its adapters as a LitAPI.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         folders: {model name: folder} of the adapters.
-        max_batch: answers under way at once.
-        spec: the HTTP side.
+        max_batch: answers decoded at once.
+        spec: the HTTP endpoints.
     """
 
     def __init__(self, config: RunConfig, folders: Mapping[str, Path], max_batch: int, spec: LitSpec) -> None:
@@ -45,9 +45,9 @@ class ChatAPI(LitAPI):
         self.models: dict[str, BankedAdapter] = {}
 
     def setup(self, device: str) -> None:
-        """Load the base model and all adapters; the device is that of the run's config."""
+        """Load the base model and all adapters onto the device of the run's config."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
-        quiet()  # before what follows is imported: some of it speaks then
+        quiet()  # before the imports below, some of which print
         from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
         from fl_lightning.serving.engine import load_answering
 
@@ -61,21 +61,21 @@ class ChatAPI(LitAPI):
             raise
 
     def load(self, folders: Mapping[str, Path], *, strict: bool = False) -> None:
-        """Read adapters; one that cannot be read is left as it was, unless `strict`.
+        """Load adapters. An unreadable one keeps its previous version, unless `strict`.
 
         Raises:
-            InputError: if one cannot be read and `strict`.
+            InputError: `strict`, and an adapter cannot be read.
         """
         for name, folder in folders.items():
             try:
                 self.models[name] = self.answering.read(folder)
-            except Exception as error:  # no memory for it, say: the thread that brings in requests has to live
+            except Exception as error:  # for example out of memory: the thread that receives requests must live
                 if strict:
                     raise
-                log.warning("model %s stays as it was: %s", name, error)
+                log.warning("model %s keeps its previous adapter: %s", name, error)
 
     def authorize(self) -> None:
-        """Nothing: the gate has done it, and LitServe's own key is of another kind."""
+        """Do nothing: `AccessMiddleware` has checked the key, and LitServe's header differs."""
 
     def predict(self, x: Any, **kwargs: Any) -> Iterator[Any]:
         """Not called: the loop decodes."""
@@ -95,31 +95,33 @@ class ChatLoop(LitLoop):
         workers_setup_status: Any,
         callback_runner: Any,
     ) -> None:
-        """Answer until the process that started this one has gone."""
-        from fl_lightning.serving.scheduler import Desk
+        """Answer until the parent process ends."""
+        from fl_lightning.serving.scheduler import BatchScheduler
 
-        inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[tuple[int, GenerateRequest | Cancel]] = queue.SimpleQueue()
         reader = threading.Thread(target=self._read, args=(request_queue, inbox, lit_api), daemon=True)
         reader.start()
 
-        def send(consumer: int, uid: str, piece: Piece) -> None:
-            last = piece.finish is not None or piece.error is not None
-            self.put_response(transport, consumer, uid, piece, LitAPIStatus.OK, LoopResponseType.STREAMING)
+        def send(consumer: int, uid: str, chunk: TokenChunk) -> None:
+            last = chunk.finish is not None or chunk.error is not None
+            self.put_response(transport, consumer, uid, chunk, LitAPIStatus.OK, LoopResponseType.STREAMING)
             if last:
                 self.put_response(
                     transport, consumer, uid, None, LitAPIStatus.FINISH_STREAMING, LoopResponseType.STREAMING
                 )
 
-        desk = Desk(lit_api.answering, lit_api.models, lit_api.max_batch_size, send)
-        desk.work(inbox, lambda: os.getppid() == self._server_pid)
+        scheduler = BatchScheduler(lit_api.answering, lit_api.models, lit_api.max_batch_size, send)
+        scheduler.work(inbox, lambda: os.getppid() == self._server_pid)
         os._exit(0)
 
-    def _read(self, request_queue: Any, inbox: queue.SimpleQueue[tuple[int, Ask | Cancel]], lit_api: ChatAPI) -> None:
-        """Bring in what comes, in order; adapters are read here, beside the decoding."""
+    def _read(
+        self, request_queue: Any, inbox: queue.SimpleQueue[tuple[int, GenerateRequest | Cancel]], lit_api: ChatAPI
+    ) -> None:
+        """Receive messages in order; adapters are loaded here, in parallel to the decoding."""
         while True:
             try:
                 consumer, _, _, message = request_queue.get()
-            except (EOFError, OSError):  # the process that holds the queues has gone
+            except (EOFError, OSError):  # the process of the queues has ended
                 os._exit(0)
             if isinstance(message, Load):
                 lit_api.load(message.folders)

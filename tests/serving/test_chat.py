@@ -86,7 +86,7 @@ def test_an_answer_comes_in_pieces(conversation):
 def test_what_is_too_long_is_refused_and_not_kept(conversation):
     answer = "".join(conversation.say("One?"))
     before = list(conversation.turns)
-    with pytest.raises(InputError, match=r"\d+ tokens were said, wanted fewer than 2048; /clear forgets them"):
+    with pytest.raises(InputError, match=r"expected fewer than 2048 tokens, got \d+; /clear forgets them"):
         list(conversation.say("word " * 3000))
     assert conversation.turns == before == [Turn("user", "One?"), Turn("assistant", answer)]
 
@@ -98,12 +98,12 @@ def test_an_answer_ends_where_the_model_has_no_more_positions(conversation, monk
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 2
     monkeypatch.setattr(conversation, "_context", prompt)
     conversation.turns = []
-    with pytest.raises(InputError, match="wanted fewer"):
+    with pytest.raises(InputError, match="expected fewer"):
         list(conversation.say("One?"))
 
 
 def test_an_unknown_model_is_refused_and_the_one_before_stays(conversation, start):
-    wanted = r"model 'finanse': not in this run; did you mean 'finance'\?; wanted one of finance, hr, hr/client_0, base"
+    wanted = r"model 'finanse': not in this run; did you mean 'finance'\?; expected one of finance, hr, hr/client_0, base"
     with pytest.raises(InputError, match=wanted):
         conversation.switch("finanse")
     assert conversation.model == "hr"
@@ -170,7 +170,7 @@ def test_in_a_pipe_an_error_ends_it(conversation, monkeypatch):
 def test_what_is_no_text_is_refused(conversation, monkeypatch, errors):
     typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors=errors)
     monkeypatch.setattr("sys.stdin", typed)
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="expected UTF-8"):
         talk(conversation, Console(file=io.StringIO()))
 
 

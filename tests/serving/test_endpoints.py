@@ -1,6 +1,7 @@
 """The endpoints, with a worker in their place that says what the test wants it to say."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -15,8 +16,8 @@ from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.errors import InputError
 from fl_lightning.serving.endpoints import ChatSpec, Limits
-from fl_lightning.serving.messages import Ask, Cancel, Load, Piece
-from fl_lightning.serving.metrics import Figures
+from fl_lightning.serving.messages import Cancel, GenerateRequest, Load, TokenChunk
+from fl_lightning.serving.metrics import ServingMetrics
 
 USER = {"role": "user", "content": "Hello"}
 
@@ -28,7 +29,7 @@ class Models:
         self.created = {"hr": 1000, "hr/client_0": 2000, "base": 500}
         self.looks = []
 
-    def look(self, tell):
+    def refresh(self, tell):
         found = self.looks.pop(0) if self.looks else {}
         if isinstance(found, Exception):
             raise found
@@ -50,7 +51,7 @@ class Worker:
         self.posted.append(message)
         if self.fail is not None:
             raise self.fail
-        if isinstance(message, Ask):
+        if isinstance(message, GenerateRequest):
             assert uid == message.uid
             pieces = self.script.pop(0) if self.script else []
             for piece in pieces:
@@ -67,7 +68,7 @@ class Worker:
 
     @property
     def asked(self):
-        return [message for message in self.posted if isinstance(message, Ask)]
+        return [message for message in self.posted if isinstance(message, GenerateRequest)]
 
     @property
     def cancelled(self):
@@ -76,8 +77,8 @@ class Worker:
 
 class Served:
     def __init__(self, tokenizer, call, limits=None):
-        self.figures, self.models, self.tokenizer, self._call = Figures(), Models(), tokenizer, call
-        self.spec = ChatSpec(tokenizer, self.models, limits or Limits(), self.figures, 0.01)
+        self.metrics, self.models, self.tokenizer, self._call = ServingMetrics(), Models(), tokenizer, call
+        self.spec = ChatSpec(tokenizer, self.models, limits or Limits(), self.metrics, 0.01)
         self.worker = Worker(self.spec)
         self.app = FastAPI()
         for path, endpoint, methods in self.spec.endpoints:
@@ -87,8 +88,8 @@ class Served:
         """Have the next choices answered so, in pieces of one token."""
         for text in texts:
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            pieces = [Piece((token,), None, "fp_1") for token in tokens]
-            self.worker.script.append([*pieces, Piece((), finish, "fp_1")])
+            pieces = [TokenChunk((token,), None, "fp_1") for token in tokens]
+            self.worker.script.append([*pieces, TokenChunk((), finish, "fp_1")])
 
     def tokens(self, text):
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -104,7 +105,7 @@ class Served:
         return asyncio.run(self._call(self.app, path, "GET", messages=[{"type": "http.request", "body": b""}]))
 
     def figure(self, name, **labels):
-        return self.figures.registry.get_sample_value(name, labels) or 0
+        return self.metrics.registry.get_sample_value(name, labels) or 0
 
     def check_nothing_is_left(self):
         assert self.spec.response_buffer == {}
@@ -262,7 +263,7 @@ def test_the_client_of_openai_reads_both(make, tokenizer):
         with pytest.raises(openai.NotFoundError) as caught:
             await client.chat.completions.create(model="legal", messages=[USER])
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-        served.worker.script.append([Piece(error="OutOfMemoryError while decoding")])
+        served.worker.script.append([TokenChunk(error="OutOfMemoryError while decoding")])
         stream = await client.chat.completions.create(model="hr", messages=[USER], stream=True)
         with pytest.raises(openai.APIError, match="OutOfMemoryError"):
             _ = [chunk async for chunk in stream]
@@ -311,7 +312,7 @@ def test_what_is_refused_is_never_posted(make, stream):
 def test_the_longest_prompt_is_taken_and_one_token_more_is_not(make, tokenizer):
     length = len(encode_prompt([Turn("user", "Hello")], tokenizer))
     short = make(prompt_tokens=length - 1)
-    assert short.ask().json["error"]["message"] == f"messages: {length} tokens, wanted at most {length - 1}"
+    assert short.ask().json["error"]["message"] == f"messages: expected at most {length - 1} tokens, got {length}"
     served = make(prompt_tokens=length)
     served.answers("x")
     assert served.ask().status == 200
@@ -342,8 +343,8 @@ def test_a_chat_template_that_refuses_is_the_askers_error(make, tokenizer, asgi)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("before", [0, 2])
 def test_an_error_of_the_worker_is_one_of_the_server(served, stream, before):
-    pieces = [Piece((5,), None, "fp_1")] * before
-    served.worker.script.append([*pieces, Piece(error="OutOfMemoryError while decoding")])
+    pieces = [TokenChunk((5,), None, "fp_1")] * before
+    served.worker.script.append([*pieces, TokenChunk(error="OutOfMemoryError while decoding")])
     reply = served.ask(stream=stream)
     error = events(reply)[-1]["error"] if stream else reply.json["error"]
     assert reply.status == (200 if stream else 500)
@@ -354,14 +355,14 @@ def test_an_error_of_the_worker_is_one_of_the_server(served, stream, before):
 
 
 def test_an_error_in_one_choice_ends_the_others(served):
-    served.worker.script += [[Piece((5,))], [Piece(error="x")], [Piece((5,))]]
+    served.worker.script += [[TokenChunk((5,))], [TokenChunk(error="x")], [TokenChunk((5,))]]
     assert served.ask(n=3).status == 500
     uids = [ask.uid for ask in served.worker.asked]
     assert {uids[0], uids[2]} <= set(served.worker.cancelled)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("pieces", [[], [Piece((5,), None, "fp_1")]])
+@pytest.mark.parametrize("pieces", [[], [TokenChunk((5,), None, "fp_1")]])
 def test_an_answer_that_is_not_there_in_time_is_given_up(make, stream, pieces):
     served = make(seconds=0.05)
     served.worker.script.append(pieces)
@@ -383,7 +384,7 @@ def test_the_time_is_that_of_the_whole_answer(make, stream):
         while not request.done():
             await asyncio.sleep(0.02)
             for uid in list(served.spec.response_buffer):
-                served.worker.say(uid, Piece((5,)))
+                served.worker.say(uid, TokenChunk((5,)))
                 said += 1
         return await request, said
 
@@ -407,7 +408,7 @@ def test_of_a_client_that_goes_away_nothing_is_left(served, stream, n):
         while len(served.spec.response_buffer) < n:
             await asyncio.sleep(0.001)
         for uid in list(served.spec.response_buffer):
-            served.worker.say(uid, Piece((5,)))
+            served.worker.say(uid, TokenChunk((5,)))
         await asyncio.sleep(0.01)
         assert served.worker.cancelled == []
         gone.set()
@@ -491,7 +492,7 @@ def test_requests_side_by_side_do_not_get_each_others_answers(served):
 
 
 def test_pieces_for_nobody_are_let_go(served):
-    served.worker.say("unknown", Piece((5,)))
+    served.worker.say("unknown", TokenChunk((5,)))
     served.answers("one")
     assert served.ask().status == 200
 
@@ -511,7 +512,7 @@ def test_what_a_new_round_brings_is_loaded(served, tmp_path, log_messages):
     asyncio.run(scenario())
     assert served.worker.posted == [Load({"hr": tmp_path})]
     assert served.figure("fl_adapter_loads_total") == 1
-    assert "WARNING the run cannot be read now: half" in log_messages
+    assert "WARNING the run cannot be read at the moment: half" in log_messages
 
 
 def test_the_process_that_computes_gets_nothing_of_it_but_the_path(served):
@@ -522,8 +523,35 @@ def test_the_process_that_computes_gets_nothing_of_it_but_the_path(served):
     assert again.stream
 
 
+def test_requests_that_arrive_together_do_not_pass_the_limit(make):
+    served = make(answers=2, seconds=5)
+    served.answers("one", "two")
+
+    async def together():
+        return await asyncio.gather(*(served.chat() for _ in range(6)))
+
+    codes = sorted(reply.status for reply in asyncio.run(together()))
+    assert codes == [200, 200, 429, 429, 429, 429]
+    served.answers("again")
+    assert served.ask().status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_ending_releases_the_slots_of_a_request(make, stream):
+    served = make(answers=1, seconds=5, prompt_tokens=200)
+    too_long = [{"role": "user", "content": "word " * 400}]
+    assert served.ask(messages=too_long).status == 413
+    served.worker.fail = OSError("the queue is closed")
+    with contextlib.suppress(OSError):
+        served.ask(stream=stream)
+    served.worker.fail = None
+    served.answers("Good morning")
+    assert served.ask(stream=stream).status == 200
+    assert served.spec._slots.taken == 0
+
+
 def test_answers_are_counted_and_not_requests_alone(make):
     served = make(answers=3, seconds=5)
-    served.worker.script += [[Piece((5,), "length", "fp_1")]] * 3
+    served.worker.script += [[TokenChunk((5,), "length", "fp_1")]] * 3
     assert served.ask(n=4).status == 429
     assert served.ask(n=3).status == 200

@@ -62,5 +62,5 @@ def test_a_model_without_keys_and_values_is_refused(micro_model, tokenizer, tmp_
     tokenizer.save_pretrained(tmp_path)
     config = RunConfig()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, name_or_path=str(tmp_path)))
-    with pytest.raises(InputError, match="MambaForCausalLM, which keeps a recurrent state"):
+    with pytest.raises(InputError, match="MambaForCausalLM, a recurrent model"):
         load_answering(config)

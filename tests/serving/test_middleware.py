@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("prometheus_client", reason="prometheus_client is not installed: pip install 'fl_lightning[serve]'")
 
 from fl_lightning.serving import middleware as gates
-from fl_lightning.serving.metrics import Figures
-from fl_lightning.serving.middleware import CHAT, Gate
+from fl_lightning.serving.metrics import ServingMetrics
+from fl_lightning.serving.middleware import CHAT, AccessMiddleware
 
 KEY = "correct-horse-battery"
 BEARER = [("Authorization", f"Bearer {KEY}")]
@@ -42,10 +42,10 @@ def behind():
 @pytest.fixture
 def make(behind):
     def make(api_key="", max_body=100, max_requests=2):
-        figures = Figures()
+        metrics = ServingMetrics()
         key = gates.digest(api_key.encode()) if api_key else None
-        gate = Gate(behind, figures=figures, key=key, max_body=max_body, max_requests=max_requests)
-        gate.figures = figures
+        gate = AccessMiddleware(behind, metrics=metrics, key=key, max_body=max_body, max_requests=max_requests)
+        gate.metrics = metrics
         return gate
 
     return make
@@ -57,11 +57,11 @@ def parts(*bodies, more=False):
 
 
 def counted(gate, path, status):
-    return gate.figures.registry.get_sample_value("fl_requests_total", {"path": path, "status": str(status)}) or 0
+    return gate.metrics.registry.get_sample_value("fl_requests_total", {"path": path, "status": str(status)}) or 0
 
 
 def under_way(gate):
-    return gate.figures.registry.get_sample_value("fl_requests_in_flight")
+    return gate.metrics.registry.get_sample_value("fl_requests_in_flight")
 
 
 def test_without_a_key_all_pass(make, behind, asgi):
@@ -171,7 +171,7 @@ def test_a_length_that_is_too_much_or_none_is_refused_unread(make, behind, asgi,
 
     reply = asyncio.run(asgi(make(), headers=[("Content-Length", length)], messages=[watched]))
     assert (reply.status, read, behind.bodies) == (status, [], [])
-    text = {413: "the body is too large, wanted at most 100 bytes", 400: "Content-Length is no number"}
+    text = {413: "the body is too large, expected at most 100 bytes", 400: "Content-Length: expected a number"}
     assert reply.json["error"]["message"] == text[status]
     assert reply.headers["connection"] == "close"
 

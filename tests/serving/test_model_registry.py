@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from fl_lightning.errors import InputError
-from fl_lightning.serving.model_registry import FILES, Offer
+from fl_lightning.serving.model_registry import FILES, ModelRegistry
 
 
 def adapter(folder, content="x"):
@@ -41,139 +41,139 @@ def run(tmp_path):
 
 
 def test_all_are_new_at_first_and_none_after_that(run):
-    offer = Offer(run)
-    assert offer.look() == {
+    registry = ModelRegistry(run)
+    assert registry.refresh() == {
         "finance": run / "adapters/finance",
         "hr": run / "adapters/hr",
         "hr/client_0": run / "client_exports/hr/round_1_client_0",
         "hr/client_1": run / "client_exports/hr/round_1_client_1",
     }
-    assert list(offer.created) == ["finance", "hr", "hr/client_0", "hr/client_1", "base"]
-    assert offer.look() == {}
+    assert list(registry.created) == ["finance", "hr", "hr/client_0", "hr/client_1", "base"]
+    assert registry.refresh() == {}
 
 
 def test_a_model_is_as_old_as_its_weights(run):
     os.utime(run / "adapters/hr/adapter_model.safetensors", (2000, 2000))
-    offer = Offer(run)
-    offer.look()
-    assert (offer.created["hr"], offer.created["base"]) == (2000, 1000)
+    registry = ModelRegistry(run)
+    registry.refresh()
+    assert (registry.created["hr"], registry.created["base"]) == (2000, 1000)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_only_an_adapter_that_has_changed_is_new(run, file):
-    offer = Offer(run)
-    offer.look()
+    registry = ModelRegistry(run)
+    registry.refresh()
     (run / "adapters/hr" / file).write_text("longer")
-    assert offer.look() == {"hr": run / "adapters/hr"}
-    assert offer.look() == {}
+    assert registry.refresh() == {"hr": run / "adapters/hr"}
+    assert registry.refresh() == {}
 
 
 def test_an_adapter_replaced_by_one_of_like_size_and_age_is_new(run):
-    offer = Offer(run)
-    offer.look()
+    registry = ModelRegistry(run)
+    registry.refresh()
     path = run / "adapters/hr/adapter_model.safetensors"
     before = path.stat()
     (run / "other").write_text("y")
     os.replace(run / "other", path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert list(offer.look()) == ["hr"]
+    assert list(registry.refresh()) == ["hr"]
 
 
 def test_a_later_round_brings_clients_and_their_newer_adapters(run):
-    offer = Offer(run)
-    offer.look()
+    registry = ModelRegistry(run)
+    registry.refresh()
     client_round(run, 2, "client_1", "client_2")
-    assert offer.look() == {
+    assert registry.refresh() == {
         "hr/client_1": run / "client_exports/hr/round_2_client_1",
         "hr/client_2": run / "client_exports/hr/round_2_client_2",
     }
-    assert "hr/client_2" in offer.created
+    assert "hr/client_2" in registry.created
 
 
 def test_one_that_has_gone_stays_on_offer(run):
-    offer = Offer(run)
-    offer.look()
+    registry = ModelRegistry(run)
+    registry.refresh()
     shutil.rmtree(run / "client_exports/hr/round_1_client_0")
-    assert offer.look() == {}
-    assert "hr/client_0" in offer.created
+    assert registry.refresh() == {}
+    assert "hr/client_0" in registry.created
 
 
 def test_without_clients_only_shared_ones_are_offered(run):
-    assert list(Offer(run, clients=False).look()) == ["finance", "hr"]
+    assert list(ModelRegistry(run, clients=False).refresh()) == ["finance", "hr"]
 
 
 def test_only_those_asked_for_are_offered(run):
-    offer = Offer(run, only=["hr/client_1", "hr"])
-    assert list(offer.look()) == ["hr", "hr/client_1"]
-    assert list(offer.created) == ["hr", "hr/client_1"]
-    alone = Offer(run, only=["base"])
-    assert alone.look() == {}
+    registry = ModelRegistry(run, only=["hr/client_1", "hr"])
+    assert list(registry.refresh()) == ["hr", "hr/client_1"]
+    assert list(registry.created) == ["hr", "hr/client_1"]
+    alone = ModelRegistry(run, only=["base"])
+    assert alone.refresh() == {}
     assert list(alone.created) == ["base"]
 
 
 @pytest.mark.parametrize(("clients", "name"), [(True, "finanse"), (True, "hr/client_9"), (False, "hr/client_0")])
 def test_one_asked_for_that_is_not_there_is_refused(run, clients, name):
-    with pytest.raises(InputError, match=rf"--models {name}: no such adapter in .*; wanted some of finance, hr"):
-        Offer(run, clients=clients, only=[name]).look()
+    with pytest.raises(InputError, match=rf"--models {name}: no such adapter in .*; expected some of finance, hr"):
+        ModelRegistry(run, clients=clients, only=[name]).refresh()
 
 
 def test_one_asked_for_that_has_gone_does_not_keep_others_from_being_new(run):
-    offer = Offer(run, only=["hr/client_0", "hr"])
-    offer.look()
+    registry = ModelRegistry(run, only=["hr/client_0", "hr"])
+    registry.refresh()
     shutil.rmtree(run / "client_exports/hr/round_1_client_0")
     adapter(run / "adapters/hr", "newer")
-    assert list(offer.look()) == ["hr"]
+    assert list(registry.refresh()) == ["hr"]
 
 
 def test_a_department_called_as_the_base_is_refused(run):
     (run / "dept_lora_federated.json").write_text('{"base": "adapters/hr"}')
     with pytest.raises(InputError, match="a department is called 'base'"):
-        Offer(run).look()
+        ModelRegistry(run).refresh()
 
 
 @pytest.mark.parametrize("name", ["../hr", "a/b", "", "."])
 def test_a_name_that_is_none_is_refused(run, name):
     (run / "dept_lora_federated.json").write_text(json.dumps({name: "adapters/hr"}))
     with pytest.raises(InputError, match="rename"):
-        Offer(run).look()
+        ModelRegistry(run).refresh()
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_half_an_adapter_is_passed_over_until_it_is_whole(run, file, caplog):
-    offer = Offer(run)
-    offer.look()
+    registry = ModelRegistry(run)
+    registry.refresh()
     adapter(run / "adapters/finance", "newer")  # whole, and looked at first
     (run / "adapters/hr" / file).unlink()
-    assert list(offer.look()) == ["finance"]  # the others do not wait for it
+    assert list(registry.refresh()) == ["finance"]  # the others do not wait for it
     assert f"adapters/hr: no {file}" in caplog.text
-    assert "hr" in offer.created
+    assert "hr" in registry.created
     adapter(run / "adapters/hr", "newer")
-    assert list(offer.look()) == ["hr"]
+    assert list(registry.refresh()) == ["hr"]
     (run / "adapters/hr" / file).unlink()
-    with pytest.raises(InputError, match=f"adapters/hr: no {file} .*wanted adapter_config.json and adapter_model"):
-        Offer(run).look()
+    with pytest.raises(InputError, match=f"adapters/hr: no {file} .*expected adapter_config.json and adapter_model"):
+        ModelRegistry(run).refresh()
 
 
 def test_a_run_without_adapters_is_refused(tmp_path):
     with pytest.raises(InputError, match="dept_lora_federated.json"):
-        Offer(tmp_path).look()
+        ModelRegistry(tmp_path).refresh()
 
 
 def test_nothing_is_offered_before_it_was_told(run):
-    offer, told = Offer(run), []
-    offer.look(lambda changed: told.append((list(changed), list(offer.created))))
+    registry, told = ModelRegistry(run), []
+    registry.refresh(lambda changed: told.append((list(changed), list(registry.created))))
     assert told == [(["finance", "hr", "hr/client_0", "hr/client_1"], [])]
-    offer.look(told.append)
+    registry.refresh(told.append)
     assert len(told) == 1  # nothing was new
 
 
 def test_what_could_not_be_told_is_new_still(run):
-    offer = Offer(run)
+    registry = ModelRegistry(run)
 
     def fail(changed):
         raise OSError("the queue has gone")
 
     with pytest.raises(OSError, match="gone"):
-        offer.look(fail)
-    assert offer.created == {}
-    assert len(offer.look()) == 4
+        registry.refresh(fail)
+    assert registry.created == {}
+    assert len(registry.refresh()) == 4

@@ -10,7 +10,7 @@ from fl_lightning.data.records import Turn
 
 pytest.importorskip("pydantic", reason="pydantic is not installed: pip install 'fl_lightning[serve]'")
 
-from fl_lightning.serving.requests import MOST_MESSAGES, ApiError, ChatRequest, read_request, unknown_model
+from fl_lightning.serving.requests import MAX_MESSAGES, ApiError, ChatRequest, read_request, unknown_model
 
 USER = {"role": "user", "content": "Hello"}
 quick = settings(deadline=None, max_examples=150)
@@ -105,8 +105,8 @@ def test_one_stop_is_a_list_of_one():
         (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"model": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"\\udfff": 1}', "half of a surrogate pair"),
+        (b'{"model": "\\ud800"}', "an unpaired surrogate"),
+        (b'{"\\udfff": 1}', "an unpaired surrogate"),
     ],
 )
 def test_a_body_that_is_no_json_is_refused(content, said):
@@ -140,7 +140,7 @@ def test_a_body_that_is_no_object_is_refused(content):
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": {"text": "x"}}]}, "messages.0.content"),
-        ({"messages": [USER] * (MOST_MESSAGES + 1)}, "messages"),
+        ({"messages": [USER] * (MAX_MESSAGES + 1)}, "messages"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
@@ -213,13 +213,13 @@ def test_an_unknown_model_is_answered_with_the_names_there_are():
     error = unknown_model("finanse", ["hr", "finance"])
     assert error.status == 404
     assert error.body()["error"]["code"] == "model_not_found"
-    assert str(error) == "model 'finanse' is not served; did you mean 'finance'?; wanted one of hr, finance"
+    assert str(error) == "model 'finanse' is not served; did you mean 'finance'?; expected one of hr, finance"
 
 
 def test_of_many_models_forty_are_named_and_a_long_name_is_cut():
     message = str(unknown_model("x" * 5000, [f"d{i}" for i in range(42)]))
     assert message.endswith("d38, d39 and 2 more")
-    assert message.startswith(f"model '{'x' * 100}' is not served; wanted")
+    assert message.startswith(f"model '{'x' * 100}' is not served; expected")
     assert str(unknown_model("x", [f"d{i}" for i in range(40)])).endswith("d38, d39")
 
 
@@ -262,5 +262,5 @@ def test_of_any_message_comes_a_request_or_a_refusal(message):
 def test_a_picture_is_refused_in_words():
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
     body = json.dumps({"model": "hr", "messages": [{"role": "user", "content": parts}]}).encode()
-    with pytest.raises(ApiError, match="content: .*got a part of type 'image_url', wanted text"):
+    with pytest.raises(ApiError, match="content: .*expected parts of type 'text', got 'image_url'"):
         read_request(body)

@@ -11,8 +11,8 @@ from fl_lightning.modeling.generation.token_sampling import Sampling
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.serving import scheduler as desks
 from fl_lightning.serving.engine import Answering
-from fl_lightning.serving.messages import Ask, Cancel
-from fl_lightning.serving.scheduler import Desk
+from fl_lightning.serving.messages import Cancel, GenerateRequest
+from fl_lightning.serving.scheduler import BatchScheduler
 
 GREEDY = Sampling(temperature=0)
 
@@ -32,7 +32,7 @@ def models(answering, random_state):
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
-    monkeypatch.setattr(desks, "PAUSE", 0.0)
+    monkeypatch.setattr(desks, "MIN_CHUNK_SECONDS", 0.0)
 
 
 class Office:
@@ -40,7 +40,7 @@ class Office:
 
     def __init__(self, answering, models, max_batch=8):
         self.sent, self.order = {}, []
-        self.desk = Desk(answering, models, max_batch, self.send)
+        self.desk = BatchScheduler(answering, models, max_batch, self.send)
         self.inbox = queue.SimpleQueue()
 
     def send(self, consumer, uid, piece):
@@ -48,7 +48,7 @@ class Office:
         self.sent.setdefault((consumer, uid), []).append(piece)
 
     def ask(self, uid, model="hr", prompt=(5, 6, 7), length=4, stream=False, consumer=0):
-        self.inbox.put((consumer, Ask(uid, model, tuple(prompt), length, GREEDY, stream)))
+        self.inbox.put((consumer, GenerateRequest(uid, model, tuple(prompt), length, GREEDY, stream)))
 
     def cancel(self, uid):
         self.inbox.put((0, Cancel(uid)))
@@ -59,7 +59,7 @@ class Office:
         self.desk.work(self.inbox, lambda: self.busy() and next(left, None) is not None)
 
     def busy(self):
-        return not self.inbox.empty() or bool(self.desk._tickets or self.desk._waiting)
+        return not self.inbox.empty() or bool(self.desk._running or self.desk._waiting)
 
     def pieces(self, uid, consumer=0):
         return self.sent.get((consumer, uid), [])
@@ -108,7 +108,7 @@ def test_streamed_pieces_are_the_answer(office, answering, models):
 
 
 def test_between_two_pieces_tokens_are_gathered(office, monkeypatch, answering, models):
-    monkeypatch.setattr(desks, "PAUSE", 1e9)
+    monkeypatch.setattr(desks, "MIN_CHUNK_SECONDS", 1e9)
     clock = iter([1e10, 1e10 + 1, 1e10 + 2, 1e10 + 3, 1e10 + 4, 1e10 + 5])
     monkeypatch.setattr(desks.time, "monotonic", lambda: next(clock))
     office.ask("a", stream=True, length=5)
@@ -182,7 +182,7 @@ def test_a_cancel_that_comes_with_its_prompt_leaves_nothing(office):
     office.turn(2)
     assert office.order == ["b"]
     assert not office.desk._waiting
-    assert not office.desk._tickets
+    assert not office.desk._running
 
 
 def test_a_model_that_is_not_loaded_is_said_to_the_one_who_asked(office):
@@ -207,7 +207,7 @@ def test_an_error_fails_those_under_way_and_nobody_else(answering, models, monke
     office.ask("d")
     office.turn(6)
     assert office.tokens("d") == office.tokens("c")
-    assert not office.desk._tickets
+    assert not office.desk._running
 
 
 def test_a_prompt_that_cannot_be_read_fails_and_the_next_is_answered(office):

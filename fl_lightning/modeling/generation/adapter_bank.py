@@ -1,9 +1,9 @@
 """Many adapters on one base model: each row of a batch goes through its own.
 
 The base is computed once for all rows; row b of adapter k gets ``h = W0 x + s_k B_k A_k x``. The factors of the
-adapters in a batch stand beside each other, ``A`` of shape (R, in_features) and ``B`` of shape (out_features, R) with R
-the sum of their ranks, so that a layer costs two more matrix products however many adapters there are; what is not a
-row's own of the R inner values is multiplied by 0.
+adapters in a batch are concatenated, ``A`` of shape (R, in_features) and ``B`` of shape (out_features, R) with R the
+sum of their ranks, so a layer costs two more matrix products however many adapters there are. Each row keeps the inner
+values of its own adapter; a mask sets the others to 0.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fl_lightning.modeling.lora import ADAPTER, lora_layers
 
 @dataclass(frozen=True, eq=False)
 class BankedAdapter:
-    """An adapter that is ready for use; the base model where it has no factors.
+    """An adapter on the model's device; without factors, the base model.
 
     Attributes:
         factors: {layer: (s A of shape (r, in_features), B of shape (out_features, r))}, fp32, on the model's device.
-        fingerprint: of what it holds, for whoever wants to know which version answered.
+        fingerprint: digest of its tensors, which tells versions apart.
     """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -36,11 +36,11 @@ class BankedAdapter:
 class AdapterBank:
     """Puts several adapters on the LoRA layers of a PEFT model at once, for inference.
 
-    Usage: `take` adapters, then inside `attached()` call `arrange` before a forward pass whose rows have others than
-    the one before.
+    Usage: `take` adapters, then inside `attached()` call `arrange` before each forward pass whose rows differ from
+    those of the pass before.
 
     Args:
-        model: as `create_lora_model` gives it; its own adapter is switched off while the bank is attached.
+        model: as `create_lora_model` gives it; its built-in adapter is off while the bank is attached.
 
     Example:
         >>> import torch
@@ -57,15 +57,16 @@ class AdapterBank:
     def __init__(self, model: PeftModel) -> None:
         self._layers: dict[str, Any] = dict(lora_layers(model))
         self._device = next(model.parameters()).device
-        self._beside: tuple[BankedAdapter, ...] = ()
+        self._adapters: tuple[BankedAdapter, ...] = ()
+        self._rows: tuple[BankedAdapter, ...] = ()
         self._stacked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._own: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
 
     def take(self, state: Mapping[str, torch.Tensor], gain: float = 1.0, fingerprint: str = "") -> BankedAdapter:
-        """An adapter made ready.
+        """Prepare an adapter.
 
         Args:
-            state: its tensors, of any rank, as `read_lora_adapter` gives them.
+            state: its tensors, of any rank, as `read_lora_adapter` returns them.
             gain: its scale lora_alpha / r over that of the model.
             fingerprint: see `BankedAdapter`.
         """
@@ -73,38 +74,42 @@ class AdapterBank:
         for name, layer in self._layers.items():
             a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
             scale = float(layer.scaling[ADAPTER]) * gain
-            b = b.to(self._device, torch.float32, copy=True)  # the state stays the caller's
+            b = b.to(self._device, torch.float32, copy=True)  # the caller keeps its state
             factors[name] = scale * a.to(self._device, torch.float32), b
         return BankedAdapter(factors, fingerprint)
 
     def arrange(self, rows: Sequence[BankedAdapter]) -> None:
-        """Say whose the rows of the next forward passes are.
+        """Set the adapters of the rows of the next forward passes; does nothing if they are the same as before.
 
         Args:
-            rows: one adapter a row.
+            rows: one adapter per row.
         """
-        beside = tuple(dict.fromkeys(adapter for adapter in rows if adapter.factors))
-        if beside != self._beside:
+        if tuple(rows) == self._rows:
+            return
+        self._rows = ()  # until all of the below is done, since memory may run out
+        adapters = tuple(dict.fromkeys(adapter for adapter in rows if adapter.factors))
+        if adapters != self._adapters:
             self._stacked = {
                 name: (
-                    torch.cat([adapter.factors[name][0] for adapter in beside]),
-                    torch.cat([adapter.factors[name][1] for adapter in beside], dim=1),
+                    torch.cat([adapter.factors[name][0] for adapter in adapters]),
+                    torch.cat([adapter.factors[name][1] for adapter in adapters], dim=1),
                 )
                 for name in self._layers
-                if beside
+                if adapters
             }
-            self._beside = beside  # last: if there is no memory for the above, it must not count as done
-        if not beside:
-            self._own = None
-            return
-        name = next(iter(self._layers))
-        owners = [adapter for adapter in beside for _ in range(adapter.factors[name][0].shape[0])]
-        own = torch.tensor([[row is owner for owner in owners] for row in rows], dtype=torch.float32)
-        self._own = None if bool(own.all()) else own[:, None].to(self._device)
+            self._adapters = adapters
+        if not adapters:
+            self._mask = None
+        else:
+            name = next(iter(self._layers))
+            owners = [adapter for adapter in adapters for _ in range(adapter.factors[name][0].shape[0])]
+            mask = torch.tensor([[row is owner for owner in owners] for row in rows], dtype=torch.float32)
+            self._mask = None if bool(mask.all()) else mask[:, None].to(self._device)
+        self._rows = tuple(rows)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """While this block runs, the model's LoRA layers use the adapters that are arranged instead of their own."""
+        """Within this block the model's LoRA layers use the arranged adapters instead of their built-in one."""
         handles = []
         try:
             for name, layer in self._layers.items():
@@ -116,7 +121,7 @@ class AdapterBank:
                 handle.remove()
             for layer in self._layers.values():
                 layer.enable_adapters(True)
-            self._beside, self._stacked, self._own = (), {}, None
+            self._adapters, self._rows, self._stacked, self._mask = (), (), {}, None
 
     def _hook(self, name: str) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -124,8 +129,8 @@ class AdapterBank:
                 return output
             a, b = self._stacked[name]
             inner = linear(inputs[0].to(a.dtype), a)
-            if self._own is not None:
-                inner = inner * self._own
+            if self._mask is not None:
+                inner = inner * self._mask
             return output + linear(inner, b).to(output.dtype)
 
         return add_update

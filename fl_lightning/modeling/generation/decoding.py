@@ -1,8 +1,8 @@
-"""Continuous batching: answers are produced a token at a time, and rows come and go between tokens.
+"""Continuous batching: answers grow one token at a time, and rows join and leave between tokens.
 
-Rows of several lengths stand right-aligned in one key-value cache, with padding on the left that the attention mask
-hides. A new row is read (its prompt's keys and values are computed) beside the others that are new, and is then put
-into the cache; a finished one leaves it. After Yu et al. 2022 (Orca, OSDI), without paging.
+Rows of different lengths are right-aligned in one key-value cache, with padding on the left that the attention mask
+hides. New prompts are read together (their keys and values are computed), then join the cache; finished rows leave it.
+After Yu et al. 2022 (Orca, OSDI), without paging.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from fl_lightning.modeling.generation.token_sampling import Sampler, choose_all
 
 @dataclass(eq=False)
 class Answer:
-    """An answer under way.
+    """A running answer.
 
     Attributes:
         prompt: token ids, at least one.
-        adapter: which gives it.
-        max_new_tokens: it is cut after so many tokens, at least one.
-        sampler: chooses its tokens.
-        tokens: what there is of it, without the end token.
-        finish: ``stop`` once the model has ended it, ``length`` once it was cut; None before.
+        adapter: the adapter that answers.
+        max_new_tokens: limit of its tokens, at least 1.
+        sampler: draws its tokens.
+        tokens: the answer so far, without the end token.
+        finish: ``stop`` once the model has ended it, ``length`` at the limit; None before.
     """
 
     prompt: Sequence[int]
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Decoder:
-    """Answers many prompts at once, each with its own adapter.
+    """Answers many prompts at once, each with a separate adapter.
 
     Args:
         model: the PEFT model that `bank` is attached to.
@@ -65,7 +65,8 @@ class Decoder:
 
     def __init__(self, model: Any, bank: AdapterBank, ends: Collection[int]) -> None:
         self._model, self._bank, self._ends = model.get_base_model(), bank, frozenset(ends)
-        self._takes = inspect.signature(self._model.forward).parameters.keys()
+        self._parameters = inspect.signature(self._model.forward).parameters.keys()
+        self._cache_name = "cache" if "cache" in self._parameters else "past_key_values"  # transformers 5.40 drops it
         self._device = next(model.parameters()).device
         self.rows: list[Answer] = []
         self._cache = DynamicCache()
@@ -73,9 +74,9 @@ class Decoder:
 
     @torch.inference_mode()
     def add(self, answers: Sequence[Answer]) -> None:
-        """Read the prompts of new answers, produce their first tokens, and let those that go on join the rest.
+        """Read the prompts of new answers, produce their first tokens, and add unfinished ones to the batch.
 
-        Prompts of like length are read together: of a batch no row is more than half padding.
+        Prompts of similar length are read together, so that no row is more than half padding.
         """
         waiting = sorted(answers, key=lambda answer: len(answer.prompt))
         while waiting:
@@ -86,10 +87,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Answer]:
-        """One more token for every row; those that are finished now leave.
+        """Produce one more token for every row; finished rows leave.
 
         Returns:
-            All rows that there were, each with its new token or its `finish`.
+            All rows before this step, each with its new token or its `finish`.
         """
         rows = self.rows
         if not rows:
@@ -103,9 +104,9 @@ class Decoder:
         return rows
 
     def drop(self, answers: Collection[Answer]) -> None:
-        """Let rows leave that nobody waits for any more."""
-        gone = set(answers)
-        self._keep([i for i, row in enumerate(self.rows) if row not in gone])
+        """Remove rows whose clients no longer wait."""
+        dropped = set(answers)
+        self._keep([i for i, row in enumerate(self.rows) if row not in dropped])
 
     def _read(self, new: Sequence[Answer]) -> None:
         width = max(len(answer.prompt) for answer in new)
@@ -117,15 +118,16 @@ class Decoder:
         ids, mask, cache = ids.to(self._device), mask.to(self._device), DynamicCache()
         self._bank.arrange([answer.adapter for answer in new])
         self._extend(new, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
-        going = [i for i, answer in enumerate(new) if answer.finish is None]
-        if going:
-            self._join([new[i] for i in going], *_chosen(cache, mask, going))
+        unfinished = [i for i, answer in enumerate(new) if answer.finish is None]
+        if unfinished:
+            self._join([new[i] for i in unfinished], *_select_rows(cache, mask, unfinished))
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Logits after the last token of each row, shape (rows, V); the cache grows."""
         extra = {"position_ids": positions, "logits_to_keep": 1}
-        given = {name: value for name, value in extra.items() if name in self._takes}
-        out = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+        supported = {name: value for name, value in extra.items() if name in self._parameters}
+        supported[self._cache_name] = cache
+        out = self._model(input_ids=ids, attention_mask=mask, use_cache=True, **supported)
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
@@ -146,38 +148,38 @@ class Decoder:
         joined = DynamicCache()
         for number, (old, more) in enumerate(zip(self._cache.layers, cache.layers, strict=True)):
             keys, values = (
-                torch.cat([_padded(getattr(old, part), width), _padded(getattr(more, part), width)])
+                torch.cat([_pad_left(getattr(old, part), width), _pad_left(getattr(more, part), width)])
                 for part in ("keys", "values")
             )
             joined.update(keys, values, number)
-        self._mask = torch.cat([_wider(self._mask, width), _wider(mask, width)])
+        self._mask = torch.cat([_pad_mask(self._mask, width), _pad_mask(mask, width)])
         self.rows, self._cache = self.rows + new, joined
 
-    def _keep(self, staying: list[int]) -> None:
-        if len(staying) == len(self.rows):
+    def _keep(self, remaining: list[int]) -> None:
+        if len(remaining) == len(self.rows):
             return
-        self.rows = [self.rows[i] for i in staying]
-        if staying:
-            self._cache, self._mask = _chosen(self._cache, self._mask, staying)
+        self.rows = [self.rows[i] for i in remaining]
+        if remaining:
+            self._cache, self._mask = _select_rows(self._cache, self._mask, remaining)
         else:
             self._cache, self._mask = DynamicCache(), self._mask[:0, :0]
 
 
-def _chosen(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch.Tensor]:
-    """Some rows of a cache and of its mask, without the columns that are padding in all of them."""
+def _select_rows(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch.Tensor]:
+    """Rows of a cache and of its mask, without the columns that are padding in all of them."""
     index = torch.tensor(rows, device=mask.device)
     mask = mask[index]
     start = int(mask.any(0).int().argmax())
-    found = DynamicCache()
+    selected = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        found.update(layer.keys[index, :, start:], layer.values[index, :, start:], number)
-    return found, mask[:, start:]
+        selected.update(layer.keys[index, :, start:], layer.values[index, :, start:], number)
+    return selected, mask[:, start:]
 
 
-def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Keys or values of shape (rows, heads, length, d) with zeros on the left up to a length."""
+def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Keys or values of shape (rows, heads, length, d), padded on the left with zeros to `width`."""
     return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
-def _wider(mask: torch.Tensor, width: int) -> torch.Tensor:
+def _pad_mask(mask: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))

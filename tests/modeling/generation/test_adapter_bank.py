@@ -109,3 +109,15 @@ def test_what_was_taken_does_not_change_with_the_state_it_came_from(adapted, ran
         bank.arrange([BASE])
         bank.arrange([taken])
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=0, rtol=0)
+
+
+def test_rows_that_stay_cost_nothing_for_the_next_token(adapted, random_state, monkeypatch):
+    model = adapted("qwen")
+    bank = AdapterBank(model)
+    rows = [bank.take(random_state(model, seed)) for seed in range(2)] * 3
+    with bank.attached():
+        bank.arrange(rows)
+        made = []
+        monkeypatch.setattr(torch, "tensor", lambda *args, **options: made.append(args))
+        bank.arrange(list(rows))
+        assert made == []
