@@ -26,8 +26,8 @@ class NetworkLog(FederatedCallback):
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Log the bytes since the previous round."""
         clients: Any = trainer.clients
-        trainer.log({f"network/{name}": total - self._before.get(name, 0) for name, total in clients.wire.items()})
-        self._before = dict(clients.wire)
+        trainer.log({f"network/{name}": total - self._before.get(name, 0) for name, total in clients.traffic.items()})
+        self._before = dict(clients.traffic)
         for client_id, error in clients.transport_errors.items():
             trainer.log({f"{client_id}/network/transport_error": error})
 

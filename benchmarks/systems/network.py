@@ -82,15 +82,15 @@ def make_sites(ids: list[str], folder: Path, agreement: SharedSettings) -> dict[
 
 def rounds(post: Any, ids: list[str], agreement: SharedSettings, count: int) -> tuple[list[float], dict[str, int]]:
     network = NetworkConfig(join_timeout=300.0)
-    clients = RemoteClients(RequestTracker(post, run="5eed", agreement=agreement, network=network), share_policy("all"))
+    clients = RemoteClients(RequestTracker(post, run="5eed", settings=agreement, network=network), share_policy("all"))
     clients.join(ids)
-    seconds, before = [], dict(clients.wire)
+    seconds, before = [], dict(clients.traffic)
     for number in range(1, count + 1):
         started = time.perf_counter()
         found = list(clients.fit([ClientTask(c, number, START, 7) for c in ids]))
         seconds.append(time.perf_counter() - started)
         assert len(found) == len(ids)
-    wire = {name: (total - before[name]) // count // len(ids) for name, total in clients.wire.items()}
+    wire = {name: (total - before[name]) // count // len(ids) for name, total in clients.traffic.items()}
     return seconds, wire
 
 

@@ -1,1 +1,12 @@
-"""The run between machines: certificates, what travels, and the two sides of it on Flower."""
+"""Runs between machines: a coordinator, sites that keep their records, and Flower to carry the messages.
+
+==================  =============================================================================
+`coordinator/`      the server's side: waits for the sites, sends requests, checks replies
+`site/`             the client's side: trains on records that never leave the machine
+`flower/`           Flower's processes on both sides, and the apps that they run
+`compatibility.py`  what the configs of server and sites must have in common
+`validation.py`     how large a reply may be, what it must repeat, and what it must hold
+`frames.py`         a JSON header and bytes, between processes of one machine
+`tls.py`            certificate authority, the server's certificate, the sites' keys
+==================  =============================================================================
+"""

@@ -1,4 +1,4 @@
-"""What a server and its sites must have in common, and who they are to each other."""
+"""What the configs of a server and its sites must have in common, and what a site says about itself."""
 
 from __future__ import annotations
 
@@ -26,75 +26,85 @@ MUST_MATCH = (
     "network.transport",
     "network.local_privacy",
 )
-"""Keys that must be equal on all machines of a run. Records, batch size, devices and precision are each site's own."""
+"""Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
-PLAIN = ("fp32", "bf16", "fp16")
+
+PROTOCOL_VERSION = 2
+"""Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
 @dataclass(frozen=True)
 class SharedSettings:
-    """What one side of a run goes by.
+    """The settings of one side of a run that the other side's must match.
 
     Attributes:
-        values: {dotted key: value}, over `MUST_MATCH`.
-        form: in which the base model is held: fp32, bf16, fp16 or 4bit.
-        base: SHA-256 of the base model as it is held.
+        values: {dotted key: value} for the keys in `MUST_MATCH`.
+        base_precision: of the base model's weights: ``4bit``, or a torch dtype such as ``float32``.
+        base_fingerprint: SHA-256 of the base model's weights in this precision.
+        protocol: version of the messages.
     """
 
     values: dict[str, Any]
-    form: str
-    base: str
+    base_precision: str
+    base_fingerprint: str
+    protocol: int = PROTOCOL_VERSION
 
     @classmethod
-    def of(cls, config: RunConfig, form: str, base: str) -> SharedSettings:
-        """What a config says."""
-        return cls({key: _look_up(config.to_dict(), key) for key in MUST_MATCH}, form, base)
+    def of(cls, config: RunConfig, base_precision: str, base_fingerprint: str) -> SharedSettings:
+        """The settings in a config."""
+        blocks = config.to_dict()
+        return cls({key: _look_up(blocks, key) for key in MUST_MATCH}, base_precision, base_fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values, which are sent with each request."""
         return asdict(self)
 
 
-def find_mismatch(site: SharedSettings, server: Mapping[str, Any]) -> str | None:
-    """Why a site cannot take part in a server's run; None if it can.
+def find_mismatch(site: SharedSettings, server: object) -> str | None:
+    """Why a site cannot take part in a server's run, or None if it can.
 
     Args:
-        site: the site's side.
-        server: the server's, as it came.
+        site: the site's settings.
+        server: the server's settings, as received.
 
     Example:
         >>> site = SharedSettings({"lora.r": 4}, "fp32", "ab")
-        >>> find_mismatch(site, {"values": {"lora.r": 8}, "form": "fp32", "base": "ab"})
-        'lora.r: the site has 4, the server has 8; wanted the same on both'
+        >>> find_mismatch(site, SharedSettings({"lora.r": 8}, "fp32", "ab").to_dict())
+        'lora.r: expected the same on both sides, got 8 on the server and 4 at the site'
     """
-    values = server.get("values")
-    if not isinstance(values, Mapping):
-        return "the server sends no config to compare with; wanted the same version of fl_lightning on both"
+    same_version = "install the same version of fl_lightning on both sides"
+    values = server.get("values") if isinstance(server, Mapping) else None
+    if not isinstance(server, Mapping) or not isinstance(values, Mapping) or server.get("protocol") != site.protocol:
+        protocol = server.get("protocol") if isinstance(server, Mapping) else None
+        return f"expected settings of the server in protocol {site.protocol}, got protocol {protocol}; {same_version}"
     for key, value in site.values.items():
         if key not in values:
-            return f"{key}: the site has {value!r}, the server does not say; wanted the same version of fl_lightning"
+            return f"{key}: expected a value of the server, got none, and {value!r} at the site; {same_version}"
         if values[key] != value:
-            return f"{key}: the site has {value!r}, the server has {values[key]!r}; wanted the same on both"
-    if site.form == server.get("form") and site.base != server.get("base"):
+            return f"{key}: expected the same on both sides, got {values[key]!r} on the server and {value!r} at the site"
+    server_base = str(server.get("base_fingerprint"))
+    if site.base_precision == server.get("base_precision") and site.base_fingerprint != server_base:
         return (
-            f"model.name_or_path: the site has a base model with SHA-256 {site.base[:12]}…, the server one with "
-            f"{str(server.get('base'))[:12]}…; wanted the same weights on both"
+            "model.name_or_path: expected the same weights on both sides, got a base model with SHA-256 "
+            f"{server_base[:12]}… on the server and {site.base_fingerprint[:12]}… at the site"
         )
     return None
 
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site says of itself; nothing of its records but their number, their length and a hash.
+    """What a site says about itself; about its records only their number, their length and a hash.
+
+    The names are keys in messages and in the server's ``network.json``.
 
     Attributes:
-        client_id: whose records it has.
-        train: number of its training records.
-        eval: number of its held-out records.
-        tokens: of its training records.
-        records: a hash of all of them.
-        r: rank of its adapter.
-        kept: the last round of this run from which it has a factor of its own; 0 for none.
+        client_id: of the site.
+        train: number of training records.
+        eval: number of held-out records.
+        tokens: in the training records.
+        records: hash of all records.
+        r: rank of the adapter.
+        kept: last round of this run after which the site saved its private factor; 0 if there is none.
     """
 
     client_id: str
@@ -106,25 +116,26 @@ class SiteInfo:
     kept: int = 0
 
     @classmethod
-    def read(cls, values: object) -> SiteInfo:
-        """What came over the network.
+    def from_dict(cls, values: object) -> SiteInfo:
+        """Check and convert values as received.
 
         Raises:
-            ValueError: if it is of another form.
+            ValueError: if names, types or sizes are not those of a site.
         """
         kinds = {"client_id": str, "train": int, "eval": int, "tokens": int, "records": str, "r": int, "kept": int}
         if not isinstance(values, Mapping) or values.keys() != kinds.keys():
-            raise ValueError(f"a site's facts: got {str(values)[:80]}, wanted {', '.join(kinds)}")
+            raise ValueError(f"a site's values: expected {', '.join(kinds)}, got {str(values)[:80]}")
         for name, kind in kinds.items():
             value = values[name]
-            likely = 0 <= value <= 10**12 if isinstance(value, int) else isinstance(value, str) and len(value) <= 512
-            if type(value) is not kind or not likely:
-                raise ValueError(f"a site's {name}: got {str(value)[:80]!r}, wanted {kind.__name__} of a likely size")
+            in_range = 0 <= value <= 10**12 if isinstance(value, int) else isinstance(value, str) and len(value) <= 512
+            if type(value) is not kind or not in_range:
+                limits = "0 to 10^12" if kind is int else "at most 512 characters"
+                raise ValueError(f"a site's {name}: expected {kind.__name__} ({limits}), got {str(value)[:80]!r}")
         return cls(**values)
 
 
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
-    found: Any = values
+def _look_up(blocks: Mapping[str, Any], key: str) -> Any:
+    value: Any = blocks
     for part in key.split("."):
-        found = found[part]
-    return found
+        value = value[part]
+    return value

@@ -1,6 +1,6 @@
-"""Frames between the processes of one machine: a small JSON header and bytes that nobody on the way looks into.
+"""Frames between the processes of one machine: a small JSON header, and bytes that are passed on unread.
 
-Neither torch nor anything else that is slow to import is needed here: a new process is started for every message.
+Nothing here is slow to import, because Flower starts a new process for every message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MAX_HEADER = 1 << 20
 
 
 def pack(header: Mapping[str, Any], body: bytes = b"") -> bytes:
-    """One frame.
+    """Header and body as one frame.
 
     Example:
         >>> unpack(pack({"to": 7}, b"abc"))
@@ -27,15 +27,15 @@ def unpack(frame: bytes) -> tuple[dict[str, Any], bytes]:
     """(header, body) of a frame.
 
     Raises:
-        ValueError: if it is not a whole frame.
+        ValueError: if it is not a complete frame.
     """
     end = 4 + int.from_bytes(frame[:4], "little")
     if not 4 < end <= min(len(frame), MAX_HEADER):
-        raise ValueError(f"frame of {len(frame)} bytes: its header would end at byte {end}; wanted a whole frame")
+        raise ValueError(f"expected a complete frame, got {len(frame)} bytes with a header that would end at byte {end}")
     try:
         header = json.loads(frame[4:end])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"frame of {len(frame)} bytes: its header is no JSON ({error})") from error
+        raise ValueError(f"expected JSON as header of a frame, got {error}") from error
     if not isinstance(header, dict):
-        raise ValueError(f"frame of {len(frame)} bytes: its header is {type(header).__name__}, wanted an object")
+        raise ValueError(f"expected an object as header of a frame, got {type(header).__name__}")
     return header, frame[end:]

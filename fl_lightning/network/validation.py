@@ -1,8 +1,8 @@
-"""What travels between coordinator and site, as `fl_lightning.storage.messages`, and the checks of what comes back.
+"""The ids in every message between coordinator and site, and the checks of the replies.
 
-Every message names its run, its round and two random numbers, one of the round and one of the task; an answer must
-repeat them, so that an answer to an earlier question is no answer to this one. How large an answer may be is known
-before it is read.
+Messages are in the format of `fl_lightning.storage.messages`. Each names its run, its round, and two random numbers,
+one of the round and one of the task. A reply must repeat them, so a reply to an earlier request is rejected. The
+largest size of a reply is known before it is decoded.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
-from fl_lightning.network.site.compression import Transport, num_bytes_of
-from fl_lightning.network.site.compression import decode as unpack_update
+from fl_lightning.network.site.compression import Transport, encoded_num_bytes
+from fl_lightning.network.site.compression import decode as decode_update
 from fl_lightning.state import Factor, LoraState, select
 from fl_lightning.storage.messages import decode
 
 HEADER_BYTES = 1 << 20
-"""Room for an answer's header: the losses of some ten thousand steps."""
+"""Limit for the header of a reply: the losses of some ten thousand steps."""
 TENSOR_BYTES = 1024
-"""Room for a tensor's name, shape and place."""
+"""Limit for name, shape and offset of a tensor."""
+METRIC_NAMES = {field.name for field in fields(Metrics)}
+UPDATE_NAMES = {field.name for field in fields(ClientUpdate)} - {"state"}
 
 
 class RejectedReply(ValueError):
-    """An answer that is not taken, with the reason."""
+    """A reply that is not used, with the reason."""
 
 
 @dataclass(frozen=True)
 class RequestId:
-    """What an answer must repeat."""
+    """The ids of a request, which its reply must repeat."""
 
     run: str
     round: int
@@ -44,82 +44,96 @@ class RequestId:
         return asdict(self)
 
 
-def max_update_bytes(task: ClientTask, sends: Factor, transport: Transport) -> int:
-    """Bytes that an honest answer to a fit has at most.
+def max_update_bytes(task: ClientTask, shared_factor: Factor, transport: Transport) -> int:
+    """Largest size of a correct reply to a task, in bytes.
 
     Example:
+        >>> import torch
         >>> task = ClientTask("hr/a", 1, {"q.lora_A": torch.zeros(2, 3), "q.lora_B": torch.zeros(3, 2)}, 7)
         >>> max_update_bytes(task, "a", "fp32") - HEADER_BYTES - 2 * TENSOR_BYTES
         24
     """
-    start = select(task.start, sends)
-    return num_bytes_of(start, transport) + HEADER_BYTES + TENSOR_BYTES * 2 * len(start)
+    start = select(task.start, shared_factor)
+    return encoded_num_bytes(start, transport) + HEADER_BYTES + TENSOR_BYTES * 2 * len(start)
 
 
-def parse_reply(body: bytes, echo: RequestId, client_id: str, largest: int) -> tuple[dict[str, Any], list[LoraState]]:
-    """(header, states) of an answer.
+def parse_reply(
+    body: bytes, request_id: RequestId, client_id: str, max_bytes: int
+) -> tuple[dict[str, Any], list[LoraState]]:
+    """(header, states) of a reply.
 
     Args:
-        body: as it came.
-        echo: of the question.
-        client_id: whose key the answer came by.
-        largest: bytes that it may have.
+        body: as received.
+        request_id: of the request.
+        client_id: the owner of the key with which the reply was sent.
+        max_bytes: of the body.
 
     Raises:
-        RejectedReply: if it is too large, torn, of another client, or to another question.
+        RejectedReply: if it is too large, incomplete, of another client, or to another request.
     """
-    if len(body) > largest:
-        raise RejectedReply(f"it has {len(body):,} bytes, wanted at most {largest:,}")
+    if len(body) > max_bytes:
+        raise RejectedReply(f"expected at most {max_bytes:,} bytes, got {len(body):,} bytes")
     try:
         header, states = decode(body)
     except ValueError as error:
         raise RejectedReply(str(error)) from error
     if not isinstance(header, dict):
-        raise RejectedReply(f"its header is {type(header).__name__}, wanted an object")
+        raise RejectedReply(f"expected an object as header, got {type(header).__name__}")
     if header.get("client") != client_id:
-        raise RejectedReply(
-            f"it is in the name of {str(header.get('client'))[:80]!r}, and the key is that of {client_id}"
-        )
-    if (got := header.get("echo")) != echo.to_dict():
-        which = [
-            f.name
-            for f in fields(RequestId)
-            if not isinstance(got, Mapping) or got.get(f.name) != getattr(echo, f.name)
-        ]
-        raise RejectedReply(f"it answers another question (its {', '.join(which)} differ): late, or sent a second time")
+        sender = str(header.get("client"))[:80]
+        raise RejectedReply(f"expected a reply of {client_id}, whose key it came with, got one of {sender!r}")
+    received, expected = header.get("request_id"), request_id.to_dict()
+    if received != expected:
+        different = [n for n in expected if not isinstance(received, Mapping) or received.get(n) != expected[n]]
+        raise RejectedReply(f"it replies to another request (its {', '.join(different)} differ): late, or sent again")
     return header, states
 
 
 def parse_update(
-    header: Mapping[str, Any], states: list[LoraState], task: ClientTask, sends: Factor, transport: Transport
+    header: Mapping[str, Any], states: list[LoraState], task: ClientTask, shared_factor: Factor, transport: Transport
 ) -> ClientUpdate:
-    """The update in an answer; what was not sent of the adapter is as it was in the task's start.
+    """The update in a reply to a task; parameters that are not shared are those of the task's start.
 
     Raises:
-        RejectedReply: if it is none that this task could have.
+        RejectedReply: if it cannot be an update for this task.
     """
     values = header.get("update")
-    names = {f.name for f in fields(ClientUpdate)} - {"state"}
-    if not isinstance(values, Mapping) or values.keys() != names or len(states) != 1:
-        raise RejectedReply(f"it holds {len(states)} states and {str(values)[:80]}, wanted one update")
+    if not isinstance(values, Mapping) or values.keys() != UPDATE_NAMES or len(states) != 1:
+        raise RejectedReply(f"expected one update, got {len(states)} states and {str(values)[:80]}")
     if values["client_id"] != task.client_id:
-        raise RejectedReply(f"its update is of {str(values['client_id'])[:80]!r}, wanted {task.client_id}")
+        raise RejectedReply(f"expected an update of {task.client_id}, got one of {str(values['client_id'])[:80]!r}")
     if values["round_num"] != task.round_num:
-        raise RejectedReply(f"its update is of round {str(values['round_num'])[:20]}, wanted {task.round_num}")
-    seconds, losses, metrics = values["seconds"], values["losses"], values["metrics"]
+        raise RejectedReply(f"expected an update of round {task.round_num}, got {str(values['round_num'])[:20]}")
+    seconds, losses = values["seconds"], values["losses"]
     if not isinstance(losses, list) or not all(isinstance(loss, (int, float)) for loss in [*losses, seconds]):
-        raise RejectedReply("its losses or seconds are no numbers")
+        raise RejectedReply("expected numbers as losses and seconds, got something else")
     try:
         if not math.isfinite(seconds):
-            raise ValueError(f"its seconds are {seconds}")
-        start = select(task.start, sends)
-        sent = unpack_update(states[0], start, transport) if start else {}
-        state = {name: sent.get(name, task.start[name]) for name in task.start}
-        found = None if metrics is None else Metrics(**metrics)
+            raise ValueError(f"expected a finite number of seconds, got {seconds}")
+        start = select(task.start, shared_factor)
+        shared = decode_update(states[0], start, transport) if start else {}
+        state = {name: shared.get(name, task.start[name]) for name in sorted(task.start)}
+        metrics = None if values["metrics"] is None else Metrics(**values["metrics"])
     except (TypeError, ValueError, OverflowError) as error:
         raise RejectedReply(str(error)[:300]) from error
-    return ClientUpdate(**{**values, "state": _plain(state), "metrics": found})
+    return ClientUpdate(**{**values, "state": state, "metrics": metrics})
 
 
-def _plain(state: Mapping[str, torch.Tensor]) -> LoraState:
-    return {name: state[name] for name in sorted(state)}
+def parse_metrics(header: Mapping[str, Any], count: int) -> list[Metrics]:
+    """The metrics of a number of adapters, in a reply to an evaluation.
+
+    Raises:
+        RejectedReply: if they are another number, or not finite numbers.
+    """
+    if "failed" in header or "refused" in header:
+        raise RejectedReply(str(header.get("failed") or header.get("refused"))[:500])
+    entries = header.get("metrics")
+    if not isinstance(entries, list) or len(entries) != count:
+        raise RejectedReply(f"expected the metrics of {count} adapters, got {str(entries)[:80]}")
+    for entry in entries:
+        complete = isinstance(entry, Mapping) and entry.keys() == METRIC_NAMES
+        if not complete or not all(type(v) in (int, float) and abs(v) < 1e15 for v in entry.values()):
+            raise RejectedReply(f"expected finite numbers as metrics, got {str(entry)[:200]}")
+        if type(entry["num_tokens"]) is not int or entry["num_tokens"] < 1:
+            raise RejectedReply(f"expected metrics over at least 1 token, got {entry['num_tokens']}")
+    return [Metrics(**entry) for entry in entries]

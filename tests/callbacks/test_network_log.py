@@ -7,8 +7,8 @@ class Wire(FederatedCallback):
     """Gives the fake clients what those on the network have: counters that grow."""
 
     def on_round_start(self, *, trainer, tasks):
-        before = getattr(trainer.clients, "wire", {"up": 0, "down": 0})
-        trainer.clients.wire = {"up": before["up"] + 100, "down": before["down"] + 30}
+        before = getattr(trainer.clients, "traffic", {"up": 0, "down": 0})
+        trainer.clients.traffic = {"up": before["up"] + 100, "down": before["down"] + 30}
         trainer.clients.transport_errors = {"hr/c0": 0.25}
 
 

@@ -59,6 +59,6 @@ def test_another_version_of_flower_is_told(monkeypatch):
 
 
 def test_json_is_found_between_what_flower_prints():
-    from fl_lightning.network.flower.superlink import _objects
+    from fl_lightning.network.flower.superlink import _json_objects
 
-    assert _objects('hello {x\n{"a": {"b": 1}}\nbye\n{"c": 2}') == [{"a": {"b": 1}}, {"c": 2}]
+    assert _json_objects('hello {x\n{"a": {"b": 1}}\nbye\n{"c": 2}') == [{"a": {"b": 1}}, {"c": 2}]

@@ -1,4 +1,4 @@
-"""Questions to sites and their answers, as far as these answer a question of this moment; what they cost is counted."""
+"""Sends requests to sites, accepts replies only to pending requests, and counts the bytes."""
 
 from __future__ import annotations
 
@@ -14,161 +14,169 @@ import torch
 from fl_lightning.config import NetworkConfig
 from fl_lightning.errors import RunError
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo
-from fl_lightning.network.coordinator.transport import Kind, MessageTransport, Reply
+from fl_lightning.network.coordinator.transport import MessageKind, MessageTransport, Reply
 from fl_lightning.network.validation import RejectedReply, RequestId, parse_reply
 from fl_lightning.state import LoraState
 from fl_lightning.storage.messages import encode
 
 log = logging.getLogger(__name__)
 
-POLL = 0.2
-"""Seconds that the first of several answers is waited for."""
+POLL_SECONDS = 0.2
+"""Longest wait for the first of several replies."""
 
 
 @dataclass(frozen=True)
 class PendingRequest:
-    """A question that waits for its answer.
+    """A request without a reply so far.
 
     Attributes:
-        since: when the site had connected that was asked.
-        largest: bytes that an answer may have.
+        client_id: of the site.
+        request_id: what the reply must repeat.
+        connected_since: when the site had connected to which the request was sent; empty if unknown.
+        max_bytes: of the reply.
     """
 
     client_id: str
-    echo: RequestId
-    since: str
-    largest: int
+    request_id: RequestId
+    connected_since: str
+    max_bytes: int
 
 
 class RequestTracker:
-    """Asks sites, and takes in what they answer.
+    """Sends requests to sites and pairs replies with them.
 
     Args:
-        post: carries the messages.
-        run: the run's id, equal after a resume.
-        agreement: what the sites must have in common with this side.
+        transport: carries the messages.
+        run: id of the run, the same after a resume.
+        settings: what the sites' must match.
         network: the ``network`` block.
 
     Attributes:
-        sites: {client_id: what it said of itself} of those that joined.
-        round: of what is asked.
-        waiting: {number: question} of what has no answer yet.
-        wire: bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, answers not taken.
+        sites: {client_id: what the site says about itself} of the sites that have joined.
+        round: of the requests.
+        pending: {number: request} of all requests without a reply.
+        traffic: bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, rejected replies.
     """
 
-    def __init__(self, post: MessageTransport, *, run: str, agreement: SharedSettings, network: NetworkConfig) -> None:
-        self.post, self.network = post, network
-        self._run, self._agreement = run, agreement
+    def __init__(
+        self, transport: MessageTransport, *, run: str, settings: SharedSettings, network: NetworkConfig
+    ) -> None:
+        self.transport, self.network = transport, network
+        self._run, self._settings = run, settings
         self.sites: dict[str, SiteInfo] = {}
         self.round = 0
-        self.waiting: dict[int, PendingRequest] = {}
-        self.wire = {"up": 0, "down": 0, "refused": 0}
+        self.pending: dict[int, PendingRequest] = {}
+        self.traffic = {"up": 0, "down": 0, "refused": 0}
 
     def register_site(self, client_id: str, header: Mapping[str, Any]) -> None:
-        """Take in what a site says of itself.
+        """Store what a site says about itself.
 
         Raises:
-            RejectedReply: if it is not what it was, or cannot take part.
+            RejectedReply: if it says something else than before, or cannot take part.
         """
         for word in ("refused", "failed"):
             if word in header:
                 raise RejectedReply(f"the site says: {str(header[word])[:500]}")
         try:
-            facts = SiteInfo.read(header.get("site"))
+            info = SiteInfo.from_dict(header.get("site"))
         except ValueError as error:
             raise RejectedReply(str(error)) from error
-        before = self.sites.get(client_id, facts)
-        if facts.client_id != client_id or replace(before, kept=0) != replace(facts, kept=0):
-            raise RejectedReply(
-                f"the site has other records or another rank than when it joined: {facts}, before {before}"
-            )
-        if facts.train < 1:
+        before = self.sites.get(client_id, info)
+        if info.client_id != client_id or replace(before, kept=0) != replace(info, kept=0):
+            raise RejectedReply(f"expected the records and rank that the site joined with, {before}, got {info}")
+        if info.train < 1:
             raise RejectedReply("the site has no records")
-        self.sites[client_id] = facts
+        self.sites[client_id] = info
 
-    def ask(
+    def send(
         self,
         client_id: str,
-        kind: Kind,
+        kind: MessageKind,
         header: Mapping[str, Any],
         states: Sequence[Mapping[str, torch.Tensor]],
-        largest: int,
+        max_bytes: int,
         ttl: float,
         nonce: str = "",
-        since: str = "",
+        connected_since: str = "",
     ) -> None:
-        """Send a question.
+        """Send a request.
 
         Args:
-            client_id: whom to.
-            kind: as Flower sorts messages.
-            header: what is asked, JSON values.
-            states: tensors that belong to it.
-            largest: bytes that an answer may have.
-            ttl: seconds in which it is of use.
+            client_id: of the site.
+            kind: of message, for Flower.
+            header: of the request, JSON values.
+            states: tensors of the request.
+            max_bytes: of the reply.
+            ttl: seconds after which the request expires.
             nonce: of the round.
-            since: when the site connected, if that is known.
+            connected_since: when the site connected; looked up if empty.
 
         Raises:
-            RunError: if it is larger than ``network.max_message_mb``.
+            RunError: if the request is larger than ``network.max_message_mb``.
         """
-        echo = RequestId(self._run, self.round, nonce, secrets.token_hex(16))
-        body = encode({**header, "echo": echo.to_dict(), "agreement": self._agreement.to_dict()}, states)
+        request_id = RequestId(self._run, self.round, nonce, secrets.token_hex(16))
+        body = encode({**header, "request_id": request_id.to_dict(), "settings": self._settings.to_dict()}, states)
         limit = int(self.network.max_message_mb * 2**20)
         if len(body) > limit:
             raise RunError(
-                f"a message to {client_id} has {len(body):,} bytes, wanted at most {limit:,} (network.max_message_mb)"
+                f"a message to {client_id}: expected at most {limit:,} bytes (network.max_message_mb), got {len(body):,}"
             )
-        self.wire["down"] += len(body)
-        since = since or self.post.online().get(client_id, "")
-        number = self.post.send(client_id, kind, body, ttl)
-        self.waiting[number] = PendingRequest(client_id, echo, since, min(largest, limit))
+        self.traffic["down"] += len(body)
+        connected_since = connected_since or self.transport.online().get(client_id, "")
+        number = self.transport.send(client_id, kind, body, ttl)
+        self.pending[number] = PendingRequest(client_id, request_id, connected_since, min(max_bytes, limit))
 
-    def answers(
-        self, reasons: dict[str, str], lost: Callable[[str], object] = lambda client_id: None
+    def replies(
+        self, reasons: dict[str, str], on_lost: Callable[[str], object] = lambda client_id: None
     ) -> Iterator[tuple[str, dict[str, Any], list[LoraState]]]:
-        """Answers that have come and answer a question of this moment; waits a little for the first.
+        """The replies to pending requests that have arrived; waits a little for the first.
 
         Args:
-            reasons: {client_id: why nothing of use came}, filled in here.
-            lost: called with each client whose question has gone without an answer to come.
+            reasons: {client_id: why there is no usable reply}, filled in here.
+            on_lost: called with each client whose request will get no reply.
+
+        Yields:
+            (client_id, header, states) of each reply; the header of one that is no reply to its request is
+            ``{"failed": reason}``.
         """
-        wait, online = POLL, self.post.online()
-        for number, asked in list(self.waiting.items()):
-            if asked.since and online.get(asked.client_id, asked.since) != asked.since:
-                del self.waiting[number]
-                reasons[asked.client_id] = "it went away and came back"
-                lost(asked.client_id)
-        while (answer := self.post.receive(wait)) is not None:
-            wait = 0.0
-            found = self.waiting.pop(answer.number, None)
-            if found is None:
-                if answer.body is not None:
-                    self.wire["up"] += len(answer.body)
-                    self.wire["refused"] += 1
-                    log.warning("an answer came that nobody waits for any more, and is left unread")
+        timeout, online = POLL_SECONDS, self.transport.online()
+        for number, request in list(self.pending.items()):
+            if request.connected_since and online.get(request.client_id, request.connected_since) != (
+                request.connected_since
+            ):
+                del self.pending[number]
+                reasons[request.client_id] = "it disconnected and came back"
+                on_lost(request.client_id)
+        while (reply := self.transport.receive(timeout)) is not None:
+            timeout = 0.0
+            answered = self.pending.pop(reply.number, None)
+            if answered is None:
+                if reply.body is not None:
+                    self.traffic["up"] += len(reply.body)
+                    self.traffic["refused"] += 1
+                    log.warning("a reply came to a request that is no longer pending; it is left unread")
                 continue
-            if answer.body is None:
-                reasons[found.client_id] = f"it was lost: {answer.reason}"
-                lost(found.client_id)
+            if reply.body is None:
+                reasons[answered.client_id] = f"it was lost: {reply.reason}"
+                on_lost(answered.client_id)
                 continue
-            header, states = self._open(answer, found)
-            yield found.client_id, header, states
+            header, states = self._parse(reply, answered)
+            yield answered.client_id, header, states
 
-    def _open(self, answer: Reply, asked: PendingRequest) -> tuple[dict[str, Any], list[LoraState]]:
-        body = answer.body or b""
-        self.wire["up"] += len(body)
+    def _parse(self, reply: Reply, request: PendingRequest) -> tuple[dict[str, Any], list[LoraState]]:
+        body = reply.body or b""
+        self.traffic["up"] += len(body)
         try:
-            return parse_reply(body, asked.echo, asked.client_id, asked.largest)
+            return parse_reply(body, request.request_id, request.client_id, request.max_bytes)
         except RejectedReply as error:
-            return {"failed": f"refused here: {error}"}, []
+            return {"failed": f"rejected here: {error}"}, []
 
-    def refuse(self, client_id: str, error: RejectedReply, reasons: dict[str, str]) -> None:
-        """Count and log an answer that is not taken."""
-        self.wire["refused"] += 1
+    def reject(self, client_id: str, error: RejectedReply, reasons: dict[str, str]) -> None:
+        """Count and log a rejected reply."""
+        self.traffic["refused"] += 1
         reasons[client_id] = str(error)
-        log.warning("round %d: an answer of %s is not taken: %s", self.round, client_id, error)
+        log.warning("round %d: a reply of %s is rejected: %s", self.round, client_id, error)
 
-    def needed(self, asked: int) -> int:
-        """How many of so many sites ``network.quorum`` waits for."""
-        return math.ceil(self.network.quorum * asked - 1e-9)
+    def num_required(self, num_sites: int) -> int:
+        """How many of a number of sites ``network.quorum`` asks for."""
+        return math.ceil(self.network.quorum * num_sites - 1e-9)

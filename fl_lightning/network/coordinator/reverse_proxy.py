@@ -1,10 +1,10 @@
-"""The only door of a server to the network: passes what sites need on to Flower's SuperLink, and nothing else.
+"""The only port of a server that other machines reach: passes sites' requests to Flower's SuperLink, and nothing else.
 
-The SuperLink answers sites and those who submit and stop runs on one port, and takes code from whoever reaches it. So
-it listens on the loopback interface alone, and this process on the server's address: it ends TLS, lets paths under
-``/v1/fleet/`` through, which ask for a registered key, and refuses all others.
+The SuperLink serves sites, and those who submit and stop runs, on one port, and runs code from whoever reaches it. So
+it listens only on the loopback interface, and this process on the server's address. It ends TLS, passes on paths under
+``/v1/fleet/``, for which the SuperLink asks for a registered key, and refuses all others.
 
-Run as ``python -m fl_lightning.network.coordinator.reverse_proxy SETTINGS``, a JSON file, see `Settings`.
+Run as ``python -m fl_lightning.network.coordinator.reverse_proxy SETTINGS``, a JSON file with `Settings`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from starlette.routing import Route
 
 log = logging.getLogger(__name__)
 
-OPEN = "/v1/fleet/"
-OWN = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host"}
-"""Headers that hold between two neighbours only (RFC 9110, 7.6.1), and the one that names the neighbour."""
+OPEN_PREFIX = "/v1/fleet/"
+HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host"}
+"""Headers that are valid for one connection only (RFC 9110, 7.6.1), and the one that names the next server."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the gate needs to know.
+    """The settings of the reverse proxy.
 
     Attributes:
-        host: where it listens.
-        port: there.
-        certificate: of the server, shown to sites.
-        key: of that.
+        host: to listen on.
+        port: to listen on.
+        certificate: of the server, for sites.
+        key: of the certificate.
         superlink: ``https://127.0.0.1:PORT``.
-        superlink_ca: whose certificates the SuperLink shows.
-        limit: bytes of a request's body.
+        superlink_ca: authority of the SuperLink's certificate.
+        max_bytes: of the body of a request.
     """
 
     host: str
@@ -54,45 +54,54 @@ class Settings:
     key: str
     superlink: str
     superlink_ca: str
-    limit: int
+    max_bytes: int
 
     def write(self, path: Path) -> Path:
-        """Write the settings for the process."""
+        """Write the settings for the process, and return the path."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
         return path
 
 
 def make_app(settings: Settings) -> Starlette:
-    """The application: every path but those of sites is 403, a body over the limit 413, a lost SuperLink 502."""
-    trusted = ssl.create_default_context(cafile=settings.superlink_ca)
-    client = httpx.AsyncClient(base_url=settings.superlink, verify=trusted, timeout=None, trust_env=False)
+    """The application.
 
-    async def passed(request: Request) -> Response:
+    Its own responses are 403 for a path that sites do not need, 413 for a body over the limit, 502 for a SuperLink that
+    does not respond.
+    """
+    context = ssl.create_default_context(cafile=settings.superlink_ca)
+    client = httpx.AsyncClient(base_url=settings.superlink, verify=context, timeout=None, trust_env=False)
+    too_large = f"expected at most {settings.max_bytes} bytes, got more\n"
+
+    async def forward(request: Request) -> Response:
         if not _is_open(request.scope):
             return PlainTextResponse("only sites are served here\n", 403)
-        if int(request.headers.get("content-length") or 0) > settings.limit:
-            return PlainTextResponse(f"wanted at most {settings.limit} bytes\n", 413)
+        if int(request.headers.get("content-length") or 0) > settings.max_bytes:
+            return PlainTextResponse(too_large, 413)
 
-        async def body() -> AsyncIterator[bytes]:
-            so_far = 0
+        async def limited_body() -> AsyncIterator[bytes]:
+            num_bytes = 0
             async for chunk in request.stream():
-                so_far += len(chunk)
-                if so_far > settings.limit:
-                    raise _TooMuch
+                num_bytes += len(chunk)
+                if num_bytes > settings.max_bytes:
+                    raise _BodyTooLarge
                 yield chunk
 
-        headers = [(name, value) for name, value in request.headers.items() if name not in OWN]
+        headers = [(name, value) for name, value in request.headers.items() if name not in HOP_HEADERS]
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        onward = client.build_request(request.method, target, headers=headers, content=body())
+        onward = client.build_request(request.method, target, headers=headers, content=limited_body())
         try:
-            answer = await client.send(onward, stream=True)
-        except _TooMuch:
-            return PlainTextResponse(f"wanted at most {settings.limit} bytes\n", 413)
+            response = await client.send(onward, stream=True)
+        except _BodyTooLarge:
+            return PlainTextResponse(too_large, 413)
         except httpx.TransportError as error:
-            log.warning("the SuperLink does not answer: %s", error)
-            return PlainTextResponse("the server does not answer\n", 502)
-        kept = {name: value for name, value in answer.headers.items() if name not in OWN}
-        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
+            log.warning("the SuperLink does not respond: %s", error)
+            return PlainTextResponse("the server does not respond\n", 502)
+        return StreamingResponse(
+            response.aiter_raw(),
+            response.status_code,
+            {name: value for name, value in response.headers.items() if name not in HOP_HEADERS},
+            background=BackgroundTask(response.aclose),
+        )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -100,18 +109,18 @@ def make_app(settings: Settings) -> Starlette:
         await client.aclose()
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
-    return Starlette(routes=[Route("/{path:path}", passed, methods=methods)], lifespan=lifespan)
+    return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
 
 
-class _TooMuch(Exception):
-    """A body went over the limit while it came in."""
+class _BodyTooLarge(Exception):
+    """A body exceeded the limit while it was received."""
 
 
 def _is_open(scope: Mapping[str, Any]) -> bool:
-    """Whether a path is one of the sites', read in one way only: no dots, no escapes."""
-    path, raw = str(scope["path"]), bytes(scope.get("raw_path") or b"").partition(b"?")[0]
-    plain = raw in (b"", path.encode("ascii", "replace"))
-    return plain and path.startswith(OPEN) and not {"", ".", ".."} & set(path[1:].split("/"))
+    """Whether sites need this path; one that could be read in two ways (with dots or escapes) is closed."""
+    path, raw_path = str(scope["path"]), bytes(scope.get("raw_path") or b"").partition(b"?")[0]
+    unescaped = raw_path in (b"", path.encode("ascii", "replace"))
+    return unescaped and path.startswith(OPEN_PREFIX) and not {"", ".", ".."} & set(path[1:].split("/"))
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The ``server`` command: the coordinator of a federation whose clients are on other machines."""
+"""The command ``server``: the coordinator of a federation whose clients are on other machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo
+from fl_lightning.network.coordinator.join import join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import FlowerTransport
+from fl_lightning.network.flower import subprocesses
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
@@ -37,13 +39,12 @@ from fl_lightning.storage.run_layout import CHECKPOINTS, NETWORK
 
 log = logging.getLogger(__name__)
 
-"""In the run folder: the run's id, and what its sites said of themselves."""
-START = 120.0
-"""Seconds in which Flower must start the relay."""
+RELAY_START_SECONDS = 120.0
+"""Time in which Flower must start the relay."""
 
 
 def serve(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path:
-    """Run `config` with the sites whose keys are in ``network.certificates``, or go on with the run folder `resume`.
+    """Run `config` with the sites whose keys are in ``network.certificates``, or continue the run folder `resume`.
 
     Returns:
         The run folder.
@@ -56,112 +57,113 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
     policy = share_policy(config.federation.share)
     if policy.pools:
         raise InputError(
-            "federation.share: got central, which brings all records to one place; wanted another share, or fit"
+            "federation.share: expected a share without central training, got central, which brings all records to one "
+            "place; use another one, or fit"
         )
     if config.fabric.devices != 1:
         raise InputError(
-            f"fabric.devices: got {config.fabric.devices} for the server, which trains nothing; wanted 1 "
-            "(a site may have more: client --fabric.devices)"
+            f"fabric.devices: expected 1 for the server, which trains nothing, got {config.fabric.devices}; a site may "
+            "have more (client --fabric.devices)"
         )
     with contextlib.ExitStack() as stack:
         if resume is not None:
             stack.enter_context(locked(resume))
-        run, before = _recorded(resume)
-        parts = build_model_components(config, lambda tokenizer: {})
-        agreement = SharedSettings.of(config, parts.base_precision, parts.base_fingerprint)
-        post, link = stack.enter_context(_flower(config))
-        if unknown := [client_id for client_id in before if client_id not in link.nodes]:
+        run_id, known_sites = _read_sites(resume)
+        components = build_model_components(config, lambda tokenizer: {})
+        settings = SharedSettings.of(config, components.base_precision, components.base_fingerprint)
+        transport, superlink = stack.enter_context(_flower(config))
+        if unknown := [client_id for client_id in known_sites if client_id not in superlink.nodes]:
             raise InputError(
-                f"network.certificates: no public key of {unknown[0]}, which takes part in the run; wanted the keys of "
-                "all its sites"
+                f"network.certificates: expected the public keys of all sites of the run, got none of {unknown[0]}"
             )
-        clients = RemoteClients(RequestTracker(post, run=run, agreement=agreement, network=config.network), policy)
-        joined = {**before, **clients.join(list(before) or list(link.nodes))}
-        clients.sites.update(joined)
-        config.lora.check_names(joined)
-        for client_id in sorted(joined, key=_as_in_a_folder):
+        requests = RequestTracker(transport, run=run_id, settings=settings, network=config.network)
+        sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes)}
+        requests.sites.update(sites)
+        config.lora.check_names(sites)
+        for client_id in sorted(sites, key=_folder_order):
             department, client = client_id.split("/", 1)
-            parts.data[client_id] = ClientData(department, client, (), ())
-        run_identity = _identity(config, parts, joined)
-        start = stack.enter_context(open_run(config, parts, run_identity, resume))
-        write_json(start.run_folder / NETWORK, {"run": run, "sites": {c: asdict(facts) for c, facts in joined.items()}})
-        departments: dict[str, Any] = {}
+            components.data[client_id] = ClientData(department, client, (), ())
+        run_start = stack.enter_context(open_run(config, components, _fingerprint(config, components, sites), resume))
+        site_values = {client_id: asdict(info) for client_id, info in sites.items()}
+        write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
+        clients = RemoteClients(requests, policy)
+        adapters: dict[str, Any] = {}
         run_fit(
-            start,
+            run_start,
             config,
-            parts,
+            components,
             clients=clients,
             console=console,
-            extra_callbacks=[NetworkLog(departments)],
+            extra_callbacks=[NetworkLog(adapters)],
             command="server",
         )
-        clients.finish(departments)
-        return start.run_folder
+        clients.finish(adapters)
+        return run_start.run_folder
 
 
-def _recorded(folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
-    """(the run's id, its sites) as an earlier process wrote them; a new id and no sites where there was none.
+def _read_sites(run_folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
+    """(id of the run, its sites) as an earlier process wrote them; a new id and no sites for a new run.
 
     Raises:
-        InputError: if the run folder is not that of a run between machines.
+        InputError: if the run folder is not of a run between machines.
     """
-    if folder is None or not (folder / NETWORK).exists():
-        if folder is not None and (folder / CHECKPOINTS).exists():
-            raise InputError(f"{folder}: no {NETWORK}: it is not a run of the server command; wanted fit --resume")
+    if run_folder is None or not (run_folder / NETWORK).exists():
+        if run_folder is not None and (run_folder / CHECKPOINTS).exists():
+            raise InputError(
+                f"{run_folder}: expected {NETWORK} in it, got none: it is not a run of the server command; use "
+                "fit --resume"
+            )
         return secrets.token_hex(16), {}
-    found = read_json(folder / NETWORK)
+    content = read_json(run_folder / NETWORK)
     try:
-        return str(found["run"]), {c: SiteInfo.read(facts) for c, facts in found["sites"].items()}
+        return str(content["run"]), {c: SiteInfo.from_dict(values) for c, values in content["sites"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / NETWORK}: {error}; wanted the file as the server wrote it") from error
+        raise InputError(f"{run_folder / NETWORK}: expected the file as the server wrote it, got {error}") from error
 
 
-def _as_in_a_folder(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
-    """Departments sorted, clients in natural order, as `fl_lightning.data.layout` finds them."""
+def _folder_order(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
+    """Departments sorted, clients in natural order, as `fl_lightning.data.layout` lists them."""
     department, client = client_id.split("/", 1)
     return department, natural_key(client)
 
 
-def _identity(config: RunConfig, parts: RunComponents, sites: Mapping[str, SiteInfo]) -> dict[str, Any]:
-    """As of a run on one machine, but that the hashes of the records are what the sites say."""
-    return {**fingerprint_run(config, {}, parts.base_fingerprint), "clients": {c: sites[c].records for c in parts.data}}
+def _fingerprint(config: RunConfig, components: RunComponents, sites: Mapping[str, SiteInfo]) -> dict[str, Any]:
+    """As of a run on one machine, with the hashes of the records that the sites report."""
+    records = {client_id: sites[client_id].records for client_id in components.data}
+    return {**fingerprint_run(config, {}, components.base_fingerprint), "clients": records}
 
 
 @contextlib.contextmanager
 def _flower(config: RunConfig) -> Iterator[tuple[FlowerTransport, SuperLink]]:
-    """A SuperLink with the sites' keys registered, and the post that its relay carries; ended with this block."""
+    """Flower's processes with the sites' keys registered, and the transport through its relay, while the block runs."""
     network, certificates = config.network, Path(config.network.certificates)
     files, keys = server_files(certificates), public_keys(certificates)
-    if not keys:
-        raise InputError(f"network.certificates: no site's public key in {certificates}; fl-lightning certs makes them")
     with SocketFolder() as folder, contextlib.ExitStack() as stack:
-        listener = folder.listen()
-        link = SuperLink(folder, files, network.host, network.port, max_message_mb=network.max_message_mb)
-        stack.callback(link.close)
-        link.register(keys)
-        link.run()
-        post = FlowerTransport(_accept(listener, link), link.nodes, link.check)
-        stack.callback(post.close)
+        superlink = SuperLink(folder, files, network.host, network.port, max_message_mb=network.max_message_mb)
+        stack.callback(superlink.close)
+        superlink.register(keys)
+        superlink.run()
+        transport = FlowerTransport(_accept_relay(folder, superlink), superlink.nodes, superlink.check)
+        stack.callback(transport.close)
         log.info("listening on %s:%d for %d sites", network.host, network.port, len(keys))
-        yield post, link
+        yield transport, superlink
 
 
-def _accept(listener: Listener, link: SuperLink) -> Connection:
-    """The relay's connection.
+def _accept_relay(folder: SocketFolder, superlink: SuperLink) -> Connection:
+    """Wait for the relay to connect.
 
     Raises:
-        RunError: if Flower does not start the relay.
+        RunError: if Flower does not start it within `RELAY_START_SECONDS`.
     """
-    accepted: queue.Queue[Connection] = queue.Queue()
-
-    def wait() -> None:
-        with contextlib.suppress(OSError):
-            accepted.put(listener.accept())
-
-    threading.Thread(target=wait, daemon=True).start()
-    for _ in range(int(START / 0.2)):
+    accepted: queue.Queue[Connection | None] = queue.Queue()
+    threading.Thread(target=lambda: accepted.put(folder.accept()), name="relay-accept", daemon=True).start()
+    for _ in range(int(RELAY_START_SECONDS / 0.2)):
         signals.check()
-        link.check()
+        superlink.check()
         with contextlib.suppress(queue.Empty):
-            return accepted.get(timeout=0.2)
-    raise RunError(f"Flower did not start the relay within {START:.0f} s: {link.said()}")
+            if (connection := accepted.get(timeout=0.2)) is not None:
+                return connection
+    raise RunError(
+        f"Flower: expected it to start the relay within {RELAY_START_SECONDS:.0f} s, got "
+        f"{subprocesses.last_lines(superlink.log)}"
+    )

@@ -1,4 +1,4 @@
-"""Messages between the coordinator and its sites, whatever carries them: numbered, and each to the owner of one key."""
+"""Messages between the coordinator and its sites: numbered, each to the owner of one key."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Literal, Protocol, TypeAlias
 from fl_lightning.errors import RunError
 from fl_lightning.network.frames import pack, unpack
 
-Kind: TypeAlias = Literal["query", "train", "evaluate"]
+MessageKind: TypeAlias = Literal["query", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for a message.
+    """The reply to a message, or why there will be none.
 
     Attributes:
         number: of the message.
-        body: the answer; None where there will be none.
+        body: None if there will be no reply.
         reason: why there will be none.
     """
 
@@ -34,33 +34,33 @@ class Reply:
 
 
 class MessageTransport(Protocol):
-    """Carries messages to sites and answers back."""
+    """Carries messages to sites and replies back."""
 
     def online(self) -> Mapping[str, str]:
-        """{client_id: since when} of the sites that are connected; another time means that it was away in between."""
+        """{client_id: time of connection} of the connected sites; another time means that the site was away."""
         ...
 
-    def send(self, client_id: str, kind: Kind, body: bytes, ttl: float) -> int:
-        """Send a message that is of no use after `ttl` seconds; its number comes back."""
+    def send(self, client_id: str, kind: MessageKind, body: bytes, ttl: float) -> int:
+        """Send a message that expires after `ttl` seconds, and return its number."""
         ...
 
     def receive(self, timeout: float) -> Reply | None:
-        """The next answer; None if there is none within so many seconds.
+        """The next reply; None if there is none within `timeout` seconds.
 
         Raises:
-            RunError: if nothing can come any more.
+            RunError: if no reply can come any more.
         """
         ...
 
 
 class FlowerTransport:
-    """Messages by way of the relay that Flower runs, see `fl_lightning.network.flower.server_app`.
+    """Messages through the relay that Flower runs, see `fl_lightning.network.flower.server_app`.
 
     Args:
         connection: to the relay.
-        nodes: {client_id: the id of the node that has this client's key}. Whose a message is, is known from this and
-            from nothing that a site says.
-        check: raises `RunError` when what the relay hangs on has gone.
+        nodes: {client_id: Flower's id of the node that has this client's key}. The sender of a reply is known from this
+            alone; what a site says about itself does not count.
+        check: raises `RunError` when a process that the relay needs has ended.
     """
 
     def __init__(
@@ -71,45 +71,46 @@ class FlowerTransport:
         self._online: dict[str, str] = {}
         self._number = 0
         self._inbox: queue.Queue[Reply | None] = queue.Queue()
-        # The relay must never wait for this process, which may be waiting for it to take a message.
-        self._ear = threading.Thread(target=self._listen, daemon=True)
-        self._ear.start()
+        # The relay must never wait for this process, which may be waiting for the relay to take a message.
+        self._receiver = threading.Thread(target=self._receive_frames, name="relay-receiver", daemon=True)
+        self._receiver.start()
 
     def online(self) -> Mapping[str, str]:
-        """{client_id: since when} of the sites that are connected."""
+        """{client_id: time of connection} of the connected sites."""
         return dict(self._online)
 
-    def send(self, client_id: str, kind: Kind, body: bytes, ttl: float) -> int:
-        """Hand a message to the relay."""
+    def send(self, client_id: str, kind: MessageKind, body: bytes, ttl: float) -> int:
+        """Hand a message to the relay, and return its number."""
         self._number += 1
         try:
             header = {"send": self._number, "to": self._nodes[client_id], "kind": kind, "ttl": ttl}
             self._connection.send_bytes(pack(header, body))
         except OSError as error:
-            raise _gone() from error
+            raise _relay_ended() from error
         return self._number
 
     def receive(self, timeout: float) -> Reply | None:
-        """The next answer; None if there is none in time."""
+        """The next reply; None if there is none within `timeout` seconds."""
         try:
-            answer = self._inbox.get(timeout=timeout)
+            reply = self._inbox.get(timeout=timeout)
         except queue.Empty:
             self._check()
             return None
-        if answer is None:
-            raise _gone()
-        return answer
+        if reply is None:
+            raise _relay_ended()
+        return reply
 
     def close(self) -> None:
-        """Hang up; the relay's run ends with that."""
-        # Closed under a thread that reads it, its number could become another file's, of which the thread would read.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as both:
-            both.shutdown(socket.SHUT_RDWR)
-        self._ear.join(5.0)
+        """Close the connection, which ends the relay's run."""
+        # If it were closed while the thread reads, its descriptor could be reused by another file and the thread would
+        # read from that. So it is shut down first, which ends the thread.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+        self._receiver.join(5.0)
         with contextlib.suppress(OSError):
             self._connection.close()
 
-    def _listen(self) -> None:
+    def _receive_frames(self) -> None:
         while True:
             try:
                 header, body = unpack(self._connection.recv_bytes())
@@ -125,5 +126,5 @@ class FlowerTransport:
                 self._inbox.put(Reply(header["lost"], None, str(header.get("reason", ""))))
 
 
-def _gone() -> RunError:
-    return RunError("Flower's run of the relay has ended, and nothing reaches the sites any more")
+def _relay_ended() -> RunError:
+    return RunError("Flower's relay has ended, and no message reaches the sites any more")

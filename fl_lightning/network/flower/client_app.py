@@ -1,7 +1,7 @@
-"""The ClientApp that Flower starts anew for every message: it hands the message to the site and brings the answer back.
+"""The ClientApp, a new process for every message: hands the message to the resident site and returns the reply.
 
-The site is the process that `fl-lightning client` runs: it holds the base model and the records, see
-`fl_lightning.network.site.site`. Neither torch nor transformers is imported here.
+The site is the process of `fl-lightning client`, which holds base model and records, see
+`fl_lightning.network.site.site`. Neither torch nor transformers is imported here, so a message costs no model loading.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fl_lightning.network.flower.server_app import from_record, to_record
 
 
 class DepartmentLoraClient(ClientApp):
-    """A department's client as Flower sees it; every kind of message goes to the resident site.
+    """A department's client as Flower sees it; messages of every kind go to the resident site.
 
     Args:
-        arguments: those of Flower's ClientApp.
+        arguments: of Flower's ClientApp.
     """
 
     def __init__(self, **arguments: Any) -> None:

@@ -1,6 +1,7 @@
-"""Several commands of Flower's ``flwr`` in one process, which takes a second to start: run by `superlink` as a module.
+"""Several commands of Flower's ``flwr`` in one process, because each process takes a second to start.
 
-The argument is a JSON list of commands, each with ``--format json``: a JSON object on the standard output answers each.
+`superlink` runs this as a module. The argument is a JSON list of commands, each with ``--format json``; each prints a
+JSON object to standard output.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 
 def main(commands: list[list[str]]) -> int:
-    """Run the commands; the exit code comes back."""
+    """Run the commands up to the first that fails, and return its exit code, or 0."""
     from flwr.cli.app import app
 
     for command in commands:

@@ -1,47 +1,67 @@
 """Child processes that end with this one, however it ends, and take their own children along.
 
-Each child leads a process group of its own, so that Ctrl-C reaches this process alone, and gets a SIGTERM from the
-kernel when this process dies. Flower's ``flower-superexec`` leaves its parent's group: what carries our ``FLWR_HOME``
-in its environment is ours and is ended, too.
+Each child leads its own process group, so that Ctrl-C reaches only this process, and gets a SIGTERM from the kernel
+when this process dies. Flower's ``flower-superexec`` leaves its parent's group: every process with our ``FLWR_HOME`` in
+its environment is ours, and is ended, too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-HOME = "FLWR_HOME"
-GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+import psutil
+
+from fl_lightning.errors import RunError
+
+HOME_VARIABLE = "FLWR_HOME"
+GRACE_SECONDS = 5.0
+"""Time between SIGTERM and SIGKILL."""
+EPHEMERAL_PORTS = 32768
+"""Linux gives outgoing connections ports from here on."""
+
+BIND_TO_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}, 0, 0, 0)  # PR_SET_PDEATHSIG; it survives exec
+if os.getppid() != int(sys.argv[1]):  # the parent died before that
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Python that becomes the command after asking the kernel for a signal when the parent dies.
+
+A child with preexec_fn would run Python code after a fork of a process with threads, which may deadlock."""
 
 
 def flower_environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of Flower's processes: a home of their own, no telemetry, no updates, this Python first."""
+    """The environment of Flower's processes: a private home, no telemetry, no update checks, this Python first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **quiet, "PATH": path, HOME: str(home), **more}
+    return {**os.environ, **quiet, "PATH": path, HOME_VARIABLE: str(home), **more}
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a child whose output goes to a file. To be called by a thread that lasts as long as the child shall."""
-    parent = os.getpid()
+    """Start a child whose output is appended to a file.
 
-    def bind() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-            if os.getppid() != parent:  # it has died already
-                os._exit(1)
+    The kernel ends the child with the thread that started it, so call this from one that lasts as long.
 
+    Raises:
+        RunError: if there is no such program.
+    """
+    program = shutil.which(command[0], path=environment.get("PATH"))
+    if program is None:
+        raise RunError(f"{command[0]}: expected it on the PATH, got nothing; pip install 'fl_lightning[flower]'")
+    command = [program, *command[1:]]
+    if sys.platform == "linux":
+        command = [sys.executable, "-I", "-S", "-c", BIND_TO_PARENT, str(os.getpid()), *command]
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -50,67 +70,71 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=bind,
         )
 
 
 def stop(child: subprocess.Popen[bytes], home: Path | None = None) -> None:
-    """End a child, its process group, and whatever else carries `home`."""
+    """End a child, its process group, and every process with this ``FLWR_HOME``."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE)
+            child.wait(GRACE_SECONDS)
     with contextlib.suppress(OSError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     if home is not None:
-        sweep(home)
+        stop_all(home)
 
 
-def sweep(home: Path) -> None:
-    """End all processes that carry this ``FLWR_HOME``, politely first."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in (pids := carrying(home)):
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
-        end = time.monotonic() + GRACE / 2
-        while pids and carrying(home) and time.monotonic() < end:
-            time.sleep(0.05)
+def stop_all(home: Path) -> None:
+    """End all processes with this ``FLWR_HOME``: SIGTERM, then SIGKILL."""
+    processes = processes_with_home(home)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    psutil.wait_procs(processes, GRACE_SECONDS / 2)
+    for process in processes_with_home(home):  # those, too, that were started since
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            process.wait(GRACE_SECONDS)
 
 
-def carrying(home: Path) -> list[int]:
-    """Ids of the processes, but for this one, whose environment names `home` as ``FLWR_HOME``."""
-    wanted, found = f"{HOME}={home}".encode(), []
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(place.name) != os.getpid() and wanted in (place / "environ").read_bytes().split(b"\0"):
-                found.append(int(place.name))
-    return found
+def processes_with_home(home: Path) -> list[psutil.Process]:
+    """The processes, except this one, whose environment has `home` as ``FLWR_HOME``."""
+    return [
+        process
+        for process in psutil.process_iter(["environ"])  # None where it may not be read
+        if process.pid != os.getpid() and (process.info["environ"] or {}).get(HOME_VARIABLE) == str(home)
+    ]
 
 
-def tail(log: Path, lines: int = 5) -> str:
+def last_lines(log: Path, count: int = 5) -> str:
     """The last lines of a log, on one line."""
     with contextlib.suppress(OSError):
-        text = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return " | ".join(" ".join(line.split()) for line in text[-lines:] if line.strip())[-600:]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return " | ".join(" ".join(line.split()) for line in lines[-count:] if line.strip())[-600:]
     return ""
 
 
-def reason(log: Path) -> str:
-    """What Flower said when it gave up, on one line; the last lines where it said nothing of the kind."""
+def exit_reason(log: Path) -> str:
+    """Flower's reason for an exit in its log, on one line; the last lines if it gives none."""
     with contextlib.suppress(OSError):
-        text = re.sub(r"\x1b\[\d+m", "", log.read_text(encoding="utf-8", errors="replace")).splitlines()
-        ends = [number for number, line in enumerate(text) if "Exit Code:" in line]
-        if ends:
-            return " ".join(" ".join(text[ends[-1] + 1 : ends[-1] + 4]).split())[:600]
-    return tail(log)
+        lines = re.sub(r"\x1b\[\d+m", "", log.read_text(encoding="utf-8", errors="replace")).splitlines()
+        exits = [index for index, line in enumerate(lines) if "Exit Code:" in line]
+        if exits:
+            return " ".join(" ".join(lines[exits[-1] + 1 : exits[-1] + 4]).split())[:600]
+    return last_lines(log)
 
 
 def free_port() -> int:
-    """A port on the loopback interface that nobody uses at the moment."""
-    import socket
+    """A port on the loopback interface that is free now.
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    Another process may take it before it is used: the caller tries again with another one. It is below the ports of
+    outgoing connections, which would take one sooner or later.
+    """
+    for _ in range(100):
+        port = random.SystemRandom().randrange(10_000, EPHEMERAL_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RunError(f"expected a free port from 10000 to {EPHEMERAL_PORTS - 1} on 127.0.0.1, got none in 100 tries")

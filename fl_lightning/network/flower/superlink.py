@@ -1,18 +1,18 @@
-"""Flower's server side as children of this process: a SuperLink with TLS and node authentication, and one run on it.
+"""Flower's server side as child processes: a SuperLink with TLS and node authentication, and one run on it.
 
-The SuperLink listens on the loopback interface, and `fl_lightning.network.coordinator.reverse_proxy` before it on the
-server's address.
+The SuperLink listens only on the loopback interface; `fl_lightning.network.coordinator.reverse_proxy` listens on the
+server's address and passes on what sites may ask.
 
-The run is a bundle that holds a pyproject.toml alone and names apps of the installed package, so no code travels. Its
-ServerApp is the relay of `fl_lightning.network.flower.server_app`.
+The run's bundle is a single pyproject.toml that names apps of the installed package, so no code is sent. Its ServerApp
+is the relay of `fl_lightning.network.flower.server_app`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -23,17 +23,18 @@ from typing import Any
 from fl_lightning import signals
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.network.flower import subprocesses
-from fl_lightning.network.flower.local_socket import VARIABLE, SocketFolder
-from fl_lightning.network.flower.subprocesses import free_port
+from fl_lightning.network.flower.local_socket import FOLDER_VARIABLE, SocketFolder
 from fl_lightning.network.tls import ServerFiles, make_certificates, server_files
 
-log = logging.getLogger(__name__)
-
-START = 60.0
-"""Seconds in which the SuperLink must listen."""
-NAME = "fl-lightning"
-SLACK = 2**20
-"""Bytes that Flower puts around a message."""
+START_SECONDS = 60.0
+"""Time in which the SuperLink, and then the reverse proxy, must listen."""
+PORT_TRIES = 3
+"""Ports of the loopback interface to try: another process may take a free port before the SuperLink does."""
+PORT_TAKEN = "address already in use"
+FEDERATION = "fl-lightning"
+"""Name of the SuperLink in Flower's config."""
+MESSAGE_OVERHEAD = 2**20
+"""Limit for what Flower adds to a message, in bytes."""
 
 BUNDLE = """[project]
 name = "fl-lightning-relay"
@@ -52,21 +53,21 @@ clientapp = "fl_lightning.network.flower.client_app:app"
 
 
 class SuperLink:
-    """A running SuperLink; `close` ends it and all that it started.
+    """A running SuperLink behind a reverse proxy; `close` ends both and all processes that they started.
 
     Args:
-        folder: where the relay finds its socket and Flower its home.
+        folder: where the relay finds its socket, and Flower its home.
         files: the server's certificate and key.
-        host: the address to listen on.
-        port: the port to listen on.
-        max_message_mb: a larger request is refused.
+        host: address to listen on.
+        port: to listen on.
+        max_message_mb: larger requests are refused.
         bundle_text: the pyproject.toml of what `run` runs.
 
     Attributes:
-        nodes: {client_id: Flower's id of the node whose key is that client's}; after `register`.
+        nodes: {client_id: Flower's id of the node with that client's key}; filled by `register`.
 
     Raises:
-        RunError: if it does not come up.
+        RunError: if it does not start.
     """
 
     def __init__(
@@ -79,111 +80,140 @@ class SuperLink:
         max_message_mb: float = 1024.0,
         bundle_text: str = BUNDLE,
     ) -> None:
-        from fl_lightning.network.coordinator.reverse_proxy import Settings  # Flower's extra brings what it needs
+        from fl_lightning.network.coordinator.reverse_proxy import Settings  # needs the extra flower
 
         self.home, self.log = folder.path / "flower", folder.path / "superlink.log"
         self.nodes: dict[str, int] = {}
-        bundle = folder.path / "bundle"
-        for place in (self.home, bundle):
-            place.mkdir()
-        (bundle / "pyproject.toml").write_text(bundle_text, encoding="utf-8")
-        inside = folder.path / "inside"  # a key of its own: whoever has the server's could be anybody on the network
-        make_certificates(inside, ["none/none"])
-        own, inner = server_files(inside), free_port()
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "127.0.0.1:{inner}"\n'
-            f"root-certificates = {json.dumps(str(own.ca.resolve()))}\n",
-            encoding="utf-8",
-        )
-        self._bundle = bundle
+        self._bundle = folder.path / "bundle"
+        for subfolder in (self.home, self._bundle):
+            subfolder.mkdir()
+        (self._bundle / "pyproject.toml").write_text(bundle_text, encoding="utf-8")
         self._environment = subprocesses.flower_environment(
-            self.home, **{VARIABLE: str(folder.path), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+            self.home, **{FOLDER_VARIABLE: str(folder.path), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
         )
-        command = [
-            "flower-superlink",
-            *("--host", "127.0.0.1", "--port", str(inner)),
-            *("--ssl-ca-certfile", str(own.ca), "--ssl-certfile", str(own.certificate)),
-            *("--ssl-keyfile", str(own.key)),
-            "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation",
-        ]
-        self._child = subprocesses.start(command, self._environment, self.log)
-        self._gate: subprocess.Popen[bytes] | None = None
-        limit = int(max_message_mb * 2**20) + SLACK
-        behind, shown = f"https://127.0.0.1:{inner}", (str(files.certificate), str(files.key))
-        settings = Settings(host, port, *shown, behind, str(own.ca), limit)
+        self._superlink: subprocess.Popen[bytes] | None = None
+        self._proxy: subprocess.Popen[bytes] | None = None
+        # A separate authority and key: whoever has the server's key could be any machine on the network.
+        make_certificates(folder.path / "inside", ["none/none"])
+        inside = server_files(folder.path / "inside")
         try:
-            self._wait_until_it_listens("127.0.0.1", inner)
-            gate = [
-                sys.executable,
-                "-m",
-                "fl_lightning.network.coordinator.reverse_proxy",
-                str(settings.write(folder.path / "gate.json")),
-            ]
-            self._gate = subprocesses.start(gate, self._environment, self.log)
-            # Reached on the loopback interface where it listens everywhere.
-            self._wait_until_it_listens({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+            inner_port = self._start_superlink(inside)
+            settings = Settings(
+                host=host,
+                port=port,
+                certificate=str(files.certificate),
+                key=str(files.key),
+                superlink=f"https://127.0.0.1:{inner_port}",
+                superlink_ca=str(inside.ca),
+                max_bytes=int(max_message_mb * 2**20) + MESSAGE_OVERHEAD,
+            )
+            path = settings.write(folder.path / "reverse_proxy.json")
+            module = "fl_lightning.network.coordinator.reverse_proxy"
+            command = [sys.executable, "-m", module, str(path)]
+            self._proxy = subprocesses.start(command, self._environment, self.log)
+            loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # reached here when it listens on all interfaces
+            self._wait_until_it_listens(loopback.get(host, host), port, files.ca)
         except BaseException:
             self.close()
             raise
 
-    def _wait_until_it_listens(self, host: str, port: int) -> None:
-        end = time.monotonic() + START
+    def _start_superlink(self, files: ServerFiles) -> int:
+        """Start it on a free port of the loopback interface, and return that."""
+        for attempt in range(1, PORT_TRIES + 1):
+            port, log_start = subprocesses.free_port(), self.log.stat().st_size if self.log.exists() else 0
+            (self.home / "config.toml").write_text(
+                f'[superlink]\ndefault = "{FEDERATION}"\n\n[superlink.{FEDERATION}]\naddress = "127.0.0.1:{port}"\n'
+                f"root-certificates = {json.dumps(str(files.ca.resolve()))}\n",
+                encoding="utf-8",
+            )
+            command = [
+                "flower-superlink",
+                *("--host", "127.0.0.1", "--port", str(port)),
+                *("--ssl-ca-certfile", str(files.ca), "--ssl-certfile", str(files.certificate)),
+                *("--ssl-keyfile", str(files.key)),
+                "--enable-supernode-auth",
+                "--disable-runtime-dependency-installation",
+            ]
+            self._superlink = subprocesses.start(command, self._environment, self.log)
+            try:
+                self._wait_until_it_listens("127.0.0.1", port, files.ca)
+            except RunError:
+                new_lines = self.log.read_bytes()[log_start:].decode("utf-8", "replace").lower()
+                if attempt == PORT_TRIES or PORT_TAKEN not in new_lines:
+                    raise
+                subprocesses.stop(self._superlink, self.home)
+                continue
+            return port
+        raise AssertionError("the last attempt returns or raises")
+
+    def _wait_until_it_listens(self, host: str, port: int, ca: Path) -> None:
+        """Wait until a TLS server with a certificate of this authority answers; a stranger on the port does not count.
+
+        Raises:
+            RunError: if it does not within `START_SECONDS`, or a process has ended.
+        """
+        context = ssl.create_default_context(cafile=ca)
+        context.check_hostname = False  # it may be certified under other names than this address
+        end = time.monotonic() + START_SECONDS
         while True:
             signals.check()
             self.check()
             try:
-                with socket.create_connection((host, port), timeout=1.0):
+                with socket.create_connection((host, port), timeout=5.0) as plain, context.wrap_socket(plain):
                     return
-            except OSError:
+            except OSError as error:
                 if time.monotonic() > end:
+                    said = subprocesses.last_lines(self.log)
                     raise RunError(
-                        f"nothing listens on {host}:{port} after {START:.0f} s: {subprocesses.tail(self.log)}"
+                        f"{host}:{port}: expected our server there within {START_SECONDS:.0f} s, got {error}; {said}"
                     ) from None
             time.sleep(0.1)
 
     def register(self, keys: Mapping[str, Path]) -> None:
-        """Let the owners of these public keys in; what Flower then says of a node is known to be of that client.
+        """Let the owners of these public keys in. A reply of a node is known to be of the client with its key.
 
         Raises:
-            RunError: if a key is not taken.
+            RunError: if Flower refuses a key.
         """
-        commands = [["supernode", "register", str(path.resolve()), NAME, "--format", "json"] for path in keys.values()]
-        for client_id, answer in zip(keys, self._flwr(commands), strict=True):
-            self.nodes[client_id] = int(answer["node-id"])
+        commands = [
+            ["supernode", "register", str(path.resolve()), FEDERATION, "--format", "json"] for path in keys.values()
+        ]
+        for client_id, output in zip(keys, self._flwr(commands), strict=True):
+            self.nodes[client_id] = int(output["node-id"])
 
     def run(self) -> None:
         """Start the relay's run.
 
         Raises:
-            RunError: if Flower does not take it.
+            RunError: if Flower refuses it.
         """
-        self._flwr([["run", str(self._bundle), NAME, "--format", "json"]])
+        self._flwr([["run", str(self._bundle), FEDERATION, "--format", "json"]])
 
     def check(self) -> None:
-        """Check that it is still there.
+        """Check that its processes are running.
 
         Raises:
-            RunError: if it has ended.
+            RunError: if one has ended.
         """
-        for name, child in (("Flower's SuperLink", self._child), ("the gate before it", self._gate)):
+        for name, child in (("Flower's SuperLink", self._superlink), ("the reverse proxy", self._proxy)):
             if child is not None and (code := child.poll()) is not None:
-                said = subprocesses.reason(self.log)
-                raise RunError(f"{name} ended with exit code {code}: {said}; is network.port taken?")
-
-    def said(self) -> str:
-        """The last lines of its log."""
-        return subprocesses.tail(self.log)
+                reason = subprocesses.exit_reason(self.log)
+                raise RunError(f"{name} ended with exit code {code}: {reason}; is network.port taken?")
 
     def close(self) -> None:
-        """End it and all that it started."""
-        if self._gate is not None:
-            subprocesses.stop(self._gate)
-        subprocesses.stop(self._child, self.home)
+        """End it and all processes that it started."""
+        if self._proxy is not None:
+            subprocesses.stop(self._proxy)
+        if self._superlink is not None:
+            subprocesses.stop(self._superlink, self.home)
 
     def _flwr(self, commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        """What Flower's command line answers, in one process for all commands."""
-        done = subprocess.run(
+        """Run commands of Flower's command line in one process.
+
+        Returns:
+            The JSON output of each.
+        """
+        result = subprocess.run(
             [sys.executable, "-m", "fl_lightning.network.flower.flwr_commands", json.dumps(commands)],
             env=self._environment,
             capture_output=True,
@@ -192,39 +222,40 @@ class SuperLink:
             cwd=self.home,
             check=False,
         )
-        answers = _objects(done.stdout)
-        if done.returncode != 0 or len(answers) != len(commands) or not all(a.get("success") for a in answers):
-            said = " ".join((done.stdout + " " + done.stderr).split())[-600:]
-            raise RunError(f"flwr {commands[0][0]}: exit code {done.returncode}: {said}")
-        return answers
+        outputs = _json_objects(result.stdout)
+        succeeded = len(outputs) == len(commands) and all(output.get("success") for output in outputs)
+        if result.returncode != 0 or not succeeded:
+            text = " ".join((result.stdout + " " + result.stderr).split())[-600:]
+            raise RunError(f"flwr {commands[0][0]}: exit code {result.returncode}: {text}")
+        return outputs
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, one after another, whatever stands between them."""
-    found, decoder, place = [], json.JSONDecoder(), text.find("{")
-    while place >= 0:
+def _json_objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects in a text, in order, with any text between them."""
+    objects, decoder, start = [], json.JSONDecoder(), text.find("{")
+    while start >= 0:
         try:
-            value, end = decoder.raw_decode(text, place)
-            found.append(value)
+            value, end = decoder.raw_decode(text, start)
+            objects.append(value)
         except ValueError:
-            end = place + 1
-        place = text.find("{", end)
-    return found
+            end = start + 1
+        start = text.find("{", end)
+    return objects
 
 
 def check_flower() -> None:
-    """Check that Flower is here, in a version whose commands are known.
+    """Check that Flower is installed, in a version whose commands are known.
 
     Raises:
-        InputError: saying how to get it.
+        InputError: if it is not; the message says how to install it.
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    wanted = "wanted flwr>=1.41,<1.43: pip install 'fl_lightning[flower]'"
+    fix = "pip install 'fl_lightning[flower]'"
     try:
-        found = version("flwr")
+        installed = version("flwr")
     except PackageNotFoundError as error:
-        raise InputError(f"server and client need Flower, which is not installed; {wanted}") from error
-    if not (1, 41) <= tuple(int(part) for part in found.split(".")[:2]) < (1, 43):
-        raise InputError(f"flwr: got version {found}; {wanted}")
+        raise InputError(f"server and client: expected flwr>=1.41,<1.43, got no installation; {fix}") from error
+    if not (1, 41) <= tuple(int(part) for part in installed.split(".")[:2]) < (1, 43):
+        raise InputError(f"flwr: expected version >=1.41,<1.43, got {installed}; {fix}")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

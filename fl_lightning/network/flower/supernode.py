@@ -1,4 +1,4 @@
-"""Flower's side of a site as a child of its process: a SuperNode, which starts the ClientApp for each message."""
+"""Flower's side of a site as a child process: a SuperNode, which starts the ClientApp for each message."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from fl_lightning.errors import RunError
 from fl_lightning.network.flower import subprocesses
-from fl_lightning.network.flower.local_socket import VARIABLE, SocketFolder
+from fl_lightning.network.flower.local_socket import FOLDER_VARIABLE, SocketFolder
 
 log = logging.getLogger(__name__)
 
 STABLE_SECONDS = 30.0
-"""A SuperNode that lasts for so many seconds had been let in."""
+"""A SuperNode that runs for this long was accepted by the server."""
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-"""Seconds before another try, for one that ends sooner: the server may be about to register its keys, or not know yet
-that an earlier process of this site has gone."""
+"""Seconds before each new try with one that ends sooner: the server may be about to register its keys, or may not know
+yet that an earlier process of this site is gone; or another process took the node's port."""
 
 
 class SuperNode:
-    """A running SuperNode; `close` ends it and all that it started.
+    """A running SuperNode; `close` ends it and all processes that it started.
 
     Args:
         folder: where the ClientApp finds the site's socket, and Flower its home.
         ca: the authority's certificate.
         key: the site's private key.
         address: host and port of the server.
-        department: named in the node's config, for people who look at Flower's logs.
+        department: for people who read Flower's logs.
         client: likewise.
     """
 
@@ -35,44 +35,46 @@ class SuperNode:
         self.home, self.log = folder.path / "flower", folder.path / "supernode.log"
         self.home.mkdir()
         self._environment = subprocesses.flower_environment(
-            self.home, **{VARIABLE: str(folder.path), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+            self.home, **{FOLDER_VARIABLE: str(folder.path), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
         )
         self._command = [
             "flower-supernode",
             *("--superlink", address, "--root-certificates", str(ca), "--auth-supernode-private-key", str(key)),
             *("--node-config", f'department="{department}" client="{client}"'),
         ]
-        self._failures = 0
+        self._num_failures = 0
         self._start()
 
     def _start(self) -> None:
         command = [*self._command, "--port", str(subprocesses.free_port())]
         self._child, self._started = subprocesses.start(command, self._environment, self.log), time.monotonic()
-        self._again: float | None = None
+        self._restart_at: float | None = None
 
     def check(self) -> None:
-        """Check that it is still there, and start it again where it is not.
+        """Check that it is running, and start it again if it is not.
 
         Raises:
-            RunError: if it ends at once every time: the server does not know the key, or is another one.
+            RunError: if it ended soon after each start: the server does not know the key, or is another server.
         """
         if (code := self._child.poll()) is None:
             return
-        said = subprocesses.reason(self.log)
-        if self._again is None:
-            self._failures = 0 if time.monotonic() - self._started > STABLE_SECONDS else self._failures + 1
-            if self._failures > len(RETRY_DELAYS):
-                raise RunError(
-                    f"Flower's SuperNode ended {self._failures} times, now with exit code {code}: {said}; wanted a "
-                    "server that knows this site's key and shows a certificate of the authority in network.certificates"
-                )
-            pause = RETRY_DELAYS[max(0, self._failures - 1)]
-            log.warning("Flower's SuperNode ended with exit code %d (%s); again in %.0f s", code, said, pause)
-            subprocesses.stop(self._child, self.home)
-            self._again = time.monotonic() + pause
-        elif time.monotonic() > self._again:
-            self._start()
+        if self._restart_at is not None:
+            if time.monotonic() > self._restart_at:
+                self._start()
+            return
+        reason = subprocesses.exit_reason(self.log)
+        was_stable = time.monotonic() - self._started > STABLE_SECONDS
+        self._num_failures = 0 if was_stable else self._num_failures + 1
+        if self._num_failures > len(RETRY_DELAYS):
+            raise RunError(
+                "Flower's SuperNode: expected a server that knows this site's key and has a certificate of the "
+                f"authority in network.certificates, got exit code {code} ({reason}) at start {self._num_failures}"
+            )
+        delay = RETRY_DELAYS[max(0, self._num_failures - 1)]
+        log.warning("Flower's SuperNode ended with exit code %d (%s); next start in %.0f s", code, reason, delay)
+        subprocesses.stop(self._child, self.home)
+        self._restart_at = time.monotonic() + delay
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End it and all processes that it started."""
         subprocesses.stop(self._child, self.home)

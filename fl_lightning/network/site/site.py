@@ -1,7 +1,7 @@
-"""A site's worker: holds base model, records and its own factors, and answers what the server asks.
+"""A site: holds base model, records and its private factor, and answers the server's requests.
 
-It knows nothing of Flower: a message is bytes, and so is the answer. Records never leave it; what does is what
-`SharePolicy.sends` says, clipped and noisy where ``network.local_privacy`` is on, packed as ``network.transport`` says.
+It does not know Flower: requests and replies are bytes. Records never leave it. An update leaves it reduced to the
+shared factor, clipped and noised if ``network.local_privacy`` is on, and encoded as ``network.transport`` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
-from fl_lightning.network.site.compression import encode as pack_update
+from fl_lightning.network.site.compression import encode as encode_update
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.state import LoraState, select
@@ -34,19 +34,19 @@ Export = Callable[[Path, LoraState], object]
 
 
 class Site:
-    """One client of a federation, resident on its own machine.
+    """One client of a federation, on its own machine.
 
     Args:
-        config: the site's.
-        clients: trains and evaluates.
+        config: of the site.
+        clients: fit and evaluate adapters.
         data: the client's records.
-        agreement: what the server's run must have in common with this.
-        folder: where the site keeps what is its own.
+        settings: what the server's must match.
+        folder: where the site keeps its secret, its ledger and its private factor.
         export: writes an adapter in PEFT's format.
 
     Attributes:
-        over: whether the run is at its end, and nothing more will be asked.
-        refusal: why this site cannot take part in the server's run.
+        finished: whether the run has ended and nothing more will be asked.
+        mismatch: why this site cannot take part in the server's run, or None.
     """
 
     def __init__(
@@ -54,124 +54,129 @@ class Site:
         config: RunConfig,
         clients: ClientTransport,
         data: ClientData,
-        agreement: SharedSettings,
+        settings: SharedSettings,
         folder: Path,
         export: Export,
     ) -> None:
         self._config, self._clients, self._data = config, clients, data
-        self._agreement, self._folder, self._export = agreement, folder, export
+        self._settings, self._folder, self._export = settings, folder, export
         self._policy = share_policy(config.federation.share)
-        self._seen: set[str] = set()
+        self._started_tasks: set[str] = set()
         self.client_id = data.client_id
-        self.over = False
-        self.refusal: str | None = None
+        self.finished = False
+        self.mismatch: str | None = None
 
-    def answer(self, message: bytes) -> bytes:
-        """What comes back for a message; an error is an answer, too."""
+    def handle(self, message: bytes) -> bytes:
+        """The reply to a request; an error is a reply, too."""
         header: Any = {}
         try:
             header, states = decode(message)
-            found, sent = self._obey(header, states)
+            content, tensors = self._handle_request(header, states)
         except Exception as error:
             log.warning("%s: %s", type(error).__name__, error)
-            found, sent = {"failed": f"{type(error).__name__}: {error}"[:500]}, []
-        echo = header.get("echo") if isinstance(header, dict) else None
-        return encode({"client": self.client_id, "echo": echo, **found}, sent)
+            content, tensors = {"failed": f"{type(error).__name__}: {error}"[:500]}, []
+        request_id = header.get("request_id") if isinstance(header, dict) else None
+        return encode({"client": self.client_id, "request_id": request_id, **content}, tensors)
 
-    def _obey(self, header: dict[str, Any], states: list[LoraState]) -> tuple[dict[str, Any], list[LoraState]]:
-        echo = header["echo"]
-        if problem := find_mismatch(self._agreement, header["agreement"]):
-            self.refusal = problem
-            return {"refused": problem}, []
-        if echo["task"] in self._seen:
-            raise ValueError("this task was done before; wanted a new one")
-        self._seen.add(echo["task"])
-        store = SiteStore(self._folder / _safe(echo["run"]))
+    def _handle_request(
+        self, header: dict[str, Any], states: list[LoraState]
+    ) -> tuple[dict[str, Any], list[LoraState]]:
+        if mismatch := find_mismatch(self._settings, header.get("settings")):
+            self.mismatch = mismatch
+            return {"refused": mismatch}, []
+        request_id = header["request_id"]
+        if request_id["task"] in self._started_tasks:
+            raise ValueError("expected a new task, got one that this site has started before")
+        self._started_tasks.add(request_id["task"])
+        store = SiteStore(self._folder / _check_run_id(request_id["run"]))
         if header["do"] == "hello":
-            return {"site": vars(self._facts(store))}, []
+            return {"site": vars(self._info(store))}, []
         if header["do"] == "fit":
-            found, sent = self._fit(header, states, store)
-            return {**found, "site": vars(self._facts(store))}, sent
+            content, tensors = self._fit(header, states, store)
+            return {**content, "site": vars(self._info(store))}, tensors
         if header["do"] == "evaluate":
             return self._evaluate(header, states, store), []
         if header["do"] == "finish":
             self._finish(header, states, store)
             return {"done": True}, []
-        raise ValueError(f"got {str(header['do'])[:80]!r}, wanted hello, fit, evaluate or finish")
+        raise ValueError(f"expected hello, fit, evaluate or finish, got {str(header['do'])[:80]!r}")
 
     def _fit(
         self, header: dict[str, Any], states: list[LoraState], store: SiteStore
     ) -> tuple[dict[str, Any], list[LoraState]]:
-        values, echo = header["task"], header["echo"]
+        values, run_id = header["task"], header["request_id"]["run"]
         if values["client_id"] != self.client_id:
-            raise ValueError(f"a task of {str(values['client_id'])[:80]!r}, wanted one of {self.client_id}")
+            raise ValueError(f"expected a task of {self.client_id}, got one of {str(values['client_id'])[:80]!r}")
         round_num = int(values["round_num"])
-        _, before = store.before(round_num)
-        start = {**states[0], **before.get("own", {})}
+        _, saved = store.load_before(round_num)
+        start = {**states[0], **saved.get("own", {})}
         task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen_product=states[1])
         (update,) = self._clients.fit([task], lambda *_: signals.check())
         log.info("round %d: fitted %d records in %.1f s", round_num, update.num_examples, update.seconds)
-        sends = self._policy.sends(round_num)
-        sent = replace(update, state=select(update.state, sends))
-        released = self._protected(sent, task.start, echo["run"]) if sent.state else sent
-        transport = self._config.network.transport
-        # A combiner that draws new starts leaves nothing that the last round's rounding error belongs to.
-        rest = None if self._config.federation.combiner in KEEP_PRODUCTS else before.get("rest")
-        packed = pack_update(released.state, task.start, transport, rest)
-        own = select(update.state, self._policy.keeps)
-        if bad := [name for name, tensor in own.items() if not bool(torch.isfinite(tensor).all())]:
-            raise ValueError(f"{bad[0]}: not finite after the fit; nothing of it is kept or sent")
-        if own or packed.rest:
-            store.keep(round_num, {"own": own, "rest": packed.rest})
-        found = {"update": header_of(released), "transport_error": packed.relative_error}
-        return found, [packed.tensors]
+        shared = replace(update, state=select(update.state, self._policy.sends(round_num)))
+        released = self._privatize(shared, task.start, run_id) if shared.state else shared
+        # A combiner that draws new starts leaves nothing to which the last rounding error could be added.
+        draws_new_starts = self._config.federation.combiner in KEEP_PRODUCTS
+        last_error = None if draws_new_starts else saved.get("rest")
+        encoded = encode_update(released.state, task.start, self._config.network.transport, last_error)
+        private = select(update.state, self._policy.keeps)
+        if bad := [name for name, tensor in private.items() if not bool(torch.isfinite(tensor).all())]:
+            raise ValueError(f"{bad[0]}: not finite after the fit; nothing of it is saved or sent")
+        if private or encoded.error_feedback:
+            store.save(round_num, {"own": private, "rest": encoded.error_feedback})
+        content = {"update": header_of(released), "transport_error": encoded.relative_error}
+        return content, [encoded.tensors]
 
-    def _protected(self, update: ClientUpdate, start: Mapping[str, torch.Tensor], run: str) -> ClientUpdate:
+    def _privatize(self, update: ClientUpdate, start: Mapping[str, torch.Tensor], run_id: str) -> ClientUpdate:
         privacy = self._config.network.local_privacy
         if privacy.clip is None:
             return update
-        found = privatize(
+        privatized = privatize(
             update,
             start,
             clip=privacy.clip,
             noise_multiplier=privacy.noise_multiplier,
             secret=read_secret(self._folder / "secret"),
-            run_id=run,
+            run_id=run_id,
         )
         ledger = LocalLedger(self._folder / "releases.json")
-        ledger.record(found.release, privacy.noise_multiplier)
+        ledger.record(privatized.release, privacy.noise_multiplier)
         if privacy.noise_multiplier > 0:
             log.info("round %d: ε %.3g at δ %g so far", update.round_num, ledger.epsilon(privacy.delta), privacy.delta)
-        return found.update
+        return privatized.update
 
     def _evaluate(self, header: dict[str, Any], states: list[LoraState], store: SiteStore) -> dict[str, Any]:
-        own: LoraState = {}
-        if header["own"]:  # the site's own factor belongs to what is evaluated
-            own = store.before(int(header["echo"]["round"]) + 1)[1].get("own", {})
-        metrics = self._clients.evaluate([({**state, **own}, self.client_id) for state in states])
+        private: LoraState = {}
+        if header["own"]:  # evaluate with the site's private factor
+            private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("own", {})
+        metrics = self._clients.evaluate([({**state, **private}, self.client_id) for state in states])
         return {"metrics": [vars(m) for m in metrics]}
 
     def _finish(self, header: dict[str, Any], states: list[LoraState], store: SiteStore) -> None:
-        """Write this site's whole adapter: what the department came to, with the site's own factor where it has one."""
-        own = store.before(int(header["echo"]["round"]) + 1)[1].get("own", {})
-        self._export(store.folder / "adapter", {**states[0], **own})
-        self.over = True
-        log.info("the run is over; this site's adapter is in %s", store.folder / "adapter")
+        """Write this site's whole adapter: its department's, with the site's private factor if it has one."""
+        private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("own", {})
+        self._export(store.folder / "adapter", {**states[0], **private})
+        self.finished = True
+        log.info("the run has ended; this site's adapter is in %s", store.folder / "adapter")
 
-    def _facts(self, store: SiteStore) -> SiteInfo:
-        data = self._data
-        tokens = sum(len(example) for example in data.train)
-        kept = store.before(2**31)[0] if self._policy.keeps != "none" else 0
-        rank = self._config.lora.rank(self.client_id)
-        return SiteInfo(self.client_id, len(data.train), len(data.eval), tokens, records_digest(data), rank, kept)
+    def _info(self, store: SiteStore) -> SiteInfo:
+        return SiteInfo(
+            client_id=self.client_id,
+            train=len(self._data.train),
+            eval=len(self._data.eval),
+            tokens=sum(len(example) for example in self._data.train),
+            records=records_digest(self._data),
+            r=self._config.lora.rank(self.client_id),
+            kept=store.load_before(2**31)[0] if self._policy.keeps != "none" else 0,
+        )
 
 
-def _safe(run: object) -> str:
-    """A run's id as a folder's name.
+def _check_run_id(run_id: object) -> str:
+    """The id of a run, safe as the name of a folder.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not.
     """
-    if not isinstance(run, str) or not run.isalnum() or not run.isascii() or len(run) > 64:
-        raise InputError(f"run id: got {str(run)[:80]!r}, wanted up to 64 letters and digits")
-    return run
+    if not isinstance(run_id, str) or not run_id.isalnum() or not run_id.isascii() or len(run_id) > 64:
+        raise InputError(f"run id: expected 1 to 64 letters and digits, got {str(run_id)[:80]!r}")
+    return run_id

@@ -1,13 +1,13 @@
-"""A site's disk: its own factor after each of the last rounds of a run, and its whole adapter at the end.
+"""A site's disk: its private factor and rounding error after each of the last rounds, and its adapter at the end.
 
     <output>/sites/<department>.<client>/<run>/round_R/own.safetensors
 
-A round that is done again starts from what stood there before that round, whatever came of it the first time.
+A round that is repeated starts from what was saved before it, not from what its first attempt saved.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,12 +20,18 @@ from fl_lightning.state import LoraState
 from fl_lightning.storage.files import atomic_folder, remove_temporaries
 from fl_lightning.storage.tensors import read_state, write_state
 
-KEPT = 8
-"""Rounds whose factors are kept: a server may resume from an older checkpoint."""
+log = logging.getLogger(__name__)
+
+KEEP_ROUNDS = 8
+"""Rounds that stay on the disk: a server may resume from an older checkpoint."""
+FILE = "own.safetensors"
 
 
 class SiteStore:
     """Tensors of one site in one run, by round and kind.
+
+    The kinds are ``own``, the factor that the site does not share, and ``rest``, the rounding error that the next
+    round's update makes up for.
 
     Args:
         folder: of the site and the run.
@@ -33,8 +39,8 @@ class SiteStore:
     Example:
         >>> import tempfile
         >>> store = SiteStore(Path(tempfile.mkdtemp()))
-        >>> store.keep(1, {"own": {"q.lora_B": torch.ones(1)}})
-        >>> store.before(2), store.before(1)
+        >>> store.save(1, {"own": {"q.lora_B": torch.ones(1)}})
+        >>> store.load_before(2), store.load_before(1)
         ((1, {'own': {'q.lora_B': tensor([1.])}}), (0, {}))
     """
 
@@ -43,29 +49,58 @@ class SiteStore:
         if folder.is_dir():
             remove_temporaries(folder)
 
-    def keep(self, round_num: int, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Keep tensors of a round, all of them or none."""
+    def save(self, round_num: int, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Save tensors of a round, all of them or none, and remove the oldest rounds."""
         tensors = {f"{kind}|{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
         with atomic_folder(self.folder / f"round_{round_num}") as temporary:
-            write_state(temporary / "own.safetensors", tensors)
-        for old in sorted(self._rounds())[:-KEPT]:
-            shutil.rmtree(self._rounds()[old], ignore_errors=True)
+            write_state(temporary / FILE, tensors)
+        folders = self._round_folders()
+        for old in sorted(folders)[:-KEEP_ROUNDS]:
+            shutil.rmtree(folders[old], ignore_errors=True)
 
-    def before(self, round_num: int) -> tuple[int, dict[str, LoraState]]:
-        """(round, {kind: tensors}) of the last round before this one that can be read; (0, {}) where there is none."""
-        for found in sorted(self._rounds(), reverse=True):
-            if found < round_num:
-                with contextlib.suppress(OSError, InputError, ValueError):
-                    states: dict[str, LoraState] = {}
-                    for key, tensor in read_state(self._rounds()[found] / "own.safetensors").items():
-                        kind, name = key.split("|", 1)
-                        states.setdefault(kind, {})[name] = tensor
-                    return found, states
+    def load_before(self, round_num: int) -> tuple[int, dict[str, LoraState]]:
+        """The tensors of the last round before this one.
+
+        A file that cannot be read is logged, and the round before it is taken, without its rounding error: the rounds
+        after it have made up for that already.
+
+        Returns:
+            (round, {kind: tensors}); (0, {}) if there is no earlier round.
+
+        Raises:
+            InputError: if there are earlier rounds and none of them can be read.
+        """
+        folders = self._round_folders()
+        first_error: InputError | OSError | ValueError | None = None
+        for saved_round in sorted((r for r in folders if r < round_num), reverse=True):
+            try:
+                states = _read(folders[saved_round] / FILE)
+            except (InputError, OSError, ValueError) as error:
+                log.warning("this site's tensors after round %d cannot be read: %s", saved_round, error)
+                first_error = first_error or error
+                continue
+            if first_error is not None:
+                states.pop("rest", None)
+                log.warning("its tensors after round %d are used instead, without their rounding error", saved_round)
+            return saved_round, states
+        if first_error is not None:
+            raise InputError(
+                f"{self.folder}: expected a readable {FILE} of a round before {round_num}, got none ({first_error}); "
+                "restore one from a backup, or remove the folder to start from the server's state"
+            ) from first_error
         return 0, {}
 
-    def _rounds(self) -> dict[int, Path]:
+    def _round_folders(self) -> dict[int, Path]:
         return {
             int(match[1]): path
             for path in self.folder.glob("round_*")
             if (match := re.fullmatch(r"round_(\d+)", path.name))
         }
+
+
+def _read(path: Path) -> dict[str, LoraState]:
+    states: dict[str, LoraState] = {}
+    for key, tensor in read_state(path).items():
+        kind, name = key.split("|", 1)
+        states.setdefault(kind, {})[name] = tensor
+    return states

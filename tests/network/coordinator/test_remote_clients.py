@@ -11,7 +11,7 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
 from fl_lightning.network.compatibility import SharedSettings
-from fl_lightning.network.coordinator.remote_clients import NOTHING, RemoteClients
+from fl_lightning.network.coordinator.remote_clients import NO_METRICS, RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import Reply
 from fl_lightning.network.site.site import Site
@@ -53,7 +53,7 @@ class Memory:
     def send(self, client_id, kind, body, ttl):
         self.sent.append((client_id, decode(body), len(body)))
         number = len(self.sent)
-        answer = self.meddle(client_id, decode(body)[0], self.sites[client_id].answer(body))
+        answer = self.meddle(client_id, decode(body)[0], self.sites[client_id].handle(body))
         if isinstance(answer, str):
             self.inbox.append(Reply(number, None, answer))
         elif answer is not None:
@@ -87,10 +87,10 @@ def federation(tmp_path, make_examples):
             homes[client_id] = Site(own, fits[client_id], data, agreement, folder, lambda place, state: None)
         post = Memory(homes)
         agreement = SharedSettings.of(config, "fp32", "ab")
-        requests = RequestTracker(post, run="5eed", agreement=agreement, network=config.network)
+        requests = RequestTracker(post, run="5eed", settings=agreement, network=config.network)
         clients = RemoteClients(requests, share_policy(config.federation.share))
         if join:
-            clients.join(sites)
+            join_sites(clients._requests, sites)
         return clients, post, fits
 
     return make
@@ -121,9 +121,9 @@ def test_updates_are_what_the_sites_made(federation):
     assert sorted(found) == IDS
     assert all(torch.equal(u.state["q.lora_A.weight"], START["q.lora_A.weight"] + 1) for u in found.values())
     assert all(torch.equal(u.state["q.lora_B.weight"], START["q.lora_B.weight"] + 2) for u in found.values())
-    assert clients.wire["up"] > 0
-    assert clients.wire["down"] > 0
-    assert clients.wire["refused"] == 0
+    assert clients.traffic["up"] > 0
+    assert clients.traffic["down"] > 0
+    assert clients.traffic["refused"] == 0
 
 
 def test_what_the_journal_has_is_not_asked_for_again(federation):
@@ -168,10 +168,10 @@ def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
         (lambda h, s: ({**h, "client": "hr/b"}, s), "in the name of 'hr/b'"),
         (lambda h, s: ({**h, "update": {**h["update"], "client_id": "hr/b"}}, s), "its update is of 'hr/b'"),
         (lambda h, s: ({**h, "update": {**h["update"], "round_num": 9}}, s), "of round 9, wanted 1"),
-        (lambda h, s: ({**h, "echo": {**h["echo"], "run": "0"}}, s), r"its run differ"),
-        (lambda h, s: ({**h, "echo": {**h["echo"], "nonce": "0"}}, s), r"its nonce differ"),
-        (lambda h, s: ({**h, "echo": {**h["echo"], "task": "0"}}, s), r"its task differ"),
-        (lambda h, s: ({**h, "echo": None}, s), r"its run, round, nonce, task differ"),
+        (lambda h, s: ({**h, "request_id": {**h["request_id"], "run": "0"}}, s), r"its run differ"),
+        (lambda h, s: ({**h, "request_id": {**h["request_id"], "nonce": "0"}}, s), r"its nonce differ"),
+        (lambda h, s: ({**h, "request_id": {**h["request_id"], "task": "0"}}, s), r"its task differ"),
+        (lambda h, s: ({**h, "request_id": None}, s), r"its run, round, nonce, task differ"),
         (lambda h, s: ({**h, "update": {**h["update"], "num_examples": 10**6}}, s), "trained on 1000000 records"),
         (lambda h, s: ({**h, "site": {**h["site"], "records": "0"}}, s), "other records"),
         (lambda h, s: ({**h, "update": {**h["update"], "seconds": "1"}}, s), "no numbers"),
@@ -193,7 +193,7 @@ def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log
     (said,) = [m for m in log_messages if "is not taken" in m]
     assert "hr/a" in said
     assert re.search(reason, said), said
-    assert clients.wire["refused"] == 1
+    assert clients.traffic["refused"] == 1
 
 
 def test_an_oversized_answer_is_not_even_decoded(federation, log_messages):
@@ -217,7 +217,7 @@ def test_an_answer_that_comes_after_the_round_is_left_unread(federation, log_mes
     late = []
 
     def hold(client_id, question, answer):
-        if client_id == "hr/b" and question["do"] == "fit" and question["echo"]["round"] == 1:
+        if client_id == "hr/b" and question["do"] == "fit" and question["request_id"]["round"] == 1:
             late.append(answer)
             return None
         return answer
@@ -233,7 +233,7 @@ def test_a_site_does_no_task_twice(federation, log_messages):
     clients, post, fits = federation()
     list(clients.fit(tasks(1, ["hr/a"])))
     question = next(encode(*message) for _, message, _ in post.sent if message[0]["do"] == "fit")
-    header, _ = decode(post.sites["hr/a"].answer(question))
+    header, _ = decode(post.sites["hr/a"].handle(question))
     assert "this task was done before" in header["failed"]
     assert len(fits["hr/a"].tasks) == 1
 
@@ -242,7 +242,7 @@ def test_a_site_does_no_other_clients_task(federation):
     clients, post, fits = federation()
     list(clients.fit(tasks(1, ["hr/a"])))
     header, states = next(m for _, m, _ in post.sent if m[0]["do"] == "fit")
-    found, _ = decode(post.sites["hr/b"].answer(encode(header, states)))
+    found, _ = decode(post.sites["hr/b"].handle(encode(header, states)))
     assert "wanted one of hr/b" in found["failed"]
     assert not fits["hr/b"].tasks
 
@@ -256,7 +256,7 @@ def test_the_deadline_ends_the_wait_for_a_site_that_hangs(federation, log_messag
     assert any("goes on without hr/a: it did not answer in time" in m for m in log_messages)
     # It still owes an answer, so it is not waited for a second time.
     started = time.monotonic()
-    assert clients.evaluate([(START, "hr/a"), (START, "hr/b")]) == [NOTHING, Metrics(6.0, 1.0, 10, 2)]
+    assert clients.evaluate([(START, "hr/a"), (START, "hr/b")]) == [NO_METRICS, Metrics(6.0, 1.0, 10, 2)]
     assert time.monotonic() - started < 0.3
 
 
@@ -305,7 +305,7 @@ def test_a_site_that_goes_and_comes_back_within_the_round_is_asked_again(federat
 
 
 def test_a_lost_question_is_asked_again_after_a_while(federation, monkeypatch):
-    monkeypatch.setattr("fl_lightning.network.coordinator.remote_clients.RETRY", 0.05)
+    monkeypatch.setattr("fl_lightning.network.coordinator.remote_clients.RETRY_SECONDS", 0.05)
     clients, post, fits = federation(network={"deadline": 30.0})
     post.meddle = lambda client_id, q, a: "node gone" if client_id == "hr/a" and len(fits["hr/a"].tasks) < 2 else a
     assert sorted(u.client_id for u in clients.fit(tasks())) == IDS
@@ -338,14 +338,14 @@ def test_what_is_a_sites_own_may_differ(federation, block):
 def test_a_run_goes_on_without_a_site_that_does_not_join_where_the_quorum_lets_it(federation):
     clients, post, _ = federation(join=False, network={"quorum": 0.5})
     del post.here["hr/b"]
-    assert sorted(clients.join(IDS)) == ["hr/a", "it/a"]
+    assert sorted(join_sites(clients._requests, IDS)) == ["hr/a", "it/a"]
 
 
 def test_too_few_sites_end_the_run_with_the_first_one_missing(federation):
     clients, post, _ = federation(join=False)
     del post.here["hr/b"]
     with pytest.raises(RunError, match=r"hr: 1 of 2 sites joined within 0 s .*; hr/b: it has not connected"):
-        clients.join(IDS)
+        join_sites(clients._requests, IDS)
 
 
 def test_evaluation_goes_to_the_owner_in_the_order_of_the_jobs(federation):
@@ -376,7 +376,7 @@ def test_under_share_a_a_site_evaluates_with_its_own_b(federation):
 def test_figures_that_are_none_are_left_out(federation, log_messages, figures):
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: encode({**decode(a)[0], "metrics": figures})
-    assert clients.evaluate([(START, "hr/a")]) == [NOTHING]
+    assert clients.evaluate([(START, "hr/a")]) == [NO_METRICS]
     assert any("no figures of hr/a" in m for m in log_messages)
 
 
@@ -385,7 +385,7 @@ def test_figures_that_are_no_numbers_are_left_out(federation, bad):
     clients, post, _ = federation()
     figures = [{**vars(Metrics(1.0, 1.0, 10, 2)), **bad}]
     post.meddle = lambda client_id, q, a: encode({**decode(a)[0], "metrics": figures})
-    assert clients.evaluate([(START, "hr/a")]) == [NOTHING]
+    assert clients.evaluate([(START, "hr/a")]) == [NO_METRICS]
 
 
 @pytest.mark.parametrize(("transport", "tolerance"), [("bf16", 1e-2), ("int8", 2e-2)])
@@ -416,7 +416,7 @@ def test_at_the_end_each_site_writes_its_whole_adapter(federation):
     assert sorted(written) == IDS
     assert float(written["hr/a"]["q.lora_A.weight"][0, 0]) == 6.0
     assert float(written["hr/a"]["q.lora_B.weight"][0, 0]) == 2.0
-    assert all(site.over for site in post.sites.values())
+    assert all(site.finished for site in post.sites.values())
 
 
 def test_a_message_that_is_too_large_to_send_says_so(federation):

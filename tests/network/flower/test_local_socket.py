@@ -3,7 +3,7 @@ from multiprocessing import AuthenticationError
 
 import pytest
 
-from fl_lightning.network.flower.local_socket import VARIABLE, SocketFolder, connect
+from fl_lightning.network.flower.local_socket import FOLDER_VARIABLE, SocketFolder, connect
 
 
 def test_both_ends_meet_and_only_this_user_may_look(monkeypatch):
@@ -20,7 +20,7 @@ def test_both_ends_meet_and_only_this_user_may_look(monkeypatch):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        monkeypatch.setenv(VARIABLE, str(folder.path))
+        monkeypatch.setenv(FOLDER_VARIABLE, str(folder.path))
         with connect() as connection:
             connection.send_bytes(b"there?")
             assert connection.recv_bytes() == b"yes"
@@ -50,6 +50,6 @@ def test_another_key_is_not_let_in():
 
 
 def test_without_a_parent_there_is_nothing_to_connect_to(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     with pytest.raises(RuntimeError, match="not started by 'fl-lightning server' or 'client'"):
         connect()

@@ -98,8 +98,8 @@ def test_the_relay_moves_messages_both_ways_and_says_who_is_there(monkeypatch):
 STUCK = """
 import sys, time
 from multiprocessing.connection import Connection
-from fl_lightning.network.flower.server_app import end_after_hang_up
-end_after_hang_up(Connection(int(sys.argv[1])), grace=0.5)
+from fl_lightning.network.flower.server_app import end_after_close
+end_after_close(Connection(int(sys.argv[1])), grace=0.5)
 print("ready", flush=True)
 time.sleep(120)
 """

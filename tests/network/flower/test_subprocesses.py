@@ -29,7 +29,7 @@ def test_a_child_has_a_group_a_home_and_a_log_of_its_own(tmp_path):
     environment = subprocesses.flower_environment(tmp_path, MORE="x")
     child = subprocesses.start([sys.executable, "-c", script], environment, tmp_path / "log")
     assert child.wait(20) == 0
-    assert subprocesses.tail(tmp_path / "log") == f"True {tmp_path} x"
+    assert subprocesses.last_lines(tmp_path / "log") == f"True {tmp_path} x"
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
 
 
@@ -39,11 +39,11 @@ def test_stop_takes_the_detached_ones_along(tmp_path):
         [sys.executable, "-c", script], subprocesses.flower_environment(tmp_path), tmp_path / "log"
     )
     end = time.monotonic() + 20
-    while len(subprocesses.carrying(tmp_path)) < 2 and time.monotonic() < end:
+    while len(subprocesses.processes_with_home(tmp_path)) < 2 and time.monotonic() < end:
         time.sleep(0.05)
-    assert len(subprocesses.carrying(tmp_path)) == 2
+    assert len(subprocesses.processes_with_home(tmp_path)) == 2
     subprocesses.stop(child, tmp_path)
-    assert subprocesses.carrying(tmp_path) == []
+    assert subprocesses.processes_with_home(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
@@ -64,16 +64,16 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
 
 def test_the_last_lines_of_a_log_on_one_line(tmp_path):
     (tmp_path / "log").write_text("one\n\ntwo\n  three   four\n")
-    assert subprocesses.tail(tmp_path / "log", 2) == "two | three four"
-    assert subprocesses.tail(tmp_path / "none") == ""
+    assert subprocesses.last_lines(tmp_path / "log", 2) == "two | three four"
+    assert subprocesses.last_lines(tmp_path / "none") == ""
 
 
 def test_flowers_reason_for_giving_up_is_found_in_its_log(tmp_path):
     text = "start\n\x1b[91mERROR \x1b[0m: Exit Code: 305\nFailed to connect.\n[code: 2004] No.\n\nFor more\nbye\n"
     (tmp_path / "log").write_text(text)
-    assert subprocesses.reason(tmp_path / "log") == "Failed to connect. [code: 2004] No."
+    assert subprocesses.exit_reason(tmp_path / "log") == "Failed to connect. [code: 2004] No."
     (tmp_path / "log").write_text("one\ntwo\n")
-    assert subprocesses.reason(tmp_path / "log") == "one | two"
+    assert subprocesses.exit_reason(tmp_path / "log") == "one | two"
 
 
 def test_a_free_port_can_be_bound():

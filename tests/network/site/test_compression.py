@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fl_lightning.network.site.compression import SCALES, decode, encode, layout, num_bytes_of
+from fl_lightning.network.site.compression import SCALE_SUFFIX, decode, encode, layout, encoded_num_bytes
 from fl_lightning.state import distance, norm
 from fl_lightning.storage.messages import decode as decode_message
 from fl_lightning.storage.messages import encode as encode_message
@@ -28,20 +28,20 @@ def test_int8_by_hand():
     state = {A: torch.tensor([[2.54, -1.27, 0.013, 0.0], [0.0, 0.0, 0.0, 0.0], [-12.7, 0.1, 0.04, 0.06]])}
     sent = encode(state, zeros(3, 4), "int8")
     assert sent.tensors[A].tolist() == [[127, -64, 1, 0], [0, 0, 0, 0], [-127, 1, 0, 1]]  # 63.5 to even
-    assert sent.tensors[A + SCALES].tolist() == pytest.approx([0.02, 0.0, 0.1])
+    assert sent.tensors[A + SCALE_SUFFIX].tolist() == pytest.approx([0.02, 0.0, 0.1])
     got = decode(sent.tensors, zeros(3, 4), "int8")[A]
     wanted = [[2.54, -1.28, 0.02, 0.0], [0.0] * 4, [-12.7, 0.1, 0.0, 0.1]]
     assert torch.allclose(got, torch.tensor(wanted), atol=1e-6)
-    assert torch.allclose(sent.rest[A], state[A] - torch.tensor(wanted), atol=1e-6)
+    assert torch.allclose(sent.error_feedback[A], state[A] - torch.tensor(wanted), atol=1e-6)
     assert sent.num_bytes == 12 + 3 * 4
-    assert sent.relative_error == pytest.approx(norm(sent.rest) / norm(state), rel=1e-6)
+    assert sent.relative_error == pytest.approx(norm(sent.error_feedback) / norm(state), rel=1e-6)
 
 
 def test_each_column_of_b_has_a_scale():
     state = {B: torch.tensor([[1.27, 12.7], [0.01, 0.1], [-0.02, -0.2]])}
     sent = encode(state, zeros(3, 2, name=B), "int8")
     assert sent.tensors[B].tolist() == [[127, 127], [1, 1], [-2, -2]]
-    assert sent.tensors[B + SCALES].tolist() == pytest.approx([0.01, 0.1])
+    assert sent.tensors[B + SCALE_SUFFIX].tolist() == pytest.approx([0.01, 0.1])
     assert torch.allclose(decode(sent.tensors, zeros(3, 2, name=B), "int8")[B], state[B], atol=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_bf16_by_hand():
     sent = encode(state, zeros(1, 5), "bf16")
     got = decode(sent.tensors, zeros(1, 5), "bf16")[A]
     assert got.tolist() == [[1.0, 1 + 1 / 128, 1.0, 1 + 2 / 128, -2.5]]
-    assert sent.rest[A].tolist() == [[0.0, 0.0, 1 / 256, -1 / 256, 0.0]]
+    assert sent.error_feedback[A].tolist() == [[0.0, 0.0, 1 / 256, -1 / 256, 0.0]]
     assert sent.num_bytes == 10
 
 
@@ -68,18 +68,18 @@ def test_fp32_is_bit_for_bit_whatever_the_start():
     sent = encode(state, start, "fp32")
     got = decode(sent.tensors, start, "fp32")
     assert all(torch.equal(got[n], state[n]) for n in state)
-    assert (sent.rest, sent.relative_error, sent.num_bytes) == ({}, 0.0, 4 * (4 * 33 + 17 * 4))
+    assert (sent.error_feedback, sent.relative_error, sent.num_bytes) == ({}, 0.0, 4 * (4 * 33 + 17 * 4))
 
 
 @pytest.mark.parametrize("transport", LOSSY)
 def test_rest_goes_into_the_next_round(transport):
     start, first, second = drawn(0), drawn(1), drawn(2)
     before = encode(first, start, transport)
-    after = encode(second, start, transport, before.rest)
+    after = encode(second, start, transport, before.error_feedback)
     for n in start:
         sent = decode(after.tensors, start, transport)[n].double() - start[n].double()
-        wanted = second[n].double() - start[n].double() + before.rest[n].double()
-        assert torch.allclose(sent + after.rest[n].double(), wanted, atol=1e-6)
+        wanted = second[n].double() - start[n].double() + before.error_feedback[n].double()
+        assert torch.allclose(sent + after.error_feedback[n].double(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("transport", LOSSY)
@@ -98,7 +98,7 @@ def test_what_was_decoded_adds_up_to_the_true_differences_but_for_one_rest(trans
         for n in total:
             total[n] += update[n].double() - start[n].double()
             heard[n] += got[n].double() - start[n].double()
-        rest = sent.rest
+        rest = sent.error_feedback
         if feedback:
             assert distance(total, heard) == pytest.approx(norm(rest), abs=1e-6)
             assert sent.relative_error < 0.02
@@ -116,14 +116,14 @@ def test_same_update_gives_the_same_bytes_and_they_survive_the_wire(transport):
     _, [message] = decode_message(encode_message({}, [sent.tensors]))
     got, wanted = decode(message, start, transport), decode(sent.tensors, start, transport)
     assert all(torch.equal(got[n], wanted[n]) for n in wanted)
-    assert num_bytes_of(start, transport) == sent.num_bytes == sum(t.nbytes for t in through.values())
+    assert encoded_num_bytes(start, transport) == sent.num_bytes == sum(t.nbytes for t in through.values())
 
 
 def test_int8_takes_a_quarter_of_the_bytes():
     wide = {A: torch.zeros(8, 1024), B: torch.zeros(1024, 8)}
-    whole = num_bytes_of(wide, "fp32")
-    assert num_bytes_of(wide, "bf16") == whole / 2
-    assert num_bytes_of(wide, "int8") < 0.26 * whole
+    whole = encoded_num_bytes(wide, "fp32")
+    assert encoded_num_bytes(wide, "bf16") == whole / 2
+    assert encoded_num_bytes(wide, "int8") < 0.26 * whole
 
 
 @pytest.mark.parametrize("transport", ["fp32", *LOSSY])
@@ -152,15 +152,15 @@ def test_tiny_values_are_not_lost_but_kept():
     tiny = {A: torch.tensor([[1e-45, 0.0]])}
     sent = encode(tiny, zeros(1, 2), "int8")
     assert sent.tensors[A].tolist() == [[0, 0]]
-    assert torch.equal(sent.rest[A], tiny[A])
+    assert torch.equal(sent.error_feedback[A], tiny[A])
 
 
 def test_rest_of_what_is_not_sent_this_time_is_kept():
     rest = {B: torch.ones(17, 4)}
     state, start = drawn(1), drawn(2)
     sent = encode({A: state[A]}, start, "int8", rest)
-    assert sent.rest[B] is rest[B]
-    assert set(sent.tensors) == {A, A + SCALES}
+    assert sent.error_feedback[B] is rest[B]
+    assert set(sent.tensors) == {A, A + SCALE_SUFFIX}
 
 
 def test_a_rest_of_another_shape_and_a_state_of_another_shape_are_refused():
@@ -179,7 +179,7 @@ def test_an_unknown_transport_is_refused():
 def broken(sent, what):
     tensors = dict(sent.tensors)
     if what == "missing":
-        del tensors[A + SCALES]
+        del tensors[A + SCALE_SUFFIX]
     elif what == "unknown":
         tensors["x" * 500] = torch.zeros(1)
     elif what == "dtype":
@@ -187,11 +187,11 @@ def broken(sent, what):
     elif what == "shape":
         tensors[A] = tensors[A].T.contiguous()
     elif what == "negative":
-        tensors[A + SCALES] = -tensors[A + SCALES]
+        tensors[A + SCALE_SUFFIX] = -tensors[A + SCALE_SUFFIX]
     elif what == "nan":
-        tensors[A + SCALES] = torch.full_like(tensors[A + SCALES], math.nan)
+        tensors[A + SCALE_SUFFIX] = torch.full_like(tensors[A + SCALE_SUFFIX], math.nan)
     elif what == "overflow":
-        tensors[A + SCALES] = torch.full_like(tensors[A + SCALES], 3e38)
+        tensors[A + SCALE_SUFFIX] = torch.full_like(tensors[A + SCALE_SUFFIX], 3e38)
     return tensors
 
 
@@ -214,5 +214,5 @@ def test_error_of_a_value_is_bounded(values, transport):
     sent = encode(state, {A: torch.zeros_like(state[A])}, transport)
     largest = state[A].abs().max().item()
     bound = state[A].abs() / 256 + 1e-38 if transport == "bf16" else torch.full_like(state[A], largest / 254)
-    assert bool((sent.rest[A].abs() <= bound * (1 + 1e-5) + 1e-44).all())
+    assert bool((sent.error_feedback[A].abs() <= bound * (1 + 1e-5) + 1e-44).all())
     assert 0.0 <= sent.relative_error <= 1.0

@@ -1,0 +1,68 @@
+"""The start of a run: waits for the sites to connect, and asks each what it has."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from fl_lightning import signals
+from fl_lightning.errors import RunError
+from fl_lightning.network.compatibility import SiteInfo
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.validation import HEADER_BYTES, RejectedReply
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS = 30.0
+"""A site that does not answer is asked again after this time, or at once if it has connected anew."""
+
+
+def join_sites(requests: RequestTracker, client_ids: Iterable[str]) -> Mapping[str, SiteInfo]:
+    """Wait for sites, at most ``network.join_timeout`` seconds.
+
+    Returns:
+        {client_id: what the site says about itself} of those that joined, in the order of `client_ids`; they are in
+        ``requests.sites``, too.
+
+    Raises:
+        RunError: if fewer joined in a department than ``network.quorum`` asks for.
+    """
+    expected = list(client_ids)
+    reasons = dict.fromkeys(expected, "it has not connected")
+    last_asked: dict[str, tuple[float, str]] = {}
+    end = time.monotonic() + requests.network.join_timeout
+    log.info("waiting for %d sites", len(expected))
+    while (missing := [c for c in expected if c not in requests.sites]) and time.monotonic() < end:
+        signals.check()
+        online = requests.transport.online()
+        for client_id in [c for c in missing if c in online]:
+            asked_at, asked_since = last_asked.get(client_id, (-math.inf, ""))
+            if asked_since != online[client_id] or time.monotonic() - asked_at > ASK_AGAIN_SECONDS:
+                last_asked[client_id] = time.monotonic(), online[client_id]
+                requests.send(client_id, "query", {"do": "hello"}, [], HEADER_BYTES, ASK_AGAIN_SECONDS * 2)
+        for client_id, header, _ in requests.replies(reasons):
+            try:
+                requests.register_site(client_id, header)
+                log.info("%s has joined: %d records", client_id, requests.sites[client_id].train)
+            except RejectedReply as error:
+                reasons[client_id] = str(error)
+    requests.pending.clear()
+    for client_id in missing:
+        log.warning("%s has not joined: %s", client_id, reasons[client_id])
+    _check_quorum(requests, expected, reasons)
+    return {client_id: requests.sites[client_id] for client_id in expected if client_id in requests.sites}
+
+
+def _check_quorum(requests: RequestTracker, expected: Sequence[str], reasons: Mapping[str, str]) -> None:
+    for department in sorted({client_id.split("/", 1)[0] for client_id in expected}):
+        members = [c for c in expected if c.split("/", 1)[0] == department]
+        missing = [c for c in members if c not in requests.sites]
+        num_joined, required = len(members) - len(missing), requests.num_required(len(members))
+        if num_joined < required:
+            raise RunError(
+                f"{department}: expected {required} sites (network.quorum) within "
+                f"{requests.network.join_timeout:.0f} s (network.join_timeout), got {num_joined} of {len(members)} "
+                f"sites; {missing[0]}: {reasons[missing[0]]}"
+            )
