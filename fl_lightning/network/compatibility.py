@@ -70,7 +70,7 @@ def find_mismatch(site: SharedSettings, server: object) -> str | None:
     Example:
         >>> site = SharedSettings({"lora.r": 4}, "fp32", "ab")
         >>> find_mismatch(site, SharedSettings({"lora.r": 8}, "fp32", "ab").to_dict())
-        'lora.r: expected the same on both sides, got 8 on the server and 4 at the site'
+        'lora.r: expected the same on both sides, got 8 on the server, 4 at the site'
     """
     same_version = "install the same version of fl_lightning on both sides"
     values = server.get("values") if isinstance(server, Mapping) else None
@@ -79,14 +79,14 @@ def find_mismatch(site: SharedSettings, server: object) -> str | None:
         return f"expected settings of the server in protocol {site.protocol}, got protocol {protocol}; {same_version}"
     for key, value in site.values.items():
         if key not in values:
-            return f"{key}: expected a value of the server, got none, and {value!r} at the site; {same_version}"
+            return f"{key}: expected a value of the server, got none, {value!r} at the site; {same_version}"
         if values[key] != value:
-            return f"{key}: expected the same on both sides, got {values[key]!r} on the server and {value!r} at the site"
+            return f"{key}: expected the same on both sides, got {values[key]!r} on the server, {value!r} at the site"
     server_base = str(server.get("base_fingerprint"))
     if site.base_precision == server.get("base_precision") and site.base_fingerprint != server_base:
         return (
             "model.name_or_path: expected the same weights on both sides, got a base model with SHA-256 "
-            f"{server_base[:12]}… on the server and {site.base_fingerprint[:12]}… at the site"
+            f"{server_base[:12]}… on the server, {site.base_fingerprint[:12]}… at the site"
         )
     return None
 

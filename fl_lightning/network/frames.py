@@ -31,7 +31,7 @@ def unpack(frame: bytes) -> tuple[dict[str, Any], bytes]:
     """
     end = 4 + int.from_bytes(frame[:4], "little")
     if not 4 < end <= min(len(frame), MAX_HEADER):
-        raise ValueError(f"expected a complete frame, got {len(frame)} bytes with a header that would end at byte {end}")
+        raise ValueError(f"expected a complete frame, got {len(frame)} bytes whose header would end at byte {end}")
     try:
         header = json.loads(frame[4:end])
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 import pytest
 
 from fl_lightning.config import LoraProfile, RunConfig
-from fl_lightning.network.compatibility import MUST_MATCH, SharedSettings, SiteInfo, find_mismatch
+from fl_lightning.network.compatibility import MUST_MATCH, PROTOCOL_VERSION, SharedSettings, SiteInfo, find_mismatch
 
 FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
 
@@ -20,7 +20,7 @@ def test_equal_sides_agree():
 
 def test_the_key_is_named_on_both_sides():
     said = find_mismatch(made(lora_alpha=4), made().to_dict())
-    assert said == "lora.lora_alpha: the site has 4, the server has 16; wanted the same on both"
+    assert said == "lora.lora_alpha: expected the same on both sides, got 16 on the server, 4 at the site"
 
 
 def test_profiles_travel_as_json():
@@ -31,17 +31,22 @@ def test_profiles_travel_as_json():
 
 
 def test_another_base_is_refused_where_it_can_be_compared():
-    assert "base model with SHA-256 cd…" in find_mismatch(made(base="cd"), made().to_dict())
+    assert "base model with SHA-256 ab… on the server, cd… at the site" in find_mismatch(
+        made(base="cd"), made().to_dict()
+    )
     assert find_mismatch(made("4bit", "cd"), made().to_dict()) is None
 
 
-@pytest.mark.parametrize("server", [{}, {"values": 3}, {"values": {}}])
-def test_another_version_is_told(server):
+@pytest.mark.parametrize(
+    "server",
+    [None, {}, {"values": 3}, {"values": {}, "protocol": PROTOCOL_VERSION}, {**made().to_dict(), "protocol": 1}],
+)
+def test_another_version_is_refused(server):
     assert "version of fl_lightning" in find_mismatch(made(), server)
 
 
 def test_facts_are_read_as_they_are():
-    assert vars(SiteInfo.read(FACTS)) == FACTS
+    assert vars(SiteInfo.from_dict(FACTS)) == FACTS
 
 
 @pytest.mark.parametrize(
@@ -50,10 +55,10 @@ def test_facts_are_read_as_they_are():
 )
 def test_facts_that_are_none_are_refused(change):
     with pytest.raises(ValueError, match="a site's"):
-        SiteInfo.read({**FACTS, **change})
+        SiteInfo.from_dict({**FACTS, **change})
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {**FACTS, "more": 1}])
 def test_facts_of_another_form_are_refused(values):
-    with pytest.raises(ValueError, match="a site's facts"):
-        SiteInfo.read(values)
+    with pytest.raises(ValueError, match="a site's values"):
+        SiteInfo.from_dict(values)

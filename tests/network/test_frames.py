@@ -11,11 +11,11 @@ def test_a_frame_comes_back_as_it_was(body):
 @pytest.mark.parametrize(
     ("frame", "problem"),
     [
-        (b"", "its header would end at byte 4"),
+        (b"", "whose header would end at byte 4"),
         (b"\x05\0\0\0{}", "would end at byte 9"),
         (b"\xff\xff\xff\xff{}", "would end"),
-        (b"\x02\0\0\0{x", "no JSON"),
-        (b"\x02\0\0\0[]", "its header is list"),
+        (b"\x02\0\0\0{x", "expected JSON"),
+        (b"\x02\0\0\0[]", "got list"),
         ((MAX_HEADER + 1).to_bytes(4, "little") + b" " * (MAX_HEADER + 2), "would end"),
     ],
 )

@@ -120,7 +120,7 @@ def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link
             "replay": kept[0],
         }[header["do"]]
 
-    requests = RequestTracker(post, run="5eed", agreement=SharedSettings({}, "fp32", "ab"), network=NetworkConfig())
+    requests = RequestTracker(post, run="5eed", settings=SharedSettings({}, "fp32", "ab"), network=NetworkConfig())
 
     def ask(do):
         requests.ask("hr/a", "query", {"do": do}, [], HEADER_BYTES, 60.0)
@@ -147,7 +147,7 @@ def test_what_is_not_an_answer_of_this_client_to_this_question_is_not_taken(link
                 node.check()
             assert ask("honest")["site"]["train"] == 3
             assert "in the name of 'hr/b', and the key is that of hr/a" in ask("another client's name")["failed"]
-            assert "bytes, wanted at most" in ask("oversized")["failed"]
+            assert "expected at most" in ask("oversized")["failed"]
             assert "late, or sent a second time" in ask("replay")["failed"]
         finally:
             node.close()

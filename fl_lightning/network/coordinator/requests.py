@@ -119,7 +119,7 @@ class RequestTracker:
         limit = int(self.network.max_message_mb * 2**20)
         if len(body) > limit:
             raise RunError(
-                f"a message to {client_id}: expected at most {limit:,} bytes (network.max_message_mb), got {len(body):,}"
+                f"message to {client_id}: expected at most {limit:,} bytes (network.max_message_mb), got {len(body):,}"
             )
         self.traffic["down"] += len(body)
         connected_since = connected_since or self.transport.online().get(client_id, "")

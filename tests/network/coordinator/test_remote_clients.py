@@ -11,6 +11,7 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
 from fl_lightning.network.compatibility import SharedSettings
+from fl_lightning.network.coordinator.join import join_sites
 from fl_lightning.network.coordinator.remote_clients import NO_METRICS, RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import Reply
@@ -40,7 +41,7 @@ class Fits:
 
 
 class Memory:
-    """A post to sites in this process; `meddle` may change an answer, None loses it without a word."""
+    """A transport to sites in this process; `meddle` may change an answer, None loses it without a word."""
 
     def __init__(self, sites):
         self.sites, self.here = sites, dict.fromkeys(sites, "1")
@@ -83,11 +84,11 @@ def federation(tmp_path, make_examples):
             fits[client_id] = Fits()
             own = config if site_config is None else site_config
             folder = tmp_path / client_id.replace("/", ".")
-            agreement = SharedSettings.of(own, "fp32", "ab")
-            homes[client_id] = Site(own, fits[client_id], data, agreement, folder, lambda place, state: None)
+            settings = SharedSettings.of(own, "fp32", "ab")
+            homes[client_id] = Site(own, fits[client_id], data, settings, folder, lambda place, state: None)
         post = Memory(homes)
-        agreement = SharedSettings.of(config, "fp32", "ab")
-        requests = RequestTracker(post, run="5eed", settings=agreement, network=config.network)
+        settings = SharedSettings.of(config, "fp32", "ab")
+        requests = RequestTracker(post, run="5eed", settings=settings, network=config.network)
         clients = RemoteClients(requests, share_policy(config.federation.share))
         if join:
             join_sites(clients._requests, sites)
@@ -155,6 +156,16 @@ def test_share_a_sends_a_only_and_b_stays_on_the_sites_disk(federation):
     assert torch.equal(fits["hr/a"].tasks[1].start["q.lora_B.weight"], torch.full((3, 2), 2.0))
 
 
+def test_a_site_whose_private_factor_is_lost_says_so_and_makes_no_update(federation, tmp_path, log_messages):
+    clients, _, fits = federation(federation={"share": "a"})
+    list(clients.fit(tasks(1, ["hr/a"])))
+    (saved,) = tmp_path.glob("hr.a/5eed/round_1/own.safetensors")
+    saved.write_bytes(b"torn")
+    assert list(clients.fit(tasks(2, ["hr/a"]))) == []
+    assert len(fits["hr/a"].tasks) == 1
+    assert any("a reply of hr/a is rejected" in m and "expected a readable own.safetensors" in m for m in log_messages)
+
+
 def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
     clients, _, fits = federation(federation={"share": "a"})
     for round_num in (1, 2, 2, 3):
@@ -165,23 +176,26 @@ def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
 @pytest.mark.parametrize(
     ("meddle", "reason"),
     [
-        (lambda h, s: ({**h, "client": "hr/b"}, s), "in the name of 'hr/b'"),
-        (lambda h, s: ({**h, "update": {**h["update"], "client_id": "hr/b"}}, s), "its update is of 'hr/b'"),
-        (lambda h, s: ({**h, "update": {**h["update"], "round_num": 9}}, s), "of round 9, wanted 1"),
+        (lambda h, s: ({**h, "client": "hr/b"}, s), "got one of 'hr/b'"),
+        (
+            lambda h, s: ({**h, "update": {**h["update"], "client_id": "hr/b"}}, s),
+            "an update of hr/a, got one of",
+        ),
+        (lambda h, s: ({**h, "update": {**h["update"], "round_num": 9}}, s), "of round 1, got 9"),
         (lambda h, s: ({**h, "request_id": {**h["request_id"], "run": "0"}}, s), r"its run differ"),
         (lambda h, s: ({**h, "request_id": {**h["request_id"], "nonce": "0"}}, s), r"its nonce differ"),
         (lambda h, s: ({**h, "request_id": {**h["request_id"], "task": "0"}}, s), r"its task differ"),
         (lambda h, s: ({**h, "request_id": None}, s), r"its run, round, nonce, task differ"),
-        (lambda h, s: ({**h, "update": {**h["update"], "num_examples": 10**6}}, s), "trained on 1000000 records"),
-        (lambda h, s: ({**h, "site": {**h["site"], "records": "0"}}, s), "other records"),
-        (lambda h, s: ({**h, "update": {**h["update"], "seconds": "1"}}, s), "no numbers"),
+        (lambda h, s: ({**h, "update": {**h["update"], "num_examples": 10**6}}, s), "from 1000000 records"),
+        (lambda h, s: ({**h, "site": {**h["site"], "records": "0"}}, s), "records and rank that the site joined with"),
+        (lambda h, s: ({**h, "update": {**h["update"], "seconds": "1"}}, s), "expected numbers as losses and seconds"),
         (lambda h, s: ({**h, "update": {**h["update"], "metrics": {"x": 1}}}, s), "unexpected keyword"),
         (lambda h, s: (h, [{n: t[:1] for n, t in s[0].items()}]), "shape"),
         (lambda h, s: (h, [{**s[0], "q.lora_A.weight": s[0]["q.lora_A.weight"] * torch.nan}]), "not finite"),
         (lambda h, s: (h, [{"q.lora_A.weight": s[0]["q.lora_A.weight"]}]), "lora_B"),
-        (lambda h, s: (h, []), "0 states"),
-        (lambda h, s: ([h], s), "header is list"),
-        (lambda h, s: ({**h, "extra": "x" * 2_000_000}, s), "bytes, wanted at most"),
+        (lambda h, s: (h, []), "got 0 states"),
+        (lambda h, s: ([h], s), "as header, got list"),
+        (lambda h, s: ({**h, "extra": "x" * 2_000_000}, s), "expected at most .* bytes"),
     ],
 )
 def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log_messages, meddle, reason):
@@ -190,7 +204,7 @@ def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: encode(*meddle(*decode(a))) if client_id == "hr/a" else a
     assert [u.client_id for u in clients.fit(tasks())] == ["hr/b", "it/a"]
-    (said,) = [m for m in log_messages if "is not taken" in m]
+    (said,) = [m for m in log_messages if "is rejected" in m]
     assert "hr/a" in said
     assert re.search(reason, said), said
     assert clients.traffic["refused"] == 1
@@ -200,7 +214,7 @@ def test_an_oversized_answer_is_not_even_decoded(federation, log_messages):
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: b"\0" * 3_000_000 if client_id == "hr/a" else a
     assert len(list(clients.fit(tasks()))) == 2
-    assert any("it has 3,000,000 bytes, wanted at most" in m for m in log_messages)
+    assert any("got 3,000,000 bytes" in m for m in log_messages)
 
 
 def test_a_replayed_round_is_refused(federation, log_messages):
@@ -209,7 +223,7 @@ def test_a_replayed_round_is_refused(federation, log_messages):
     post.meddle = lambda client_id, q, a: old.setdefault(client_id, a)
     assert len(list(clients.fit(tasks(1)))) == 3
     assert list(clients.fit(tasks(2))) == []
-    assert sum("answers another question (its round, nonce, task differ): late" in m for m in log_messages) == 3
+    assert sum("replies to another request (its round, nonce, task differ): late" in m for m in log_messages) == 3
 
 
 def test_an_answer_that_comes_after_the_round_is_left_unread(federation, log_messages):
@@ -226,7 +240,7 @@ def test_an_answer_that_comes_after_the_round_is_left_unread(federation, log_mes
     assert [u.client_id for u in clients.fit(tasks(1))] == ["hr/a", "it/a"]
     post.inbox.append(Reply(5, late[0]))
     assert len(list(clients.fit(tasks(2)))) == 3
-    assert any("nobody waits for any more" in m for m in log_messages)
+    assert any("no longer pending" in m for m in log_messages)
 
 
 def test_a_site_does_no_task_twice(federation, log_messages):
@@ -234,7 +248,7 @@ def test_a_site_does_no_task_twice(federation, log_messages):
     list(clients.fit(tasks(1, ["hr/a"])))
     question = next(encode(*message) for _, message, _ in post.sent if message[0]["do"] == "fit")
     header, _ = decode(post.sites["hr/a"].handle(question))
-    assert "this task was done before" in header["failed"]
+    assert "expected a new task" in header["failed"]
     assert len(fits["hr/a"].tasks) == 1
 
 
@@ -243,7 +257,7 @@ def test_a_site_does_no_other_clients_task(federation):
     list(clients.fit(tasks(1, ["hr/a"])))
     header, states = next(m for _, m, _ in post.sent if m[0]["do"] == "fit")
     found, _ = decode(post.sites["hr/b"].handle(encode(header, states)))
-    assert "wanted one of hr/b" in found["failed"]
+    assert "expected a task of hr/b" in found["failed"]
     assert not fits["hr/b"].tasks
 
 
@@ -253,7 +267,7 @@ def test_the_deadline_ends_the_wait_for_a_site_that_hangs(federation, log_messag
     started = time.monotonic()
     assert [u.client_id for u in clients.fit(tasks())] == ["hr/b", "it/a"]
     assert 0.3 < time.monotonic() - started < 3
-    assert any("goes on without hr/a: it did not answer in time" in m for m in log_messages)
+    assert any("goes on without hr/a: it did not reply in time" in m for m in log_messages)
     # It still owes an answer, so it is not waited for a second time.
     started = time.monotonic()
     assert clients.evaluate([(START, "hr/a"), (START, "hr/b")]) == [NO_METRICS, Metrics(6.0, 1.0, 10, 2)]
@@ -286,7 +300,7 @@ def test_a_site_that_makes_nan_keeps_and_sends_nothing(federation, log_messages)
     fits["hr/a"].spoil = lambda state: {n: t * torch.nan for n, t in state.items()}
     assert len(list(clients.fit(tasks()))) == 2
     assert clients.sites["hr/a"].kept == 0
-    assert any("hr/a is not taken" in m and "not finite" in m for m in log_messages)
+    assert any("hr/a is rejected" in m and "not finite" in m for m in log_messages)
 
 
 def test_a_site_that_goes_and_comes_back_within_the_round_is_asked_again(federation):
@@ -325,12 +339,12 @@ def test_a_site_that_is_away_is_asked_once_it_is_there(federation):
 
 def test_a_site_with_another_config_is_refused_with_the_key_on_both_sides(federation):
     other = made(lora={"r": 4})
-    with pytest.raises(RunError, match=r"lora\.r: the site has 4, the server has 8; wanted the same on both"):
+    with pytest.raises(RunError, match=r"lora\.r: expected the same on both sides, got 8 on the server, 4 at the site"):
         federation(site_config=other)
 
 
 @pytest.mark.parametrize("block", [{"data": {"max_records": 5}}, {"training": {"batch_size": 1}}])
-def test_what_is_a_sites_own_may_differ(federation, block):
+def test_machine_settings_may_differ(federation, block):
     clients, _, _ = federation(site_config=made(**block))
     assert sorted(clients.sites) == IDS
 
@@ -344,7 +358,9 @@ def test_a_run_goes_on_without_a_site_that_does_not_join_where_the_quorum_lets_i
 def test_too_few_sites_end_the_run_with_the_first_one_missing(federation):
     clients, post, _ = federation(join=False)
     del post.here["hr/b"]
-    with pytest.raises(RunError, match=r"hr: 1 of 2 sites joined within 0 s .*; hr/b: it has not connected"):
+    with pytest.raises(
+        RunError, match=r"hr: expected 2 sites .* within 0 s .*, got 1 of 2 sites; hr/b: it has not connected"
+    ):
         join_sites(clients._requests, IDS)
 
 
@@ -377,7 +393,7 @@ def test_figures_that_are_none_are_left_out(federation, log_messages, figures):
     clients, post, _ = federation()
     post.meddle = lambda client_id, q, a: encode({**decode(a)[0], "metrics": figures})
     assert clients.evaluate([(START, "hr/a")]) == [NO_METRICS]
-    assert any("no figures of hr/a" in m for m in log_messages)
+    assert any("no metrics of hr/a" in m for m in log_messages)
 
 
 @pytest.mark.parametrize("bad", [{"loss_sum": float("nan")}, {"num_tokens": 0}, {"loss_sum": 1e300}, {"correct": True}])

@@ -1,4 +1,4 @@
-"""The gate before the SuperLink: what sites need goes through unchanged, all else is refused."""
+"""The reverse proxy in front of the SuperLink: passes on what sites need unchanged, refuses all else."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def asked():
 
 @pytest.fixture
 def ask(ca, asked, monkeypatch):
-    """Ask the gate, whose SuperLink echoes what it was asked."""
+    """Ask the proxy, whose SuperLink echoes what it was asked."""
 
     async def echo(request: Request):
         body = await request.body()

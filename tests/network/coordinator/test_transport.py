@@ -47,9 +47,9 @@ def test_only_nodes_with_a_known_key_are_online(ends):
 def test_a_relay_that_has_gone_ends_the_run(ends):
     post, relay = ends
     relay.close()
-    with pytest.raises(RunError, match="nothing reaches the sites any more"):
+    with pytest.raises(RunError, match="no message reaches the sites any more"):
         post.receive(5)
-    with pytest.raises(RunError, match="nothing reaches the sites any more"):
+    with pytest.raises(RunError, match="no message reaches the sites any more"):
         post.send("hr/a", "train", b"x" * 10**6, 1.0)
 
 

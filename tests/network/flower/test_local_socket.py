@@ -1,3 +1,4 @@
+import socket
 import threading
 from multiprocessing import AuthenticationError
 
@@ -6,47 +7,89 @@ import pytest
 from fl_lightning.network.flower.local_socket import FOLDER_VARIABLE, SocketFolder, connect
 
 
+@pytest.fixture
+def folder():
+    with SocketFolder() as folder:
+        yield folder
+
+
+def echo_once(folder):
+    """Start a thread that accepts one process and echoes one message."""
+
+    def serve():
+        with folder.accept() as connection:
+            connection.send_bytes(connection.recv_bytes())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread
+
+
+def ask(folder, message=b"there?"):
+    with connect(folder.path) as connection:
+        connection.send_bytes(message)
+        return connection.recv_bytes() if connection.poll(10) else None
+
+
 def test_both_ends_meet_and_only_this_user_may_look(monkeypatch):
     with SocketFolder() as folder:
         assert folder.path.stat().st_mode & 0o777 == 0o700
         assert (folder.path / "key").stat().st_mode & 0o777 == 0o600
-        listener = folder.listen()
-        heard = []
-
-        def serve():
-            with listener.accept() as connection:
-                heard.append(connection.recv_bytes())
-                connection.send_bytes(b"yes")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+        thread = echo_once(folder)
         monkeypatch.setenv(FOLDER_VARIABLE, str(folder.path))
         with connect() as connection:
             connection.send_bytes(b"there?")
-            assert connection.recv_bytes() == b"yes"
+            assert connection.recv_bytes() == b"there?"
         thread.join(5)
-        assert heard == [b"there?"]
     assert not folder.path.exists()
 
 
-def test_another_key_is_not_let_in():
-    with SocketFolder() as folder:
-        listener = folder.listen()
-        refused = []
+def test_another_key_is_refused_and_the_next_process_is_accepted(folder, log_messages):
+    echo_once(folder)
+    key = (folder.path / "key").read_bytes()
+    (folder.path / "key").write_bytes(b"guessed")
+    with pytest.raises(AuthenticationError):
+        connect(folder.path)
+    (folder.path / "key").write_bytes(key)
+    assert ask(folder) == b"there?"
+    assert any("AuthenticationError" in m and "still listening" in m for m in log_messages)
 
-        def serve():
-            try:
-                listener.accept()
-            except AuthenticationError as error:
-                refused.append(error)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        (folder.path / "key").write_bytes(b"guessed")
-        with pytest.raises(AuthenticationError):
-            connect(folder.path)
-        thread.join(5)
-        assert len(refused) == 1
+@pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0\x04abc"])
+def test_a_process_that_breaks_off_in_the_handshake_leaves_the_listener_alive(folder, log_messages, sent):
+    echo_once(folder)
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(folder.path / "socket"))
+            peer.sendall(sent)
+    assert ask(folder) == b"there?"
+    assert any(m.startswith("WARNING a process failed to connect") for m in log_messages)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, OSError, EOFError])
+def test_an_error_of_accept_is_logged_and_the_next_process_is_accepted(folder, monkeypatch, log_messages, error):
+    accept, errors = folder._listener.accept, [error("broken"), error("broken")]
+
+    def flaky():
+        if errors:
+            raise errors.pop()
+        return accept()
+
+    monkeypatch.setattr(folder._listener, "accept", flaky)
+    echo_once(folder)
+    assert ask(folder) == b"there?"
+    assert sum(error.__name__ in m for m in log_messages) == 2
+
+
+def test_closing_the_folder_ends_a_waiting_accept():
+    folder = SocketFolder()
+    accepted = []
+    thread = threading.Thread(target=lambda: accepted.append(folder.accept()), daemon=True)
+    thread.start()
+    folder.close()
+    thread.join(5)
+    assert accepted == [None]
+    assert folder.accept() is None
 
 
 def test_without_a_parent_there_is_nothing_to_connect_to(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_lightning.errors import RunError
 from fl_lightning.network.flower import subprocesses
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -76,8 +77,35 @@ def test_flowers_reason_for_giving_up_is_found_in_its_log(tmp_path):
     assert subprocesses.exit_reason(tmp_path / "log") == "one | two"
 
 
-def test_a_free_port_can_be_bound():
+def test_a_child_is_started_without_python_code_between_fork_and_exec(tmp_path, monkeypatch):
+    popen, options = subprocess.Popen, {}
+
+    def recorded(command, **settings):
+        options.update(settings)
+        return popen(command, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", recorded)
+    child = subprocesses.start([sys.executable, "-c", ""], subprocesses.flower_environment(tmp_path), tmp_path / "log")
+    assert child.wait(20) == 0
+    assert options.get("preexec_fn") is None  # it may deadlock in a process with threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children at their parent's death")
+def test_a_child_whose_parent_died_before_it_asked_for_the_signal_does_not_start(tmp_path):
+    command = [sys.executable, "-c", subprocesses.BIND_TO_PARENT, "1", sys.executable, "-c", "print('started')"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+def test_a_missing_program_is_named(tmp_path):
+    with pytest.raises(RunError, match="flower-nothing: expected it on the PATH"):
+        subprocesses.start(["flower-nothing"], subprocesses.flower_environment(tmp_path), tmp_path / "log")
+
+
+def test_a_free_port_can_be_bound_and_is_not_of_outgoing_connections():
     import socket
 
+    port = subprocesses.free_port()
+    assert port < subprocesses.EPHEMERAL_PORTS
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", subprocesses.free_port()))
+        probe.bind(("127.0.0.1", port))

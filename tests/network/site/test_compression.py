@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fl_lightning.network.site.compression import SCALE_SUFFIX, decode, encode, layout, encoded_num_bytes
+from fl_lightning.network.site.compression import SCALE_SUFFIX, decode, encode, encoded_num_bytes, layout
 from fl_lightning.state import distance, norm
 from fl_lightning.storage.messages import decode as decode_message
 from fl_lightning.storage.messages import encode as encode_message
@@ -164,15 +164,15 @@ def test_rest_of_what_is_not_sent_this_time_is_kept():
 
 
 def test_a_rest_of_another_shape_and_a_state_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"got shape \(4, 33\) and \(2, 33\) before it"):
+    with pytest.raises(ValueError, match=r"expected the shape before it, \(2, 33\), got \(4, 33\)"):
         encode(drawn(1), drawn(2), "int8", {A: torch.zeros(2, 33)})
     for transport in ("fp32", "int8"):
-        with pytest.raises(ValueError, match="and none before it"):
+        with pytest.raises(ValueError, match="expected the shape before it, no such tensor"):
             encode(drawn(1), {A: torch.zeros(4, 33)}, transport)
 
 
 def test_an_unknown_transport_is_refused():
-    with pytest.raises(ValueError, match="network.transport: got 'fp8', wanted one of fp32, bf16, int8"):
+    with pytest.raises(ValueError, match="network.transport: expected one of fp32, bf16, int8, got 'fp8'"):
         encode(drawn(1), drawn(2), "fp8")
 
 
@@ -199,7 +199,7 @@ def broken(sent, what):
 def test_a_broken_update_is_refused(what):
     start = drawn(2)
     tensors = broken(encode(drawn(1), start, "int8"), what)
-    with pytest.raises(ValueError, match="missing|unknown|wanted") as caught:
+    with pytest.raises(ValueError, match="missing|unknown|expected") as caught:
         decode(tensors, start, "int8")
     assert len(str(caught.value)) < 300
 
@@ -214,5 +214,5 @@ def test_error_of_a_value_is_bounded(values, transport):
     sent = encode(state, {A: torch.zeros_like(state[A])}, transport)
     largest = state[A].abs().max().item()
     bound = state[A].abs() / 256 + 1e-38 if transport == "bf16" else torch.full_like(state[A], largest / 254)
-    assert bool((sent.error_feedback[A].abs() <= bound * (1 + 1e-5) + 1e-44).all())
+    assert bool((sent.error_feedback[A].abs() <= bound * (1 + 1e-5) + 2e-43).all())
     assert 0.0 <= sent.relative_error <= 1.0
