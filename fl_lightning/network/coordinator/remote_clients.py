@@ -232,9 +232,14 @@ class RemoteClients:
         online, reasons = self._requests.transport.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
             adapter = dict(adapters[client_id.split("/", 1)[0]])
-            header, since = {"do": "finish"}, online[client_id]
             self._requests.send(
-                client_id, "query", header, [adapter], HEADER_BYTES, FINISH_SECONDS, connected_since=since
+                client_id,
+                "query",
+                {"do": "finish"},
+                [adapter],
+                HEADER_BYTES,
+                FINISH_SECONDS,
+                connected_since=online[client_id],
             )
             reasons[client_id] = NO_REPLY
         end = time.monotonic() + FINISH_SECONDS

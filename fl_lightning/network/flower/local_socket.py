@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
@@ -39,7 +40,7 @@ class SocketFolder:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="fl-"))  # short: the path of a socket has at most 107 characters
-        self._closed = False
+        self._closed = threading.Event()
         key = secrets.token_bytes(32)
         write_secret(self.path / "key", key)
         self._listener = Listener(str(self.path / "socket"), family="AF_UNIX", backlog=64, authkey=key)
@@ -52,11 +53,11 @@ class SocketFolder:
         Returns:
             The connection; None once this folder is closed.
         """
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 return self._listener.accept()
             except (AuthenticationError, EOFError, OSError) as error:
-                if self._closed:
+                if self._closed.is_set():
                     break
                 log.warning("a process failed to connect (%s: %s); still listening", type(error).__name__, error)
                 time.sleep(0.05)  # such as out of file descriptors, which fails at once and lasts
@@ -64,7 +65,7 @@ class SocketFolder:
 
     def close(self) -> None:
         """Stop listening, end a waiting `accept`, and remove the folder."""
-        self._closed = True
+        self._closed.set()
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(1.0)
             peer.connect(str(self.path / "socket"))  # wakes a thread in `accept`, which closing the socket does not
