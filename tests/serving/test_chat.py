@@ -103,7 +103,9 @@ def test_an_answer_ends_where_the_model_has_no_more_positions(conversation, monk
 
 
 def test_an_unknown_model_is_refused_and_the_one_before_stays(conversation, start):
-    wanted = r"model 'finanse': not in this run; did you mean 'finance'\?; expected one of finance, hr, hr/client_0, base"
+    wanted = (
+        r"model 'finanse': not in this run; did you mean 'finance'\?; expected one of finance, hr, hr/client_0, base"
+    )
     with pytest.raises(InputError, match=wanted):
         conversation.switch("finanse")
     assert conversation.model == "hr"
