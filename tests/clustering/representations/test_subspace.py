@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
 
+from fl_lightning.clustering import department_level_clustering, determine_optimal_clusters
 from fl_lightning.clustering.representations import subspace
 
 A, A2 = "q.lora_A.weight", "v.lora_A.weight"
@@ -127,3 +130,28 @@ def test_what_does_not_fit_is_refused():
         subspace.subspace({"hr": {A: torch.ones(4)}})
     with pytest.raises(ValueError, match="it: q.lora_A.weight: not finite"):
         subspace.subspace({"hr": {A: torch.ones(1, 1)}, "it": {A: torch.tensor([[float("inf")]])}})
+
+
+def test_bases_are_compared_without_matrices_of_in_features_squared():
+    states = {f"d{i}": {A: random_a(i, rank=8, width=2048).float()} for i in range(4)}
+    department_level_clustering(states, seed=0)  # imports scikit-learn, which is not to be counted
+    tracemalloc.start()
+    try:
+        clusters, _ = department_level_clustering(states, representation="subspace", seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, clusters.values())) == 4
+    assert peak < 2048 * 2048 * 4 / 4  # a projector has 16 MiB in fp32, the bases of all departments 0.5 MiB
+
+
+def test_clusters_and_inertias_are_those_of_the_dense_projectors():
+    # a and b share a plane, c and d another one; each turned a little.
+    planes = {name: random_a(i // 2, rank=2, width=12) + 0.1 * random_a(10 + i, 2, 12) for i, name in enumerate("abcd")}
+    projectors = np.array([(np.linalg.pinv(a.numpy()) @ a.numpy()).ravel() / 2**0.5 for a in planes.values()])
+    states = {name: {A: a} for name, a in planes.items()}
+    result = department_level_clustering(states, representation="subspace", seed=0)
+    k, inertias = determine_optimal_clusters(projectors, seed=0)
+    assert result[0] == {0: ["a", "b"], 1: ["c", "d"]}
+    assert (len(result[0]), result.clustering.inertias) == (k, pytest.approx(inertias, abs=1e-12))
+    np.testing.assert_allclose(result.clustering.cosine, projectors @ projectors.T, atol=1e-12)
