@@ -104,9 +104,11 @@ class Dissimilarity:
 
     def _squared_distances(self, i: int) -> Matrix:
         """From one point to all: shape (n,). From the matrix if it comes from a Gram matrix: points add rounding."""
+        squared: Matrix
         if self.matrix is not None and self.gram is not None:
-            return 2 * self.matrix[i]
-        squared: Matrix = ((self.points - self.points[i]) ** 2).sum(axis=1)
+            squared = 2 * self.matrix[i]
+        else:
+            squared = ((self.points - self.points[i]) ** 2).sum(axis=1)
         return squared
 
 

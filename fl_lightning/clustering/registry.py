@@ -1,7 +1,7 @@
 """Representations, methods and rules by name, and the two functions that use them.
 
 `pairwise_dissimilarity` applies a representation to states; `cluster` applies a method and a rule to the result. The
-names are those of the config, `fl_lightning.config`.
+names are those of `fl_lightning.config.DeptClustersConfig`; a mismatch fails on import.
 
 Example:
     >>> import torch
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -28,6 +28,7 @@ from fl_lightning.clustering.n_clusters import Rule, SelectionInput
 from fl_lightning.clustering.partition import Array, Clustering
 from fl_lightning.clustering.representations import cross_loss, factors, product, subspace
 from fl_lightning.clustering.sums_of_squares import DepartmentClients
+from fl_lightning.config import ClientClustersConfig, DeptClustersConfig
 from fl_lightning.errors import InputError, nearest
 
 REPRESENTATIONS: dict[str, Callable[..., Dissimilarity]] = {
@@ -143,7 +144,21 @@ def options_of(function: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
+def _check_choices(field: str, registered: Mapping[str, object]) -> None:
+    """The config allows the registered names, and for clients only some of them."""
+    allowed, allowed_for_clients = (
+        set(get_args(get_type_hints(config).get(field))) for config in (DeptClustersConfig, ClientClustersConfig)
+    )
+    if allowed != registered.keys() or not allowed_for_clients <= allowed:
+        raise TypeError(f"{field}: expected the choices of the config, {sorted(allowed)}, got {sorted(registered)}")
+
+
 def _lookup(what: str, name: str, registry: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     if name not in registry:
         raise InputError(f"{what}: expected one of {', '.join(registry)}, got {name!r}{nearest(name, registry)}")
     return registry[name]
+
+
+_check_choices("representation", REPRESENTATIONS)
+_check_choices("method", METHODS)
+_check_choices("select", SELECT)

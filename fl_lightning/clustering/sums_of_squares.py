@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from fl_lightning.clustering.dissimilarity import Dissimilarity
-from fl_lightning.clustering.partition import Array, IntArray
+from fl_lightning.clustering.partition import Array, IntArray, Matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class DepartmentClients:
         return centered
 
 
-def within_cluster_ss(points: Array, weights: Array, labels: Iterable[int]) -> float:
+def within_cluster_ss(points: Matrix, weights: Array, labels: Iterable[int]) -> float:
     """``Σ w ‖x − weighted mean of its cluster‖²``.
 
     Example:

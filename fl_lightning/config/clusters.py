@@ -84,7 +84,7 @@ class DeptClustersConfig:
 
 @dataclass
 class HierarchyConfig:
-    """A tree over the clients: a step like the departments' own at every group, see `fl_lightning.clustering.tree`."""
+    """A tree over the clients: the step of departments at every group, see `fl_lightning.clustering.group_step`."""
 
     groups: dict[str, list[str]] = field(default_factory=dict)
     """{group: members}; members are departments, other groups, or clients (hr/client_0), which become a team."""
