@@ -47,21 +47,21 @@ def test_points_of_a_zero_gram_matrix_are_zero():
 
 
 def test_gram_matrices_by_hand():
-    # Rows (1, 2), (3, 6): mean (2, 4), centred (−1, −2), (1, 2); their products are ±5.
-    centred, raw = gram_matrices(np.array([[1.0, 2.0], [3.0, 6.0]]))
-    np.testing.assert_allclose(centred, [[5, -5], [-5, 5]])
+    # Rows (1, 2), (3, 6): mean (2, 4), centered (−1, −2), (1, 2); their products are ±5.
+    centered, raw = gram_matrices(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    np.testing.assert_allclose(centered, [[5, -5], [-5, 5]])
     np.testing.assert_allclose(raw, [[5, 15], [15, 45]])
 
 
 def test_gram_matrices_are_those_of_the_whole_matrix_in_fp64(monkeypatch):
     monkeypatch.setattr(classical_scaling, "_BLOCK", 7)
     x = (np.random.default_rng(0).normal(size=(9, 50)) + 3).astype(np.float32)
-    centred, raw = gram_matrices(x)
+    centered, raw = gram_matrices(x)
     wide = x.astype(np.float64)
     wide_centred = wide - wide.mean(axis=0)
     np.testing.assert_allclose(raw, wide @ wide.T, rtol=1e-12)
-    np.testing.assert_allclose(centred, wide_centred @ wide_centred.T, atol=1e-12)
-    assert np.array_equal(centred, centred.T)
+    np.testing.assert_allclose(centered, wide_centred @ wide_centred.T, atol=1e-12)
+    assert np.array_equal(centered, centered.T)
     assert np.array_equal(raw, raw.T)
 
 

@@ -12,15 +12,15 @@ X = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
 
 
 def test_dissimilarity_is_half_the_squared_distance():
-    relation = from_gram(NAMES, X @ X.T)
-    np.testing.assert_allclose(relation.distance, [[0, 5, 10], [5, 0, 5], [10, 5, 0]])
-    np.testing.assert_allclose(relation.dissimilarity, [[0, 12.5, 50], [12.5, 0, 12.5], [50, 12.5, 0]])
+    dissimilarity = from_gram(NAMES, X @ X.T)
+    np.testing.assert_allclose(dissimilarity.distance, [[0, 5, 10], [5, 0, 5], [10, 5, 0]])
+    np.testing.assert_allclose(dissimilarity.dissimilarity, [[0, 12.5, 50], [12.5, 0, 12.5], [50, 12.5, 0]])
 
 
 def test_points_are_as_far_apart_as_the_relation_says():
     x = np.random.default_rng(0).standard_normal((7, 20)) + 5
-    relation = from_gram(list("abcdefg"), x @ x.T)
-    points = relation.points
+    dissimilarity = from_gram(list("abcdefg"), x @ x.T)
+    points = dissimilarity.points
     distances = np.linalg.norm(points[:, None] - points[None, :], axis=2)
     np.testing.assert_allclose(distances, np.linalg.norm(x[:, None] - x[None, :], axis=2), atol=1e-9)
     np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-12)
@@ -32,17 +32,17 @@ def test_points_of_a_line_lie_on_one_line():
 
 def test_distances_without_a_kernel_come_back_from_points():
     d = from_gram(NAMES, X @ X.T).dissimilarity
-    relation = from_dissimilarity(NAMES, d)
-    assert relation.gram is None
-    np.testing.assert_allclose(np.sort(relation.points.ravel()), [-5, 0, 5], atol=1e-9)
+    dissimilarity = from_dissimilarity(NAMES, d)
+    assert dissimilarity.gram is None
+    np.testing.assert_allclose(np.sort(dissimilarity.points.ravel()), [-5, 0, 5], atol=1e-9)
 
 
 def test_centred_products_keep_differences_that_are_small_beside_the_start():
     start = np.full(50, 1e6)
     x = start + np.random.default_rng(1).standard_normal((3, 50)) * 1e-3
-    centred = x - x.mean(axis=0)
-    relation = from_gram(NAMES, x @ x.T, centred @ centred.T)
-    np.testing.assert_allclose(relation.distance[0, 1], np.linalg.norm(x[0] - x[1]), rtol=1e-6)
+    centered = x - x.mean(axis=0)
+    dissimilarity = from_gram(NAMES, x @ x.T, centered @ centered.T)
+    np.testing.assert_allclose(dissimilarity.distance[0, 1], np.linalg.norm(x[0] - x[1]), rtol=1e-6)
 
 
 def test_distinct_counts_equal_rows_once():
@@ -54,8 +54,8 @@ def test_distinct_counts_equal_rows_once():
 
 
 def test_values_below_zero_and_on_the_diagonal_count_as_zero():
-    relation = from_dissimilarity(["a", "b"], np.array([[7.0, -1.0], [-1.0, 7.0]]))
-    assert relation.dissimilarity.tolist() == [[0, 0], [0, 0]]
+    dissimilarity = from_dissimilarity(["a", "b"], np.array([[7.0, -1.0], [-1.0, 7.0]]))
+    assert dissimilarity.dissimilarity.tolist() == [[0, 0], [0, 0]]
 
 
 def test_smoothing_is_an_exponential_moving_average():
@@ -82,9 +82,9 @@ def test_smoothing_a_kernel_with_distances_gives_distances():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(share):
-    relation = from_gram(["a", "b"], np.eye(2))
+    dissimilarity = from_gram(["a", "b"], np.eye(2))
     with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\)"):
-        smooth(relation, relation, share)
+        smooth(dissimilarity, dissimilarity, share)
 
 
 @pytest.mark.parametrize(

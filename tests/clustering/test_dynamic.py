@@ -14,10 +14,10 @@ def answers(federation, clusters, n_clients, times, *, seed=0, draws=199, option
     """(share of the right partition, share of more than one cluster) over some federations."""
     draw, right, more = np.random.default_rng(seed), 0, 0
     for i in range(times):
-        relation, clients = federation(draw, clusters, n_clients, **kind)
-        found = cluster(relation, select="dynamic", clients=clients, seed=i, draws=draws, **(options or {}))
-        right += list(found.assignments.values()) == number_by_first_appearance(clusters)
-        more += found.n_clusters > 1
+        dissimilarity, clients = federation(draw, clusters, n_clients, **kind)
+        result = cluster(dissimilarity, select="dynamic", clients=clients, seed=i, draws=draws, **(options or {}))
+        right += list(result.assignments.values()) == number_by_first_appearance(clusters)
+        more += result.n_clusters > 1
     return right / times, more / times
 
 
@@ -46,70 +46,70 @@ def test_planted_clusters_are_found(federation, clusters, n_clients):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_agree_on_what_is_plain(federation, method):
-    relation, clients = federation(np.random.default_rng(0), [0, 1, 0, 2], 3, signal=1.0)
-    found = cluster(relation, method=method, select="dynamic", clients=clients, seed=0)
-    assert found.assignments == {"d00": 0, "d01": 1, "d02": 0, "d03": 2}
-    assert all(found.p_values[k] <= 0.03 for k in (1, 2))
+    dissimilarity, clients = federation(np.random.default_rng(0), [0, 1, 0, 2], 3, signal=1.0)
+    result = cluster(dissimilarity, method=method, select="dynamic", clients=clients, seed=0)
+    assert result.assignments == {"d00": 0, "d01": 1, "d02": 0, "d03": 2}
+    assert all(result.p_values[k] <= 0.03 for k in (1, 2))
 
 
 def test_what_differs_surely_but_little_is_one_cluster_at_coarse_separation(federation):
     # departments of a cluster are apart by 0.3² of what clusters are: seen with 8 clients each, not worth a cluster
     kind = {"signal": 1.0, "own": 0.3, "options": {"min_separation": 0.67}}
     assert answers(federation, [0, 0, 1, 2], 8, 5, **kind)[0] == 1
-    found, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 8, signal=1.0, own=0.3)
-    assert cluster(found, select="dynamic", clients=clients, seed=0, min_separation=0).n_clusters == 4
+    result, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 8, signal=1.0, own=0.3)
+    assert cluster(result, select="dynamic", clients=clients, seed=0, min_separation=0).n_clusters == 4
 
 
 def test_many_departments_of_many_clients_are_no_trouble(federation):
     clusters = [i % 5 for i in range(40)]  # more ways to deal 400 clients than a float holds
-    relation, clients = federation(np.random.default_rng(0), clusters, 10, signal=0.5)
-    found = cluster(relation, select="dynamic", max_clusters=6, clients=clients, seed=0, draws=49)
-    assert list(found.assignments.values()) == clusters
+    dissimilarity, clients = federation(np.random.default_rng(0), clusters, 10, signal=0.5)
+    result = cluster(dissimilarity, select="dynamic", max_clusters=6, clients=clients, seed=0, draws=49)
+    assert list(result.assignments.values()) == clusters
 
 
 def test_bounds_hold_where_there_is_structure(federation):
-    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 3, signal=1.0)
+    dissimilarity, clients = federation(np.random.default_rng(0), [0, 0, 1, 2], 3, signal=1.0)
 
     def count(low, high):
         bounds = {"min_clusters": low, "max_clusters": high}
-        return cluster(relation, select="dynamic", clients=clients, seed=0, **bounds).n_clusters
+        return cluster(dissimilarity, select="dynamic", clients=clients, seed=0, **bounds).n_clusters
 
     assert [count(1, 5), count(1, 2), count(4, 5), count(1, 1)] == [3, 2, 4, 1]
 
 
 def test_one_cluster_may_be_the_answer_below_the_smallest_number(federation):
-    relation, clients = federation(np.random.default_rng(3), [0, 0, 0, 0], 3, signal=0)
-    found = cluster(relation, select="dynamic", min_clusters=2, clients=clients, seed=0)
-    assert found.n_clusters == 1
-    assert found.assignments == dict.fromkeys(relation.names, 0)
-    assert found.p_values[1] > 0.03
+    dissimilarity, clients = federation(np.random.default_rng(3), [0, 0, 0, 0], 3, signal=0)
+    result = cluster(dissimilarity, select="dynamic", min_clusters=2, clients=clients, seed=0)
+    assert result.n_clusters == 1
+    assert result.assignments == dict.fromkeys(dissimilarity.names, 0)
+    assert result.p_values[1] > 0.03
 
 
 def test_identical_clients_are_one_cluster():
     names = [f"{d}/{c}" for d in "abcd" for c in range(3)]
     clients = DepartmentClients(from_gram(names, np.ones((12, 12))), {name: name[0] for name in names})
-    relation = from_gram(list("abcd"), np.ones((4, 4)))
-    assert cluster(relation, select="dynamic", clients=clients, seed=0).n_clusters == 1
+    dissimilarity = from_gram(list("abcd"), np.ones((4, 4)))
+    assert cluster(dissimilarity, select="dynamic", clients=clients, seed=0).n_clusters == 1
 
 
 def test_too_few_clients_to_tell_is_one_cluster_and_told(federation, caplog):
-    relation, clients = federation(np.random.default_rng(0), [0, 1], 3, signal=2.0)
+    dissimilarity, clients = federation(np.random.default_rng(0), [0, 1], 3, signal=2.0)
     with caplog.at_level("INFO", logger="fl_lightning"):
-        assert cluster(relation, select="dynamic", clients=clients, seed=0).n_clusters == 1
+        assert cluster(dissimilarity, select="dynamic", clients=clients, seed=0).n_clusters == 1
     assert "only 10 ways to assign clients to departments" in caplog.text
 
 
 def test_a_seed_decides(federation):
-    relation, clients = federation(np.random.default_rng(5), [0, 0, 1, 1], 3, signal=0.2)
-    first, second = (cluster(relation, select="dynamic", clients=clients, seed=4) for _ in range(2))
+    dissimilarity, clients = federation(np.random.default_rng(5), [0, 0, 1, 1], 3, signal=0.2)
+    first, second = (cluster(dissimilarity, select="dynamic", clients=clients, seed=4) for _ in range(2))
     np.testing.assert_equal(vars(first), vars(second))
 
 
 def test_clients_related_by_distances_alone_will_do(federation):
-    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
+    dissimilarity, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
     bare = from_dissimilarity(clients.dissimilarity.names, clients.dissimilarity.dissimilarity)
-    found = cluster(relation, select="dynamic", clients=DepartmentClients(bare, clients.department_of), seed=0)
-    assert list(found.assignments.values()) == [0, 0, 1, 1]
+    result = cluster(dissimilarity, select="dynamic", clients=DepartmentClients(bare, clients.department_of), seed=0)
+    assert list(result.assignments.values()) == [0, 0, 1, 1]
 
 
 def line(*positions):
@@ -137,10 +137,10 @@ def test_separations_by_hand_are_free_of_noise():
 
 
 def test_what_does_not_fit_is_refused(federation):
-    relation, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
+    dissimilarity, clients = federation(np.random.default_rng(0), [0, 0, 1, 1], 3, signal=1.0)
 
-    def ask(given=clients, **options):
-        return dynamic(SelectionInput(relation, lambda k: Labels([0] * 4, 0.0), 2, 4, given), **options)
+    def ask(sample=clients, **options):
+        return dynamic(SelectionInput(dissimilarity, lambda k: Labels([0] * 4, 0.0), 2, 4, sample), **options)
 
     with pytest.raises(ValueError, match="rule 'dynamic': expected the clients of every department, got none"):
         ask(None)

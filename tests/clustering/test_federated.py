@@ -419,15 +419,15 @@ def test_many_rows_are_clustered_after_a_random_projection(monkeypatch, caplog):
     exact, exact_inertias = determine_optimal_clusters(x, seed=0)
     monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 20)
     with caplog.at_level(logging.INFO, logger="fl_lightning"):
-        found = cluster_rows(x)
+        result = cluster_rows(x)
     features = f"4000 features → {projection_size(30)}: squared distances within 1 ± 0.25"
     expected = f"clustering 30 rows after a random projection, {features}"
     assert expected in caplog.text
-    assert found.n_clusters == exact == 3
-    assert same_partition(found.assignments.values(), np.repeat([0, 1, 2], 10))
-    assert found.cosine is None
+    assert result.n_clusters == exact == 3
+    assert same_partition(result.assignments.values(), np.repeat([0, 1, 2], 10))
+    assert result.cosine is None
     for k in range(1, 4):
-        assert found.inertias[k] == pytest.approx(exact_inertias[k], rel=0.25)
+        assert result.inertias[k] == pytest.approx(exact_inertias[k], rel=0.25)
 
 
 def test_identical_rows_are_one_cluster_after_a_random_projection_too(monkeypatch):
@@ -449,17 +449,17 @@ def test_one_reduction_and_one_kmeans_for_each_k(monkeypatch, shape):
 
 def test_labels_are_those_of_the_chosen_number():
     x = blobs(3, 4, 100)
-    found = cluster_rows(x)
-    assert found.n_clusters == 3
-    assert same_partition(found.assignments.values(), np.repeat([0, 1, 2], 4))
+    result = cluster_rows(x)
+    assert result.n_clusters == 3
+    assert same_partition(result.assignments.values(), np.repeat([0, 1, 2], 4))
 
 
 def test_many_rows_of_few_features_need_no_random_projection(monkeypatch, caplog):
     monkeypatch.setattr(dissimilarity, "EXACT_ROWS", 20)
     x = blobs(3, 10, 5)
     with caplog.at_level(logging.INFO, logger="fl_lightning"):
-        found = cluster_rows(x)
+        result = cluster_rows(x)
     assert "projection" not in caplog.text
-    assert list(found.inertias.values()) == pytest.approx(
+    assert list(result.inertias.values()) == pytest.approx(
         [KMeans(k, n_init=10, random_state=0).fit(x).inertia_ for k in range(1, 7)]
     )

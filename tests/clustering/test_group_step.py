@@ -24,7 +24,7 @@ def a_of(result, name):
 
 
 def step(departments, weights, *, clusters=ONE, tree=None, seeds=None, **changes):
-    given = {"groups": {}, "previous": {}, "memory": {}, **changes}
+    arguments = {"groups": {}, "previous": {}, "memory": {}, **changes}
     return step_groups(
         clusters,
         tree or Tree.of(GROUPS, DEPARTMENTS),
@@ -32,7 +32,7 @@ def step(departments, weights, *, clusters=ONE, tree=None, seeds=None, **changes
         weights,
         inputs=lambda members: ClusteringInputs(members, state(0), {}, {}),
         seed=lambda group: 0 if seeds is None else seeds.append(group) or 0,
-        **given,
+        **arguments,
     )
 
 
@@ -90,7 +90,7 @@ def test_a_group_without_a_new_member_has_no_new_state():
     seeds = []
     result = step({"it": state(1), "hr": state(3)}, {"it": 1.0, "hr": 1.0}, seeds=seeds)
     assert set(result.states) == {"it", "hr", "company"}
-    assert seeds == ["company", ROOT]  # each group draws from a seed of its own
+    assert seeds == ["company", ROOT]  # each group draws from a separate seed
 
 
 def test_without_groups_the_step_is_the_one_between_departments():

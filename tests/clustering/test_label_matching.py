@@ -6,8 +6,8 @@ import pytest
 from fl_lightning.clustering.label_matching import match_labels
 
 
-def kept(previous, now):
-    return sum(previous.get(name) == label for name, label in now.items())
+def num_kept(previous, current):
+    return sum(previous.get(name) == label for name, label in current.items())
 
 
 def test_the_same_partition_keeps_its_numbers():
@@ -39,17 +39,17 @@ def test_numbers_taken_before_are_not_used_again():
 def test_greed_would_keep_fewer():
     # New x shares 3 with old 0 and 2 with old 1; y shares 2 with old 0. Greedy: 3 kept; best: 2 + 2.
     previous = dict(zip("abcdefg", [0, 0, 0, 1, 1, 0, 0], strict=True))
-    now = dict(zip("abcdefg", [0, 0, 0, 0, 0, 1, 1], strict=True))
-    assert kept(previous, match_labels(previous, now)) == 4
+    current = dict(zip("abcdefg", [0, 0, 0, 0, 0, 1, 1], strict=True))
+    assert num_kept(previous, match_labels(previous, current)) == 4
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_numbers_keep_more(seed):
     draw = np.random.default_rng(seed)
     previous = {name: int(draw.integers(3)) for name in "abcdefgh"}
-    now = {name: int(draw.integers(3)) for name in "abcdefgh"}
-    best = max(kept(previous, {n: p[c] for n, c in now.items()}) for p in itertools.permutations(range(3)))
-    found = match_labels(previous, now)
-    assert kept(previous, found) == best
+    current = {name: int(draw.integers(3)) for name in "abcdefgh"}
+    best = max(num_kept(previous, {n: p[c] for n, c in current.items()}) for p in itertools.permutations(range(3)))
+    result = match_labels(previous, current)
+    assert num_kept(previous, result) == best
     for first, second in itertools.combinations("abcdefgh", 2):
-        assert (found[first] == found[second]) == (now[first] == now[second])
+        assert (result[first] == result[second]) == (current[first] == current[second])

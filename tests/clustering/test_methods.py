@@ -10,14 +10,14 @@ from fl_lightning.clustering.registry import METHODS
 EACH = pytest.mark.parametrize("method", list(METHODS.values()), ids=list(METHODS))
 
 
-def relation_of(x):
+def dissimilarity_of(x):
     x = np.asarray(x, dtype=float)
     return from_gram([f"d{i:02}" for i in range(len(x))], x @ x.T)
 
 
 def blobs(seed=0):
-    centres = 8 * np.eye(3)[[0, 1, 0, 2, 1, 2, 0]]
-    return relation_of(centres + np.random.default_rng(seed).standard_normal((7, 3)) * 0.3)
+    centers = 8 * np.eye(3)[[0, 1, 0, 2, 1, 2, 0]]
+    return dissimilarity_of(centers + np.random.default_rng(seed).standard_normal((7, 3)) * 0.3)
 
 
 @EACH
@@ -27,25 +27,25 @@ def test_blobs_are_found_and_numbered_by_first_appearance(method):
 
 @EACH
 def test_a_seed_decides(method):
-    x = relation_of(np.random.default_rng(3).standard_normal((12, 4)))
+    x = dissimilarity_of(np.random.default_rng(3).standard_normal((12, 4)))
     assert method(x, 4, seed=7) == method(x, 4, seed=7)
 
 
 @EACH
 def test_identical_departments_are_one_cluster(method):
-    assert method(relation_of(np.ones((5, 3))), 3, seed=0).labels == [0] * 5
+    assert method(dissimilarity_of(np.ones((5, 3))), 3, seed=0).labels == [0] * 5
 
 
 @EACH
 def test_never_more_clusters_than_distinct_departments(method):
-    labels, inertia = method(relation_of([[0.0, 1.0], [5.0, 1.0], [0.0, 1.0], [5.0, 1.0]]), 4, seed=0)
+    labels, inertia = method(dissimilarity_of([[0.0, 1.0], [5.0, 1.0], [0.0, 1.0], [5.0, 1.0]]), 4, seed=0)
     assert (labels, inertia) == ([0, 1, 0, 1], 0.0)
 
 
 @EACH
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_every_k_up_to_n_works_without_a_warning(method, n):
-    x = relation_of(np.random.default_rng(n).standard_normal((n, 5)))
+    x = dissimilarity_of(np.random.default_rng(n).standard_normal((n, 5)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for k in range(1, n + 2):
@@ -72,8 +72,8 @@ def test_average_linkage_takes_the_mean_distance():
 
 def test_affinity_is_the_cosine_floored_or_falls_with_distance():
     cosines = np.array([[1.0, -0.5, 0.3], [-0.5, 1.0, 0.0], [0.3, 0.0, 1.0]])
-    found = methods.affinity(from_gram(list("abc"), cosines))
-    np.testing.assert_allclose(found, [[1, 1e-6, 0.3], [1e-6, 1, 1e-6], [0.3, 1e-6, 1]])
+    result = methods.affinity(from_gram(list("abc"), cosines))
+    np.testing.assert_allclose(result, [[1, 1e-6, 0.3], [1e-6, 1, 1e-6], [0.3, 1e-6, 1]])
     d = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0]], dtype=float)
     np.testing.assert_allclose(methods.affinity(from_dissimilarity(list("abc"), d)), np.exp(-d / 2))
 

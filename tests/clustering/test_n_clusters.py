@@ -13,20 +13,20 @@ ALONE = ["elbow", "silhouette", "eigengap"]
 TRUTH = [0, 1, 0, 2, 1, 2, 0]
 
 
-def relation_of(x):
+def dissimilarity_of(x):
     x = np.asarray(x, dtype=float)
     return from_gram([f"d{i:02}" for i in range(len(x))], x @ x.T)
 
 
-def problem(x, low=2, high=5, method="kmeans"):
-    relation = relation_of(x)
-    return SelectionInput(relation, lambda k: METHODS[method](relation, k, seed=0), low, high)
+def selection_of(x, low=2, high=5, method="kmeans"):
+    dissimilarity = dissimilarity_of(x)
+    return SelectionInput(dissimilarity, lambda k: METHODS[method](dissimilarity, k, seed=0), low, high)
 
 
 def directions(clusters=TRUTH, features=400, seed=0, noise=0.5):
     draw = np.random.default_rng(seed)
-    centres = draw.standard_normal((max(clusters) + 1, features))
-    x = centres[clusters] + noise * draw.standard_normal((len(clusters), features))
+    centers = draw.standard_normal((max(clusters) + 1, features))
+    x = centers[clusters] + noise * draw.standard_normal((len(clusters), features))
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
@@ -34,31 +34,31 @@ def directions(clusters=TRUTH, features=400, seed=0, noise=0.5):
 @pytest.mark.parametrize("select", ALONE)
 @pytest.mark.parametrize("clusters", [TRUTH, [0, 0, 1, 2], [0, 1, 0, 1, 0, 1]])
 def test_planted_clusters_are_found(select, method, clusters):
-    found = cluster(relation_of(directions(clusters)), method=method, select=select, seed=0)
-    assert list(found.assignments.values()) == number_by_first_appearance(clusters)
+    result = cluster(dissimilarity_of(directions(clusters)), method=method, select=select, seed=0)
+    assert list(result.assignments.values()) == number_by_first_appearance(clusters)
 
 
 @pytest.mark.parametrize("select", [*ALONE, "fixed"])
 def test_identical_departments_are_one_cluster(select):
-    assert SELECT[select](problem(np.ones((6, 3)))).n_clusters == 1
+    assert SELECT[select](selection_of(np.ones((6, 3)))).n_clusters == 1
 
 
 @pytest.mark.parametrize("select", [*ALONE, "fixed"])
 def test_the_answer_lies_between_the_bounds(select):
     x = directions(list(range(8)))
     for low, high in [(3, 3), (2, 4), (4, 6), (9, 12)]:
-        assert min(low, 8) <= SELECT[select](problem(x, low, high)).n_clusters <= min(high, 8)
+        assert min(low, 8) <= SELECT[select](selection_of(x, low, high)).n_clusters <= min(high, 8)
 
 
 @pytest.mark.parametrize("select", [*ALONE, "fixed"])
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_few_departments_will_do(select, n):
-    assert 1 <= SELECT[select](problem(directions(list(range(n))))).n_clusters <= n
+    assert 1 <= SELECT[select](selection_of(directions(list(range(n))))).n_clusters <= n
 
 
 def test_elbow_is_that_of_k_means():
     x = directions(noise=1.0)
-    result = n_clusters.elbow(problem(x))
+    result = n_clusters.elbow(selection_of(x))
     k, inertias = determine_optimal_clusters(x, seed=0)
     assert result.n_clusters == k
     np.testing.assert_allclose(list(result.scores.values()), list(inertias.values()), atol=1e-9)
@@ -66,19 +66,19 @@ def test_elbow_is_that_of_k_means():
 
 def test_silhouette_scores_are_scikit_learns_on_points():
     x = directions(noise=1.5)
-    given = problem(x)
-    for k, score in n_clusters.silhouette(given).scores.items():
-        assert score == pytest.approx(silhouette_score(x, given.labels(k)))
+    selection = selection_of(x)
+    for k, score in n_clusters.silhouette(selection).scores.items():
+        assert score == pytest.approx(silhouette_score(x, selection.labels(k)))
 
 
 def test_mean_silhouette_is_zero_by_convention_for_one_cluster_and_for_loners():
-    assert n_clusters.mean_silhouette(relation_of(np.eye(3)), [0, 0, 0]) == 0
-    assert n_clusters.mean_silhouette(relation_of(np.eye(3)), [0, 1, 2]) == 0
+    assert n_clusters.mean_silhouette(dissimilarity_of(np.eye(3)), [0, 0, 0]) == 0
+    assert n_clusters.mean_silhouette(dissimilarity_of(np.eye(3)), [0, 1, 2]) == 0
 
 
 def test_silhouette_takes_the_smaller_number_on_a_tie():
     # two far pairs of equal points at k = 2, and a square's corners apart: all four silhouettes are 0 at k = n
-    assert n_clusters.silhouette(problem(np.eye(4), 2, 4)).n_clusters == 2
+    assert n_clusters.silhouette(selection_of(np.eye(4), 2, 4)).n_clusters == 2
 
 
 def test_eigenvalues_near_zero_count_loose_clusters():
@@ -89,20 +89,20 @@ def test_eigenvalues_near_zero_count_loose_clusters():
 def test_eigengap_says_one_where_all_are_alike():
     x = 1 + 0.1 * np.random.default_rng(0).standard_normal((6, 50))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    assert n_clusters.eigengap(problem(x, 1, 4)).n_clusters == 1
+    assert n_clusters.eigengap(selection_of(x, 1, 4)).n_clusters == 1
 
 
 def test_fixed_is_the_smallest_allowed():
-    assert n_clusters.fixed(problem(directions(), 3, 5)).n_clusters == 3
+    assert n_clusters.fixed(selection_of(directions(), 3, 5)).n_clusters == 3
 
 
 def test_bounds_out_of_order_are_refused():
     with pytest.raises(
         ValueError, match="expected 1 ≤ min_clusters ≤ max_clusters, got min_clusters 3, max_clusters 2"
     ):
-        problem(np.eye(3), 3, 2)
+        selection_of(np.eye(3), 3, 2)
     with pytest.raises(ValueError, match="got min_clusters 0"):
-        problem(np.eye(3), 0, 2)
+        selection_of(np.eye(3), 0, 2)
 
 
 def test_the_bend_answers_three_where_the_bend_is_at_three():

@@ -53,17 +53,17 @@ def test_p_of_two_departments_is_the_share_of_splits_at_least_as_far_apart():
 def test_p_is_uniform_where_the_groups_are_pools(federation, rotate, signal):
     # k = 2 given groups of two departments each, of 5 clients: both nulls hold
     draw = np.random.default_rng(0)
-    found = [
+    result = [
         p_value(federation(draw, [0, 0, 1, 1], 5, signal=signal)[1], [0, 0, 1, 1], draws=99, seed=i, rotate=rotate)
         for i in range(150)
     ]
-    assert np.mean(np.array(found) <= 0.05) <= 0.10
-    assert np.mean(np.array(found) <= 0.50) == pytest.approx(0.5, abs=0.13)
+    assert np.mean(np.array(result) <= 0.05) <= 0.10
+    assert np.mean(np.array(result) <= 0.50) == pytest.approx(0.5, abs=0.13)
 
 
 def test_rotations_see_what_ten_arrangements_cannot(federation):
-    relation, clients = federation(np.random.default_rng(1), [0, 1, 2], 3, signal=1.0)
-    assert relation.names == clients.departments
+    dissimilarity, clients = federation(np.random.default_rng(1), [0, 1, 2], 3, signal=1.0)
+    assert dissimilarity.names == clients.departments
     assert p_value(clients, [0, 0, 1], seed=0, rotate=False) >= 0.05
     assert p_value(clients, [0, 0, 1], seed=0) <= 0.01
 
@@ -79,11 +79,11 @@ def test_the_order_of_clients_and_the_scale_do_not_matter(federation):
 
 def test_blocks_of_draws_change_nothing(federation, monkeypatch):
     _, clients = federation(np.random.default_rng(4), [0, 0, 1, 1], 3, signal=0.15)
-    wanted = p_value(clients, [0] * 4, draws=99, seed=3), p_value(clients, [0, 0, 1, 1], draws=99, seed=3)
+    expected = p_value(clients, [0] * 4, draws=99, seed=3), p_value(clients, [0, 0, 1, 1], draws=99, seed=3)
     monkeypatch.setattr("fl_lightning.clustering.permutation_test._BLOCK", 1000)
-    found = p_value(clients, [0] * 4, draws=99, seed=3), p_value(clients, [0, 0, 1, 1], draws=99, seed=3)
-    assert found == pytest.approx(wanted, abs=0.1)  # the draws are others
-    assert p_value(clients, [0] * 4, draws=99, seed=3) == found[0]
+    result = p_value(clients, [0] * 4, draws=99, seed=3), p_value(clients, [0, 0, 1, 1], draws=99, seed=3)
+    assert result == pytest.approx(expected, abs=0.1)  # the draws are others
+    assert p_value(clients, [0] * 4, draws=99, seed=3) == result[0]
 
 
 def test_nothing_to_see_is_p_one():

@@ -29,22 +29,22 @@ def adapters(draw, names, ranks=(3,), noise=0.15):
 @pytest.mark.parametrize("representation", ["delta", "subspace", "subspace_residual", "product"])
 def test_every_representation_finds_who_moved_alike(representation, method):
     start, states = adapters(torch.Generator().manual_seed(0), TRUTH)
-    relation = pairwise_dissimilarity(states, representation, reference=start)
-    found = cluster(relation, method=method, select="fixed", min_clusters=3, seed=0)
-    assert found.assignments == TRUTH
+    dissimilarity = pairwise_dissimilarity(states, representation, reference=start)
+    result = cluster(dissimilarity, method=method, select="fixed", min_clusters=3, seed=0)
+    assert result.assignments == TRUTH
 
 
 @pytest.mark.parametrize("representation", ["subspace_residual", "product"])
 def test_mixed_ranks_are_grouped(representation):
     start, states = adapters(torch.Generator().manual_seed(0), TRUTH, ranks=(4, 3))
-    relation = pairwise_dissimilarity(states, representation, reference=start)
-    assert cluster(relation, select="fixed", min_clusters=3, seed=0).assignments == TRUTH
+    dissimilarity = pairwise_dissimilarity(states, representation, reference=start)
+    assert cluster(dissimilarity, select="fixed", min_clusters=3, seed=0).assignments == TRUTH
 
 
 def test_cross_losses_are_grouped():
     losses = 1 + 3.0 * (np.array([*TRUTH.values()])[:, None] != np.array([*TRUTH.values()])[None, :])
-    relation = pairwise_dissimilarity(dict.fromkeys(TRUTH, {}), "cross_loss", losses=losses)
-    assert cluster(relation, method="agglomerative", select="silhouette", seed=0).assignments == TRUTH
+    dissimilarity = pairwise_dissimilarity(dict.fromkeys(TRUTH, {}), "cross_loss", losses=losses)
+    assert cluster(dissimilarity, method="agglomerative", select="silhouette", seed=0).assignments == TRUTH
 
 
 @pytest.mark.parametrize("representation", ["delta", "subspace_residual", "product"])
@@ -56,23 +56,23 @@ def test_dynamic_goes_from_client_states_to_clusters(representation):
         d: {n: torch.stack([clients[c][n] for c in names if owner[c] == d]).mean(dim=0) for n in (A, B)}
         for d in sorted(set(owner.values()))
     }
-    found = cluster(
+    result = cluster(
         pairwise_dissimilarity(means, representation, reference=start),
         select="dynamic",
         clients=DepartmentClients(pairwise_dissimilarity(clients, representation, reference=start), owner),
         seed=0,
     )
-    assert found.assignments == {"hr": 0, "it": 1, "law": 0, "ops": 1}
+    assert result.assignments == {"hr": 0, "it": 1, "law": 0, "ops": 1}
 
 
 @pytest.mark.parametrize("representation", list(REPRESENTATIONS))
 def test_identical_states_are_one_cluster(representation):
     start, states = adapters(torch.Generator().manual_seed(0), {"a": 0})
     same = dict.fromkeys("abcd", states["a"])
-    relation = pairwise_dissimilarity(same, representation, reference=start, losses=np.full((4, 4), 2.0))
+    dissimilarity = pairwise_dissimilarity(same, representation, reference=start, losses=np.full((4, 4), 2.0))
     for method in METHODS:
         for select in ("fixed", "elbow", "silhouette", "eigengap"):
-            assert set(cluster(relation, method=method, select=select, seed=0).assignments.values()) == {0}
+            assert set(cluster(dissimilarity, method=method, select=select, seed=0).assignments.values()) == {0}
 
 
 def test_order_of_departments_does_not_matter():
@@ -98,7 +98,7 @@ def test_options_are_those_of_the_functions():
 
 
 def test_what_is_not_registered_or_missing_is_refused():
-    relation = from_gram(["a", "b"], np.eye(2))
+    dissimilarity = from_gram(["a", "b"], np.eye(2))
     with pytest.raises(
         InputError, match="representation: expected one of delta, .*, got 'deltas'; did you mean 'delta'"
     ):
@@ -106,10 +106,10 @@ def test_what_is_not_registered_or_missing_is_refused():
     with pytest.raises(InputError, match="representation 'delta': expected reference, got none; pass reference="):
         pairwise_dissimilarity({"a": {A: torch.ones(1, 1)}}, "delta")
     with pytest.raises(InputError, match="method: expected one of kmeans, .*, got 'k_means'"):
-        cluster(relation, method="k_means", seed=0)
+        cluster(dissimilarity, method="k_means", seed=0)
     with pytest.raises(InputError, match="select: expected one of elbow, .*, got 'gap'"):
-        cluster(relation, select="gap", seed=0)
+        cluster(dissimilarity, select="gap", seed=0)
     with pytest.raises(InputError, match="select 'dynamic': expected one of level, draws, .*, got 'levels'"):
-        cluster(relation, select="dynamic", seed=0, levels=1)
+        cluster(dissimilarity, select="dynamic", seed=0, levels=1)
     with pytest.raises(InputError, match="select 'elbow': expected no options, got 'level'"):
-        cluster(relation, seed=0, level=1)
+        cluster(dissimilarity, seed=0, level=1)

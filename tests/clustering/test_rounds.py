@@ -19,29 +19,29 @@ def draw(seed, *shape):
 
 
 def round_inputs(seed=0, clients=4, noise=1.0, strength=3.0, same=False, **others):
-    """Five departments in three groups: each client moved in its group's direction, and by noise of its own."""
+    """Five departments in three groups: each client moved in its group's direction, plus noise."""
     start = {A: draw(99, 4, 60), B: torch.zeros(5, 4)}
     directions = {group: (draw(200 + group, 4, 60), draw(300 + group, 5, 4)) for group in range(3)}
     moves, weights = {}, {}
     for number, (department, group) in enumerate(sorted(TRUTH.items())):
         for client in range(clients):
             down, up = directions[0 if same else group]
-            own = 10_000 * seed + 100 * number + client
+            client_seed = 10_000 * seed + 100 * number + client
             moves[f"{department}/{client}"] = {
-                A: start[A] + strength * down + noise * 3 * draw(own, 4, 60),
-                B: start[B] + strength * up + noise * draw(own + 50, 5, 4),
+                A: start[A] + strength * down + noise * 3 * draw(client_seed, 4, 60),
+                B: start[B] + strength * up + noise * draw(client_seed + 50, 5, 4),
             }
             weights[f"{department}/{client}"] = 1.0 + client
     states = {}
     for department in TRUTH:
-        own = [c for c in moves if c.startswith(department)]
-        total = sum(weights[c] for c in own)
-        states[department] = {n: sum(weights[c] / total * moves[c][n] for c in own) for n in start}
+        ids = [c for c in moves if c.startswith(department)]
+        total = sum(weights[c] for c in ids)
+        states[department] = {n: sum(weights[c] / total * moves[c][n] for c in ids) for n in start}
     return ClusteringInputs(states, start, moves, weights, **others)
 
 
-def found(config, given, previous=None, memory=None, seed=3):
-    return cluster_round(config, given, previous=previous or {}, memory=memory or {}, seed=seed)
+def run_round(config, inputs, previous=None, memory=None, seed=3):
+    return cluster_round(config, inputs, previous=previous or {}, memory=memory or {}, seed=seed)
 
 
 def same_groups(assignments, truth=TRUTH):
@@ -54,7 +54,7 @@ def test_a_round_by_default_is_the_public_function(monkeypatch):
     spy = lambda *args, **options: results.append(inner(*args, **options)) or results[-1]  # noqa: E731
     monkeypatch.setattr(clustering, "department_level_clustering", spy)
     inputs = round_inputs()
-    result, memory = found(DeptClustersConfig(), inputs)
+    result, memory = run_round(DeptClustersConfig(), inputs)
     expected = inner(inputs.states, reference=inputs.reference, seed=3)
     assert [result.assignments] == [assignments for _, assignments in results] == [expected[1]]
     assert (memory, result.quality, result.scores) == ({}, {}, {})
@@ -69,45 +69,45 @@ def test_every_choice_finds_what_is_plain_to_see(representation, method, select)
     config = DeptClustersConfig(
         representation=representation, method=method, select=select, min_clusters=3 if select == "fixed" else 2
     )
-    given = round_inputs(noise=0.3, strength=6.0)
-    got, memory = found(config, given)
+    inputs = round_inputs(noise=0.3, strength=6.0)
+    result, memory = run_round(config, inputs)
     if (representation, select) != ("subspace", "eigengap"):  # row spaces of A are nearly the same for all: no gap
-        assert same_groups(got.assignments), got.assignments
+        assert same_groups(result.assignments), result.assignments
     assert set(memory) == ({"clients"} if select == "dynamic" else set())
-    assert {"silhouette", "davies_bouldin"} <= got.quality.keys()
+    assert {"silhouette", "davies_bouldin"} <= result.quality.keys()
 
 
 def test_losses_between_departments_are_a_relation_too():
     names = sorted(TRUTH)
     losses = np.array([[1.0 if TRUTH[i] == TRUTH[j] else 3.0 for j in names] for i in names])
-    given = dataclasses.replace(round_inputs(), losses=losses)
+    inputs = dataclasses.replace(round_inputs(), losses=losses)
     config = DeptClustersConfig(representation="cross_loss", method="agglomerative", select="silhouette")
-    assert same_groups(found(config, given)[0].assignments)
+    assert same_groups(run_round(config, inputs)[0].assignments)
 
 
 def test_dynamic_says_one_cluster_of_one_pool_and_writes_down_why():
     config = DeptClustersConfig(select="dynamic", method="agglomerative")
-    answers = [found(config, round_inputs(seed, same=True))[0].n_clusters for seed in range(20)]
+    answers = [run_round(config, round_inputs(seed, same=True))[0].n_clusters for seed in range(20)]
     assert answers.count(1) >= 18
-    got, _ = found(config, round_inputs())
-    assert same_groups(got.assignments)
-    assert got.p_values[1] <= 0.03
-    assert set(got.scores) >= {1, 2, 3}
+    result, _ = run_round(config, round_inputs())
+    assert same_groups(result.assignments)
+    assert result.p_values[1] <= 0.03
+    assert set(result.scores) >= {1, 2, 3}
 
 
 def test_dynamic_tests_by_the_first_fits_whatever_comes_later():
     config = DeptClustersConfig(select="dynamic", method="agglomerative")
-    first, memory = found(config, round_inputs(0))
+    first, memory = run_round(config, round_inputs(0))
     memory = json.loads(json.dumps(memory))
-    later, again = found(config, round_inputs(1, same=True), first.assignments, memory)
+    later, again = run_round(config, round_inputs(1, same=True), first.assignments, memory)
     assert later.p_values[1] == first.p_values[1]
     assert again["clients"] == memory["clients"]
-    one, memory = found(config, round_inputs(2, same=True))
+    one, memory = run_round(config, round_inputs(2, same=True))
     assert one.n_clusters == 1
-    assert found(config, round_inputs(1), one.assignments, memory)[0].n_clusters == 1
+    assert run_round(config, round_inputs(1), one.assignments, memory)[0].n_clusters == 1
     few = round_inputs(1)
     some = dataclasses.replace(few, states={d: few.states[d] for d in ("hr", "law", "lab")})
-    assert set(found(config, some, {}, memory)[0].assignments) == {"hr", "law", "lab"}
+    assert set(run_round(config, some, {}, memory)[0].assignments) == {"hr", "law", "lab"}
 
 
 def test_a_department_without_first_fits_begins_the_account_anew():
@@ -120,25 +120,25 @@ def test_a_department_without_first_fits_begins_the_account_anew():
         client_fits={c: m for c, m in whole.client_fits.items() if not c.startswith("lab")},
         client_weights={c: w for c, w in whole.client_weights.items() if not c.startswith("lab")},
     )
-    _, memory = found(config, part)
-    got, memory = found(config, whole, {}, memory)
-    assert same_groups(got.assignments)
+    _, memory = run_round(config, part)
+    result, memory = run_round(config, whole, {}, memory)
+    assert same_groups(result.assignments)
     assert any(client_id.startswith("lab") for client_id in memory["clients"]["weights"])
 
 
 def test_numbers_go_on_from_round_to_round():
     config = DeptClustersConfig()
-    first, _ = found(config, round_inputs())
+    first, _ = run_round(config, round_inputs())
     turned = {name: 7 + number for name, number in first.assignments.items()}
-    second, _ = found(config, round_inputs(1), previous=turned)
+    second, _ = run_round(config, round_inputs(1), previous=turned)
     assert second.assignments == turned
 
 
 def test_smoothing_remembers_and_goes_through_json():
     config = DeptClustersConfig(smoothing=0.9, select="silhouette", method="agglomerative")
-    _, memory = found(config, round_inputs(0))
-    plain, _ = found(dataclasses.replace(config, smoothing=0.0), round_inputs(1, same=True))
-    smoothed, later = found(config, round_inputs(1, same=True), memory=json.loads(json.dumps(memory)))
+    _, memory = run_round(config, round_inputs(0))
+    plain, _ = run_round(dataclasses.replace(config, smoothing=0.0), round_inputs(1, same=True))
+    smoothed, later = run_round(config, round_inputs(1, same=True), memory=json.loads(json.dumps(memory)))
     assert same_groups(smoothed.assignments)
     assert not same_groups(plain.assignments)
     assert later["relation"]["names"] == sorted(TRUTH)
@@ -146,24 +146,40 @@ def test_smoothing_remembers_and_goes_through_json():
 
 def test_patience_keeps_a_partition_until_another_is_better_twice():
     config = DeptClustersConfig(select="fixed", min_clusters=2, patience=2, method="agglomerative")
-    first, memory = found(config, round_inputs(0))
+    first, memory = run_round(config, round_inputs(0))
     other = round_inputs(1)
     swapped = dataclasses.replace(
         other, states={**other.states, "lab": other.states["it"], "it": other.states["hr"], "ops": other.states["law"]}
     )
-    held, memory = found(config, swapped, first.assignments, json.loads(json.dumps(memory)))
+    held, memory = run_round(config, swapped, first.assignments, json.loads(json.dumps(memory)))
     assert same_groups(held.assignments, first.assignments)
     assert memory["hysteresis"]["wins"] == 1
-    changed, memory = found(config, swapped, held.assignments, json.loads(json.dumps(memory)))
+    changed, memory = run_round(config, swapped, held.assignments, json.loads(json.dumps(memory)))
     assert not same_groups(changed.assignments, first.assignments)
     assert memory["hysteresis"]["wins"] == 0
 
 
-def test_more_departments_than_the_matrices_take_are_refused():
+@pytest.mark.parametrize(
+    "options", [{"method": "spectral"}, {"representation": "subspace"}, {"patience": 2}, {"smoothing": 0.5}]
+)
+def test_more_departments_than_the_matrices_take_are_refused(options):
     state = {A: torch.ones(1, 1)}
     many = {f"d{i}": state for i in range(EXACT_ROWS + 1)}
     with pytest.raises(ValueError, match=f"expected at most {EXACT_ROWS} departments .*, got {EXACT_ROWS + 1}"):
-        found(DeptClustersConfig(method="spectral"), ClusteringInputs(many, state, {}, {}))
+        run_round(DeptClustersConfig(**options), ClusteringInputs(many, state, {}, {}))
+
+
+def test_memory_in_checkpoints_of_earlier_versions_is_read():
+    config = DeptClustersConfig(select="dynamic", method="agglomerative", smoothing=0.5, patience=2)
+    first, memory = run_round(config, round_inputs())
+    assert {key: set(memory[key]) for key in memory} == {
+        "relation": {"names", "dissimilarity", "gram", "scale"},
+        "clients": {"relation", "weights"},
+        "hysteresis": {"held", "challenger", "wins", "numbers"},
+    }
+    assert set(memory["clients"]["relation"]) == {"names", "dissimilarity", "gram", "scale"}
+    second, _ = run_round(config, round_inputs(1), first.assignments, json.loads(json.dumps(memory)))
+    assert second.assignments == first.assignments
 
 
 @pytest.mark.parametrize("representation", ["delta", "subspace_residual", "product"])

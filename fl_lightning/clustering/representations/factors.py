@@ -80,7 +80,7 @@ def a_vectors(states: States, reference: Mapping[str, torch.Tensor] | None = Non
     try:
         check_same_layout([*([] if start is None else [start]), *factors])
     except ValueError as error:
-        hint = "'subspace_residual' and 'product' allow different ranks"
+        hint = "'subspace' and 'product' allow different ranks"
         raise ValueError(f"representations raw and delta compare A-matrices entry by entry: {error}; {hint}") from None
     vectors: Iterable[Array] = (flatten(a).numpy() for a in factors)
     if start is not None:

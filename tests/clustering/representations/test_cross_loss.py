@@ -16,9 +16,9 @@ def test_who_does_better_than_those_at_home_is_at_no_distance():
 
 
 def test_names_are_taken_in_sorted_order():
-    relation = cross_loss({"it": 0, "hr": 0}, losses=np.array([[1.0, 2.0], [3.0, 1.0]]))
-    assert relation.names == ["hr", "it"]
-    assert relation.gram is None
+    dissimilarity = cross_loss({"it": 0, "hr": 0}, losses=np.array([[1.0, 2.0], [3.0, 1.0]]))
+    assert dissimilarity.names == ["hr", "it"]
+    assert dissimilarity.gram is None
 
 
 def test_what_does_not_fit_is_refused():

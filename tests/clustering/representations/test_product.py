@@ -9,24 +9,26 @@ LAYERS = {"q": (7, 5), "v": (3, 6)}  # out_features, in_features
 
 def state(seed, rank=2):
     draw = torch.Generator().manual_seed(seed)
-    found = {}
+    result = {}
     for layer, (rows, columns) in LAYERS.items():
-        found[f"{layer}.lora_A.weight"] = torch.randn(rank, columns, generator=draw, dtype=torch.float64)
-        found[f"{layer}.lora_B.weight"] = torch.randn(rows, rank, generator=draw, dtype=torch.float64)
-    return found
+        result[f"{layer}.lora_A.weight"] = torch.randn(rank, columns, generator=draw, dtype=torch.float64)
+        result[f"{layer}.lora_B.weight"] = torch.randn(rows, rank, generator=draw, dtype=torch.float64)
+    return result
 
 
-def dense(own):
+def dense(adapter):
     """All dense updates B A in one vector."""
-    return torch.cat([(own[f"{x}.lora_B.weight"] @ own[f"{x}.lora_A.weight"]).flatten() for x in LAYERS]).numpy()
+    return torch.cat(
+        [(adapter[f"{x}.lora_B.weight"] @ adapter[f"{x}.lora_A.weight"]).flatten() for x in LAYERS]
+    ).numpy()
 
 
 def test_it_is_the_cosine_of_the_dense_updates_at_any_ranks():
     states = {f"d{i}": state(i, rank) for i, rank in enumerate([1, 2, 2, 4])}
-    x = np.array([dense(own) / np.linalg.norm(dense(own)) for own in states.values()])
-    relation = product.product(states)
-    np.testing.assert_allclose(relation.gram, x @ x.T, atol=1e-12)
-    np.testing.assert_allclose(relation.dissimilarity, 1 - x @ x.T, atol=1e-12)
+    x = np.array([dense(adapter) / np.linalg.norm(dense(adapter)) for adapter in states.values()])
+    dissimilarity = product.product(states)
+    np.testing.assert_allclose(dissimilarity.gram, x @ x.T, atol=1e-12)
+    np.testing.assert_allclose(dissimilarity.dissimilarity, 1 - x @ x.T, atol=1e-12)
 
 
 def test_how_a_product_is_written_does_not_show():
@@ -45,8 +47,8 @@ def test_a_department_scale_does_not_show():
 
 def test_a_zero_update_is_a_zero_vector_and_told(caplog):
     still = {n: 0 * t if "lora_B" in n else t for n, t in state(0).items()}
-    relation = product.product({"hr": state(1), "it": still})
-    np.testing.assert_allclose(relation.gram, [[1, 0], [0, 0]], atol=1e-12)
+    dissimilarity = product.product({"hr": state(1), "it": still})
+    np.testing.assert_allclose(dissimilarity.gram, [[1, 0], [0, 0]], atol=1e-12)
     assert "it has a zero product BA" in caplog.text
     assert "hr" not in caplog.text
 

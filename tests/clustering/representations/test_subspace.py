@@ -42,8 +42,8 @@ def test_it_is_the_kernel_of_projectors_where_ranks_are_equal():
 def test_a_change_of_basis_does_not_show():
     states = {f"d{i}": {A: random_a(i, rank=3)} for i in range(3)}
     turned = {name: {A: random_a(50 + i, 3, 3) @ state[A]} for i, (name, state) in enumerate(states.items())}
-    found, wanted = subspace.subspace(turned), subspace.subspace(states)
-    np.testing.assert_allclose(found.dissimilarity, wanted.dissimilarity, atol=1e-9)
+    result, expected = subspace.subspace(turned), subspace.subspace(states)
+    np.testing.assert_allclose(result.dissimilarity, expected.dissimilarity, atol=1e-9)
     start = {A: random_a(99, rank=3)}
     np.testing.assert_allclose(
         subspace.subspace_residual(turned, reference=start).dissimilarity,
@@ -54,10 +54,10 @@ def test_a_change_of_basis_does_not_show():
 
 def test_mixed_ranks_go_by_the_smaller_one_and_are_no_kernel():
     states = {f"d{i}": {A: random_a(i, rank)} for i, rank in enumerate([1, 2, 4])}
-    relation = subspace.subspace(states)
-    assert relation.gram is None
+    dissimilarity = subspace.subspace(states)
+    assert dissimilarity.gram is None
     for i, j in [(0, 1), (0, 2), (1, 2)]:
-        assert relation.dissimilarity[i, j] == pytest.approx(1 - angles(states[f"d{i}"][A], states[f"d{j}"][A]))
+        assert dissimilarity.dissimilarity[i, j] == pytest.approx(1 - angles(states[f"d{i}"][A], states[f"d{j}"][A]))
 
 
 def test_a_line_is_at_no_distance_from_a_plane_that_holds_it():
@@ -103,9 +103,9 @@ def test_an_unmoved_layer_spans_nothing_beyond_the_start():
         "still": {A: start},
         "turned": {A: 3 * start.flip(0)},
     }
-    relation = subspace.subspace_residual(states, reference={A: start})
-    np.testing.assert_allclose(relation.gram, np.diag([1.0, 0.0, 0.0]), atol=1e-12)
-    np.testing.assert_allclose(relation.dissimilarity[1], [0.5, 0.0, 0.0], atol=1e-12)
+    dissimilarity = subspace.subspace_residual(states, reference={A: start})
+    np.testing.assert_allclose(dissimilarity.gram, np.diag([1.0, 0.0, 0.0]), atol=1e-12)
+    np.testing.assert_allclose(dissimilarity.dissimilarity[1], [0.5, 0.0, 0.0], atol=1e-12)
 
 
 def test_identical_states_are_one_point():
