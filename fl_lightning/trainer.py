@@ -227,7 +227,7 @@ class FederatedTrainer:
         starts = Starts(self.federation_config.combiner, self.federation, round_num, self.seed)
         tasks = []
         for client_id in self._sample(round_num):
-            scaling = self.lora.gain(client_id)
+            scaling = self.lora.relative_scaling(client_id)
             start, product = starts.of(client_id, self.lora.rank(client_id), scaling)
             task = ClientTask(client_id, round_num, start, self.seed, evaluate, trainable_factor, scaling, product)
             tasks.append(task)

@@ -95,7 +95,7 @@ def test_fit_help_lists_keys_and_every_shortcut_of_the_contract(capsys, monkeypa
 
 
 def test_fit_help_shows_one_shortcut_a_line(capsys):
-    from fl_lightning.config.parsing import SHORTCUTS
+    from fl_lightning.config.shortcuts import SHORTCUTS
 
     with pytest.raises(SystemExit):
         main(["fit", "--help"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning.config.parsing import SHORTCUTS
+from fl_lightning.config.shortcuts import SHORTCUTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

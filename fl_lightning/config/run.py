@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fl_lightning.config.checks import at_least, check, check_null
+from fl_lightning.config.checks import Block, NonNegativeInt, check
 from fl_lightning.config.compatibility import check_compatible
 from fl_lightning.config.data import DataConfig
 from fl_lightning.config.federation import FederationConfig
@@ -20,80 +20,72 @@ def _default_loggers() -> list[dict[str, Any]]:
 
 
 @dataclass
-class LoggingConfig:
-    """What is logged besides the adapters."""
+class LoggingConfig(Block, key="logging"):
+    """What is logged in addition to the adapters."""
 
     loggers: list[dict[str, Any]] = field(default_factory=_default_loggers)
-    """Lightning loggers, each a class_path and, where wanted, init_args; save_dir is the run folder unless given."""
+    """Lightning loggers, each a class_path and optionally init_args; save_dir is the run folder unless it is set."""
     cluster_logging: bool = True
     """Log clusters, similarities and aggregation statistics."""
     save_cluster_metadata: bool = True
     """Write cluster_metadata/*.json each round."""
-    samples: int = 2
-    """Held-out prompts a department that base and adapter answer after the last round; 0 takes none."""
+    samples: NonNegativeInt = 2
+    """Held-out prompts per department that the base model and the adapter answer after the last round; 0 turns this
+    off."""
 
     def __post_init__(self) -> None:
-        """Check that every logger names its class. The rest is the logger's own business."""
-        check_null(self, "logging.")
-        at_least("logging.samples", self.samples, 0)
-        wanted = "a mapping with class_path and, where wanted, init_args"
+        """Check the ranges, and that every logger names its class; init_args are checked by the logger itself."""
+        super().__post_init__()
         for index, logger in enumerate(self.loggers):
             ok = isinstance(logger.get("class_path"), str) and set(logger) <= {"class_path", "init_args"}
-            check(ok and isinstance(logger.get("init_args", {}), dict), f"logging.loggers[{index}]", logger, wanted)
+            ok = ok and isinstance(logger.get("init_args", {}), dict)
+            check(ok, f"logging.loggers[{index}]", "a mapping with class_path and optionally init_args", logger)
 
 
 @dataclass
-class RetentionConfig:
-    """What is kept of earlier rounds; 0 keeps everything."""
+class RetentionConfig(Block, key="retention"):
+    """Which files of earlier rounds are kept; 0 keeps all of them."""
 
-    client_exports: int = 0
-    """Client adapters of the last so many rounds."""
-    checkpoints: int = 2
-    """Checkpoints of the last so many rounds."""
-    best: int = 0
-    """Besides them, exports and checkpoints of so many rounds with the lowest mean evaluation loss."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_null(self, "retention.")
-        at_least("retention.client_exports", self.client_exports, 0)
-        at_least("retention.checkpoints", self.checkpoints, 0)
-        at_least("retention.best", self.best, 0)
+    client_exports: NonNegativeInt = 0
+    """Keep the client adapters of the last n rounds."""
+    checkpoints: NonNegativeInt = 2
+    """Keep the checkpoints of the last n rounds."""
+    best: NonNegativeInt = 0
+    """Additionally keep exports and checkpoints of the n rounds with the lowest mean evaluation loss."""
 
 
 @dataclass
-class RunConfig:
-    """Everything a run is made of."""
+class RunConfig(Block, key=""):
+    """The whole configuration of a run; `configs/default.yaml` shows every key."""
 
-    seed: int = 1234
-    """Every random draw is hashed from it."""
+    seed: NonNegativeInt = 1234
+    """Seed of every random draw."""
     output: str = "lightning_logs"
-    """Folder in which version_N folders appear."""
+    """Folder in which the version_N folders of runs are created."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The frozen base model."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapters."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The records."""
+    """The departments' records."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """A client's fit."""
+    """One client's fit in one round."""
     federation: FederationConfig = field(default_factory=FederationConfig)
     """The rounds."""
     fabric: FabricConfig = field(default_factory=FabricConfig)
     """Devices and precision."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """Loggers."""
+    """Loggers and samples."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
-    """What is kept."""
+    """Which files of earlier rounds are kept."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    """Between machines: the commands server and client."""
+    """Runs over several machines, by the commands server and client."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_null(self, "")
-        at_least("seed", self.seed, 0)
+        """Check the ranges, and that the choices go together."""
+        super().__post_init__()
         check_compatible(self.federation, self.lora)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, as they stand in config.yaml."""
+        """The config as nested plain dicts, as in config.yaml."""
         return asdict(self)

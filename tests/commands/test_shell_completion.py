@@ -5,7 +5,8 @@ import pytest
 
 from fl_lightning.commands import COMMANDS
 from fl_lightning.commands.shell_completion import SHELLS, help_of, options_in, script, values_in
-from fl_lightning.config.parsing import SHORTCUTS, known_keys
+from fl_lightning.config.shortcuts import SHORTCUTS
+from fl_lightning.config.yaml_checks import known_keys
 
 
 @pytest.fixture(scope="module")

