@@ -14,7 +14,6 @@ the command line, and by type checkers where they come from Python.
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
 import types
@@ -122,11 +121,10 @@ def check(ok: bool, key: str, expected: str, got: object) -> None:
         raise InputError(f"{key}: expected {expected}, got {'null' if got is None else repr(got)}")
 
 
-@functools.cache
 def field_types(cls: type[Block]) -> dict[str, Any]:
     """{name of a block's field: its type, with annotations}, in order."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(cls)}
 
 
 def _accepts(hint: Any, value: Any) -> bool:

@@ -42,7 +42,7 @@ def type_of(key: str) -> Any:
     """
     hint: Any = RunConfig
     for part in key.split("."):
-        block = hint if is_dataclass(hint) else get_args(hint)[-1]
+        block: Any = hint if is_dataclass(hint) else get_args(hint)[-1]
         hint = field_types(block)[part]
     return hint
 
