@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from fl_lightning.aggregation.department import NextState, Release, next_state
+from fl_lightning.aggregation.department import DepartmentStep, DPRelease, aggregate_department
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
-from fl_lightning.aggregation.robust.krum import clients_wanted
-from fl_lightning.aggregation.updates import Received, problem_with_update
+from fl_lightning.aggregation.robust.krum import clients_needed
+from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering import cluster_aware_average_selected
 from fl_lightning.clustering.group_step import step_groups
@@ -22,7 +22,7 @@ from fl_lightning.errors import RunError
 from fl_lightning.evaluation.cross_loss import cross_losses, leave_one_out
 from fl_lightning.federation.round_report import DepartmentReport, RoundReport
 from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
-from fl_lightning.linalg.adapter_algebra import product_distance, side_by_side
+from fl_lightning.linalg.adapter_algebra import concatenate_adapters, product_distance
 from fl_lightning.linalg.approximation_error import averaging_error, result_error
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
@@ -50,7 +50,7 @@ class FederatedRound(FederatedCallback):
     def __init__(self, config: FederationConfig | None = None, *, seed: int | None = None) -> None:
         self.config, self.seed = config, seed
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
-        self._received = Received()
+        self._received = RoundUpdates()
         self._heard: list[str] = []
         self._clamped = False
 
@@ -65,12 +65,14 @@ class FederatedRound(FederatedCallback):
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Forget the round before and count what goes down to the clients."""
-        self._received, self._heard = Received(self._keep), []
-        departments = {task.department for task in tasks} if trainer.policy.pools else trainer.federation.departments
+        self._received, self._heard = RoundUpdates(self._keep), []
+        departments = (
+            {task.department for task in tasks} if trainer.policy.is_central else trainer.federation.departments
+        )
         report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
-        sent = trainer.policy.sends(trainer.round_num)
+        sent = trainer.policy.shared_factor(trainer.round_num)
         down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen_product) for task in tasks)
-        report.bytes_sent = {"client/up": 0, "client/down": 0 if trainer.policy.pools else down}
+        report.bytes_sent = {"client/up": 0, "client/down": 0 if trainer.policy.is_central else down}
         trainer.report = report
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -84,20 +86,20 @@ class FederatedRound(FederatedCallback):
             report.rejected[client] = problem
             log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
             return
-        sends, sent = trainer.policy.sends(trainer.round_num), trainer.report.bytes_sent
+        sends, sent = trainer.policy.shared_factor(trainer.round_num), trainer.report.bytes_sent
         shared = select(update.state, sends)
-        if not trainer.policy.pools:  # else records have travelled, and no adapter does
+        if not trainer.policy.is_central:  # else records have travelled, and no adapter does
             sent[update.client_id] = num_bytes(shared)
             sent["client/up"] += num_bytes(shared)
-        self._received.add(update, sends=sends, keeps=trainer.policy.keeps)
-        by_factors = trainer.federation_config.combiner not in KEEP_PRODUCTS and not trainer.policy.pools
+        self._received.add(update, shared_factor=sends, private_factor=trainer.policy.private_factor)
+        by_factors = trainer.federation_config.combiner not in KEEP_PRODUCTS and not trainer.policy.is_central
         origin = trainer.federation.departments[department] if by_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
         config = trainer.federation_config
-        self._received.arrange(trainer.tasks)
+        self._received.sort(trainer.tasks)
         if config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
             self._heard = sorted({task.department for task in trainer.tasks.values()})
         else:
@@ -109,8 +111,8 @@ class FederatedRound(FederatedCallback):
                 f"round {trainer.federation.round_num} stands. The log names each client's reason"
             )
         before = trainer.federation
-        if trainer.policy.pools:
-            (own,) = self._received.shared.values()
+        if trainer.policy.is_central:
+            (own,) = (update.shared for update in self._received.values())
             after = replace(before, departments={department: dict(own) for department in before.departments})
         else:
             after = self._aggregate(before, trainer)
@@ -119,7 +121,7 @@ class FederatedRound(FederatedCallback):
         after = replace(after, round_num=trainer.round_num)
         after.check()
         trainer.federation = after
-        self._received = Received()
+        self._received = RoundUpdates()
 
     def _large_enough(self, trainer: FederatedTrainer) -> list[str]:
         """Departments with enough valid updates; the others keep their state, as if nobody had been asked."""
@@ -130,10 +132,10 @@ class FederatedRound(FederatedCallback):
             config.min_clients,
             "federation.min_clients",
         )
-        if guard.name in ("krum", "multi_krum") and clients_wanted(guard.f) > needed:
-            needed, key = clients_wanted(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
+        if guard.name in ("krum", "multi_krum") and clients_needed(guard.f) > needed:
+            needed, key = clients_needed(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
         for department in self._received.departments:
-            own, heard = report.departments[department], self._received.clients_of(department)
+            own, heard = report.departments[department], self._received.of(department)
             if len(heard) >= needed:
                 continue
             problem = f"{len(heard)} valid updates in {department}, wanted {needed}"
@@ -146,29 +148,31 @@ class FederatedRound(FederatedCallback):
     def _aggregate(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
         """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
         report = trainer.report
-        sent = trainer.policy.sends(report.round_num)
+        sent = trainer.policy.shared_factor(report.round_num)
         received = self._received
-        examples = {**state.examples, **received.examples}
-        personal = {**state.personal, **received.personal}
-        ledger = state.privacy
-        members = clients_by_department(personal)
+        examples = {**state.examples, **{c: update.stats.num_examples for c, update in received.items()}}
+        personal = {**state.personal, **{c: update.private for c, update in received.items() if update.private}}
+        ledger, clips = state.privacy, dict[str, float]()
+        members, asked_of = clients_by_department(personal), clients_by_department(trainer.tasks)
+        clients_of = clients_by_department(trainer.data)
         departments, server, products = dict(state.departments), dict(state.optimizer_states), dict(state.products)
         for department in self._heard:
-            own, clients = report.departments[department], received.clients_of(department)
+            own, clients = report.departments[department], received.of(department)
             previous = select(state.departments[department], sent)
-            updates, facts = {c: received.shared[c] for c in clients}, {c: received.facts[c] for c in clients}
+            updates = {c: update.shared for c, update in clients.items()}
+            stats = {c: update.stats for c, update in clients.items()}
             memory, measured = state.optimizer_states.get(department, {}), {}
-            asked = [client_id for client_id, task in trainer.tasks.items() if task.department == department]
+            asked = asked_of.get(department, [])
             if trainer.federation_config.weighting == "contribution":
-                ids = [client_id for client_id, client in trainer.data.items() if client.department == department]
+                ids = clients_of[department]
                 whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
                 measured = {"loss_with": whole, "loss_without": without}
             try:
-                after = next_state(
-                    trainer.federation_config, report.round_num, previous, updates, facts, memory, measured,
+                after = aggregate_department(
+                    trainer.federation_config, report.round_num, previous, updates, stats, memory, measured,
                     product=state.products.get(department),
-                    gains={c: trainer.tasks[c].relative_scaling for c in clients},
-                    release=None if ledger is None else Release(
+                    relative_scalings={c: trainer.tasks[c].relative_scaling for c in clients},
+                    dp_release=None if ledger is None else DPRelease(
                         ledger.key_of(report.round_num, department), ledger.clips[department], len(asked)
                     ),
                 )  # fmt: skip
@@ -176,34 +180,38 @@ class FederatedRound(FederatedCallback):
                 raise RunError(f"round {report.round_num}: {department}: {error}") from error
             departments[department] = {**state.departments[department], **after.state}
             if ledger is not None and after.clip is not None:
-                numbers, own.clip = trainer.federation_config.privacy, ledger.clips[department]
-                ledger = ledger.released(department, asked, after.clip)
-                own.epsilon = ledger.epsilon(department, numbers.noise_multiplier, numbers.delta)
-            elif trainer.policy.keeps != "none":
+                own.clip, clips[department] = ledger.clips[department], after.clip
+            elif trainer.policy.private_factor != "none":
                 departments[department].update(mean_personal(personal, examples, members.get(department, ())))
-            if after.memory:
-                server[department] = after.memory
+            if after.optimizer_state:
+                server[department] = after.optimizer_state
             if after.product:
                 products[department] = after.product
-            for client_id, reason in after.left_out.items():
+            for client_id, reason in after.rejected.items():
                 log.warning("round %d: %s left out: %s", report.round_num, client_id, reason)
-            own.rejected.update(_without_department(after.left_out))
+            own.rejected.update(_without_department(after.rejected))
             self._measure(trainer, department, after)
+        if ledger is not None:
+            numbers = trainer.federation_config.privacy
+            ledger = ledger.released((c for d in clips for c in asked_of[d]), clips)
+            epsilons = ledger.epsilons(numbers.noise_multiplier, numbers.delta)
+            for department in clips:
+                report.departments[department].epsilon = epsilons[department]
         return replace(
             state, departments=departments, personal=personal, examples=examples, optimizer_states=server,
             products=products, privacy=ledger,
         )  # fmt: skip
 
-    def _measure(self, trainer: FederatedTrainer, department: str, after: NextState) -> None:
+    def _measure(self, trainer: FederatedTrainer, department: str, after: DepartmentStep) -> None:
         """How the department moved, and what its clients' coming together cost."""
         own, before = trainer.report.departments[department], trainer.federation
         own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
         own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
-        shared = self._received.shared
-        heard = {client_id: shared[client_id] for client_id in after.weights}
+        received = self._received.of(department)
+        heard = {client_id: received[client_id].shared for client_id in after.weights}
         measured = trainer.federation_config.measure_error and bool(heard) and before.privacy is None
         if trainer.federation_config.combiner in KEEP_PRODUCTS:
-            adapter = side_by_side([after.state, after.product])
+            adapter = concatenate_adapters([after.state, after.product])
             own.moved = product_distance(adapter, before.adapter(department))
             if measured:
                 whole = {client_id: trainer.tasks[client_id].adapter(state) for client_id, state in heard.items()}
@@ -211,22 +219,21 @@ class FederatedRound(FederatedCallback):
                 own.aggregation_error, own.layer_errors = off.overall, off.layers
             return
         own.moved = distance(after.state, before.departments[department])
-        own.drift = {c: distance(after.state, shared[f"{department}/{c}"]) for c in own.residual_norms}
-        if measured and trainer.policy.sends(trainer.round_num) == "all":
+        own.drift = {c: distance(after.state, received[f"{department}/{c}"].shared) for c in own.residual_norms}
+        if measured and trainer.policy.shared_factor(trainer.round_num) == "all":
             off = averaging_error(heard, after.weights, 1.0)
             own.aggregation_error, own.layer_errors = off.overall, off.layers
 
     def _client_clusters(self, state: FederationState, trainer: FederatedTrainer) -> dict[str, LoraState]:
         """2b. Start states of the clients from their cluster inside the department."""
         report = trainer.report
-        clusters, sent = trainer.federation_config.client_clusters, trainer.policy.sends(report.round_num)
+        clusters, sent = trainer.federation_config.client_clusters, trainer.policy.shared_factor(report.round_num)
         if clusters.num_clusters == 1:
             return {}
         starts = dict(state.client_starts)
         for department in self._heard:
-            left_out = report.departments[department].rejected
-            ids = [c for c in self._received.clients_of(department) if c.split("/", 1)[1] not in left_out]
-            clients = {client_id: self._received.shared[client_id] for client_id in ids}
+            rejected, updates = report.departments[department].rejected, self._received.of(department)
+            clients = {c: update.shared for c, update in updates.items() if c.split("/", 1)[1] not in rejected}
             if len(clients) < clusters.num_clusters and not self._clamped:
                 self._clamped = True
                 log.info(
@@ -236,7 +243,7 @@ class FederatedRound(FederatedCallback):
             seed = derive_seed(trainer.seed, "client_clusters", report.round_num, department)
             new, assignments = cluster_aware_average_selected(
                 clients,
-                self._received.examples,
+                {c: update.stats.num_examples for c, update in updates.items()},
                 clusters.num_clusters,
                 clusters.global_mix,
                 global_state=select(state.departments[department], sent),
@@ -292,14 +299,14 @@ class FederatedRound(FederatedCallback):
         moves: dict[str, LoraState] = {}
         weights: dict[str, float] = {}
         if clusters.select == "dynamic":
-            for client_id, sent in self._received.shared.items():
+            for client_id, update in self._received.items():
                 department, client = client_id.split("/", 1)
                 if department not in owners or client in trainer.report.departments[department].rejected:
                     continue
-                start, member = trainer.tasks[client_id].start, owners[department]
+                start, member, sent = trainer.tasks[client_id].start, owners[department], update.shared
                 whose = client_id if member == department else f"{member}/{department}.{client}"
                 moves[whose] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
-                weights[whose] = float(self._received.examples[client_id])
+                weights[whose] = float(update.stats.num_examples)
         if clusters.representation == "cross_loss":
             losses = cross_losses(trainer.clients, trainer.data, members, owners)
         return ClusteringInputs(members, state.initial, moves, weights, losses)

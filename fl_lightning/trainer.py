@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lightning.fabric import Fabric
 
 from fl_lightning import signals
-from fl_lightning.aggregation.products.department_product import Starts
+from fl_lightning.aggregation.products.department_product import ClientStarts
 from fl_lightning.aggregation.sharing import SharePolicy, share_policy
 from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
 from fl_lightning.callbacks.federated_round import FederatedRound
@@ -171,7 +171,7 @@ class FederatedTrainer:
     def _make_clients(self) -> ClientTransport:
         module = self.module
         training = self.training or TrainingConfig(learning_rate=module.learning_rate, weight_decay=module.weight_decay)
-        return make_clients(self.fabric, module, self.data, training, is_central=self.policy.pools)
+        return make_clients(self.fabric, module, self.data, training, is_central=self.policy.is_central)
 
     def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         error: BaseException | None = None
@@ -200,7 +200,7 @@ class FederatedTrainer:
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
-        tasks = [self._central_task(round_num)] if self.policy.pools else self._tasks(round_num)
+        tasks = [self._central_task(round_num)] if self.policy.is_central else self._tasks(round_num)
         self.tasks = {task.client_id: task for task in tasks}
         self._call("on_round_start", tasks=tasks)
         expected = set(self.tasks)
@@ -223,8 +223,8 @@ class FederatedTrainer:
     def _tasks(self, round_num: int) -> list[ClientTask]:
         """A fit for each sampled client, departments in order."""
         evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
-        trainable_factor = self.policy.trains(round_num)
-        starts = Starts(self.federation_config.combiner, self.federation, round_num, self.seed)
+        trainable_factor = self.policy.trainable_factor(round_num)
+        starts = ClientStarts(self.federation_config.combiner, self.federation, round_num, self.seed)
         tasks = []
         for client_id in self._sample(round_num):
             scaling = self.lora.relative_scaling(client_id)
@@ -236,7 +236,7 @@ class FederatedTrainer:
     def _central_task(self, round_num: int) -> ClientTask:
         """The fit of the one client that has all records; all departments are alike."""
         start = next(iter(self.federation.departments.values()))
-        factor = self.policy.trains(round_num)
+        factor = self.policy.trainable_factor(round_num)
         return ClientTask(CENTRAL_CLIENT, round_num, start, self.seed, trainable_factor=factor)
 
     def _sample(self, round_num: int) -> list[str]:

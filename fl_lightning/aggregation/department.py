@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, combine_products
-from fl_lightning.aggregation.robust import Selection, centre, make_guard
+from fl_lightning.aggregation.robust import Selection, make_guard, weighted_center
 from fl_lightning.aggregation.server_optimizers import make_server_step
 from fl_lightning.aggregation.server_optimizers.step_size import step_size
-from fl_lightning.aggregation.weighting import Facts, make_weighting
+from fl_lightning.aggregation.weighting import ClientStats, make_weighting
 from fl_lightning.config import FederationConfig
 from fl_lightning.flora import WeightedMean
 from fl_lightning.privacy import default_count_noise, mean_noise_multiplier, next_clip, noisy_mean
@@ -27,7 +27,7 @@ from fl_lightning.state import LoraState, distance, norm
 
 
 @dataclass(frozen=True)
-class Release:
+class DPRelease:
     """What a department's round under differential privacy goes by, besides the config.
 
     Attributes:
@@ -42,14 +42,14 @@ class Release:
 
 
 @dataclass(frozen=True)
-class NextState:
+class DepartmentStep:
     """A department's next state and how it came about.
 
     Attributes:
         state: θ_d', over what is sent.
-        memory: what the server step remembers, tensors named ``letter/parameter``.
+        optimizer_state: what the server step remembers, tensors named ``letter/parameter``.
         weights: {client_id: share in the mean}, summing to 1; empty for guards that judge coordinate by coordinate.
-        left_out: {client_id: reason}.
+        rejected: {client_id: reason}.
         scaled: {client_id: factor below 1}.
         step_size: of this round.
         product: P_d, where the combiner keeps one.
@@ -58,9 +58,9 @@ class NextState:
     """
 
     state: LoraState
-    memory: LoraState = field(default_factory=dict)
+    optimizer_state: LoraState = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, float] = field(default_factory=dict)
     step_size: float = 0.0
     product: LoraState = field(default_factory=dict)
@@ -85,19 +85,19 @@ class Residual(Mapping[str, torch.Tensor]):
         return len(self._state)
 
 
-def next_state(
+def aggregate_department(
     config: FederationConfig,
     round_num: int,
     previous: Mapping[str, torch.Tensor],
     updates: Mapping[str, Mapping[str, torch.Tensor]],
-    facts: Mapping[str, Facts],
-    memory: Mapping[str, torch.Tensor],
+    stats: Mapping[str, ClientStats],
+    optimizer_state: Mapping[str, torch.Tensor],
     measured: Mapping[str, Any] | None = None,
     *,
     product: Mapping[str, torch.Tensor] | None = None,
-    gains: Mapping[str, float] | None = None,
-    release: Release | None = None,
-) -> NextState:
+    relative_scalings: Mapping[str, float] | None = None,
+    dp_release: DPRelease | None = None,
+) -> DepartmentStep:
     """A department's next state.
 
     Args:
@@ -106,36 +106,36 @@ def next_state(
         previous: θ_d, over what is sent.
         updates: {client_id: θ_c}, over what is sent, all finite and of the layout of `previous`; of any rank where the
             combiner takes that.
-        facts: {client_id: figures}, of the same clients.
-        memory: `NextState.memory` of the round before; empty at the start.
+        stats: {client_id: figures}, of the same clients.
+        optimizer_state: `DepartmentStep.optimizer_state` of the round before; empty at the start.
         measured: what ``weighting: contribution`` goes by, see `fl_lightning.aggregation.weighting.contribution`.
         product: P_d before, where the combiner keeps one.
-        gains: {client_id: its scale over the common one}; 1 where None.
-        release: wanted where the guard is dp.
+        relative_scalings: {client_id: its scale over the common one}; 1 where None.
+        dp_release: wanted where the guard is dp.
 
     Raises:
         ValueError: if the guard cannot work with so few clients.
 
     Example:
         >>> clients = {"hr/a": {"lora_A": torch.tensor([1.0])}, "hr/b": {"lora_A": torch.tensor([4.0])}}
-        >>> facts = {"hr/a": Facts(1, 10), "hr/b": Facts(3, 10)}
-        >>> got = next_state(FederationConfig(), 1, {"lora_A": torch.tensor([0.0])}, clients, facts, {})
+        >>> stats = {"hr/a": ClientStats(1, 10), "hr/b": ClientStats(3, 10)}
+        >>> got = aggregate_department(FederationConfig(), 1, {"lora_A": torch.tensor([0.0])}, clients, stats, {})
         >>> round(got.state["lora_A"].item(), 4), got.weights
         (0.325, {'hr/a': 0.25, 'hr/b': 0.75})
     """
-    if release is not None:
-        return _private(config, round_num, previous, updates, memory, release)
-    given = make_weighting(config.weighting, **(measured or {}))(facts)
+    if dp_release is not None:
+        return _private(config, round_num, previous, updates, optimizer_state, dp_release)
+    given = make_weighting(config.weighting, **(measured or {}))(stats)
     weights = {client_id: weight for client_id, weight in given.items() if weight > 0}
-    left_out = dict.fromkeys(given.keys() - weights.keys(), f"weight 0 by {config.weighting}")
+    rejected = dict.fromkeys(given.keys() - weights.keys(), f"weight 0 by {config.weighting}")
     scales: dict[str, float] = {}
     if config.combiner in KEEP_PRODUCTS:
-        gains = dict.fromkeys(weights, 1.0) if gains is None else {c: gains[c] for c in weights}
-        heard = {c: updates[c] for c in weights}
-        found = combine_products(config.combiner, previous, product or {}, heard, weights, gains)
+        scalings = {c: 1.0 if relative_scalings is None else relative_scalings[c] for c in weights}
+        received = {c: updates[c] for c in weights}
+        found = combine_products(config.combiner, previous, product or {}, received, weights, scalings)
         shares = _shares(weights)
         errors = found.rank_errors
-        return NextState(found.factors, {}, shares, left_out, {}, 1.0, found.product, errors)
+        return DepartmentStep(found.factors, {}, shares, rejected, {}, 1.0, found.product, errors)
     if config.guard.name == "none":
         mean = WeightedMean()
         for client_id, weight in weights.items():
@@ -145,15 +145,15 @@ def next_state(
         residuals = {c: Residual(updates[c], previous) for c in weights}
         judged = make_guard(config.guard.name, **_options(config))(residuals, weights)
         if isinstance(judged, Selection):
-            middle, weights, scales = centre(residuals, judged), judged.weights, judged.scales
-            left_out.update(judged.left_out)
+            middle, weights, scales = weighted_center(residuals, judged), judged.weights, judged.scales
+            rejected.update(judged.rejected)
         else:
             middle, weights = judged, {}
         target = {name: previous[name].double() + middle[name].double() for name in middle}
     size = _step_size(config, round_num, previous, target, updates, weights, scales)
-    state, remembered = _moved(config, size, previous, target, memory)
+    state, remembered = _moved(config, size, previous, target, optimizer_state)
     scaled = {client_id: scale for client_id, scale in scales.items() if scale < 1}
-    return NextState(state, remembered, _shares(weights), left_out, scaled, size)
+    return DepartmentStep(state, remembered, _shares(weights), rejected, scaled, size)
 
 
 def _private(
@@ -161,38 +161,38 @@ def _private(
     round_num: int,
     previous: Mapping[str, torch.Tensor],
     updates: Mapping[str, Mapping[str, torch.Tensor]],
-    memory: Mapping[str, torch.Tensor],
-    release: Release,
-) -> NextState:
+    optimizer_state: Mapping[str, torch.Tensor],
+    dp_release: DPRelease,
+) -> DepartmentStep:
     """A department's next state from the clipped mean with noise; it has its noise even where nobody answered."""
-    numbers, z, asked = config.privacy, config.privacy.noise_multiplier, release.asked
+    numbers, z, asked = config.privacy, config.privacy.noise_multiplier, dp_release.asked
     adaptive = numbers.target_quantile is not None
     count_noise = max(default_count_noise(asked), z)  # the paper's, but for few clients as much as goes with z
     found = noisy_mean(
         {client_id: Residual(state, previous) for client_id, state in updates.items()},
-        clip=release.clip,
+        clip=dp_release.clip,
         noise_multiplier=mean_noise_multiplier(z, count_noise) if adaptive else z,
         asked=asked,
-        seed=release.key,
+        seed=dp_release.key,
         like=previous,
     )
-    clip = release.clip
+    clip = dp_release.clip
     if numbers.target_quantile is not None:
         clip = next_clip(
             clip,
             found.below,
             present=len(updates),
             asked=asked,
-            seed=release.key,
+            seed=dp_release.key,
             quantile=numbers.target_quantile,
             rate=numbers.clip_rate,
             count_noise=count_noise,
         )
     target = {name: previous[name].double() + found.mean[name] for name in found.mean}
     size = _step_size(config, round_num, previous, target, updates, {}, {})
-    state, remembered = _moved(config, size, previous, target, memory)
+    state, remembered = _moved(config, size, previous, target, optimizer_state)
     shares = _shares(dict.fromkeys(updates, 1.0))
-    return NextState(state, remembered, shares, {}, found.clipped, size, clip=clip)
+    return DepartmentStep(state, remembered, shares, {}, found.clipped, size, clip=clip)
 
 
 def _moved(
@@ -200,11 +200,11 @@ def _moved(
     size: float,
     previous: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],
-    memory: Mapping[str, torch.Tensor],
+    optimizer_state: Mapping[str, torch.Tensor],
 ) -> tuple[LoraState, LoraState]:
-    """(state, memory) after a step towards the target, or at the target where the combiner takes it as it is."""
+    """(next state, optimizer state) after a step towards the target, or the target itself without a step."""
     if config.combiner == "flora" and config.flora.use_residual:
-        return _server_step(config, size, previous, target, memory)
+        return _server_step(config, size, previous, target, optimizer_state)
     return {name: tensor.float() for name, tensor in target.items()}, {}
 
 
@@ -244,14 +244,14 @@ def _server_step(
     size: float,
     previous: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],
-    memory: Mapping[str, torch.Tensor],
+    optimizer_state: Mapping[str, torch.Tensor],
 ) -> tuple[LoraState, LoraState]:
     server = config.server
     adaptive = {"beta1": server.beta1, "beta2": server.beta2, "tau": server.tau}
     options = {"sgd": {}, "fedavgm": {"beta": server.beta1}, "fedadagrad": {"tau": server.tau}}
     step = make_server_step(server.step, **options.get(server.step, adaptive))
     letters: dict[str, LoraState] = {}
-    for key, tensor in memory.items():
+    for key, tensor in optimizer_state.items():
         letter, name = key.split("/", 1)
         letters.setdefault(letter, {})[name] = tensor
     residual = {name: tensor - previous[name].double() for name, tensor in target.items()}

@@ -1,105 +1,130 @@
-"""A round's updates: which may be averaged at all, and what is kept of those until the round is worked out."""
+"""A round's updates by department, and the checks an update has to pass before it may be averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
-from fl_lightning.aggregation.weighting import Facts
+from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
 from fl_lightning.state import Factor, LoraState, distance, problem_with, select
 
 MAX_EXAMPLES = 10**9
-"""More records than that are no client's: it claims a weight that would drown the others."""
+"""No client has more records: a larger number would only drown the weights of the other clients."""
 
 
 def problem_with_update(update: ClientUpdate, task: ClientTask, limit: float) -> str | None:
-    """Why an update may not be averaged; None if it may.
+    """Why an update must not be averaged, or None if it may.
 
     Args:
-        update: what came back.
-        task: what was asked.
-        limit: how far it may have moved from its start.
+        update: the client's reply.
+        task: the request that it answers.
+        limit: the longest distance that an update may have from its start.
 
     Example:
         >>> import torch
         >>> task = ClientTask("hr/a", 1, {"lora_A": torch.zeros(1)}, 7)
         >>> problem_with_update(ClientUpdate("hr/a", 1, {"lora_A": torch.ones(1)}, 3, 10), task, limit=0.5)
-        'it moved by 1, wanted at most 0.5 (federation.max_update_norm)'
+        'distance from the start: expected at most 0.5 (federation.max_update_norm), got 1'
     """
     if problem := problem_with(update.state, task.start):
         return problem
     examples = update.num_examples
     if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-        large = type(examples) is int and examples.bit_length() > 64  # Python writes out no integer of any length
-        got = f"an integer of {examples.bit_length()} bits" if large else repr(examples)[:40]
-        return f"num_examples is {got}, wanted an integer from 1 to {MAX_EXAMPLES:,}"
+        large = type(examples) is int and examples.bit_length() > 64  # Python refuses to print very long integers
+        shown = f"an integer of {examples.bit_length()} bits" if large else repr(examples)[:40]
+        return f"num_examples: expected an integer from 1 to {MAX_EXAMPLES:,}, got {shown}"
     try:
-        Facts(examples, update.num_tokens, tuple(update.losses))
+        ClientStats(examples, update.num_tokens, tuple(update.losses))
     except (TypeError, ValueError) as error:
         return str(error)
     moved = distance(update.state, task.start)
     if moved > limit:
-        return f"it moved by {moved:.3g}, wanted at most {limit:.3g} (federation.max_update_norm)"
+        return f"distance from the start: expected at most {limit:.3g} (federation.max_update_norm), got {moved:.3g}"
     return None
 
 
-class Received:
-    """The valid updates of a round, by client id, in the order in which they came.
-
-    Args:
-        keep: takes in a state, such as `OffloadFolder.store`; memory where None.
+class ReceivedUpdate(NamedTuple):
+    """A valid update, as it is stored until the end of the round.
 
     Attributes:
-        shared: {client_id: what it sent}.
-        personal: {client_id: what stays with it}, where something does.
-        examples: {client_id: training records}.
-        facts: {client_id: what weights go by}.
+        shared: the factors that departments average.
+        private: the factors that stay with the client; empty if there are none.
+        stats: the inputs of its weight.
+    """
+
+    shared: Mapping[str, torch.Tensor]
+    private: Mapping[str, torch.Tensor]
+    stats: ClientStats
+
+
+class RoundUpdates(Mapping[str, ReceivedUpdate]):
+    """The valid updates of a round: {client_id: update}, stored by department.
+
+    Access to one department does not depend on how many others there are.
+
+    Args:
+        keep: stores a state and returns it, such as `OffloadFolder.store`, which writes it to disk; by default memory.
 
     Example:
-        >>> received = Received()
+        >>> updates = RoundUpdates()
         >>> state = {"q.lora_A": torch.ones(1), "q.lora_B": torch.ones(1)}
-        >>> received.add(ClientUpdate("hr/a", 1, state, 3, 10), sends="a", keeps="b")
-        >>> list(received.shared["hr/a"]), list(received.personal["hr/a"]), received.departments
+        >>> updates.add(ClientUpdate("hr/a", 1, state, 3, 10), shared_factor="a", private_factor="b")
+        >>> list(updates["hr/a"].shared), list(updates["hr/a"].private), updates.departments
         (['q.lora_A'], ['q.lora_B'], ['hr'])
+        >>> list(updates.of("hr")), list(updates.of("it"))
+        (['hr/a'], [])
     """
 
     def __init__(self, keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict) -> None:
         self._keep = keep
-        self.shared: dict[str, Mapping[str, torch.Tensor]] = {}
-        self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
-        self.examples: dict[str, int] = {}
-        self.facts: dict[str, Facts] = {}
+        self._departments: dict[str, dict[str, ReceivedUpdate]] = {}
 
-    def add(self, update: ClientUpdate, *, sends: Factor, keeps: Factor) -> None:
-        """Keep an update that was found valid."""
-        self.shared[update.client_id] = self._keep(select(update.state, sends))
-        if keeps != "none":
-            self.personal[update.client_id] = self._keep(select(update.state, keeps))
-        self.examples[update.client_id] = update.num_examples
-        self.facts[update.client_id] = Facts(update.num_examples, update.num_tokens, tuple(update.losses))
+    def __getitem__(self, client_id: str) -> ReceivedUpdate:
+        return self._departments[_department(client_id)][client_id]
+
+    def __iter__(self) -> Iterator[str]:
+        for clients in self._departments.values():
+            yield from clients
+
+    def __len__(self) -> int:
+        return sum(len(clients) for clients in self._departments.values())
+
+    def add(self, update: ClientUpdate, *, shared_factor: Factor, private_factor: Factor) -> None:
+        """Store a valid update."""
+        stats = ClientStats(update.num_examples, update.num_tokens, tuple(update.losses))
+        shared = self._keep(select(update.state, shared_factor))
+        private = self._keep(select(update.state, private_factor)) if private_factor != "none" else {}
+        clients = self._departments.setdefault(_department(update.client_id), {})
+        clients[update.client_id] = ReceivedUpdate(shared, private, stats)
 
     @property
     def departments(self) -> list[str]:
-        """Departments with a valid update, in the order of their first."""
-        return list(dict.fromkeys(client_id.split("/", 1)[0] for client_id in self.shared))
+        """The departments with at least one valid update."""
+        return list(self._departments)
 
-    def clients_of(self, department: str) -> list[str]:
-        """Ids of a department's clients."""
-        return [client_id for client_id in self.shared if client_id.split("/", 1)[0] == department]
+    def of(self, department: str) -> Mapping[str, ReceivedUpdate]:
+        """{client_id: update} of one department; empty if it has none."""
+        return self._departments.get(department, {})
 
-    def arrange(self, order: Iterable[str]) -> None:
-        """Put the updates into an order of client ids, so that sums do not depend on who answered first."""
-        ranks = {client_id: rank for rank, client_id in enumerate(order)}
-        heard = sorted(self.shared, key=ranks.__getitem__)
-        self.shared = {client_id: self.shared[client_id] for client_id in heard}
-        self.personal = {client_id: self.personal[client_id] for client_id in heard if client_id in self.personal}
-        self.examples = {client_id: self.examples[client_id] for client_id in heard}
-        self.facts = {client_id: self.facts[client_id] for client_id in heard}
+    def sort(self, order: Iterable[str]) -> None:
+        """Sort departments and clients into the order of these client ids, so that sums do not depend on arrival.
+
+        Args:
+            order: client ids, among them all that are stored.
+        """
+        unsorted, self._departments = self._departments, {}
+        for client_id in order:
+            department = _department(client_id)
+            if client_id in unsorted.get(department, {}):
+                self._departments.setdefault(department, {})[client_id] = unsorted[department][client_id]
 
     def drop(self, department: str) -> None:
-        """Forget a department's updates."""
-        for client_id in self.clients_of(department):
-            for kept in (self.shared, self.personal, self.examples, self.facts):
-                kept.pop(client_id, None)
+        """Remove a department's updates."""
+        self._departments.pop(department, None)
+
+
+def _department(client_id: str) -> str:
+    return client_id.split("/", 1)[0]

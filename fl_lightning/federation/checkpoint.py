@@ -23,7 +23,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint_schema import OWNER_KINDS, CheckpointExtra, CheckpointHeader
 from fl_lightning.federation.history import HistoryMark, read_history
 from fl_lightning.federation.state import FederationState
-from fl_lightning.linalg.adapter_algebra import at_ranks_of
+from fl_lightning.linalg.adapter_algebra import resize_like
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.storage.files import atomic_folder, check_name, write_json
 from fl_lightning.storage.manifest import MANIFEST, check_manifest, write_manifest
@@ -187,7 +187,7 @@ def _read_tensors(path: Path) -> tuple[LoraState, dict[str, dict[str, LoraState]
             elif kind == "server":
                 expected = {name: initial[name.split("/", 1)[1]] for name in state}
             elif kind == "products":
-                expected = at_ranks_of(state, initial)
+                expected = resize_like(state, initial)
             else:
                 expected = initial
             _check_layout(f"{kind}|{number}", state, expected)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from fl_lightning.linalg.adapter_algebra import side_by_side
+from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.state import Factor, LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
@@ -50,8 +50,8 @@ class ClientTask:
     def adapter(self, state: Mapping[str, torch.Tensor]) -> LoraState:
         """The whole adapter for a state trained under this task, at the common scaling."""
         if not self.frozen_product:
-            return side_by_side([state], [self.relative_scaling])
-        return side_by_side([state, self.frozen_product], [self.relative_scaling, 1.0])
+            return concatenate_adapters([state], [self.relative_scaling])
+        return concatenate_adapters([state, self.frozen_product], [self.relative_scaling, 1.0])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fl_lightning.flora import WeightedMean
-from fl_lightning.linalg.adapter_algebra import side_by_side
+from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
@@ -72,7 +72,7 @@ class FederationState:
     def adapter(self, department: str) -> LoraState:
         """A department's whole adapter: its factors, and its product if it has one."""
         product = self.products.get(department)
-        return side_by_side([self.departments[department], *([product] if product else [])])
+        return concatenate_adapters([self.departments[department], *([product] if product else [])])
 
     def department_examples(self) -> dict[str, int]:
         """{department: training records of all its known clients}, its weight in a cluster's mean."""

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fl_lightning.linalg.factors import Product, Spectrum, pair_names, product_norm, spectrum
+from fl_lightning.linalg.factors import SVD, Product, pair_names, product_norm, svd
 from fl_lightning.linalg.truncation import Layer
 from fl_lightning.state import LoraState, snapshot
 
 
-def side_by_side(states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[float] | None = None) -> LoraState:
+def concatenate_adapters(
+    states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[float] | None = None
+) -> LoraState:
     """One state whose product is ``Σ s_i B_i A_i``: the factors one after the other, the scales on B.
 
     Args:
@@ -28,7 +30,7 @@ def side_by_side(states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[
 
     Example:
         >>> x = {"q.lora_A.weight": torch.tensor([[1.0]]), "q.lora_B.weight": torch.tensor([[4.0]])}
-        >>> {name: tensor.tolist() for name, tensor in side_by_side([x, x], [1.0, 0.5]).items()}
+        >>> {name: tensor.tolist() for name, tensor in concatenate_adapters([x, x], [1.0, 0.5]).items()}
         {'q.lora_A.weight': [[1.0], [1.0]], 'q.lora_B.weight': [[4.0, 2.0]]}
     """
     factors = scales or [1.0] * len(states)
@@ -41,7 +43,7 @@ def side_by_side(states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[
     return dict(sorted(joined.items()))
 
 
-def in_singular_vectors(layers: Mapping[str, Layer]) -> LoraState:
+def to_svd_form(layers: Mapping[str, Layer]) -> LoraState:
     """A decomposed product as a state, fp32; a layer's rank is the number of its singular values."""
     state: LoraState = {}
     for names, (left, values, right) in layers.values():
@@ -51,12 +53,12 @@ def in_singular_vectors(layers: Mapping[str, Layer]) -> LoraState:
 
 
 def layers_of(state: Mapping[str, torch.Tensor]) -> dict[str, Layer]:
-    """What `in_singular_vectors` was made of, fp64, up to its rounding to fp32."""
+    """What `to_svd_form` was made of, fp64, up to its rounding to fp32."""
     layers = {}
     for layer, names in pair_names(state).items():
         up, down = state[names.b].double(), state[names.a].double()
         ups, downs = up.norm(dim=0), down.norm(dim=1)
-        layers[layer] = Layer(names, Spectrum(up / ups, ups * downs, down / downs[:, None]))
+        layers[layer] = Layer(names, SVD(up / ups, ups * downs, down / downs[:, None]))
     return layers
 
 
@@ -68,26 +70,24 @@ def add_products(states: Sequence[Mapping[str, torch.Tensor]]) -> LoraState:
         >>> [t.shape for t in add_products([x, x]).values()]
         [torch.Size([1, 2]), torch.Size([2, 1])]
     """
-    whole = side_by_side([{n: t.double() for n, t in state.items()} for state in states])
+    whole = concatenate_adapters([{n: t.double() for n, t in state.items()} for state in states])
     pairs = pair_names(whole)
-    return in_singular_vectors(
-        {layer: Layer(n, spectrum(Product(whole[n.b], whole[n.a]))) for layer, n in pairs.items()}
-    )
+    return to_svd_form({layer: Layer(n, svd(Product(whole[n.b], whole[n.a]))) for layer, n in pairs.items()})
 
 
 def product_distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
     """``‖B₁A₁ − B₂A₂‖_F`` over all layers, for any ranks."""
-    gap = side_by_side([first, second], [1.0, -1.0])
+    gap = concatenate_adapters([first, second], [1.0, -1.0])
     return math.hypot(*(product_norm(Product(gap[n.b], gap[n.a])) for n in pair_names(gap).values()))
 
 
-def of_one_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
+def pad_to_common_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
     """The same products with zeros up to the highest rank of all layers, as adapter files have it.
 
     Example:
         >>> ragged = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(3, 2)}
         >>> ragged |= {"v.lora_A": torch.ones(1, 3), "v.lora_B": torch.ones(1, 1)}
-        >>> [tuple(t.shape) for t in of_one_rank(ragged).values()]
+        >>> [tuple(t.shape) for t in pad_to_common_rank(ragged).values()]
         [(2, 3), (3, 2), (2, 3), (1, 2)]
     """
     pairs = pair_names(state).values()
@@ -100,12 +100,12 @@ def of_one_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
     return padded
 
 
-def at_ranks_of(state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> LoraState:
+def resize_like(state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> LoraState:
     """What `state` should look like: the layers of `like`, each at the rank of the state's A; values are of no meaning.
 
     Example:
         >>> like = {"q.lora_A": torch.ones(8, 3), "q.lora_B": torch.ones(5, 8)}
-        >>> [tuple(t.shape) for t in at_ranks_of({"q.lora_A": torch.ones(2, 3)}, like).values()]
+        >>> [tuple(t.shape) for t in resize_like({"q.lora_A": torch.ones(2, 3)}, like).values()]
         [(2, 3), (5, 2)]
     """
     wanted: LoraState = {}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fl_lightning.linalg.factors import Product, gather, one_scale, pair_names, product_norm
+from fl_lightning.linalg.factors import Product, common_scaling, gather, pair_names, product_norm
 
 
 class RelativeError(NamedTuple):
@@ -56,7 +56,7 @@ def averaging_error(
         >>> round(error.overall, 6)  # 9 − 2·4 of 9
         0.111111
     """
-    one_scale(clients, scales)
+    common_scaling(clients, scales)
     department = gather(clients, weights, scales)
     errors, norms = {}, {}
     for layer in department.layers:

@@ -17,7 +17,7 @@ import torch
 from fl_lightning.state import is_lora_a, is_lora_b, problem_with
 
 
-class Names(NamedTuple):
+class FactorNames(NamedTuple):
     """Names of one layer's two factors in a `LoraState`."""
 
     a: str
@@ -44,7 +44,7 @@ class Department(NamedTuple):
     """A department's clients, sorted by name, and the layers that all of them have."""
 
     clients: list[Client]
-    layers: dict[str, Names]
+    layers: dict[str, FactorNames]
 
     def factors(self, layer: str) -> list[Product]:
         """Each client's (B_c, A_c) of a layer in fp64, of any ranks, in the order of `clients`.
@@ -88,7 +88,7 @@ class Department(NamedTuple):
         return Product(up, down)
 
 
-def pair_names(state: Mapping[str, torch.Tensor]) -> dict[str, Names]:
+def pair_names(state: Mapping[str, torch.Tensor]) -> dict[str, FactorNames]:
     """The two factors of each layer, by the layer's name, which is what stands before ``.lora_A`` in the parameter's.
 
     Raises:
@@ -101,12 +101,12 @@ def pair_names(state: Mapping[str, torch.Tensor]) -> dict[str, Names]:
         e e.lora_embedding_A e.lora_embedding_B
         q q.lora_A.weight q.lora_B.weight
     """
-    layers: dict[str, Names] = {}
+    layers: dict[str, FactorNames] = {}
     for name in sorted(state):
         if name.endswith(".bias") or not (is_lora_a(name) or is_lora_b(name)):
             raise ValueError(f"{_shown(name)}: got neither lora_A nor lora_B, wanted factors of products only")
         start, marker, end = next(p for m in ("lora_embedding_", "lora_") if (p := name.rpartition(m))[1])
-        names = Names(start + marker + "A" + end[1:], start + marker + "B" + end[1:])
+        names = FactorNames(start + marker + "A" + end[1:], start + marker + "B" + end[1:])
         if missing := [n for n in names if n not in state]:
             raise ValueError(f"{_shown(name)}: got no {_shown(missing[0])} beside it, wanted both factors of a product")
         if layers.setdefault(start.removesuffix("."), names) != names:
@@ -144,9 +144,9 @@ def gather(
     Raises:
         ValueError: if there are no clients, or names, weights or scales do not fit.
     """
-    shares, factors = normalised(clients, weights), client_scales(clients, scales)
+    shares, factors = normalized_weights(clients, weights), client_scales(clients, scales)
     found: list[Client] = []
-    layers: dict[str, Names] = {}
+    layers: dict[str, FactorNames] = {}
     for name in sorted(clients):
         try:
             own = pair_names(clients[name])
@@ -163,7 +163,7 @@ def gather(
     return Department(found, layers)
 
 
-def normalised(clients: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
+def normalized_weights(clients: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
     """w_c = weight / Σ weights, by client in sorted order.
 
     Raises:
@@ -193,7 +193,7 @@ def client_scales(clients: Mapping[str, object], scales: Mapping[str, float] | f
     return {name: float(each[name]) for name in sorted(each)}
 
 
-def one_scale(clients: Mapping[str, object], scales: Mapping[str, float] | float) -> float:
+def common_scaling(clients: Mapping[str, object], scales: Mapping[str, float] | float) -> float:
     """The scale that all clients share, as averaging of factors needs.
 
     Raises:
@@ -230,7 +230,7 @@ def product_norm(product: Product) -> float:
     return math.sqrt(max(inner(product, product), 0.0))
 
 
-class Spectrum(NamedTuple):
+class SVD(NamedTuple):
     """A matrix in singular vectors, ``left @ diag(values) @ right``, none of the values zero, largest first."""
 
     left: torch.Tensor
@@ -238,7 +238,7 @@ class Spectrum(NamedTuple):
     right: torch.Tensor
 
 
-def spectrum(product: Product) -> Spectrum:
+def svd(product: Product) -> SVD:
     """Singular values and vectors of a product, through QR of both factors and the SVD of the small R_B R_Aᵀ, in fp64.
 
     Values that are zero to fp64 precision beside the terms ``‖u_i‖ ‖v_i‖`` of the product are dropped, so that a
@@ -246,7 +246,7 @@ def spectrum(product: Product) -> Spectrum:
     everywhere (vectors of equal values stay free to turn within their plane).
 
     Example:
-        >>> spectrum(Product(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.eye(2))).values.tolist()
+        >>> svd(Product(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.eye(2))).values.tolist()
         [3.0, 2.0]
     """
     up, down = product.up.double(), product.down.double()
@@ -260,7 +260,7 @@ def spectrum(product: Product) -> Spectrum:
     signs = torch.ones(rank, dtype=torch.float64)
     if rank:
         signs = torch.sign(right.gather(1, right.abs().argmax(dim=1, keepdim=True))).squeeze(1)
-    return Spectrum(left * signs, values[:rank], signs[:, None] * right)
+    return SVD(left * signs, values[:rank], signs[:, None] * right)
 
 
 def _same_clients(what: str, given: Mapping[str, object], clients: Mapping[str, object]) -> None:

@@ -14,18 +14,18 @@ from typing import NamedTuple
 import torch
 
 from fl_lightning.linalg.approximation_error import RelativeError, relative
-from fl_lightning.linalg.factors import Names, Spectrum, gather, spectrum
+from fl_lightning.linalg.factors import SVD, FactorNames, gather, svd
 from fl_lightning.state import LoraState, snapshot
 
 
 class Layer(NamedTuple):
     """The decomposed mean product of one layer."""
 
-    names: Names
-    spectrum: Spectrum
+    names: FactorNames
+    svd: SVD
 
 
-class Truncated(NamedTuple):
+class LowRank(NamedTuple):
     """A state of the wanted rank, and what the mean product lost on the way, before rounding to fp32."""
 
     state: LoraState
@@ -43,9 +43,7 @@ def decompose(
         ValueError: if names or in and out shapes differ, or a value is not finite.
     """
     department = gather(clients, weights, scales)
-    return {
-        layer: Layer(n, spectrum(department.stack(department.factors(layer)))) for layer, n in department.layers.items()
-    }
+    return {layer: Layer(n, svd(department.stack(department.factors(layer)))) for layer, n in department.layers.items()}
 
 
 def truncate(
@@ -53,7 +51,7 @@ def truncate(
     rank: int,
     scale: float = 1.0,
     spare: Mapping[str, torch.Tensor] | None = None,
-) -> Truncated:
+) -> LowRank:
     """The nearest state of a rank.
 
     Where the mean product has a lower rank than the one wanted, both factors of what is left are zero, and stay so in
@@ -89,7 +87,7 @@ def truncate(
         a[:kept] = root[:, None] * right[:kept]
         state[names.b], state[names.a] = b, a
         errors[layer], norms[layer] = float(values[kept:].norm()), float(values.norm())
-    return Truncated(snapshot(state), relative(errors, norms))
+    return LowRank(snapshot(state), relative(errors, norms))
 
 
 def truncated_svd(
@@ -99,7 +97,7 @@ def truncated_svd(
     rank: int,
     scale: float,
     spare: Mapping[str, torch.Tensor] | None = None,
-) -> Truncated:
+) -> LowRank:
     """The clients' mean product at one rank: `decompose`, then `truncate`.
 
     Args:

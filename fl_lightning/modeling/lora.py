@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.linalg.adapter_algebra import at_ranks_of, of_one_rank
+from fl_lightning.linalg.adapter_algebra import pad_to_common_rank, resize_like
 from fl_lightning.state import LoraState, is_lora_a, problem_with, snapshot
 from fl_lightning.storage.files import atomic_folder
 from fl_lightning.storage.tensors import read_state, write_state
@@ -147,7 +147,7 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = Path(folder)
-    tensors = collect_lora_state(model) if state is None else snapshot(of_one_rank(state))
+    tensors = collect_lora_state(model) if state is None else snapshot(pad_to_common_rank(state))
     with atomic_folder(folder) as temporary:
         config = copy.copy(model.peft_config[ADAPTER])
         config.inference_mode = True
@@ -178,7 +178,7 @@ def read_lora_adapter(
     """
     path = Path(folder) / "adapter_model.safetensors"
     state = snapshot(read_state(path, None if any_rank else like))
-    if problem := problem_with(state, at_ranks_of(state, like) if any_rank and like else state):
+    if problem := problem_with(state, resize_like(state, like) if any_rank and like else state):
         raise InputError(f"{path}: {problem}")
     return state
 

@@ -39,26 +39,25 @@ class Ledger:
         """What the noise of one release is drawn from: 64 hexadecimal digits."""
         return hashlib.sha256(f"{self.key}/{round_num}/{department}".encode()).hexdigest()
 
-    def released(self, department: str, asked: Iterable[str], clip: float) -> Ledger:
-        """The account after a department has released a round.
+    def released(self, asked: Iterable[str], clips: Mapping[str, float]) -> Ledger:
+        """The account after some departments have released a round.
 
         Args:
-            department: whose.
-            asked: the clients that were asked, whether they answered or not.
-            clip: C of its next round.
+            asked: the clients that were asked, in all these departments, whether they answered or not.
+            clips: {department: C of its next round}.
         """
         rounds = {**self.rounds, **{client_id: self.rounds.get(client_id, 0) + 1 for client_id in asked}}
-        return replace(self, clips={**self.clips, department: clip}, rounds=rounds)
+        return replace(self, clips={**self.clips, **clips}, rounds=rounds)
 
-    def epsilon(self, department: str, noise_multiplier: float, delta: float) -> float:
-        """ε of those clients of a department that were asked most often.
+    def epsilons(self, noise_multiplier: float, delta: float) -> dict[str, float]:
+        """{department: ε of its client that was asked in the most rounds}, of the departments that have released.
 
-        Who is asked is drawn from the run's seed, which clients know; so no amplification by sampling is counted, and a
-        client pays for the rounds in which it was asked.
+        The clients that are asked are drawn from the run's seed, which clients know. So no amplification by sampling is
+        counted, and a client pays for the rounds in which it was asked.
         """
-        most = _most(self.rounds, department)
-        return epsilon(noise_multiplier, most, delta, clients=1, asked=1)
-
-
-def _most(rounds: Mapping[str, int], department: str) -> int:
-    return max((n for client_id, n in rounds.items() if client_id.split("/", 1)[0] == department), default=0)
+        most: dict[str, int] = {}
+        for client_id, count in self.rounds.items():
+            department = client_id.split("/", 1)[0]
+            most[department] = max(count, most.get(department, 0))
+        costs = {n: epsilon(noise_multiplier, n, delta, clients=1, asked=1) for n in set(most.values())}
+        return {department: costs[count] for department, count in most.items()}

@@ -180,7 +180,7 @@ def make_local_clients(components: RunComponents, config: RunConfig) -> ClientTr
         config.training,
         parallelism=config.fabric.parallelism,
         shard_base_model=config.fabric.strategy == "fsdp",
-        is_central=share_policy(config.federation.share).pools,
+        is_central=share_policy(config.federation.share).is_central,
         memory_limit_mb=config.fabric.memory_limit_mb,
     )
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from fl_lightning.aggregation.department import Residual, next_state
+from fl_lightning.aggregation.department import Residual, aggregate_department
 from fl_lightning.aggregation.robust import GUARDS
 from fl_lightning.aggregation.server_optimizers import SERVER_STEPS
-from fl_lightning.aggregation.weighting import WEIGHTINGS, Facts
+from fl_lightning.aggregation.weighting import WEIGHTINGS, ClientStats
 from fl_lightning.config import FederationConfig, FloraConfig, GuardConfig, ServerConfig
 from fl_lightning.flora import flora_weighted_aggregate
 
@@ -28,9 +28,9 @@ def update(a, b=0.0):
     return {A: torch.tensor([a]), B: torch.tensor([[b]])}
 
 
-def play(config, updates, facts=None, *, round_num=1, previous=START, memory=None):
-    facts = facts or {c: Facts(1, 10) for c in updates}
-    return next_state(config, round_num, previous, updates, facts, memory or {})
+def play(config, updates, stats=None, *, round_num=1, previous=START, optimizer_state=None):
+    stats = stats or {c: ClientStats(1, 10) for c in updates}
+    return aggregate_department(config, round_num, previous, updates, stats, optimizer_state or {})
 
 
 HONEST = {f"hr/c{i}": update([1.0 + 0.1 * i, 1.0], 0.5 + 0.1 * i) for i in range(7)}
@@ -40,11 +40,11 @@ HONEST = {f"hr/c{i}": update([1.0 + 0.1 * i, 1.0], 0.5 + 0.1 * i) for i in range
 @pytest.mark.parametrize("residual", [True, False])
 def test_defaults_are_flora_bit_by_bit(momentum, residual):
     sizes = {c: i + 1 for i, c in enumerate(HONEST)}
-    got = play(config(momentum=momentum, residual=residual), HONEST, {c: Facts(n, 5) for c, n in sizes.items()})
+    got = play(config(momentum=momentum, residual=residual), HONEST, {c: ClientStats(n, 5) for c, n in sizes.items()})
     wanted = flora_weighted_aggregate(((HONEST[c], n) for c, n in sizes.items()), START, momentum, residual)
     assert all(torch.equal(got.state[name], wanted[name]) for name in wanted)
     assert got.weights == {c: n / 28 for c, n in sizes.items()}
-    assert (got.left_out, got.scaled, got.memory, got.step_size) == ({}, {}, {}, momentum)
+    assert (got.rejected, got.scaled, got.optimizer_state, got.step_size) == ({}, {}, {}, momentum)
 
 
 @pytest.mark.parametrize(
@@ -56,17 +56,17 @@ def test_defaults_are_flora_bit_by_bit(momentum, residual):
     ],
 )
 def test_weights_go_by_the_rule_of_the_config(weighting, wanted):
-    facts = {"hr/a": Facts(1, 30), "hr/b": Facts(3, 10)}
-    got = play(config(weighting=weighting), {"hr/a": update([5.0, 0.0]), "hr/b": update([1.0, 0.0])}, facts)
+    stats = {"hr/a": ClientStats(1, 30), "hr/b": ClientStats(3, 10)}
+    got = play(config(weighting=weighting), {"hr/a": update([5.0, 0.0]), "hr/b": update([1.0, 0.0])}, stats)
     assert got.state[A][0, 0].item() == pytest.approx(1 + 4 * wanted)
     assert got.weights["hr/a"] == wanted
 
 
 def test_a_client_of_weight_zero_is_left_out_and_named():
-    facts = {"hr/a": Facts(1, 10, (3.0, 1.0)), "hr/b": Facts(9, 10, (1.0, 2.0))}
-    got = play(config(weighting="loss_improvement"), {"hr/a": update([5.0, 0.0]), "hr/b": update([-9.0, 0.0])}, facts)
+    stats = {"hr/a": ClientStats(1, 10, (3.0, 1.0)), "hr/b": ClientStats(9, 10, (1.0, 2.0))}
+    got = play(config(weighting="loss_improvement"), {"hr/a": update([5.0, 0.0]), "hr/b": update([-9.0, 0.0])}, stats)
     assert got.state[A].tolist() == [[5.0, 0.0]]
-    assert got.left_out == {"hr/b": "weight 0 by loss_improvement"}
+    assert got.rejected == {"hr/b": "weight 0 by loss_improvement"}
     assert got.weights == {"hr/a": 1.0}
 
 
@@ -79,7 +79,7 @@ def test_every_guard_works_from_the_config_and_bounds_what_one_of_eight_does(nam
     assert (got.state[A] - clean[A]).abs().max() < 1.0
     assert (plain[A] - clean[A]).abs().max() > 100
     if name in ("outlier", "krum", "multi_krum"):
-        assert "hr/z" in got.left_out
+        assert "hr/z" in got.rejected
     if name == "norm_clip":
         assert 0 < got.scaled["hr/z"] < 0.01
 
@@ -101,9 +101,9 @@ def test_clipped_updates_are_scaled_about_the_departments_state():
 def test_every_step_works_from_the_config_and_its_memory_goes_on(step):
     rounds = config(momentum=0.1, server={"step": step, "tau": 1.0})
     first = play(rounds, HONEST)
-    second = play(rounds, HONEST, memory=first.memory, previous=first.state)
+    second = play(rounds, HONEST, optimizer_state=first.optimizer_state, previous=first.state)
     fresh = play(rounds, HONEST, previous=first.state)
-    assert bool(first.memory) is (step != "sgd")
+    assert bool(first.optimizer_state) is (step != "sgd")
     assert torch.equal(second.state[A], fresh.state[A]) is (step == "sgd")
 
 
@@ -113,17 +113,19 @@ def test_momentum_on_the_server_adds_up():
     updates = {"hr/a": update([5.0, 0.0])}
     first = play(rounds, updates)
     assert first.state[A][0, 0].item() == 2.0
-    assert first.memory["m/" + A][0, 0].item() == 4.0
-    assert play(rounds, updates, previous=first.state, memory=first.memory).state[A][0, 0].item() == 3.25
+    assert first.optimizer_state["m/" + A][0, 0].item() == 4.0
+    assert (
+        play(rounds, updates, previous=first.state, optimizer_state=first.optimizer_state).state[A][0, 0].item() == 3.25
+    )
 
 
 def test_a_factor_that_is_not_sent_keeps_its_memory_out_of_the_round():
     rounds = config(momentum=0.25, server={"step": "fedavgm", "beta1": 0.5})
     only_b = {"hr/a": {B: torch.tensor([[2.0]])}}
-    memory = {"m/" + A: torch.tensor([[8.0, 8.0]]), "m/" + B: torch.tensor([[2.0]])}
-    got = play(rounds, only_b, previous={B: START[B]}, memory=memory)
-    assert torch.equal(got.memory["m/" + A], memory["m/" + A])
-    assert got.memory["m/" + B].item() == 3.0
+    optimizer_state = {"m/" + A: torch.tensor([[8.0, 8.0]]), "m/" + B: torch.tensor([[2.0]])}
+    got = play(rounds, only_b, previous={B: START[B]}, optimizer_state=optimizer_state)
+    assert torch.equal(got.optimizer_state["m/" + A], optimizer_state["m/" + A])
+    assert got.optimizer_state["m/" + B].item() == 3.0
     assert set(got.state) == {B}
 
 

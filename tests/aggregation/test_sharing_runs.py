@@ -18,7 +18,7 @@ from fl_lightning.federation.checkpoint import load_checkpoint, save_checkpoint
 from fl_lightning.state import select
 
 
-class Starts(FederatedCallback):
+class ClientStarts(FederatedCallback):
     """What each client started from, and what it came back with."""
 
     def __init__(self):
@@ -40,7 +40,7 @@ def play(tiny_base):
     lora = create_lora_model(model, seed=3)
 
     def run(rounds, resume=None, **federation):
-        watch = Starts()
+        watch = ClientStarts()
         config = FederationConfig(
             rounds=rounds,
             share="a",

@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 
-from fl_lightning.aggregation.updates import MAX_EXAMPLES, Received, problem_with_update
+from fl_lightning.aggregation.updates import MAX_EXAMPLES, RoundUpdates, problem_with_update
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -28,51 +30,69 @@ def test_a_good_update_has_no_problem():
         (update(tensors=state(rank=3)), r"q\.lora_A\.weight: shape \(3, 3\), wanted \(2, 3\)"),
         (update(tensors={A: torch.ones(2, 3)}), "1 tensors missing"),
         (update(tensors=state(float("nan"))), "not finite"),
-        (update(examples=0), "num_examples is 0, wanted an integer from 1"),
-        (update(examples=MAX_EXAMPLES + 1), "num_examples is 1000000001"),
-        (update(examples=True), "num_examples is True"),
+        (update(examples=0), "num_examples: expected an integer from 1 to 1,000,000,000, got 0"),
+        (update(examples=MAX_EXAMPLES + 1), "got 1000000001"),
+        (update(examples=True), "got True"),
         (update(tokens=-1), "tokens"),
-        (update(tensors=state(1e6)), r"it moved by 2\.45e\+06, wanted at most 100"),
+        (update(tensors=state(1e6)), r"expected at most 100 .* got 2\.45e\+06"),
     ],
 )
-def test_each_problem_is_told(bad, problem):
-    import re
-
+def test_each_problem_is_named(bad, problem):
     assert re.search(problem, problem_with_update(bad, TASK, 100.0))
 
 
-def test_what_is_sent_and_what_stays_are_kept_apart_by_client_and_department():
-    received = Received()
+def test_shared_and_private_factors_are_stored_apart_by_client_and_department():
+    updates = RoundUpdates()
     for client_id in ("it/a", "hr/b", "it/c"):
-        received.add(update(client_id, examples=5), sends="a", keeps="b")
-    assert received.departments == ["it", "hr"]
-    assert received.clients_of("it") == ["it/a", "it/c"]
-    assert list(received.shared["it/a"]) == [A]
-    assert list(received.personal["it/a"]) == [B]
-    assert received.facts["hr/b"].num_examples == received.examples["hr/b"] == 5
-    received.drop("it")
-    assert received.departments == list({c.split("/")[0] for c in received.personal}) == ["hr"]
-    assert received.facts.keys() == received.examples.keys() == {"hr/b"}
+        updates.add(update(client_id, examples=5), shared_factor="a", private_factor="b")
+    assert (updates.departments, len(updates)) == (["it", "hr"], 3)
+    assert list(updates.of("it")) == ["it/a", "it/c"]
+    assert (list(updates["it/a"].shared), list(updates["it/a"].private)) == ([A], [B])
+    assert updates["hr/b"].stats.num_examples == 5
+    updates.drop("it")
+    assert (updates.departments, list(updates)) == (["hr"], ["hr/b"])
 
 
-def test_nothing_stays_where_everything_is_sent():
-    received = Received()
-    received.add(update(), sends="all", keeps="none")
-    assert (list(received.shared["hr/a"]), received.personal) == ([A, B], {})
+def test_without_a_private_factor_nothing_stays_with_the_client():
+    updates = RoundUpdates()
+    updates.add(update(), shared_factor="all", private_factor="none")
+    assert (list(updates["hr/a"].shared), updates["hr/a"].private) == ([A, B], {})
 
 
-def test_states_are_kept_by_what_it_is_given():
-    kept = []
-    received = Received(lambda tensors: kept.append(dict(tensors)) or dict(tensors))
-    received.add(update(), sends="a", keeps="b")
-    assert [list(tensors) for tensors in kept] == [[A], [B]]
+def test_states_are_stored_by_the_function_given():
+    stored = []
+    updates = RoundUpdates(lambda tensors: stored.append(dict(tensors)) or dict(tensors))
+    updates.add(update(), shared_factor="a", private_factor="b")
+    assert [list(tensors) for tensors in stored] == [[A], [B]]
 
 
-def test_the_order_of_arrival_leaves_no_trace():
-    received = Received()
-    state = {"q.lora_A": torch.ones(1), "q.lora_B": torch.ones(1)}
+def test_the_order_of_arrival_does_not_matter_after_sorting():
+    updates = RoundUpdates()
     for client_id in ("it/b", "hr/a", "it/a"):
-        received.add(ClientUpdate(client_id, 1, state, 3, 10), sends="a", keeps="b")
-    received.arrange(["hr/a", "hr/b", "it/a", "it/b"])
-    for kept in (received.shared, received.personal, received.examples, received.facts):
-        assert list(kept) == ["hr/a", "it/a", "it/b"]
+        updates.add(update(client_id), shared_factor="a", private_factor="b")
+    updates.sort(["hr/a", "hr/b", "it/a", "it/b"])
+    assert (updates.departments, list(updates)) == (["hr", "it"], ["hr/a", "it/a", "it/b"])
+
+
+@pytest.mark.parametrize("departments", [1, 10, 300])
+def test_access_to_a_department_reads_no_other_departments_updates(departments):
+    updates = RoundUpdates()
+    for number in range(departments):
+        for client in "abc":
+            updates.add(update(f"d{number}/{client}"), shared_factor="all", private_factor="none")
+    lookups = []
+
+    class Counting(dict):
+        def __getitem__(self, key):
+            lookups.append(key)
+            return super().__getitem__(key)
+
+        def __iter__(self):
+            lookups.extend(self.keys())
+            return super().__iter__()
+
+    updates._departments = Counting({name: Counting(clients) for name, clients in updates._departments.items()})
+    assert len(updates.of("d0")) == 3
+    assert list(updates.of("d0")) == ["d0/a", "d0/b", "d0/c"]
+    assert updates["d0/a"].stats.num_examples == 3
+    assert len(lookups) <= 6

@@ -5,12 +5,12 @@ import torch
 
 from fl_lightning.linalg.adapter_algebra import (
     add_products,
-    at_ranks_of,
-    in_singular_vectors,
+    concatenate_adapters,
     layers_of,
-    of_one_rank,
+    pad_to_common_rank,
     product_distance,
-    side_by_side,
+    resize_like,
+    to_svd_form,
 )
 from fl_lightning.linalg.truncation import decompose, truncate
 from fl_lightning.state import problem_with
@@ -24,7 +24,7 @@ def ranks(state):
 
 def test_side_by_side_holds_the_scaled_sum_of_the_products(make_state, dense, far):
     first, second = make_state(3, 1, SHAPES), make_state(5, 2, SHAPES)
-    joined = side_by_side([first, second], [0.5, 3.0])
+    joined = concatenate_adapters([first, second], [0.5, 3.0])
     assert set(ranks(joined).values()) == {8}
     for layer in SHAPES:
         wanted = 0.5 * dense(first)[layer] + 3.0 * dense(second)[layer]
@@ -33,7 +33,7 @@ def test_side_by_side_holds_the_scaled_sum_of_the_products(make_state, dense, fa
 
 def test_one_state_of_scale_one_keeps_its_bits(make_state):
     state = make_state(3)
-    assert all(side_by_side([state], [1.0])[n] is t for n, t in state.items())
+    assert all(concatenate_adapters([state], [1.0])[n] is t for n, t in state.items())
 
 
 def test_it_agrees_with_pefts_cat(micro_qwen, far):
@@ -49,7 +49,7 @@ def test_it_agrees_with_pefts_cat(micro_qwen, far):
             model.add_adapter(name, config)
     states = [get_peft_model_state_dict(model, adapter_name=c, save_embedding_layers=False) for c in "xy"]
     model.add_weighted_adapter(["x", "y"], [0.75, 0.25], "both", combination_type="cat")
-    joined = side_by_side(states, [0.75 * 2.0, 0.25 * 2.0])
+    joined = concatenate_adapters(states, [0.75 * 2.0, 0.25 * 2.0])
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             product = joined[f"{name}.lora_B.weight"] @ joined[f"{name}.lora_A.weight"]
@@ -78,7 +78,7 @@ def test_what_cancels_has_rank_zero_and_can_be_added_to(make_state, dense, far):
 def test_every_rank_can_be_read_off_the_singular_vectors(make_clients):
     clients = make_clients({"x": 4, "y": 8}, shapes=SHAPES)
     layers = decompose(clients, {"x": 1, "y": 3}, 2.0)
-    back = layers_of(in_singular_vectors(layers))
+    back = layers_of(to_svd_form(layers))
     for rank in (1, 4, 12):
         first, second = truncate(layers, rank, 2.0), truncate(back, rank, 2.0)
         assert all(torch.allclose(first.state[n], second.state[n], atol=1e-5) for n in first.state)
@@ -94,7 +94,7 @@ def test_distance_is_that_of_the_dense_products(make_state, dense):
 
 def test_one_rank_for_all_layers_changes_no_product(make_state, dense):
     ragged = {**make_state(3, 1, {"q": (24, 24)}), **make_state(5, 2, {"v": (8, 24)})}
-    padded = of_one_rank(ragged)
+    padded = pad_to_common_rank(ragged)
     assert set(ranks(padded).values()) == {5}
     assert all(torch.equal(dense(padded)[layer], dense(ragged)[layer]) for layer in SHAPES)
 
@@ -102,13 +102,13 @@ def test_one_rank_for_all_layers_changes_no_product(make_state, dense):
 def test_a_state_of_other_layers_or_with_factors_that_do_not_fit_shows(make_state):
     like = make_state(8, 0, SHAPES)
     good = make_state(3, 1, SHAPES)
-    assert problem_with(good, at_ranks_of(good, like)) is None
+    assert problem_with(good, resize_like(good, like)) is None
     for name, spoilt in (
         ("q.lora_B.weight", torch.ones(24, 4)),
         ("q.lora_A.weight", torch.ones(3, 5)),
         ("v.lora_A.weight", torch.ones(())),
     ):
         bad = {**good, name: spoilt}
-        assert "shape" in problem_with(bad, at_ranks_of(bad, like))
+        assert "shape" in problem_with(bad, resize_like(bad, like))
     missing = {n: t for n, t in good.items() if n != "v.lora_A.weight"}
-    assert "missing" in problem_with(missing, at_ranks_of(missing, like))
+    assert "missing" in problem_with(missing, resize_like(missing, like))

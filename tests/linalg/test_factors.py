@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_lightning.linalg.factors import (
-    Names,
+    FactorNames,
     Product,
     client_scales,
+    common_scaling,
     gather,
     inner,
-    normalised,
-    one_scale,
+    normalized_weights,
     pair_names,
     product_norm,
     scaling,
-    spectrum,
+    svd,
 )
 from fl_lightning.state import num_bytes, select
 
@@ -37,18 +37,18 @@ def test_pairs_are_found_by_name_for_linear_layers_and_embeddings():
         "m.embed.lora_embedding_A": T,
     }
     assert pair_names(state) == {
-        "m.embed": Names("m.embed.lora_embedding_A", "m.embed.lora_embedding_B"),
-        "m.q": Names("m.q.lora_A.weight", "m.q.lora_B.weight"),
+        "m.embed": FactorNames("m.embed.lora_embedding_A", "m.embed.lora_embedding_B"),
+        "m.q": FactorNames("m.q.lora_A.weight", "m.q.lora_B.weight"),
     }
 
 
 def test_a_module_whose_own_name_speaks_of_lora_is_no_trouble():
     names = ["lora_net.lora_A.q.lora_A.weight", "lora_net.lora_A.q.lora_B.weight"]
-    assert pair_names(dict.fromkeys(names, T)) == {"lora_net.lora_A.q": Names(*names)}
+    assert pair_names(dict.fromkeys(names, T)) == {"lora_net.lora_A.q": FactorNames(*names)}
 
 
 def test_bare_names_make_the_layer_without_a_name():
-    assert pair_names({"lora_A": T, "lora_B": T}) == {"": Names("lora_A", "lora_B")}
+    assert pair_names({"lora_A": T, "lora_B": T}) == {"": FactorNames("lora_A", "lora_B")}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_norm_does_not_depend_on_the_gauge():
 @given(st.integers(0, 9999), st.integers(1, 12), st.integers(1, 10), st.integers(1, 10))
 def test_spectrum_is_the_dense_svd_without_its_zeros(seed, rank, rows, columns):
     product = draw(seed, rows, rank, columns)
-    left, values, right = spectrum(product)
+    left, values, right = svd(product)
     dense = product.up @ product.down
     assert len(values) <= min(rank, rows, columns)
     wanted = torch.linalg.svdvals(dense)[: len(values)]
@@ -131,7 +131,7 @@ def test_spectrum_is_the_dense_svd_without_its_zeros(seed, rank, rows, columns):
 
 def test_signs_do_not_depend_on_those_of_the_factors():
     up, down = draw(3, 8, 4, 6)
-    first, second = spectrum(Product(up, down)), spectrum(Product(-up, -down))
+    first, second = svd(Product(up, down)), svd(Product(-up, -down))
     assert torch.allclose(first.right, second.right, atol=1e-10)
     assert torch.allclose(first.left, second.left, atol=1e-10)
 
@@ -139,17 +139,17 @@ def test_signs_do_not_depend_on_those_of_the_factors():
 @pytest.mark.parametrize("sizes", [(8, 4, 6), (300, 2, 500), (5, 40, 6)])
 def test_a_product_that_cancels_has_rank_zero(sizes):
     up, down = draw(5, *sizes)
-    none = spectrum(Product(torch.cat([up, -up], dim=1), torch.cat([down, down])))
+    none = svd(Product(torch.cat([up, -up], dim=1), torch.cat([down, down])))
     assert [tuple(t.shape) for t in none] == [(sizes[0], 0), (0,), (0, sizes[2])]
 
 
 def test_a_product_of_zeros_has_rank_zero():
-    assert len(spectrum(Product(torch.zeros(5, 2), torch.ones(2, 4))).values) == 0
+    assert len(svd(Product(torch.zeros(5, 2), torch.ones(2, 4))).values) == 0
 
 
 def test_small_but_real_directions_are_kept():
     # A direction 1e-9 as long as the first is no rounding in fp64.
-    values = spectrum(Product(torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)), torch.eye(2))).values
+    values = svd(Product(torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)), torch.eye(2))).values
     assert values.tolist() == pytest.approx([1.0, 1e-9], rel=1e-6)
 
 
@@ -157,18 +157,18 @@ def test_nothing_as_large_as_the_dense_matrix_is_made():
     # Dense, 200,000 × 200,000 fp64 would take 320 GB.
     product = draw(0, 200_000, 2, 200_000)
     assert product_norm(product) > 0
-    assert spectrum(product).left.shape == (200_000, 2)
+    assert svd(product).left.shape == (200_000, 2)
 
 
 def test_weights_are_normalised_in_sorted_order():
-    assert normalised({"b": 0, "a": 0}, {"b": 3, "a": 1}) == {"a": 0.25, "b": 0.75}
-    assert list(normalised({"b": 0, "a": 0}, {"b": 3, "a": 1})) == ["a", "b"]
+    assert normalized_weights({"b": 0, "a": 0}, {"b": 3, "a": 1}) == {"a": 0.25, "b": 0.75}
+    assert list(normalized_weights({"b": 0, "a": 0}, {"b": 3, "a": 1})) == ["a", "b"]
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
 def test_weights_that_are_not_positive_are_refused(weight):
     with pytest.raises(ValueError, match=f"client a: got weight {weight}, wanted a positive finite number"):
-        normalised({"a": 0}, {"a": weight})
+        normalized_weights({"a": 0}, {"a": weight})
 
 
 @pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
@@ -179,19 +179,19 @@ def test_scales_that_are_not_positive_are_refused(scale):
 
 def test_weights_and_scales_are_those_of_the_clients():
     with pytest.raises(ValueError, match="no clients to combine"):
-        normalised({}, {})
+        normalized_weights({}, {})
     with pytest.raises(ValueError, match="client b: got none in weights, wanted one"):
-        normalised({"a": 0, "b": 0}, {"a": 1})
+        normalized_weights({"a": 0, "b": 0}, {"a": 1})
     with pytest.raises(ValueError, match="client c: got one in weights, wanted none: it sent no state"):
-        normalised({"a": 0}, {"a": 1, "c": 1})
+        normalized_weights({"a": 0}, {"a": 1, "c": 1})
     with pytest.raises(ValueError, match="client b: got none in scales, wanted one"):
         client_scales({"a": 0, "b": 0}, {"a": 1.0})
 
 
 def test_one_scale_names_the_client_that_differs():
-    assert one_scale({"a": 0, "b": 0}, {"a": 2, "b": 2.0}) == 2.0
+    assert common_scaling({"a": 0, "b": 0}, {"a": 2, "b": 2.0}) == 2.0
     with pytest.raises(ValueError, match=r"client b: got scale 4\.0, wanted 2\.0 as client a has"):
-        one_scale({"a": 0, "b": 0}, {"a": 2.0, "b": 4.0})
+        common_scaling({"a": 0, "b": 0}, {"a": 2.0, "b": 4.0})
 
 
 def test_layers_that_differ_are_refused(make_state):

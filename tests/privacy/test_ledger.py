@@ -7,12 +7,11 @@ from fl_lightning.privacy.ledger import Ledger
 def test_a_department_costs_what_its_most_asked_client_does():
     pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
     ledger = Ledger.begin(["hr", "it"], 2.0)
-    assert ledger.epsilon("hr", 1.0, 1e-5) == 0.0
+    assert ledger.epsilons(1.0, 1e-5) == {}
     for asked in (["hr/a", "hr/b"], ["hr/a"], ["hr/c"]):
-        ledger = ledger.released("hr", asked, 1.5)
+        ledger = ledger.released(asked, {"hr": 1.5})
     assert ledger.rounds == {"hr/a": 2, "hr/b": 1, "hr/c": 1}
-    assert ledger.epsilon("hr", 1.0, 1e-5) == epsilon(1.0, 2, 1e-5, clients=1, asked=1)
-    assert ledger.epsilon("it", 1.0, 1e-5) == 0.0
+    assert ledger.epsilons(1.0, 1e-5) == {"hr": epsilon(1.0, 2, 1e-5, clients=1, asked=1)}
     assert ledger.clips == {"hr": 1.5, "it": 2.0}
 
 

@@ -25,7 +25,7 @@ import torch
 from fl_lightning.aggregation.products.residual import average_with_residual
 from fl_lightning.aggregation.products.stacking import stack_factors
 from fl_lightning.federation.state import FederationState
-from fl_lightning.linalg.adapter_algebra import add_products, in_singular_vectors, layers_of
+from fl_lightning.linalg.adapter_algebra import add_products, layers_of, to_svd_form
 from fl_lightning.linalg.factors import pair_names
 from fl_lightning.linalg.truncation import decompose, truncate
 from fl_lightning.seeding import derive_seed
@@ -37,7 +37,7 @@ KEEP_PRODUCTS = ("stack", "residual", "svd")
 
 
 @dataclass(frozen=True)
-class Combined:
+class ProductStep:
     """What a department knows after a round.
 
     Attributes:
@@ -57,8 +57,8 @@ def combine_products(
     product: Mapping[str, torch.Tensor],
     updates: Mapping[str, Mapping[str, torch.Tensor]],
     weights: Mapping[str, float],
-    gains: Mapping[str, float],
-) -> Combined:
+    relative_scalings: Mapping[str, float],
+) -> ProductStep:
     """A department's clients into its factors and its product.
 
     Args:
@@ -67,7 +67,7 @@ def combine_products(
         product: P_d before; empty for none.
         updates: {client_id: trained factors}, of any ranks for stack and svd.
         weights: {client_id: w_c}, of any sum.
-        gains: {client_id: s_c over the common scale}.
+        relative_scalings: {client_id: s_c over the common scale}.
 
     Raises:
         ValueError: if the clients' layers do not match, or under residual their ranks or scales.
@@ -85,22 +85,22 @@ def combine_products(
     """
     before = [product] if product else []
     if combiner == "stack":
-        return Combined(dict(factors), add_products([*before, stack_factors(updates, weights, gains)]))
+        return ProductStep(dict(factors), add_products([*before, stack_factors(updates, weights, relative_scalings)]))
     if combiner == "residual":
-        mean, rest = average_with_residual(updates, weights, gains)
+        mean, rest = average_with_residual(updates, weights, relative_scalings)
         missed: LoraState = {}
         for layer, names in pair_names(mean).items():
             missed[names.b], missed[names.a] = rest[layer]
-        return Combined(mean, add_products([*before, missed]))
-    layers = decompose(updates, weights, gains)
+        return ProductStep(mean, add_products([*before, missed]))
+    layers = decompose(updates, weights, relative_scalings)
     errors = {}
     for client_id, state in updates.items():
         rank = next(tensor.shape[0] for name, tensor in state.items() if is_lora_a(name))
         errors[client_id] = truncate(layers, rank).error.overall
-    return Combined(dict(factors), in_singular_vectors(layers), errors)
+    return ProductStep(dict(factors), to_svd_form(layers), errors)
 
 
-class Starts:
+class ClientStarts:
     """What the clients of one round start from, whatever the combiner; clients alike share one start.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from fl_lightning.flora import WeightedMean
-from fl_lightning.linalg.factors import normalised, one_scale
+from fl_lightning.linalg.factors import common_scaling, normalized_weights
 from fl_lightning.state import LoraState, problem_with, snapshot
 
 
@@ -38,8 +38,8 @@ def average_factors(
         >>> average_factors(clients, {"x": 1, "y": 3})["q.lora_A.weight"].item()
         3.25
     """
-    normalised(clients, weights)
-    one_scale(clients, scales)
+    normalized_weights(clients, weights)
+    common_scaling(clients, scales)
     mean = WeightedMean()
     order = sorted(clients)
     first = dict(clients[order[0]])

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from fl_lightning.aggregation.products.fedavg import average_factors
-from fl_lightning.linalg.factors import Product, gather, one_scale, spectrum
+from fl_lightning.linalg.factors import Product, common_scaling, gather, svd
 from fl_lightning.state import LoraState
 
 
-class WithResidual(NamedTuple):
+class AverageAndResidual(NamedTuple):
     """Averaged factors, and by layer what has to be added to the base (its transpose in embeddings and Conv1D)."""
 
     mean: LoraState
@@ -28,7 +28,7 @@ def average_with_residual(
     clients: Mapping[str, Mapping[str, torch.Tensor]],
     weights: Mapping[str, float],
     scales: Mapping[str, float] | float = 1.0,
-) -> WithResidual:
+) -> AverageAndResidual:
     """The mean of the factors, and the rest of the mean product in exact low-rank factors.
 
     Args:
@@ -51,7 +51,7 @@ def average_with_residual(
         >>> round((up @ down).item(), 6)
         1.0
     """
-    scale = one_scale(clients, scales)
+    scale = common_scaling(clients, scales)
     department = gather(clients, weights, scales)
     mean = average_factors(clients, weights, scales)
     residual: dict[str, Product] = {}
@@ -59,7 +59,7 @@ def average_with_residual(
         factors = department.factors(layer)
         whole, middle = department.stack(factors), department.mean(factors)
         rest = Product(torch.cat([whole.up, -scale * middle.up], dim=1), torch.cat([whole.down, middle.down]))
-        left, values, right = spectrum(rest)
+        left, values, right = svd(rest)
         root = values.sqrt()
         residual[layer] = Product((left * root).float(), (root[:, None] * right).float())
-    return WithResidual(mean, residual)
+    return AverageAndResidual(mean, residual)

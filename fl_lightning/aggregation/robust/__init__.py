@@ -3,8 +3,9 @@
 A guard is a pure function of the clients' residuals ``Δ_c = θ_c − θ_start`` and aggregation weights. It does not depend
 on the order of the clients: they are taken sorted by id. There are two kinds:
 
-- ``clients``: judges whole clients and gives a `Selection`; the centre is ``Σ w_c s_c Δ_c / Σ w_c`` (`centre`).
-- ``coordinates``: gives the centre itself, made of all clients coordinate by coordinate. Weights are ignored.
+- ``clients``: judges whole clients and gives a `Selection`; the result is ``Σ w_c s_c Δ_c / Σ w_c`` by
+  `weighted_center`.
+- ``coordinates``: gives the center itself, made of all clients coordinate by coordinate. Weights are ignored.
 
 ==================  ===========  =======================  ==========================================================
 name                kind         options                  holds against
@@ -24,7 +25,7 @@ Example:
     >>> values = {"hr/a": 1.0, "hr/b": 1.5, "hr/c": 1000.0}
     >>> residuals = {c: {"lora_A": torch.tensor([v])} for c, v in values.items()}
     >>> selection = make_guard("outlier", max_z=3.0)(residuals, {"hr/a": 1.0, "hr/b": 3.0, "hr/c": 1.0})
-    >>> centre(residuals, selection)["lora_A"].item()
+    >>> weighted_center(residuals, selection)["lora_A"].item()
     1.375
 """
 
@@ -46,12 +47,12 @@ from fl_lightning.aggregation.robust import (
     outlier_filter,
     trimmed_mean,
 )
-from fl_lightning.aggregation.robust.result import Selection, centre
+from fl_lightning.aggregation.robust.result import Selection, weighted_center
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.linalg.client_matrix import Residuals, Weights
 from fl_lightning.state import LoraState
 
-__all__ = ["GUARDS", "Guard", "Kind", "Method", "Selection", "centre", "make_guard"]
+__all__ = ["GUARDS", "Guard", "Kind", "Method", "Selection", "weighted_center", "make_guard"]
 
 Kind: TypeAlias = Literal["clients", "coordinates"]
 Guard: TypeAlias = Callable[[Residuals, Weights], Selection | LoraState]

@@ -25,7 +25,7 @@ def krum(residuals: Residuals, weights: Weights, *, f: int = 1) -> Selection:
         f: how many clients may be attackers, 0 or more.
 
     Raises:
-        ValueError: fewer than `clients_wanted` clients, updates that do not match or are not finite, or weights that do
+        ValueError: fewer than `clients_needed` clients, updates that do not match or are not finite, or weights that do
             not fit.
 
     Example:
@@ -34,7 +34,7 @@ def krum(residuals: Residuals, weights: Weights, *, f: int = 1) -> Selection:
         >>> found = krum({c: {"lora_A": torch.tensor([v])} for c, v in values.items()}, dict.fromkeys(values, 1.0), f=1)
         >>> found.weights
         {'hr/b': 1.0}
-        >>> found.left_out["hr/e"]
+        >>> found.rejected["hr/e"]
         'Krum score 1.67e+04, the lowest is 5 of hr/b'
     """
     clients = check_clients(residuals, weights)
@@ -44,7 +44,7 @@ def krum(residuals: Residuals, weights: Weights, *, f: int = 1) -> Selection:
     return Selection({best: float(weights[best])}, {best: 1.0}, why)
 
 
-def clients_wanted(f: int) -> int:
+def clients_needed(f: int) -> int:
     """How many clients f attackers need around them: 2 f + 3."""
     return 2 * f + 3
 
@@ -58,12 +58,12 @@ def ranking(residuals: Residuals, clients: list[str], f: int) -> tuple[dict[str,
         f: how many of them may be attackers.
 
     Raises:
-        ValueError: f is negative, or there are fewer than `clients_wanted` clients.
+        ValueError: f is negative, or there are fewer than `clients_needed` clients.
     """
     if f < 0:
         raise ValueError(f"f: got {f}, wanted 0 or more attackers")
-    if len(clients) < clients_wanted(f):
-        raise ValueError(f"Krum: got n = {len(clients)} clients and f = {f}, wanted n >= 2 f + 3 = {clients_wanted(f)}")
+    if len(clients) < clients_needed(f):
+        raise ValueError(f"Krum: got n = {len(clients)} clients and f = {f}, wanted n >= 2 f + 3 = {clients_needed(f)}")
     found = krum_scores(gram_matrix(residuals, clients), f)
     scores = {c: float(score) for c, score in zip(clients, found, strict=True)}
     return scores, sorted(clients, key=lambda c: (float(f"{scores[c]:.9e}"), c))  # what differs by rounding is a tie

@@ -34,7 +34,7 @@ def multi_krum(residuals: Residuals, weights: Weights, *, f: int = 1, m: int | N
         >>> found = multi_krum(residuals, dict.fromkeys(values, 1.0), f=1)
         >>> sorted(found.weights)
         ['hr/a', 'hr/b', 'hr/c', 'hr/d']
-        >>> found.left_out
+        >>> found.rejected
         {'hr/e': 'Krum score 1.67e+04, the 4 lowest of 5 are at most 20'}
     """
     clients = check_clients(residuals, weights)

@@ -24,7 +24,7 @@ def none(residuals: Residuals, weights: Weights) -> Selection:
 
     Example:
         >>> none({"hr/a": {}, "hr/b": {}}, {"hr/a": 10, "hr/b": 30})
-        Selection(weights={'hr/a': 10.0, 'hr/b': 30.0}, scales={'hr/a': 1.0, 'hr/b': 1.0}, left_out={})
+        Selection(weights={'hr/a': 10.0, 'hr/b': 30.0}, scales={'hr/a': 1.0, 'hr/b': 1.0}, rejected={})
     """
     clients = check_clients(residuals, weights)
     return Selection({c: float(weights[c]) for c in clients}, dict.fromkeys(clients, 1.0))

@@ -50,7 +50,7 @@ def outlier(residuals: Residuals, weights: Weights, *, min_cosine: float = -0.5,
         >>> import torch
         >>> values = {"hr/a": 1.0, "hr/b": 1.1, "hr/c": 0.9, "hr/d": -1.0, "hr/e": 9.0}
         >>> residuals = {c: {"lora_A": torch.tensor([v])} for c, v in values.items()}
-        >>> for client_id, why in outlier(residuals, dict.fromkeys(values, 1.0)).left_out.items():
+        >>> for client_id, why in outlier(residuals, dict.fromkeys(values, 1.0)).rejected.items():
         ...     print(f"{client_id}: {why}")
         hr/d: cosine -1.00 to the clients' median direction, wanted at least -0.5
         hr/e: norm 9, 32 robust deviations above the median 1, wanted at most 6

@@ -13,20 +13,20 @@ from fl_lightning.state import LoraState
 
 @dataclass(frozen=True)
 class Selection:
-    """Whose update counts, and how much. Every client is either in `weights` and `scales` or in `left_out`.
+    """Whose update counts, and how much. Every client is either in `weights` and `scales` or in `rejected`.
 
     Attributes:
         weights: {client_id: w_c}, all positive.
         scales: {client_id: s_c}, from 0 to 1: the client's update is taken s_c times.
-        left_out: {client_id: why it has no weight, with figures}.
+        rejected: {client_id: why it has no weight, with figures}.
     """
 
     weights: dict[str, float]
     scales: dict[str, float]
-    left_out: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
-def centre(residuals: Mapping[str, Mapping[str, torch.Tensor]], selection: Selection) -> LoraState:
+def weighted_center(residuals: Mapping[str, Mapping[str, torch.Tensor]], selection: Selection) -> LoraState:
     """The mean that the selection asks for: ``Σ w_c s_c Δ_c / Σ w_c``, in fp64, clients in sorted order.
 
     Args:
@@ -39,7 +39,7 @@ def centre(residuals: Mapping[str, Mapping[str, torch.Tensor]], selection: Selec
     Example:
         >>> residuals = {"hr/a": {"lora_A": torch.tensor([1.0])}, "hr/b": {"lora_A": torch.tensor([8.0])}}
         >>> selection = Selection({"hr/a": 1.0, "hr/b": 1.0}, {"hr/a": 1.0, "hr/b": 0.25})
-        >>> centre(residuals, selection)["lora_A"].item()
+        >>> weighted_center(residuals, selection)["lora_A"].item()
         1.5
     """
     if not selection.weights:

@@ -35,7 +35,7 @@ class ServerStep(Protocol):
         ...
 
 
-def each_tensor(
+def apply_per_tensor(
     previous: Mapping[str, torch.Tensor],
     residual: Mapping[str, torch.Tensor],
     memory: Mapping[str, LoraState],
@@ -65,7 +65,7 @@ def each_tensor(
         >>> start, residual = {"lora_A": torch.tensor([1.0])}, {"lora_A": torch.tensor([2.0])}
         >>> def rule(theta, delta, count):
         ...     return theta + delta, count + 1
-        >>> state, memory = each_tensor(start, residual, {}, rule, rate=1.0, initial={"c": 5})
+        >>> state, memory = apply_per_tensor(start, residual, {}, rule, rate=1.0, initial={"c": 5})
         >>> state["lora_A"].item(), memory["c"]["lora_A"].item()
         (3.0, 6.0)
     """
@@ -129,7 +129,7 @@ def adaptive(
     m begins at 0 and v at τ². There is no correction of the bias that these beginnings have: the paper has none.
 
     Raises:
-        ValueError: as `each_tensor`, or if beta1 or tau is out of its range.
+        ValueError: as `apply_per_tensor`, or if beta1 or tau is out of its range.
 
     Example:
         >>> start, residual = {"lora_A": torch.tensor([1.0])}, {"lora_A": torch.tensor([3.0])}
@@ -146,7 +146,7 @@ def adaptive(
         v = second(v, delta.square())
         return theta + rate * m / (v.sqrt() + tau), m, v
 
-    return each_tensor(previous, residual, memory, rule, rate=rate, initial={"m": 0.0, "v": tau * tau})
+    return apply_per_tensor(previous, residual, memory, rule, rate=rate, initial={"m": 0.0, "v": tau * tau})
 
 
 def check_beta(name: str, value: float) -> None:

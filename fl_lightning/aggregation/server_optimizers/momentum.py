@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fl_lightning.aggregation.server_optimizers.apply import Memory, check_beta, each_tensor
+from fl_lightning.aggregation.server_optimizers.apply import Memory, apply_per_tensor, check_beta
 from fl_lightning.state import LoraState
 
 
@@ -50,4 +50,4 @@ def step(
         m = beta * m + delta
         return theta + rate * m, m
 
-    return each_tensor(previous, residual, memory, rule, rate=rate, initial={"m": 0.0})
+    return apply_per_tensor(previous, residual, memory, rule, rate=rate, initial={"m": 0.0})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fl_lightning.aggregation.server_optimizers.apply import Memory, each_tensor
+from fl_lightning.aggregation.server_optimizers.apply import Memory, apply_per_tensor
 from fl_lightning.state import LoraState
 
 
@@ -46,4 +46,4 @@ def step(
     def rule(theta: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (theta + rate * delta,)
 
-    return each_tensor(previous, residual, memory, rule, rate=rate, initial={})
+    return apply_per_tensor(previous, residual, memory, rule, rate=rate, initial={})

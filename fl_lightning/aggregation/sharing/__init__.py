@@ -1,7 +1,7 @@
 """Share policies: what travels between clients and their department.
 
 Example:
-    >>> share_policy("a").sends(1), share_policy("a").keeps
+    >>> share_policy("a").shared_factor(1), share_policy("a").private_factor
     ('a', 'b')
 """
 

@@ -4,7 +4,7 @@ In every round clients differ in one factor only, so its mean gives the mean of 
 is zero at the start, and the gradient of A with it.
 
 Example:
-    >>> [POLICY.trains(round_num) for round_num in (1, 2, 3)]
+    >>> [POLICY.trainable_factor(round_num) for round_num in (1, 2, 3)]
     ['b', 'a', 'b']
 """
 
@@ -16,4 +16,4 @@ def _turn(round_num: int) -> Factor:
     return "b" if round_num % 2 else "a"
 
 
-POLICY = SharePolicy(trains=_turn, sends=_turn, keeps="none")
+POLICY = SharePolicy(trainable_factor=_turn, shared_factor=_turn, private_factor="none")

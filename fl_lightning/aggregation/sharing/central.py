@@ -5,4 +5,6 @@ Every department has the same adapter then. What it gains over a federation is t
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("all"), sends=always("all"), keeps="none", pools=True)
+POLICY = SharePolicy(
+    trainable_factor=always("all"), shared_factor=always("all"), private_factor="none", is_central=True
+)

@@ -6,4 +6,4 @@ factor only.
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("b"), sends=always("b"), keeps="none")
+POLICY = SharePolicy(trainable_factor=always("b"), shared_factor=always("b"), private_factor="none")

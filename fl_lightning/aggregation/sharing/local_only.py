@@ -5,4 +5,4 @@ A department's exported adapter is the weighted mean of its clients' own, from w
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("all"), sends=always("none"), keeps="all")
+POLICY = SharePolicy(trainable_factor=always("all"), shared_factor=always("none"), private_factor="all")

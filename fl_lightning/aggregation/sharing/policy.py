@@ -14,17 +14,17 @@ class SharePolicy:
     """Who trains and who sees which factor in a round.
 
     Attributes:
-        trains: the factor that clients train, by round number from 1.
-        sends: the factor that clients send and departments average, by round number.
-        keeps: the factor that stays with each client, survives rounds, and is averaged only into the department's
-            exported adapter, from which a new client starts.
-        pools: whether all clients' records are trained on in one place instead.
+        trainable_factor: the factor that clients train, by round number from 1.
+        shared_factor: the factor that clients send and departments average, by round number.
+        private_factor: the factor that stays with each client, survives rounds, and is averaged only into the
+            department's exported adapter, from which a new client starts.
+        is_central: whether all clients' records are trained on in one place instead.
     """
 
-    trains: Callable[[int], Factor]
-    sends: Callable[[int], Factor]
-    keeps: Literal["a", "b", "all", "none"]
-    pools: bool = False
+    trainable_factor: Callable[[int], Factor]
+    shared_factor: Callable[[int], Factor]
+    private_factor: Literal["a", "b", "all", "none"]
+    is_central: bool = False
 
 
 def always(factor: Factor) -> Callable[[int], Factor]:

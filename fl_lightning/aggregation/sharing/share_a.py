@@ -5,4 +5,4 @@ A holds what clients have in common, B what is their own; half of the bytes for 
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("all"), sends=always("a"), keeps="b")
+POLICY = SharePolicy(trainable_factor=always("all"), shared_factor=always("a"), private_factor="b")

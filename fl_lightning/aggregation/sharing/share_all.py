@@ -6,4 +6,4 @@ one factor alone do not have this error.
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("all"), sends=always("all"), keeps="none")
+POLICY = SharePolicy(trainable_factor=always("all"), shared_factor=always("all"), private_factor="none")

@@ -5,4 +5,4 @@ The counterpart of ``a``: B starts at zero for everybody and is what clients com
 
 from fl_lightning.aggregation.sharing.policy import SharePolicy, always
 
-POLICY = SharePolicy(trains=always("all"), sends=always("b"), keeps="a")
+POLICY = SharePolicy(trainable_factor=always("all"), shared_factor=always("b"), private_factor="a")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fl_lightning.aggregation.weighting import contribution, examples, loss_improvement, tokens, uniform
-from fl_lightning.aggregation.weighting.facts import Facts, Weighting
+from fl_lightning.aggregation.weighting.facts import ClientStats, Weighting
 from fl_lightning.errors import InputError, nearest
 
 WEIGHTINGS: dict[str, Callable[..., dict[str, float]]] = {
@@ -25,7 +25,7 @@ WEIGHTINGS: dict[str, Callable[..., dict[str, float]]] = {
 }
 """The rules by name."""
 
-__all__ = ["WEIGHTINGS", "Facts", "Weighting", "make_weighting"]
+__all__ = ["WEIGHTINGS", "ClientStats", "Weighting", "make_weighting"]
 
 
 def make_weighting(name: str, **measured: Any) -> Weighting:
@@ -40,7 +40,7 @@ def make_weighting(name: str, **measured: Any) -> Weighting:
         InputError: if there is no such rule.
 
     Example:
-        >>> make_weighting("uniform")({"a": Facts(num_examples=3, num_tokens=50)})
+        >>> make_weighting("uniform")({"a": ClientStats(num_examples=3, num_tokens=50)})
         {'a': 1.0}
     """
     if name not in WEIGHTINGS:

@@ -12,10 +12,12 @@ import math
 from collections.abc import Mapping
 
 from fl_lightning.aggregation.weighting import examples
-from fl_lightning.aggregation.weighting.facts import Facts
+from fl_lightning.aggregation.weighting.facts import ClientStats
 
 
-def weights(updates: Mapping[str, Facts], *, loss_without: Mapping[str, float], loss_with: float) -> dict[str, float]:
+def weights(
+    updates: Mapping[str, ClientStats], *, loss_without: Mapping[str, float], loss_with: float
+) -> dict[str, float]:
     """``w_c = max(0, L_without(c) − L_with)``, not normalised; 0 for a client without which the mean is no worse.
 
     The weights are those by examples where nobody contributes, where a loss is not finite, and for a single client,
@@ -30,7 +32,7 @@ def weights(updates: Mapping[str, Facts], *, loss_without: Mapping[str, float], 
         ValueError: if there are no clients, or several and a client's loss is not given.
 
     Example:
-        >>> clients = {"a": Facts(3, 50), "b": Facts(1, 90)}
+        >>> clients = {"a": ClientStats(3, 50), "b": ClientStats(1, 90)}
         >>> weights(clients, loss_without={"a": 2.5, "b": 1.75}, loss_with=2.0)
         {'a': 0.5, 'b': 0.0}
     """

@@ -11,7 +11,7 @@ MAX_COUNT = 2**53
 
 
 @dataclass(frozen=True)
-class Facts:
+class ClientStats:
     """One client's figures of one round, as it sent them: nobody can check them from outside.
 
     Attributes:
@@ -23,7 +23,7 @@ class Facts:
         ValueError: if a count is no integer or out of range, or a loss is no number.
 
     Example:
-        >>> Facts(num_examples=2, num_tokens=90).losses
+        >>> ClientStats(num_examples=2, num_tokens=90).losses
         ()
     """
 
@@ -48,12 +48,12 @@ class Facts:
 class Weighting(Protocol):
     """A rule that gives the clients of one department their aggregation weights."""
 
-    def __call__(self, updates: Mapping[str, Facts]) -> dict[str, float]:
+    def __call__(self, updates: Mapping[str, ClientStats]) -> dict[str, float]:
         """The weights by client; see `fl_lightning.aggregation.weighting` for what they keep to."""
         ...
 
 
-def check_some(updates: Mapping[str, Facts]) -> None:
+def check_some(updates: Mapping[str, ClientStats]) -> None:
     """Check that there is somebody to weigh.
 
     Raises:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fl_lightning.aggregation.weighting import examples
-from fl_lightning.aggregation.weighting.facts import Facts
+from fl_lightning.aggregation.weighting.facts import ClientStats
 
 
 def improvement(losses: Sequence[float]) -> float | None:
@@ -30,7 +30,7 @@ def improvement(losses: Sequence[float]) -> float | None:
     return sum(losses[:quarter]) / quarter - sum(losses[-quarter:]) / quarter
 
 
-def weights(updates: Mapping[str, Facts]) -> dict[str, float]:
+def weights(updates: Mapping[str, ClientStats]) -> dict[str, float]:
     """``w_c = num_examples · max(0, first − last)``, not normalised; a client that did not improve has weight 0.
 
     The weights are those by examples where nobody improved, and where any client's improvement is not known: it has
@@ -41,7 +41,7 @@ def weights(updates: Mapping[str, Facts]) -> dict[str, float]:
         ValueError: if there are no clients.
 
     Example:
-        >>> good, worse = Facts(10, 900, losses=[3.0, 2.5]), Facts(40, 900, losses=[2.0, 2.5])
+        >>> good, worse = ClientStats(10, 900, losses=[3.0, 2.5]), ClientStats(40, 900, losses=[2.0, 2.5])
         >>> weights({"good": good, "worse": worse})
         {'good': 5.0, 'worse': 0.0}
     """

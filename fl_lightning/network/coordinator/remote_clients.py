@@ -135,9 +135,9 @@ class RemoteClients:
             log.warning("round %d goes on without %s: %s", self._requests.round, client_id, reasons[client_id])
 
     def _send_task(self, task: ClientTask, nonce: str, seconds: float, connected_since: str) -> None:
-        shared_factor = self._policy.sends(task.round_num)
+        shared_factor = self._policy.shared_factor(task.round_num)
         # After its first fit a site has its private factor on its own disk.
-        at_site = self._policy.keeps != "none" and self.sites[task.client_id].kept > 0
+        at_site = self._policy.private_factor != "none" and self.sites[task.client_id].kept > 0
         start = select(task.start, shared_factor) if at_site else {name: task.start[name] for name in task.start}
         max_bytes = max_update_bytes(task, shared_factor, self._network.transport)
         header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen_product]
@@ -146,7 +146,7 @@ class RemoteClients:
 
     def _receive_update(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:
         self._requests.register_site(task.client_id, header)
-        shared_factor = self._policy.sends(task.round_num)
+        shared_factor = self._policy.shared_factor(task.round_num)
         update = parse_update(header, states, task, shared_factor, self._network.transport)
         num_records = self.sites[task.client_id].train
         if update.num_examples != num_records:
@@ -213,9 +213,9 @@ class RemoteClients:
         return results
 
     def _send_evaluation(self, client_id: str, states: list[LoraState], ttl: float, connected_since: str) -> None:
-        with_private = self._policy.keeps != "none" and self._requests.round > 0
+        with_private = self._policy.private_factor != "none" and self._requests.round > 0
         if with_private and self.sites[client_id].kept > 0:
-            shared_factor = self._policy.sends(self._requests.round)
+            shared_factor = self._policy.shared_factor(self._requests.round)
             # Equal objects stay equal objects, so that each is encoded once.
             selected: dict[int, LoraState] = {}
             states = [selected.setdefault(id(state), select(state, shared_factor)) for state in states]

@@ -55,7 +55,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
     """
     check_flower()
     policy = share_policy(config.federation.share)
-    if policy.pools:
+    if policy.is_central:
         raise InputError(
             "federation.share: expected a share without central training, got central, which brings all records to one "
             "place; use another one, or fit"

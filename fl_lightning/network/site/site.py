@@ -113,13 +113,13 @@ class Site:
         task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen_product=states[1])
         (update,) = self._clients.fit([task], lambda *_: signals.check())
         log.info("round %d: fitted %d records in %.1f s", round_num, update.num_examples, update.seconds)
-        shared = replace(update, state=select(update.state, self._policy.sends(round_num)))
+        shared = replace(update, state=select(update.state, self._policy.shared_factor(round_num)))
         released = self._privatize(shared, task.start, run_id) if shared.state else shared
         # A combiner that draws new starts leaves nothing to which the last rounding error could be added.
         draws_new_starts = self._config.federation.combiner in KEEP_PRODUCTS
         last_error = None if draws_new_starts else saved.get("rest")
         encoded = encode_update(released.state, task.start, self._config.network.transport, last_error)
-        private = select(update.state, self._policy.keeps)
+        private = select(update.state, self._policy.private_factor)
         if bad := [name for name, tensor in private.items() if not bool(torch.isfinite(tensor).all())]:
             raise ValueError(f"{bad[0]}: not finite after the fit; nothing of it is saved or sent")
         if private or encoded.error_feedback:
@@ -167,7 +167,7 @@ class Site:
             tokens=sum(len(example) for example in self._data.train),
             records=records_digest(self._data),
             r=self._config.lora.rank(self.client_id),
-            kept=store.load_before(2**31)[0] if self._policy.keeps != "none" else 0,
+            kept=store.load_before(2**31)[0] if self._policy.private_factor != "none" else 0,
         )
 
 

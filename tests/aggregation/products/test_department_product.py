@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, Starts, combine_products
+from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, ClientStarts, combine_products
 from fl_lightning.federation.state import FederationState
 from fl_lightning.state import is_lora_b
 
@@ -38,9 +38,9 @@ def mixed(seed=0):
     return {client: make_state(rank, seed + rank) for client, rank in RANKS.items()}
 
 
-def mean_product(updates, weights, gains):
+def mean_product(updates, weights, relative_scalings):
     total = sum(weights.values())
-    products = {c: dense(state, gains[c] * weights[c] / total) for c, state in updates.items()}
+    products = {c: dense(state, relative_scalings[c] * weights[c] / total) for c, state in updates.items()}
     return {layer: sum(product[layer] for product in products.values()) for layer in SHAPES}
 
 
@@ -95,7 +95,7 @@ def begin(product=None):
 def test_stack_starts_everybody_from_one_draw_of_the_round_with_nothing_learnt():
     first, known = {}, make_state(3, 5)
     for client, rank in RANKS.items():
-        start, frozen = Starts("stack", begin(known), 2, 7).of(client, rank, GAINS[client])
+        start, frozen = ClientStarts("stack", begin(known), 2, 7).of(client, rank, GAINS[client])
         assert frozen is not None
         assert all(torch.equal(frozen[n], t) for n, t in known.items())
         assert not any(t.any() for n, t in start.items() if is_lora_b(n))
@@ -103,15 +103,15 @@ def test_stack_starts_everybody_from_one_draw_of_the_round_with_nothing_learnt()
         assert start["q.lora_A.weight"].shape == (rank, 24)
         assert start["v.lora_B.weight"].shape == (8, rank)
     assert torch.equal(first["hr/phone"]["q.lora_A.weight"], first["hr/server"]["q.lora_A.weight"][:4])
-    other, frozen = Starts("stack", begin(known), 3, 7).of("hr/phone", 4)
+    other, frozen = ClientStarts("stack", begin(known), 3, 7).of("hr/phone", 4)
     assert not torch.equal(other["q.lora_A.weight"], first["hr/phone"]["q.lora_A.weight"])
-    assert Starts("stack", begin(known), 2, 7).of("it/a", 4)[1] == {}
+    assert ClientStarts("stack", begin(known), 2, 7).of("it/a", 4)[1] == {}
 
 
 @pytest.mark.parametrize("combiner", ["stack", "svd"])
 def test_the_first_round_starts_from_the_shared_a_as_far_as_it_goes(combiner):
     initial = make_initial()
-    starts = Starts(combiner, begin(), 1, 7)
+    starts = ClientStarts(combiner, begin(), 1, 7)
     small, large = starts.of("hr/phone", 4)[0], starts.of("hr/server", 32)[0]
     assert torch.equal(small["q.lora_A.weight"], initial["q.lora_A.weight"][:4])
     assert torch.equal(large["q.lora_A.weight"][:8], initial["q.lora_A.weight"])
@@ -123,7 +123,7 @@ def test_the_first_round_starts_from_the_shared_a_as_far_as_it_goes(combiner):
 def test_svd_starts_each_client_from_the_best_product_of_its_rank_at_its_scale():
     product = combine_products("svd", make_initial(), {}, mixed(), WEIGHTS, GAINS).product
     wanted = mean_product(mixed(), WEIGHTS, GAINS)
-    starts = Starts("svd", begin(product), 2, 7)
+    starts = ClientStarts("svd", begin(product), 2, 7)
     for client, rank in RANKS.items():
         start, frozen = starts.of(client, rank, GAINS[client])
         assert frozen == {}
@@ -137,7 +137,7 @@ def test_svd_fills_a_rank_that_the_product_does_not_have_with_rows_that_can_lear
     product = combine_products(
         "svd", make_initial(), {}, {"hr/phone": make_state(4, 1)}, {"hr/phone": 1}, {"hr/phone": 1.0}
     )
-    start, _ = Starts("svd", begin(product.product), 2, 7).of("hr/laptop", 8)
+    start, _ = ClientStarts("svd", begin(product.product), 2, 7).of("hr/laptop", 8)
     assert torch.equal(start["q.lora_A.weight"][4:], make_initial()["q.lora_A.weight"][4:])
     assert not start["q.lora_B.weight"][:, 4:].any()
 
@@ -145,13 +145,13 @@ def test_svd_fills_a_rank_that_the_product_does_not_have_with_rows_that_can_lear
 @pytest.mark.parametrize("combiner", ["flora", "fedavg", "residual"])
 def test_the_others_start_from_the_department(combiner):
     state = begin(make_state(3, 5) if combiner == "residual" else None)
-    start, frozen = Starts(combiner, state, 2, 7).of("hr/phone", 8)
+    start, frozen = ClientStarts(combiner, state, 2, 7).of("hr/phone", 8)
     assert all(torch.equal(start[n], t) for n, t in state.departments["hr"].items())
     assert bool(frozen) == (combiner == "residual")
 
 
 def test_clients_alike_share_one_start():
-    starts = Starts("svd", begin(make_state(3, 5)), 2, 7)
+    starts = ClientStarts("svd", begin(make_state(3, 5)), 2, 7)
     assert starts.of("hr/a", 4, 2.0)[0] is starts.of("hr/b", 4, 2.0)[0]
     assert starts.of("hr/a", 4, 2.0)[0] is not starts.of("hr/b", 4, 1.0)[0]
     assert starts.of("it/a", 4)[0] is not starts.of("hr/a", 4)[0]

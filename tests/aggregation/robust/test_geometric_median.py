@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.aggregation.robust import centre
 from fl_lightning.aggregation.robust.geometric_median import geometric_median
+from fl_lightning.aggregation.robust.result import weighted_center
 
 
 def residuals(*vectors):
@@ -15,10 +15,10 @@ def residuals(*vectors):
 def median_of(updates, weights=None, **options):
     given_ = dict.fromkeys(updates, 1.0) if weights is None else dict(zip(updates, weights, strict=True))
     found = geometric_median(updates, given_, **options)
-    assert not found.left_out
+    assert not found.rejected
     assert found.scales == dict.fromkeys(updates, 1.0)
     assert sum(found.weights.values()) == pytest.approx(sum(given_.values()))
-    return centre(updates, found)["x"].numpy()
+    return weighted_center(updates, found)["x"].numpy()
 
 
 def reference(vectors, weights, iterations=5000, smoothing=1e-6):

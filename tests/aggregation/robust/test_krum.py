@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.aggregation.robust.krum import clients_wanted, krum
+from fl_lightning.aggregation.robust.krum import clients_needed, krum
 
 
 def residuals(*values):
@@ -16,7 +16,7 @@ def chosen(updates, f):
     (client_id,) = found.weights
     assert found.weights[client_id] == 2.0
     assert found.scales == {client_id: 1.0}
-    assert sorted([client_id, *found.left_out]) == sorted(updates)
+    assert sorted([client_id, *found.rejected]) == sorted(updates)
     return client_id
 
 
@@ -34,7 +34,7 @@ def test_scores_by_hand():
     updates = residuals(0, 1, 3, 6, 100)
     found = krum(updates, dict.fromkeys(updates, 1.0), f=1)
     assert list(found.weights) == ["hr/1"]
-    assert found.left_out == {
+    assert found.rejected == {
         "hr/0": "Krum score 10, the lowest is 5 of hr/1",
         "hr/2": "Krum score 13, the lowest is 5 of hr/1",
         "hr/3": "Krum score 34, the lowest is 5 of hr/1",
@@ -68,7 +68,7 @@ def test_colluding_attackers_far_away_are_not_chosen_even_if_they_are_one():
 
 @pytest.mark.parametrize(("n", "f"), [(2, 0), (4, 1), (6, 2), (8, 3)])
 def test_too_few_clients_are_refused(n, f):
-    assert clients_wanted(f) == n + 1
+    assert clients_needed(f) == n + 1
     with pytest.raises(ValueError, match=rf"got n = {n} clients and f = {f}, wanted n >= 2 f \+ 3 = {n + 1}"):
         chosen(residuals(*range(n)), f=f)
     chosen(residuals(*range(n + 1)), f=f)

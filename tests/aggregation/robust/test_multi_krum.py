@@ -16,14 +16,14 @@ def test_by_default_all_but_f_are_kept_with_their_weights():
     found = multi_krum(updates, {c: 1.0 + i for i, c in enumerate(updates)}, f=1)
     assert found.weights == {"hr/0": 1.0, "hr/1": 2.0, "hr/2": 3.0, "hr/3": 4.0}
     assert found.scales == dict.fromkeys(found.weights, 1.0)
-    assert found.left_out == {"hr/4": "Krum score 1.82e+04, the 4 lowest of 5 are at most 34"}
+    assert found.rejected == {"hr/4": "Krum score 1.82e+04, the 4 lowest of 5 are at most 34"}
 
 
 def test_m_of_them_are_kept():
     updates = residuals(0, 1, 3, 6, 100)
     found = multi_krum(updates, dict.fromkeys(updates, 1.0), f=1, m=2)
     assert list(found.weights) == ["hr/0", "hr/1"]
-    assert found.left_out["hr/2"] == "Krum score 13, the 2 lowest of 5 are at most 10"
+    assert found.rejected["hr/2"] == "Krum score 13, the 2 lowest of 5 are at most 10"
 
 
 def test_one_of_them_is_krum(department):

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_lightning.aggregation.robust import centre
 from fl_lightning.aggregation.robust.norm_clip import norm_clip
+from fl_lightning.aggregation.robust.result import weighted_center
 from fl_lightning.state import norm
 
 
@@ -15,7 +15,7 @@ def residuals(*norms):
 def scales(*norms, **options):
     found = norm_clip(residuals(*norms), {f"hr/{i}": 1.0 + i for i in range(len(norms))}, **options)
     assert found.weights == {f"hr/{i}": 1.0 + i for i in range(len(norms))}
-    assert not found.left_out
+    assert not found.rejected
     return list(found.scales.values())
 
 
@@ -52,4 +52,4 @@ def test_a_norm_that_is_not_positive_is_refused(value):
 def test_the_centre_is_never_longer_than_the_norm(norms, most):
     given_ = residuals(*norms)
     found = norm_clip(given_, {c: 1.0 + i for i, c in enumerate(given_)}, max_norm=most)
-    assert norm(centre(given_, found)) <= most * (1 + 1e-12)
+    assert norm(weighted_center(given_, found)) <= most * (1 + 1e-12)

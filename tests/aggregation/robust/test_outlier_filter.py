@@ -13,9 +13,9 @@ def residuals(*vectors):
 
 def judged(updates, **options):
     found = outlier(updates, {c: 1.0 + i for i, c in enumerate(updates)}, **options)
-    assert found.weights == {c: 1.0 + i for i, c in enumerate(updates) if c not in found.left_out}
+    assert found.weights == {c: 1.0 + i for i, c in enumerate(updates) if c not in found.rejected}
     assert found.scales == dict.fromkeys(found.weights, 1.0)
-    return found.left_out
+    return found.rejected
 
 
 def test_scores_by_hand():

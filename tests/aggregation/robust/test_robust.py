@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fl_lightning.aggregation.robust
-from fl_lightning.aggregation.robust import GUARDS, Selection, centre, make_guard
+from fl_lightning.aggregation.robust import GUARDS, Selection, make_guard, weighted_center
 from fl_lightning.errors import InputError
 from fl_lightning.state import distance, norm
 from fl_lightning.storage.offload import OffloadFolder
@@ -19,7 +19,7 @@ every_guard = pytest.mark.parametrize("name", GUARDS)
 def guarded(name, residuals, weights=None, **options):
     found = make_guard(name, **(options or OPTIONS.get(name, {})))(residuals, weights or dict.fromkeys(residuals, 1.0))
     assert isinstance(found, Selection) == (GUARDS[name].kind == "clients")
-    return centre(residuals, found) if isinstance(found, Selection) else found
+    return weighted_center(residuals, found) if isinstance(found, Selection) else found
 
 
 def same(first, second):
@@ -130,7 +130,7 @@ def test_the_order_of_clients_and_tensors_does_not_matter(name, department):
     first, second = guard(residuals, weights), guard(turned, dict(reversed(weights.items())))
     if isinstance(first, Selection):
         assert first == second
-        first, second = centre(residuals, first), centre(turned, second)
+        first, second = weighted_center(residuals, first), weighted_center(turned, second)
     assert same(first, second)
 
 
@@ -169,11 +169,11 @@ def test_every_client_is_kept_or_left_out_with_a_reason(name, attacked):
     found = make_guard(name, **OPTIONS.get(name, {}))(residuals, {c: i + 1 for i, c in enumerate(residuals)})
     if isinstance(found, Selection):
         assert list(found.weights) == sorted(found.weights) == list(found.scales)
-        assert list(found.left_out) == sorted(found.left_out)
-        assert sorted([*found.weights, *found.left_out]) == sorted(residuals)
+        assert list(found.rejected) == sorted(found.rejected)
+        assert sorted([*found.weights, *found.rejected]) == sorted(residuals)
         assert all(weight > 0 for weight in found.weights.values())
         assert all(0 <= scale <= 1 for scale in found.scales.values())
-        assert all(any(sign.isdigit() for sign in why) for why in found.left_out.values())
+        assert all(any(sign.isdigit() for sign in why) for why in found.rejected.values())
 
 
 @every_guard

@@ -24,9 +24,9 @@ def test_the_table_is_complete_and_the_config_takes_each_name():
 def test_who_trains_sends_and_keeps_what(name):
     trains, sends, keeps = TABLE[name]
     policy = share_policy(name)
-    assert [policy.trains(r) for r in (1, 2, 3)] == trains
-    assert [policy.sends(r) for r in (1, 2, 3)] == sends
-    assert policy.keeps == keeps
+    assert [policy.trainable_factor(r) for r in (1, 2, 3)] == trains
+    assert [policy.shared_factor(r) for r in (1, 2, 3)] == sends
+    assert policy.private_factor == keeps
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -34,8 +34,8 @@ def test_every_trained_factor_is_sent_or_kept_and_nothing_is_both(name):
     policy = share_policy(name)
     parts = {"all": {"a", "b"}, "a": {"a"}, "b": {"b"}, "none": set()}
     for round_num in (1, 2, 3):
-        sends, keeps = parts[policy.sends(round_num)], parts[policy.keeps]
-        assert parts[policy.trains(round_num)] <= sends | keeps
+        sends, keeps = parts[policy.shared_factor(round_num)], parts[policy.private_factor]
+        assert parts[policy.trainable_factor(round_num)] <= sends | keeps
         assert not sends & keeps
 
 
@@ -54,4 +54,4 @@ def test_the_config_knows_the_name(name):
 
 
 def test_central_alone_pools():
-    assert [name for name, policy in SHARE_POLICIES.items() if policy.pools] == ["central"]
+    assert [name for name, policy in SHARE_POLICIES.items() if policy.is_central] == ["central"]

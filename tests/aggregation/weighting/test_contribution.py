@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from fl_lightning.aggregation.weighting import Facts
+from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.aggregation.weighting.contribution import weights
 
-CLIENTS = {"a": Facts(3, 50), "b": Facts(1, 90), "c": Facts(6, 10)}
+CLIENTS = {"a": ClientStats(3, 50), "b": ClientStats(1, 90), "c": ClientStats(6, 10)}
 
 
 def test_weights_by_hand():
@@ -32,7 +32,7 @@ def test_a_loss_that_is_not_finite_falls_back_to_examples(odd):
 
 
 def test_a_single_client_needs_no_figures():
-    assert weights({"a": Facts(3, 50)}, loss_without={}, loss_with=math.nan) == {"a": 3.0}
+    assert weights({"a": ClientStats(3, 50)}, loss_without={}, loss_with=math.nan) == {"a": 3.0}
 
 
 def test_figures_of_others_are_not_looked_at():

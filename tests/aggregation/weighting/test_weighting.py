@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.aggregation.weighting import WEIGHTINGS, Facts, make_weighting
+from fl_lightning.aggregation.weighting import WEIGHTINGS, ClientStats, make_weighting
 from fl_lightning.errors import InputError
 
 LOSSES = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=9)
-FACTS = st.builds(Facts, st.integers(1, 2**53), st.integers(0, 2**53), LOSSES)
+FACTS = st.builds(ClientStats, st.integers(1, 2**53), st.integers(0, 2**53), LOSSES)
 CLIENTS = st.dictionaries(st.text("abc", min_size=1, max_size=3), FACTS, min_size=1, max_size=5)
 MEASURED = st.floats(allow_nan=True, allow_infinity=True)
 
