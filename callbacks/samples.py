@@ -9,7 +9,7 @@ from fl_lightning.evaluation.samples import as_json, as_markdown, take_samples
 from fl_lightning.loggers.media import put_text
 from fl_lightning.storage.run_layout import SAMPLES
 from fl_lightning.training.local_clients import LocalClients
-from fl_lightning.training.worker_processes import SeveralProcesses
+from fl_lightning.training.worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
@@ -28,8 +28,8 @@ class Samples(FederatedCallback):
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
         """Generate, write and log the answers."""
-        clients = trainer.clients.local if isinstance(trainer.clients, SeveralProcesses) else trainer.clients
-        if not self.count or not isinstance(clients, LocalClients) or clients.in_step:
+        clients = trainer.clients.local if isinstance(trainer.clients, WorkerProcesses) else trainer.clients
+        if not self.count or not isinstance(clients, LocalClients) or clients.shards_base_model:
             return  # records on other machines stay there; no process can generate with a sharded base alone
         federation = trainer.federation
         adapters = {department: federation.adapter(department) for department in federation.departments}

@@ -31,7 +31,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.training.client_sampling import sample_clients
 from fl_lightning.training.clients import make_clients
-from fl_lightning.training.worker_processes import SeveralProcesses
+from fl_lightning.training.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -153,7 +153,7 @@ class FederatedTrainer:
         self.federation.check()
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
-        if isinstance(self.clients, SeveralProcesses) and self.fabric.global_rank > 0:
+        if isinstance(self.clients, WorkerProcesses) and self.fabric.global_rank > 0:
             names, states = sorted(departments), self.clients.serve()
             products = dict(zip(names, states[len(names) :], strict=True))
             return replace(
@@ -163,7 +163,7 @@ class FederatedTrainer:
             )
         with signals.at_safe_points():
             self._run(history)
-        if isinstance(self.clients, SeveralProcesses):
+        if isinstance(self.clients, WorkerProcesses):
             factors = [self.federation.departments[name] for name in sorted(departments)]
             self.clients.stop([*factors, *(self.federation.products.get(name, {}) for name in sorted(departments))])
         return self.federation

@@ -263,15 +263,15 @@ def test_the_training_block_of_the_trainer_is_what_its_clients_do(data, monkeypa
     training = TrainingConfig(clients_at_once=3, learning_rate=0.02, weight_decay=0.1)
     trainer = make_trainer(rounds=1, training=training)
     cohorts, rates = [], []
-    fit_clients = LocalClients.fit_clients
+    fit_cohort = LocalClients.fit_cohort
 
     def watched(self, tasks, on_step=None):
         cohorts.append([task.client_id for task in tasks])
         (group,) = module.configure_optimizers().param_groups
         rates.append((group["lr"], group["weight_decay"]))
-        return fit_clients(self, tasks, on_step)
+        return fit_cohort(self, tasks, on_step)
 
-    monkeypatch.setattr(LocalClients, "fit_clients", watched)
+    monkeypatch.setattr(LocalClients, "fit_cohort", watched)
     trainer.fit(module, data)
     assert cohorts == [list(CLIENTS)]
     assert rates == [(0.02, 0.1)]

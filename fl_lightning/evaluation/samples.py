@@ -83,7 +83,7 @@ def take_samples(
         prompts = [prompt for prompt, _ in parts]
         answers: list[list[torch.Tensor]] = []
         for state in (initial, adapter):
-            with clients.wearing(state) as model:
+            with clients.with_adapter(state) as model:
                 answers.append(
                     generate(model, prompts, max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
                     if prompts

@@ -127,7 +127,7 @@ class AdapterScorer:
         """(exact match, ROUGE-L) of generated answers, each of shape (n,)."""
         parts = [split(example) for example in examples]
         prompts, end = [prompt for prompt, _ in parts], self._tokenizer.eos_token_id
-        with self._clients.wearing(adapter.state, adapter.relative_scaling) as model:
+        with self._clients.with_adapter(adapter.state, adapter.relative_scaling) as model:
             answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, end=end)
         exact, rouge = np.zeros((2, len(examples)))
         for i, (answer, (_, reference)) in enumerate(zip(answers, parts, strict=True)):

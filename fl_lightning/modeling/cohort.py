@@ -30,9 +30,9 @@ class _Site:
     """A LoRA layer, with its factors stacked: A of shape (K, r, in_features), B of shape (K, out_features, r).
 
     Attributes:
-        gains: s_k of the clients over the model's own, shape (K, 1, 1); None where all are 1.
+        relative_scalings: s_k of the clients divided by the model's, shape (K, 1, 1); None if all are 1.
         ranks: of the clients.
-        frozen: (A, B) of each stretch of clients with the same product beside their factors; None for none.
+        frozen_products: (A, B) for each run of neighboring clients with the same frozen product, or None.
     """
 
     name: str
@@ -41,9 +41,9 @@ class _Site:
     dropout: float
     a: torch.nn.Parameter
     b: torch.nn.Parameter
-    gains: torch.Tensor | None = None
+    relative_scalings: torch.Tensor | None = None
     ranks: tuple[int, ...] = ()
-    frozen: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...] = ()
+    frozen_products: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...] = ()
 
 
 class LoraCohort:
@@ -62,7 +62,7 @@ class LoraCohort:
         self.size = 0
         self._sites: list[_Site] = []
         self._segments: tuple[int, ...] | None = ()
-        self._stretches: list[int] = []
+        self._runs: list[int] = []
         self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
         for name, layer in lora_layers(model).items():
             if layer.lora_embedding_A or layer.lora_variant:
@@ -78,44 +78,46 @@ class LoraCohort:
         self,
         states: Sequence[Mapping[str, torch.Tensor]],
         device: torch.device | str,
-        trains: Factor = "all",
+        trainable_factor: Factor = "all",
         *,
-        gains: Sequence[float] | None = None,
-        frozen: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        relative_scalings: Sequence[float] | None = None,
+        frozen_products: Sequence[Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
-        """Take the states of K clients; new fp32 parameters on `device`, of which one factor, or both, is trained.
+        """Load the states of K clients into new fp32 parameters on `device`.
 
         Args:
-            states: of any ranks.
-            device: where to.
-            trains: the factor that is trained.
-            gains: each client's scale lora_alpha / r over the model's own; all 1 where None.
-            frozen: for each client a product that stands beside its factors at the model's scale and is not trained, or
-                an empty mapping. Neighbours that give the very same tensors share their computation.
+            states: K states of any ranks.
+            device: device of the parameters.
+            trainable_factor: the factor that is trained, or both.
+            relative_scalings: each client's lora_alpha / r divided by the model's; None means 1.
+            frozen_products: for each client (A, B) of a product that is added at the model's scale and not trained, or
+                an empty mapping. Neighbors with the very same tensors share their computation.
         """
         self.size = len(states)
-        beside = list(frozen or [{}] * self.size)
-        same = itertools.groupby(beside, key=lambda state: [id(tensor) for tensor in state.values()])
-        stretches = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
-        self._stretches = [length for _, length in stretches]
-        uneven = gains is not None and any(gain != 1.0 for gain in gains)
+        products = list(frozen_products or [{}] * self.size)
+        same = itertools.groupby(products, key=lambda state: [id(tensor) for tensor in state.values()])
+        runs = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
+        self._runs = [length for _, length in runs]
+        scaled = relative_scalings is not None and any(scaling != 1.0 for scaling in relative_scalings)
         for site in self._sites:
             name_a, name_b = f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight"
             site.ranks = tuple(state[name_a].shape[0] for state in states)
             a = torch.stack([_padded(state[name_a], 0, max(site.ranks)) for state in states])
             b = torch.stack([_padded(state[name_b], 1, max(site.ranks)) for state in states])
-            site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True), trains in ("a", "all"))
-            site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True), trains in ("b", "all"))
-            site.gains = torch.tensor(gains, dtype=torch.float32, device=device).view(-1, 1, 1) if uneven else None
-            site.frozen = tuple(
+            site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True), trainable_factor in ("a", "all"))
+            site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True), trainable_factor in ("b", "all"))
+            site.relative_scalings = (
+                torch.tensor(relative_scalings, dtype=torch.float32, device=device).view(-1, 1, 1) if scaled else None
+            )
+            site.frozen_products = tuple(
                 (site.scaling * state[name_a].to(device, torch.float32), state[name_b].to(device, torch.float32))
                 if state
                 else None
-                for state, _ in stretches
+                for state, _ in runs
             )
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained of A and B of every layer; the first dimension of each is the client."""
+        """The trainable A and B of every layer; the first dimension of each is the client."""
         return [p for site in self._sites for p in (site.a, site.b) if p.requires_grad]
 
     def state(self, index: int) -> LoraState:
@@ -204,15 +206,15 @@ class LoraCohort:
         return add_update
 
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
-        """``s_k B_k A_k x`` on each client's segment, and what is frozen: (1, T, in) to (1, T, out_features).
+        """``s_k B_k A_k x`` on each client's segment, plus the frozen product: (1, T, in) to (1, T, out_features).
 
-        Of one client that has all (`arrange_one`): (rows, T, in) to (rows, T, out_features).
+        For one client with all rows (`arrange_one`): (rows, T, in) to (rows, T, out_features).
         """
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
         parts = []
-        # unbind and not indexing: its backward is one stack, where that of K selections fills K whole tensors.
-        scaled = site.a * (site.scaling if site.gains is None else site.scaling * site.gains)
+        # unbind, not indexing: its backward is one stack, that of K selections fills K whole tensors.
+        scaled = site.a * (site.scaling if site.relative_scalings is None else site.scaling * site.relative_scalings)
         down, up = scaled.unbind(0), site.b.unbind(0)
         segments = [x.shape[1]] if self._segments is None else list(self._segments)
         for k, part in enumerate(torch.split(x, segments, dim=1)):
@@ -220,16 +222,20 @@ class LoraCohort:
                 dropped = self._drop(part, site.dropout, k)
                 parts.append(linear(linear(dropped, down[k]), up[k]))
         update = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return update if all(pair is None for pair in site.frozen) else update + self._frozen(site, x, update)
+        return (
+            update
+            if all(pair is None for pair in site.frozen_products)
+            else update + self._frozen_update(site, x, update)
+        )
 
-    def _frozen(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """What the products beside the factors add."""
+    def _frozen_update(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """The contribution of the frozen products."""
         if self._segments is None:
-            (pair,) = site.frozen
+            (pair,) = site.frozen_products
             return update.new_zeros(1) if pair is None else linear(linear(x, pair[0]), pair[1])
         parts, clients = [], iter(self._segments)
-        lengths = [sum(itertools.islice(clients, stretch)) for stretch in self._stretches]
-        for pair, part in zip(site.frozen, torch.split(x, lengths, dim=1), strict=True):
+        lengths = [sum(itertools.islice(clients, run)) for run in self._runs]
+        for pair, part in zip(site.frozen_products, torch.split(x, lengths, dim=1), strict=True):
             if part.shape[1]:
                 nothing = update.new_zeros(1, part.shape[1], update.shape[2])
                 parts.append(nothing if pair is None else linear(linear(part, pair[0]), pair[1]))
@@ -242,7 +248,7 @@ class LoraCohort:
 
 
 def _padded(factor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
-    """A factor with zeros up to a rank, which is its size in that dimension."""
+    """A factor padded with zeros to a rank, its size in that dimension."""
     missing = rank - factor.shape[dim]
     if not missing:
         return factor

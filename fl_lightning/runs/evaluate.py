@@ -11,7 +11,7 @@ from fl_lightning.evaluation.departments import evaluate_run
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import build_components, build_tree, load_run_config, make_local_clients
 from fl_lightning.storage.run_folder import locked
-from fl_lightning.training.worker_processes import SeveralProcesses
+from fl_lightning.training.worker_processes import WorkerProcesses
 
 
 def evaluate(run_folder: Path) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     if not launch.is_first():
         components = build_components(config)
         clients = make_local_clients(components, config)
-        if isinstance(clients, SeveralProcesses):
+        if isinstance(clients, WorkerProcesses):
             clients.serve()
         return None
     with locked(run_folder):
@@ -41,6 +41,6 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
             tree=build_tree(config, components.data),
             any_rank=config.federation.combiner in KEEP_PRODUCTS,
         )
-        if isinstance(clients, SeveralProcesses):
+        if isinstance(clients, WorkerProcesses):
             clients.stop()
         return result

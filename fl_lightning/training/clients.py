@@ -10,8 +10,9 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT, ClientData, pooled
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.module import LoraClientModule
+from fl_lightning.training.data_parallel import DataParallelShard
 from fl_lightning.training.local_clients import LocalClients
-from fl_lightning.training.worker_processes import Parallelism, SeveralProcesses, Shard, on_own_device
+from fl_lightning.training.worker_processes import Parallelism, WorkerProcesses, pin_device
 
 
 def make_clients(
@@ -43,8 +44,6 @@ def make_clients(
     module.set_rates(training.learning_rate, training.weight_decay)
     data = {**data, CENTRAL_CLIENT: pooled(data)} if is_central else data
     several = fabric.world_size > 1
-    shard = Shard(fabric, shard_base_model) if several and parallelism == "data" else None
-    local = LocalClients(
-        on_own_device(fabric), module, data, training, training.clients_at_once, shard, memory_limit_mb
-    )
-    return SeveralProcesses(fabric, local, parallelism) if several else local
+    shard = DataParallelShard(fabric, shard_base_model) if several and parallelism == "data" else None
+    local = LocalClients(pin_device(fabric), module, data, training, training.clients_at_once, shard, memory_limit_mb)
+    return WorkerProcesses(fabric, local, parallelism) if several else local

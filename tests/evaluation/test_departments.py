@@ -97,7 +97,7 @@ def test_base_and_final_differ_and_are_those_of_fresh_and_exported_adapters(run,
     folder, clients, initial = run
     result = evaluate_run(folder, federation, clients, initial)["departments"]["sales"]
     base = clients.evaluate([(initial, "sales/client_0")])[0]
-    final = clients.evaluate([(random_state(clients._module.model, 1), "sales/client_0")])[0]
+    final = clients.evaluate([(random_state(clients._fitting._module.model, 1), "sales/client_0")])[0]
     assert result["base"]["loss"] == pytest.approx(base.loss_sum / base.num_tokens, rel=1e-5)
     assert result["final"]["loss"] == pytest.approx(final.loss_sum / final.num_tokens, rel=1e-5)
     assert abs(result["base"]["loss"] - result["final"]["loss"]) > 1e-3
@@ -120,7 +120,7 @@ def test_adapter_path_out_of_the_run_folder_is_refused(run, federation):
 def test_adapter_that_does_not_fit_is_an_input_error(run, federation):
     folder, clients, initial = run
     wrong = {n: t[:, :-1].contiguous() for n, t in initial.items()}
-    export_lora_adapter(clients._module.model, folder / "adapters" / "hr", wrong)
+    export_lora_adapter(clients._fitting._module.model, folder / "adapters" / "hr", wrong)
     with pytest.raises(InputError, match=r"hr/adapter_model.safetensors: .*shape \(4, 31\), wanted \(4, 32\)"):
         evaluate_run(folder, federation, clients, initial)
 

@@ -68,7 +68,7 @@ class Fake:
     def evaluate_records(self, state, examples, gain=1.0):
         return np.array([[gain * float(state[A].sum()), 1.0, float(e.supervised.sum())] for e in examples])
 
-    def wearing(self, state, gain=1.0):
+    def with_adapter(self, state, gain=1.0):
         import contextlib
 
         said = state[A].flatten().long()

@@ -260,7 +260,7 @@ def test_clients_of_several_ranks_and_scales_train_as_each_would_alone(adapted, 
 
     def trained(chosen):
         cohort = LoraCohort(model)
-        cohort.load([states[k] for k in chosen], "cpu", gains=[gains[k] for k in chosen])
+        cohort.load([states[k] for k in chosen], "cpu", relative_scalings=[gains[k] for k in chosen])
         optimizer = torch.optim.AdamW(cohort.parameters(), lr=1e-2, weight_decay=0.1, eps=1e-5)
         row = pack([clients[k] for k in chosen])
         with cohort.attached():
@@ -294,7 +294,7 @@ def test_gain_and_frozen_product_are_as_if_they_were_in_the_adapter(adapted, ran
         ([factors, factors, other, factors], [0.5, 0.5, 1.0, 0.5], [beside, beside, {}, beside]),
         ([whole, whole, other, whole], None, None),
     ):
-        cohort.load(states, "cpu", gains=gains, frozen=frozen)
+        cohort.load(states, "cpu", relative_scalings=gains, frozen_products=frozen)
         with torch.no_grad(), cohort.attached():
             cohort.arrange(row.client_tokens)
             losses.append(module(row).loss)
@@ -313,10 +313,12 @@ def test_frozen_products_get_no_gradient_and_let_it_through(adapted, random_stat
         ({n: torch.cat([factors[n], beside[n]], int("lora_B" in n)) for n in factors}, None),
     ):
         cohort = LoraCohort(model)
-        cohort.load([state], "cpu", frozen=frozen)
+        cohort.load([state], "cpu", frozen_products=frozen)
         with cohort.attached():
             cohort.arrange(row.client_tokens)
             module(row).loss.sum().backward()
         gradients.append([p.grad[0] for p in cohort.parameters()])
-    for own, both in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, both[: own.shape[0], : own.shape[1]], atol=1e-5, rtol=0)
+    # The losses of a dozen tokens are summed in two orders of fp32: rounding goes with the largest gradient, not with 1.
+    atol = 1e-6 * max(float(gradient.abs().max()) for gradient in gradients[0])
+    for alone, both in zip(*gradients, strict=True):
+        torch.testing.assert_close(alone, both[: alone.shape[0], : alone.shape[1]], atol=atol, rtol=1e-5)

@@ -24,7 +24,8 @@ from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, lo
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.background_writer import BackgroundWriter
-from fl_lightning.training.local_clients import EVAL_ADAPTERS, EVAL_TOKENS, LocalClients, rows
+from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.row_evaluation import EVAL_ADAPTERS, EVAL_TOKENS, batch_rows
 
 RATE = 1e-3
 EPS = 1e-5  # AdamW's own 1e-8 turns rounding of the last bit in a vanishing gradient into whole steps
@@ -148,9 +149,9 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
     settings = {"batch_size": 4, "accumulate_grad_batches": window, "max_grad_norm": max_norm, "weight_decay": decay}
     settings["proximal_mu"] = mu
     clients, model = local_clients(kind, **settings)
-    clients._module.weight_decay = decay
+    clients._fitting._module.weight_decay = decay
     task = dataclasses.replace(tasks_for(model, random_state, ids=[2])[0], trainable_factor=trains)
-    update = clients.fit_clients([task])[0]
+    update = clients.fit_cohort([task])[0]
     plain = create_lora_model(
         micro_model(kind), r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS.get(kind, ["q_proj", "v_proj"])
     )
@@ -170,8 +171,8 @@ def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients
     clients, model = local_clients(batch_size=4, accumulate_grad_batches=2)
     seen = []
     task = tasks_for(model, random_state, ids=[2])[0]  # 11 records: batches of 4, 4 and 3, windows of 2 and 1
-    update = clients.fit_clients([task], on_step=lambda ids, share, tokens: seen.append(share))
-    whole = local_clients(batch_size=4)[0].fit_clients([task])[0]
+    update = clients.fit_cohort([task], on_step=lambda ids, share, tokens: seen.append(share))
+    whole = local_clients(batch_size=4)[0].fit_cohort([task])[0]
     assert seen == [0.5, 1.0]
     assert update[0].losses[0] == pytest.approx(sum(whole.losses[:2]) / 2, abs=0.1)
     assert update[0].losses[1] == pytest.approx(whole.losses[2], abs=0.1)
@@ -180,14 +181,14 @@ def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients
 @pytest.mark.parametrize(("window", "steps"), [(1, 6), (2, 4), (4, 2), (100, 2)])
 def test_number_of_optimizer_steps(local_clients, random_state, window, steps):
     clients, model = local_clients(batch_size=4, accumulate_grad_batches=window, local_epochs=2)
-    assert len(clients.fit_clients(tasks_for(model, random_state, ids=[2]))[0].losses) == steps
+    assert len(clients.fit_cohort(tasks_for(model, random_state, ids=[2]))[0].losses) == steps
 
 
 def test_finished_client_does_not_move_while_others_go_on(local_clients, random_state):
     clients, model = local_clients(at_once=2, batch_size=1)
     tasks = tasks_for(model, random_state, ids=[0, 2])
-    short, long = clients.fit_clients(tasks)
-    alone = local_clients(batch_size=1)[0].fit_clients(tasks[:1])[0]
+    short, long = clients.fit_cohort(tasks)
+    alone = local_clients(batch_size=1)[0].fit_cohort(tasks[:1])[0]
     assert (len(short.losses), len(long.losses)) == (5, 11)
     assert_states_close(short.state, alone.state, atol=1e-5)
 
@@ -223,9 +224,9 @@ def test_results_do_not_depend_on_the_order_inside_a_cohort(local_clients, rando
 def test_dropout_inside_the_base_model_does_not_make_results_depend_on_earlier_draws(local_clients, random_state):
     clients, model = local_clients("gpt2", base_dropout=True)
     tasks = tasks_for(model, random_state, ids=[0])
-    first = clients.fit_clients(tasks)[0]
+    first = clients.fit_cohort(tasks)[0]
     torch.rand(3)
-    assert_states_equal(first.state, clients.fit_clients(tasks)[0].state)
+    assert_states_equal(first.state, clients.fit_cohort(tasks)[0].state)
 
 
 def test_updates_come_in_the_order_of_the_tasks(local_clients, random_state):
@@ -237,8 +238,8 @@ def test_updates_come_in_the_order_of_the_tasks(local_clients, random_state):
 @pytest.mark.parametrize("change", [{"round_num": 2}, {"run_seed": 8}])
 def test_round_and_run_seed_change_the_order_and_the_dropout(local_clients, random_state, change):
     clients, model = local_clients(dropout=0.1)
-    first = clients.fit_clients(tasks_for(model, random_state, ids=[0]))[0]
-    other = clients.fit_clients(tasks_for(model, random_state, ids=[0], **change))[0]
+    first = clients.fit_cohort(tasks_for(model, random_state, ids=[0]))[0]
+    other = clients.fit_cohort(tasks_for(model, random_state, ids=[0], **change))[0]
     assert any(not torch.equal(first.state[n], other.state[n]) for n in first.state)
 
 
@@ -258,13 +259,13 @@ def test_fit_changes_neither_the_base_nor_the_own_adapter_nor_the_start(local_cl
 
 def test_fit_uses_the_model_given_and_no_copy_of_it(local_clients):
     clients, model = local_clients(at_once=3)
-    assert clients._module.model is model
-    assert all(any(site.layer is m for m in model.modules()) for site in clients._cohort._sites)
+    assert clients._fitting._module.model is model
+    assert all(any(site.layer is m for m in model.modules()) for site in clients._fitting._cohort._sites)
 
 
 def test_update_counts_records_and_tokens(local_clients, federation, random_state):
     clients, model = local_clients(local_epochs=2)
-    update = clients.fit_clients(tasks_for(model, random_state, ids=[1]))[0]
+    update = clients.fit_cohort(tasks_for(model, random_state, ids=[1]))[0]
     assert update.department == "hr"
     assert update.num_examples == 8
     assert update.num_tokens == 2 * sum(map(len, federation["hr/client_1"].train))
@@ -273,7 +274,7 @@ def test_update_counts_records_and_tokens(local_clients, federation, random_stat
 def test_on_step_is_told_clients_share_and_tokens(local_clients, random_state):
     clients, model = local_clients(at_once=2, batch_size=4)
     calls = []
-    updates = clients.fit_clients(tasks_for(model, random_state, ids=[0, 2]), on_step=lambda *call: calls.append(call))
+    updates = clients.fit_cohort(tasks_for(model, random_state, ids=[0, 2]), on_step=lambda *call: calls.append(call))
     assert [ids for ids, _, _ in calls] == [["hr/client_0", "hr/client_2"]] * 3
     assert [share for _, share, _ in calls] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert sum(tokens for _, _, tokens in calls) == sum(u.num_tokens for u in updates)
@@ -281,7 +282,7 @@ def test_on_step_is_told_clients_share_and_tokens(local_clients, random_state):
 
 def test_loss_falls_over_epochs(local_clients, random_state):
     clients, model = local_clients(local_epochs=8, batch_size=2)
-    losses = clients.fit_clients(tasks_for(model, random_state, ids=[1]))[0].losses
+    losses = clients.fit_cohort(tasks_for(model, random_state, ids=[1]))[0].losses
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
@@ -294,7 +295,7 @@ def test_base_linears_run_in_the_precision_asked_for(local_clients, federation, 
     linear.register_forward_hook(lambda m, inputs, output: seen.add(output.dtype))
     task = tasks_for(model, random_state, ids=[0])[0]
     if doing == "fit":
-        state = clients.fit_clients([task])[0].state
+        state = clients.fit_cohort([task])[0].state
         assert {t.dtype for t in state.values()} == {torch.float32}
     else:
         clients.evaluate([(task.start, "hr/client_0")])
@@ -306,7 +307,7 @@ def test_adapted_linears_run_in_bf16_under_bf16_mixed(local_clients, random_stat
     seen = set()
     layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     layer.register_forward_hook(lambda m, inputs, output: seen.add(output.dtype))
-    clients.fit_clients(tasks_for(model, random_state, ids=[0]))
+    clients.fit_cohort(tasks_for(model, random_state, ids=[0]))
     assert seen == {torch.bfloat16}
 
 
@@ -353,7 +354,7 @@ def test_many_adapters_are_evaluated_as_each_one_alone(local_clients, random_sta
 
 def test_rows_hold_every_example_once_within_the_budget(make_examples):
     sets = [make_examples(7, seed=1), [], make_examples(3, seed=2, low=30, high=40)]
-    found = list(rows(sets, 32))
+    found = list(batch_rows(sets, 32))
     for k, examples in enumerate(sets):
         assert sorted(id(e) for row in found for e in row[k]) == sorted(map(id, examples))
     tokens = [[len(e) for examples in row for e in examples] for row in found]
@@ -376,9 +377,9 @@ def test_fit_evaluates_the_fitted_adapter_where_the_task_asks(local_clients, ran
 def test_evaluation_in_between_does_not_change_a_fit(local_clients, federation, random_state):
     clients, model = local_clients(dropout=0.1)
     tasks = tasks_for(model, random_state, ids=[0])
-    first = clients.fit_clients(tasks)[0]
+    first = clients.fit_cohort(tasks)[0]
     clients.evaluate([(tasks[0].start, "hr/client_1")])
-    assert_states_equal(first.state, clients.fit_clients(tasks)[0].state)
+    assert_states_equal(first.state, clients.fit_cohort(tasks)[0].state)
 
 
 def test_metrics_add_up():
@@ -396,7 +397,7 @@ def test_cohort_trains_on_a_4bit_base(federation, random_state):
     tasks = tasks_for(model, random_state, ids=[0, 1])
     layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     before = layer.weight.detach().clone()
-    updates = clients.fit_clients(tasks)
+    updates = clients.fit_cohort(tasks)
     assert layer.weight.dtype == torch.uint8
     assert torch.equal(layer.weight, before)
     for task, update in zip(tasks, updates, strict=True):
@@ -464,7 +465,7 @@ def fit_fp32_like(micro_model, federation, random_state):
     clients = LocalClients(
         Fabric(accelerator="cpu", devices=1), SteadyModule(model, learning_rate=RATE), federation, training
     )
-    return clients.fit_clients(tasks_for(model, random_state, ids=[2]))[0].state
+    return clients.fit_cohort(tasks_for(model, random_state, ids=[2]))[0].state
 
 
 # Memory that runs out
@@ -482,9 +483,9 @@ OUT_OF_MEMORY = {
 
 def room_for(clients, monkeypatch, most, error, at_step=2):
     """Have the second optimizer step fail for more than `most` clients, once it is taken; gives the sizes tried."""
-    fit, step, tried, steps = clients._fit_together, clients._step, [], []
+    fit, step, tried, steps = clients._fit_part, clients._fitting._step, [], []
 
-    def fit_together(tasks, on_step):
+    def fit_part(tasks, on_step):
         tried.append(len(tasks))
         steps.clear()
         return fit(tasks, on_step)
@@ -496,8 +497,8 @@ def room_for(clients, monkeypatch, most, error, at_step=2):
             raise error
         return losses
 
-    monkeypatch.setattr(clients, "_fit_together", fit_together)
-    monkeypatch.setattr(clients, "_step", fail)
+    monkeypatch.setattr(clients, "_fit_part", fit_part)
+    monkeypatch.setattr(clients._fitting, "_step", fail)
     return tried
 
 
@@ -522,7 +523,7 @@ def test_clients_that_are_too_many_for_the_memory_are_fitted_in_parts_of_half_th
             )  # fmt: skip
             assert update.metrics.loss_sum == pytest.approx(other.metrics.loss_sum, rel=1e-4)
     assert tried == [3, 2, 1, 2, 1]
-    assert log_messages == ["WARNING out of memory with 3 clients at once; going on with 2"]
+    assert log_messages == ["WARNING out of memory with 3 clients at once; continuing with 2"]
 
 
 def test_a_later_cohort_of_other_size_keeps_to_the_smaller_parts(local_clients, random_state, monkeypatch):
@@ -567,7 +568,7 @@ def test_processes_that_share_a_fit_do_not_try_again(local_clients, random_state
         tried.append(len(tasks))
         raise OUT_OF_MEMORY["torch"]
 
-    monkeypatch.setattr(clients, "_fit_together", fail)
+    monkeypatch.setattr(clients, "_fit_part", fail)
     monkeypatch.setattr(clients, "_shard", object())
     with pytest.raises(RunError, match="hr/client_0 and 2 others: out of memory"):
         list(clients.fit(tasks_for(model, random_state)))
@@ -679,13 +680,13 @@ def test_a_round_that_is_left_midway_goes_on_from_the_journal_on_the_disk(
     assert [next(stopped).client_id for _ in range(2)] == ["hr/client_0", "hr/client_1"]
     stopped.close()
     writer.close()
-    fit, asked = clients.fit_clients, []
+    fit, asked = clients.fit_cohort, []
 
     def watch(cohort, on_step):
         asked.extend(task.client_id for task in cohort)
         return fit(cohort, on_step)
 
-    monkeypatch.setattr(clients, "fit_clients", watch)
+    monkeypatch.setattr(clients, "fit_cohort", watch)
     got = list(clients.fit(tasks, None, Journal(tmp_path, writer)))
     writer.close()
     assert asked == ["hr/client_2"]
@@ -725,7 +726,7 @@ def test_a_worn_adapter_answers_as_peft_would_and_comes_off_again(local_clients,
     state, ids = random_state(model), torch.tensor([[3, 5, 7], [4, 6, 8]])
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        with clients.wearing(state, 1.0) as worn:
+        with clients.with_adapter(state, 1.0) as worn:
             got = worn(input_ids=ids).logits
         after = model(input_ids=ids).logits
         load_lora_state(model, state)

@@ -59,10 +59,10 @@ def clients(micro_model, make_examples):
 
 def test_a_cohort_above_the_ceiling_is_fitted_in_halves_with_the_same_result(clients, monkeypatch, log_messages):
     local, tasks = clients
-    wanted = local.fit_clients(tasks)
-    monkeypatch.setattr(memory, "resident_mib", lambda: 2e6 if local._cohort.size == 3 else 1.0)
-    got = local.fit_clients(tasks)
-    assert log_messages == ["WARNING out of memory with 3 clients at once; going on with 2"]
+    wanted = local.fit_cohort(tasks)
+    monkeypatch.setattr(memory, "resident_mib", lambda: 2e6 if local._fitting._cohort.size == 3 else 1.0)
+    got = local.fit_cohort(tasks)
+    assert log_messages == ["WARNING out of memory with 3 clients at once; continuing with 2"]
     for one, other in zip(got, wanted, strict=True):
         assert all(torch.allclose(one.state[n], other.state[n], atol=1e-6) for n in other.state)
 
@@ -72,7 +72,7 @@ def test_one_client_above_the_ceiling_ends_the_run_with_what_to_lower(clients, m
     monkeypatch.setattr(memory, "resident_mib", lambda: 2e6)
     wanted = r"2,000,000 MiB taken, fabric.memory_limit_mb is 1,000,000.*lower .*training.gradient_checkpointing: true"
     with pytest.raises(RunError, match=wanted) as caught:
-        local.fit_clients(tasks)
+        local.fit_cohort(tasks)
     assert "\n" not in str(caught.value)
 
 

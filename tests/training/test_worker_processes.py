@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from fl_lightning.training.worker_processes import spread
+from fl_lightning.training.worker_processes import balance_load
 
 WORKER = """
 import sys
@@ -59,9 +59,9 @@ save_file(tensors, f"{out}/rank{fabric.global_rank}.safetensors")
 
 
 def test_spread_gives_the_heaviest_first_to_the_rank_with_least():
-    assert spread([3, 3, 2, 2, 2], 2) == [0, 1, 0, 1, 0]
-    assert spread([1, 1], 3) == [0, 1]
-    assert spread([], 2) == []
+    assert balance_load([3, 3, 2, 2, 2], 2) == [0, 1, 0, 1, 0]
+    assert balance_load([1, 1], 3) == [0, 1]
+    assert balance_load([], 2) == []
 
 
 def run(folder, parallelism, dropout):

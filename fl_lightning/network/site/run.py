@@ -25,7 +25,7 @@ from fl_lightning.network.site.site import Site
 from fl_lightning.network.tls import site_files
 from fl_lightning.runs.build import build_model_components, make_local_clients
 from fl_lightning.storage.run_folder import locked
-from fl_lightning.training.worker_processes import SeveralProcesses
+from fl_lightning.training.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     components = build_model_components(config, partial(_load_client, config, client_id))
     clients = make_local_clients(components, config)
     if not launch.is_first():
-        if isinstance(clients, SeveralProcesses):
+        if isinstance(clients, WorkerProcesses):
             clients.serve()
         return
     data = components.data[client_id]
@@ -62,7 +62,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
         stack.callback(node.close)
         with signals.at_safe_points():
             _event_loop(site, node, requests)
-        if isinstance(clients, SeveralProcesses):
+        if isinstance(clients, WorkerProcesses):
             clients.stop()
     if site.mismatch is not None:
         raise InputError(f"this config does not fit the server's: {site.mismatch}")

@@ -1,0 +1,205 @@
+"""Optimizer steps of clients that share a forward pass, each trained exactly as if it were alone.
+
+Every client steps through its own batches. The loss is the sum of the clients' own means, gradients are clipped for
+each client, and AdamW is elementwise, so no client influences another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from fl_lightning.config import TrainingConfig
+from fl_lightning.data.packing import epoch_order, pack
+from fl_lightning.data.tokenization import Example
+from fl_lightning.federation.protocol import ClientTask, ClientUpdate, OnStep
+from fl_lightning.modeling.activation_checkpointing import recomputed
+from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+from fl_lightning.module import LoraClientModule
+from fl_lightning.seeding import derive_seed
+from fl_lightning.state import LoraState
+from fl_lightning.training.data_parallel import DataParallelShard
+from fl_lightning.training.memory import MemoryCeiling
+
+
+class CohortFit:
+    """Fits one cohort after another on one model.
+
+    Args:
+        fabric: gives device and precision.
+        module: around the PEFT model.
+        forward: `module` as Fabric set it up; takes a packed row and returns `ClientSums`.
+        cohort: of the module's model.
+        training: the ``training`` block.
+        memory: the limit that is checked in every step.
+        shard: this process's share of every micro-batch, if several processes train the same clients.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: LoraClientModule,
+        forward: Any,
+        cohort: LoraCohort,
+        training: TrainingConfig,
+        memory: MemoryCeiling,
+        shard: DataParallelShard | None = None,
+    ) -> None:
+        self.training = training
+        self._fabric, self._module, self._forward, self._cohort = fabric, module, forward, cohort
+        self._memory, self._shard = memory, shard
+        self._precision = fabric.strategy.precision
+        self._fresh_precision = copy.deepcopy(self._precision.state_dict())
+
+    @property
+    def has_loss_scale(self) -> bool:
+        """Whether gradients are scaled (fp16). All clients of a cohort would share the scale, and skip steps for it."""
+        return bool(self._fresh_precision)
+
+    def fit(
+        self,
+        tasks: Sequence[ClientTask],
+        record_sets: Sequence[Sequence[Example]],
+        on_step: OnStep | None = None,
+    ) -> list[ClientUpdate]:
+        """Fit the clients of a cohort together.
+
+        Args:
+            tasks: of K clients.
+            record_sets: the training records of each.
+            on_step: called after every optimizer step.
+
+        Returns:
+            K updates in the order of the tasks, without metrics.
+        """
+        started = time.perf_counter()
+        plans = [self._batch_plan(task, records) for task, records in zip(tasks, record_sets, strict=True)]
+        states, losses = self._fit_cohort(tasks, plans, on_step)
+        seconds = time.perf_counter() - started
+        tokens = [sum(len(e) for window in plan for batch in window for e in batch) for plan in plans]
+        return [
+            ClientUpdate(
+                task.client_id,
+                task.round_num,
+                states[k],
+                len(record_sets[k]),
+                tokens[k],
+                losses[k],
+                seconds * tokens[k] / sum(tokens),
+            )
+            for k, task in enumerate(tasks)
+        ]
+
+    def _batch_plan(self, task: ClientTask, records: Sequence[Example]) -> list[list[list[Example]]]:
+        """A window of micro-batches for each optimizer step of the fit; the last window of an epoch may be partial."""
+        size = self.training.accumulate_grad_batches
+        plan = []
+        for epoch in range(self.training.local_epochs):
+            seed = derive_seed(task.run_seed, "order", task.round_num, task.client_id, epoch)
+            order = epoch_order(len(records), self.training.batch_size, seed)
+            batches = [[records[i] for i in batch] for batch in order]
+            plan += [batches[i : i + size] for i in range(0, len(batches), size)]
+        return plan
+
+    def _fit_cohort(
+        self, tasks: Sequence[ClientTask], plans: Sequence[list[list[list[Example]]]], on_step: OnStep | None
+    ) -> tuple[list[LoraState], list[list[float]]]:
+        """The fitted state of each client and its loss in each step of its plan.
+
+        A client whose plan is finished is copied before later steps of the others could move it.
+        """
+        device = self._fabric.device
+        self._precision.load_state_dict(self._fresh_precision)  # no client inherits another's loss scale
+        self._cohort.load(
+            [task.start for task in tasks],
+            device,
+            tasks[0].trainable_factor,
+            relative_scalings=[task.relative_scaling for task in tasks],
+            frozen_products=[task.frozen_product for task in tasks],
+        )
+        starts = [p.detach().clone() for p in self._cohort.parameters()] if self.training.proximal_mu else []
+        plain_optimizer = self._module.make_optimizer(self._cohort.parameters())
+        optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(plain_optimizer))
+        rank = [] if self._shard is None else [self._shard.rank]
+        generators = [
+            dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id, *rank), device)
+            for t in tasks
+        ]
+        states: list[LoraState] = [{} for _ in tasks]
+        losses: list[torch.Tensor] = []
+        steps = max(map(len, plans))
+        self._module.eval()  # the base's own dropout stays off; the cohort draws that of the adapters for each client
+        with self._attached():
+            for step in range(steps):
+                windows = [plan[step] if step < len(plan) else [] for plan in plans]
+                losses.append(self._step(windows, optimizer, generators, starts))
+                for k, plan in enumerate(plans):
+                    if step + 1 == len(plan):
+                        states[k] = self._cohort.state(k)
+                if on_step is not None:
+                    tokens = sum(len(e) for window in windows for batch in window for e in batch)
+                    on_step([task.client_id for task in tasks], (step + 1) / steps, tokens)
+        by_client = torch.stack(losses, dim=1).tolist()  # once: every read of a GPU's numbers waits for the GPU
+        return states, [values[: len(plan)] for values, plan in zip(by_client, plans, strict=True)]
+
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        """The cohort trains while this block runs."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._cohort.attached())
+            if self.training.gradient_checkpointing:
+                stack.enter_context(recomputed(self._module.model.get_base_model(), self._cohort))
+            yield
+
+    def _step(
+        self,
+        windows: list[list[list[Example]]],
+        optimizer: torch.optim.Optimizer,
+        generators: list[torch.Generator | np.random.Generator],
+        starts: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """One optimizer step.
+
+        Args:
+            windows: the micro-batches of each client; empty for a client that is finished.
+            optimizer: of the cohort's parameters.
+            generators: for the dropout of each client.
+            starts: the parameters when the fit began; needed by the proximal term only.
+
+        Returns:
+            The mean loss of each client, shape (K,).
+        """
+        device = self._fabric.device
+        window_sizes = torch.tensor([max(1, len(batches)) for batches in windows], device=device)
+        total = torch.zeros(len(windows), device=device)
+        for index in range(max(map(len, windows))):
+            batches = [window[index] if index < len(window) else [] for window in windows]
+            targets = [max(1, sum(int(e.supervised.sum()) for e in batch)) for batch in batches]
+            local = batches if self._shard is None else self._shard.local_batch(batches)
+            weight = 1.0
+            if self._shard is not None and self._shard.shards_base_model and not any(local):
+                local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
+            if any(local):
+                row = pack(local).to(device)
+                self._cohort.arrange(row.client_tokens, generators)
+                losses = weight * self._forward(row).loss / (window_sizes * torch.tensor(targets, device=device))
+                self._memory.check()  # most of a step's memory is in use now
+                self._fabric.backward(losses.sum())
+                total += losses.detach()
+        if self._shard is not None:
+            total = self._shard.all_reduce_sum(total, self._cohort.parameters())
+        # fp16: clip the true gradients, not the scaled ones; the scaler knows the inner optimizer only.
+        self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
+        if self.training.proximal_mu:
+            self._cohort.pull_gradients(starts, self.training.proximal_mu)
+        self._cohort.clip_gradients(self.training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total

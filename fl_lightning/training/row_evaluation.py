@@ -1,0 +1,123 @@
+"""Loss and accuracy of adapters on held-out records, many records and adapters in one packed row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fl_lightning.data.packing import pack
+from fl_lightning.data.tokenization import Example
+from fl_lightning.federation.protocol import Metrics
+from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.module import LoraClientModule
+
+EVAL_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens per row of an evaluation, which keeps nothing for a backward pass."""
+
+EVAL_ADAPTERS = 16
+"""Adapters that are loaded together for an evaluation; one row may hold records of several of them."""
+
+
+class RowEvaluation:
+    """Evaluates adapters on records, or lends the model with an adapter on it.
+
+    Args:
+        module: around the PEFT model.
+        forward: `module` as Fabric set it up; takes a packed row and returns `ClientSums`.
+        cohort: of the module's model.
+        device: of the model.
+    """
+
+    def __init__(self, module: LoraClientModule, forward: Any, cohort: LoraCohort, device: torch.device) -> None:
+        self._module, self._forward, self._cohort, self._device = module, forward, cohort, device
+        self._row_tokens = EVAL_TOKENS.get(device.type, EVAL_TOKENS["cpu"])
+
+    @torch.no_grad()
+    def evaluate(
+        self, states: Sequence[Mapping[str, torch.Tensor]], record_sets: Sequence[Sequence[Example]]
+    ) -> list[Metrics]:
+        """Metrics of adapter k on ``record_sets[k]``, in eval mode.
+
+        Args:
+            states: K adapters of any rank.
+            record_sets: K sets of records.
+        """
+        loss, correct = torch.zeros(2, len(record_sets), dtype=torch.float64)
+        targets = [0] * len(record_sets)
+        self._module.eval()
+        self._cohort.load(states, self._device)
+        with self._cohort.attached():
+            for examples in batch_rows(record_sets, self._row_tokens):
+                row = pack(examples)
+                self._cohort.arrange(row.client_tokens)
+                sums = self._forward(row.to(self._device))
+                loss += sums.loss.double().cpu()
+                correct += sums.correct.double().cpu()
+                targets = [total + new for total, new in zip(targets, row.client_targets, strict=True)]
+        return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(r)) for k, r in enumerate(record_sets)]
+
+    @torch.no_grad()
+    def evaluate_records(
+        self, state: Mapping[str, torch.Tensor], examples: Sequence[Example], relative_scaling: float = 1.0
+    ) -> npt.NDArray[np.float64]:
+        """Evaluate one adapter on each record separately.
+
+        Args:
+            state: an adapter of any rank.
+            examples: n records.
+            relative_scaling: the adapter's lora_alpha / r divided by the model's.
+
+        Returns:
+            For each record the summed loss in nats, the number of correct targets and the number of targets,
+            shape (n, 3).
+        """
+        sums = np.zeros((len(examples), 3))
+        self._module.eval()
+        self._cohort.load([state], self._device, relative_scalings=[relative_scaling])
+        by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        start = 0
+        with self._cohort.attached():
+            while start < len(by_length):
+                stop, tokens = start + 1, len(examples[by_length[start]])
+                while stop < len(by_length) and tokens + len(examples[by_length[stop]]) <= self._row_tokens:
+                    tokens += len(examples[by_length[stop]])
+                    stop += 1
+                indices, start = by_length[start:stop], stop
+                row = pack([[examples[i]] for i in indices])
+                self._cohort.arrange((row.num_tokens,))
+                record_sums = self._forward(row.to(self._device))
+                sums[indices] = torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
+        return sums
+
+    @contextlib.contextmanager
+    def with_adapter(self, state: Mapping[str, torch.Tensor], relative_scaling: float = 1.0) -> Iterator[Any]:
+        """The model with an adapter of any rank on it while this block runs, for generation in batches of any size."""
+        self._cohort.load([state], self._device, relative_scalings=[relative_scaling])
+        self._cohort.arrange_one()
+        with self._cohort.attached():
+            yield self._module.model
+
+
+def batch_rows(record_sets: Sequence[Sequence[Example]], budget: int) -> Iterator[list[list[Example]]]:
+    """Distribute the records of K sets over rows of at most `budget` tokens; a longer record gets a row to itself.
+
+    Yields:
+        For each row K lists. Sets follow one another, and a set's records are sorted by length, so that records of
+        similar length share a row.
+    """
+    row: list[list[Example]] = [[] for _ in record_sets]
+    filled = 0
+    for k, examples in enumerate(record_sets):
+        for example in sorted(examples, key=len):
+            if filled and filled + len(example) > budget:
+                yield row
+                row, filled = [[] for _ in record_sets], 0
+            row[k].append(example)
+            filled += len(example)
+    if filled:
+        yield row
