@@ -16,7 +16,7 @@ from fl_lightning.storage.run_folder import find_run_folder, locked
 from fl_lightning.storage.run_layout import CONFIG
 
 if TYPE_CHECKING:
-    from fl_lightning.publishing.export_folder import Built, Source
+    from fl_lightning.publishing.export_folder import ExportFolder, ExportSource
 
 DESCRIPTION = """Upload the adapter of each department and group of a run to a repository of its own on the Hugging
 Face Hub, ORG/NAME-<department>, with a model card. Clients' own adapters go there only when they are named.
@@ -42,11 +42,12 @@ def run(argv: list[str]) -> int:
     adapters = chosen_adapters(folder, given.models)
     repositories = repo_names.repositories(given.repo_prefix, adapters)
     base = repo_names.hub_id(config.model, given.base_model)
-    from fl_lightning.publishing.export_folder import Source
+    from fl_lightning.publishing.export_folder import ExportSource
 
     hush()
     sources = [
-        Source(folder, config, name, adapter, repositories[name], base, licence) for name, adapter in adapters.items()
+        ExportSource(folder, config, name, adapter, repositories[name], base, licence)
+        for name, adapter in adapters.items()
     ]
     with locked(folder):
         return _dry_run(sources, given) if given.dry_run else _push(sources, given)
@@ -77,16 +78,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _build(sources: list[Source], given: Namespace, number: int) -> Built:
-    from fl_lightning.publishing.export_folder import build
+def _build(sources: list[ExportSource], given: Namespace, number: int) -> ExportFolder:
+    from fl_lightning.publishing.export_folder import build_export_folder
 
     source = sources[number]
     root = Path(given.to) if given.to else source.run_folder / "publish"
     place = root / source.repository.rpartition("/")[2]
-    return build(source, place, merged=given.merged, dtype=given.dtype, copies=len(sources) - number)
+    return build_export_folder(source, place, merged=given.merged, dtype=given.dtype, copies=len(sources) - number)
 
 
-def _dry_run(sources: list[Source], given: Namespace) -> int:
+def _dry_run(sources: list[ExportSource], given: Namespace) -> int:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -106,14 +107,14 @@ def _dry_run(sources: list[Source], given: Namespace) -> int:
     return 0
 
 
-def _base(source: Source) -> str:
-    from fl_lightning.publishing.repo_names import UNNAMED, in_adapter_config
+def _base(source: ExportSource) -> str:
+    from fl_lightning.publishing.repo_names import UNNAMED_BASE, public_base_name
 
-    said = in_adapter_config(source.config.model, source.base)
-    return f"{said} (--base-model ID names it)" if said == UNNAMED else said
+    said = public_base_name(source.config.model, source.base)
+    return f"{said} (--base-model ID names it)" if said == UNNAMED_BASE else said
 
 
-def _push(sources: list[Source], given: Namespace) -> int:
+def _push(sources: list[ExportSource], given: Namespace) -> int:
     from fl_lightning.publishing import hub
 
     api = hub.connect()
@@ -133,7 +134,7 @@ def _push(sources: list[Source], given: Namespace) -> int:
     return 0
 
 
-def _so_far(sources: list[Source], done: list[str]) -> str:
+def _so_far(sources: list[ExportSource], done: list[str]) -> str:
     """What was uploaded before something went wrong."""
     if len(sources) == 1:
         return ""

@@ -1,4 +1,4 @@
-"""The folder that becomes a repository: the adapter or the merged model, and the model card; nothing else of a run."""
+"""The folder of a repository: the adapter or the merged model, and the model card; nothing else of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.modeling.merging import check_replaceable, merge_adapter
-from fl_lightning.publishing.model_card import Subject, model_card
-from fl_lightning.publishing.repo_names import in_adapter_config
+from fl_lightning.publishing.model_card import CardSubject, model_card
+from fl_lightning.publishing.repo_names import public_base_name
 from fl_lightning.publishing.run_facts import AdapterFacts, collect_facts
 from fl_lightning.storage.files import atomic_folder, read_json
 from fl_lightning.storage.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -22,17 +22,17 @@ ADAPTER_FILES = ("README.md", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a repository comes from.
+class ExportSource:
+    """An adapter of a run, and the repository that it goes to.
 
     Attributes:
         run_folder: the run.
         config: its config.
         name: the department, group or client.
         adapter: the folder of its adapter.
-        repository: id on the Hub.
-        base: the base model's id on the Hub; None where it is not known.
-        licence: an identifier of the Hub; None for none.
+        repository: its id on the Hub.
+        base: the base model's id on the Hub; None if unknown.
+        licence: an identifier of the Hub; None if not given.
     """
 
     run_folder: Path
@@ -45,76 +45,78 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Built:
+class ExportFolder:
     """A folder that is ready to be uploaded.
 
     Attributes:
-        source: where it comes from.
-        folder: where it is.
+        source: the adapter and its repository.
+        folder: path of the folder.
         files: names of the files to upload, sorted.
-        facts: what its card rests on.
+        facts: about the adapter, as its card shows them.
     """
 
-    source: Source
+    source: ExportSource
     folder: Path
     files: list[str]
     facts: AdapterFacts
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files together."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
 
-def build(source: Source, folder: Path, *, merged: bool = False, dtype: str = "auto", copies: int = 1) -> Built:
-    """Write the folder of a repository, whole or not at all.
+def build_export_folder(
+    source: ExportSource, folder: Path, *, merged: bool = False, dtype: str = "auto", copies: int = 1
+) -> ExportFolder:
+    """Write the folder of a repository, completely or not at all.
 
     Args:
-        source: what goes into it.
-        folder: where to; one that stands there is replaced.
-        merged: a whole model in place of the adapter.
-        dtype: of the merged model's weights, as `merge_adapter` takes it.
-        copies: how many models of this size the disk must have room for.
+        source: the adapter and its repository.
+        folder: to write; an earlier one is replaced.
+        merged: whether to write a merged model instead of the adapter.
+        dtype: of the merged model's weights, see `merge_adapter`.
+        copies: number of models of this size for which the disk must have room.
 
     Raises:
-        InputError: if the adapter cannot be used, or the folder holds something else.
+        InputError: if the adapter cannot be used, or the folder contains other files.
     """
-    settings = _settings(source)
+    adapter_config = _public_adapter_config(source)
     facts = collect_facts(source.run_folder, source.name, source.config.federation.hierarchy.groups)
-    targets = settings.get("target_modules")
-    subject = Subject(
+    targets = adapter_config.get("target_modules")
+    subject = CardSubject(
         source.repository,
         source.base,
         source.licence,
         merged,
-        int(settings["r"]),
+        int(adapter_config["r"]),
         tuple(sorted(map(str, targets))) if isinstance(targets, list) else (str(targets),),
     )
     card = model_card(source.config, facts, subject)
     if merged:
         merge_adapter(source.config.model, source.adapter, folder, dtype=dtype, copies=copies, card=card)
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return Built(source, folder, files, facts)
+        return ExportFolder(source, folder, files, facts)
     check_replaceable(folder)
-    read_lora_adapter(source.adapter)  # whole, and finite
+    read_lora_adapter(source.adapter)  # complete and finite
     with atomic_folder(folder) as temporary:
         shutil.copyfile(source.adapter / ADAPTER_WEIGHTS, temporary / ADAPTER_WEIGHTS)
-        (temporary / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        (temporary / ADAPTER_CONFIG).write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    return Built(source, folder, list(ADAPTER_FILES), facts)
+    return ExportFolder(source, folder, list(ADAPTER_FILES), facts)
 
 
-def _settings(source: Source) -> dict[str, Any]:
-    """``adapter_config.json`` with the base's public name in place of its path on this machine.
+def _public_adapter_config(source: ExportSource) -> dict[str, Any]:
+    """``adapter_config.json`` with the base's public name instead of its path on this machine.
 
     Raises:
-        InputError: if it is no adapter's.
+        InputError: if the file is not the config of a LoRA adapter.
     """
     path = source.adapter / ADAPTER_CONFIG
-    settings = read_json(path)
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or not isinstance(settings.get("r"), int):
-        raise InputError(f"{path}: wanted the config of a LoRA adapter, as fit writes it")
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("peft_type") != "LORA" or not isinstance(value.get("r"), int):
+        raise InputError(f"{path}: expected the config of a LoRA adapter, as fit writes it, got something else")
     model = source.config.model
-    settings["base_model_name_or_path"] = in_adapter_config(model, source.base)
-    settings["revision"] = model.revision if source.base == model.name_or_path else None
-    return settings
+    value["base_model_name_or_path"] = public_base_name(model, source.base)
+    value["revision"] = model.revision if source.base == model.name_or_path else None
+    return value

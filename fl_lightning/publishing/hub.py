@@ -1,4 +1,4 @@
-"""Uploading folders to the Hub: what passes is tried again with growing waits, what does not is said in one line."""
+"""Upload folders to the Hub: transient failures are retried with growing waits, others are reported in one line."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fl_lightning.console import amount
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.publishing.export_folder import Built
+from fl_lightning.publishing.export_folder import ExportFolder
 from fl_lightning.storage.run_layout import ADAPTER_CONFIG
 
 log = logging.getLogger(__name__)
 
-WAITS = (2, 4, 8, 16, 32)
-"""Seconds before each further attempt, unless the Hub asks for another wait."""
-LONGEST_WAIT = 900
-"""Seconds; who asks for more is believed, and the command ends."""
-PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
-"""Answers that another attempt may change; 409 and 412 say that somebody else was committing."""
+RETRY_DELAYS = (2, 4, 8, 16, 32)
+"""Seconds before each retry, unless the Hub asks for another delay."""
+MAX_DELAY = 900
+"""Seconds; if the Hub asks for a longer delay, the command ends."""
+RETRYABLE = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+"""HTTP status codes that another attempt may change; 409 and 412 mean a commit by somebody else."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """What became of a repository.
+class UploadResult:
+    """A repository after an upload.
 
     Attributes:
         url: of the repository.
         commit: its newest commit.
-        changed: whether this upload made it.
+        changed: whether this upload made the commit.
     """
 
     url: str
@@ -45,126 +45,133 @@ class Uploaded:
 
 
 def connect() -> HfApi:
-    """The client of the Hub; its token is that of HF_TOKEN or of the hub's own login.
+    """The client of the Hub, with the token from HF_TOKEN or from the Hub's login.
 
     Raises:
-        InputError: if the Hub is switched off, or there is no token.
+        InputError: if the Hub is switched off or there is no token.
     """
     if constants.HF_HUB_OFFLINE:
-        raise InputError("push: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or take --dry-run")
+        raise InputError("push: HF_HUB_OFFLINE is set, which switches the Hub off; unset it, or use --dry-run")
     token = get_token()
     if token is None:
-        raise InputError("push: no token for the Hub; set HF_TOKEN, or run 'hf auth login' once")
+        raise InputError("push: expected a token for the Hub, got none; set HF_TOKEN, or run 'hf auth login' once")
     return HfApi(token=token)
 
 
-def upload(api: HfApi, built: Built, *, private: bool) -> Uploaded:
-    """Make the repository if it is not there, and bring its files up to date; other files in it stay.
+def upload(api: HfApi, export: ExportFolder, *, private: bool) -> UploadResult:
+    """Create the repository if it does not exist, and upload its files; other files in it stay.
 
     Args:
-        api: as `connect` gives it.
-        built: the folder.
-        private: whether the repository is to be private; one that is public already is then not written to.
+        api: from `connect`.
+        export: the folder to upload.
+        private: whether the repository must be private; a public repository is then refused.
 
     Raises:
-        InputError: if the Hub refuses the token, the name or the card; if the repository is public, or holds an adapter
-            where a model is to go, or the reverse.
-        RunError: if it could not be reached, however often it was tried.
+        InputError: if the Hub refuses the token, the name or the card; if the repository is public but must be private;
+            or if it has an adapter and a model is uploaded, or the reverse.
+        RunError: if all retries failed.
     """
-    name = built.source.repository
-    url = persevere(name, lambda: api.create_repo(name, private=private, exist_ok=True))
-    before = persevere(name, lambda: api.model_info(name))
+    name = export.source.repository
+    url = retry(name, lambda: api.create_repo(name, private=private, exist_ok=True))
+    before = retry(name, lambda: api.model_info(name))
     if private and before.private is False:
         raise InputError(
-            f"{name}: is public on the Hub already, and private is wanted; make it private there, or take --public"
+            f"{name}: expected a private repository, got a public one; make it private on the Hub, or use --public"
         )
     if not private and before.private:
-        log.warning("%s: is private on the Hub already, and stays so; its settings there make it public", name)
-    there = {sibling.rfilename for sibling in before.siblings or []}
-    for mark, what in ((ADAPTER_CONFIG, "an adapter"), ("config.json", "a whole model")):
-        if (
-            mark in there and mark not in built.files
-        ):  # transformers would put the adapter on the model that has it in it
+        log.warning("%s: stays private on the Hub, as it is; its settings there can make it public", name)
+    existing = {sibling.rfilename for sibling in before.siblings or []}
+    for marker, content in ((ADAPTER_CONFIG, "an adapter"), ("config.json", "a merged model")):
+        # From a repository with both, transformers would apply the adapter to a model that contains it already.
+        if marker in existing and marker not in export.files:
             raise InputError(
-                f"{name}: holds {what} already, and both together would be loaded wrongly; take another --repo-prefix"
+                f"{name}: expected no other content, got {content} in it, and both together would be loaded wrongly; "
+                "use another --repo-prefix"
             )
-    log.info("%s: uploading %d files, %s", name, len(built.files), amount(built.size))
-    commit = persevere(
+    log.info("%s: uploading %d files, %s", name, len(export.files), amount(export.size))
+    commit = retry(
         name,
         lambda: api.upload_folder(
             repo_id=name,
-            folder_path=built.folder,
-            allow_patterns=built.files,
-            commit_message=f"Round {built.facts.rounds} of {built.source.name}",
+            folder_path=export.folder,
+            allow_patterns=export.files,
+            commit_message=f"Round {export.facts.rounds} of {export.source.name}",
         ),
     )
-    return Uploaded(str(url), commit.oid, commit.oid != before.sha)
+    return UploadResult(str(url), commit.oid, commit.oid != before.sha)
 
 
-def persevere(what: str, attempt: Callable[[], T], wait: Callable[[float], Any] | None = None) -> T:
-    """The attempt's result, tried again while its failures are of the passing kind.
+def retry(repository: str, attempt: Callable[[], T], wait: Callable[[float], Any] | None = None) -> T:
+    """The result of `attempt`, which is called again after transient failures.
 
     Args:
-        what: the repository, for messages.
-        attempt: what to do; it is done again from the start.
-        wait: how to wait so many seconds.
+        repository: for messages.
+        attempt: the request; a retry starts it again from the beginning.
+        wait: called with the seconds before a retry; None sleeps.
 
     Raises:
-        InputError: for a failure that stays until somebody mends its cause.
-        RunError: if the last attempt fails, too.
+        InputError: for a failure that retries cannot change.
+        RunError: if the last retry failed, too.
     """
-    for growing in (*WAITS, None):
+    for delay in (*RETRY_DELAYS, None):
         try:
             return attempt()
         except Exception as error:
-            asked = _passing(what, error)
-            seconds = growing if asked is None else asked
-            if growing is None or seconds is None:
-                raise RunError(f"{what}: {_reason(error)}, {len(WAITS) + 1} times running") from error
-            if seconds > LONGEST_WAIT:
-                raise RunError(f"{what}: {_reason(error)}, and asks to wait {seconds:,} seconds") from error
-            log.warning("%s: %s; trying again in %d s", what, _reason(error), seconds)
+            requested = _requested_delay(repository, error)
+            seconds = delay if requested is None else requested
+            if delay is None or seconds is None:
+                raise RunError(f"{repository}: {_reason(error)}, {len(RETRY_DELAYS) + 1} times in a row") from error
+            if seconds > MAX_DELAY:
+                raise RunError(f"{repository}: {_reason(error)}, and asks to wait {seconds:,} seconds") from error
+            log.warning("%s: %s; trying again in %d s", repository, _reason(error), seconds)
         (wait or time.sleep)(seconds)
     raise AssertionError("not reached")
 
 
-def _passing(what: str, error: Exception) -> int | None:
-    """The seconds that the Hub asks to wait, None where it does not say; what does not pass is raised in our words."""
-    answer = _answer(error)
-    if answer is None:
-        passing = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)  # half an answer, too
-        if any(isinstance(cause, passing) for cause in _causes(error)):
+def _requested_delay(repository: str, error: Exception) -> int | None:
+    """The delay in seconds for which the Hub asks before a retry; None if it does not say.
+
+    Raises:
+        InputError: if a retry cannot succeed, with a message that says what to do.
+    """
+    response_error = _response_error(error)
+    if response_error is None:
+        # A JSONDecodeError is a truncated response.
+        transient = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+        if any(isinstance(cause, transient) for cause in _causes(error)):
             return None
-        if type(error) is RuntimeError:  # all that hf_xet says of a transfer that broke
+        if type(error) is RuntimeError:  # hf_xet raises it for a transfer that broke
             return None
         if isinstance(error, ValueError):
-            raise InputError(f"{what}: the Hub's client refuses ({_short(error)})") from error
+            raise InputError(f"{repository}: the Hub's client refuses the upload ({_one_line(error)})") from error
         raise error
-    status = answer.response.status_code
-    if status in PASSING:
-        seconds = answer.response.headers.get("Retry-After", "")
+    status = response_error.response.status_code
+    if status in RETRYABLE:
+        seconds = response_error.response.headers.get("Retry-After", "")
         return int(seconds) if seconds.isascii() and seconds.isdecimal() and len(seconds) < 9 else None
-    owner = what.partition("/")[0]
-    refused = {
-        401: "the Hub does not take the token (401); set HF_TOKEN to one that may write, or run 'hf auth login'",
-        403: f"the token may not write to {owner} (403); take one with write access, or another --repo-prefix",
-        404: f"the Hub knows no such place (404); is {owner} your name or an organisation of yours there?",
+    owner = repository.partition("/")[0]
+    explanations = {
+        401: "the Hub rejects the token (401); set HF_TOKEN to one with write access, or run 'hf auth login'",
+        403: f"the token may not write to {owner} (403); use one with write access, or another --repo-prefix",
+        404: f"the Hub does not know the owner (404); expected {owner} to be your name or organisation there",
     }
-    said = error if isinstance(error, ValueError) else answer.server_message or "no reason given"  # of the card
-    raise InputError(f"{what}: {refused.get(status) or f'the Hub refuses ({status}: {_short(said)})'}") from error
+    # A ValueError comes from the check of the card and has its own message.
+    reason = error if isinstance(error, ValueError) else response_error.server_message or "no reason given"
+    default = f"the Hub refuses the upload ({status}: {_one_line(reason)})"
+    raise InputError(f"{repository}: {explanations.get(status, default)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why, without addresses: those of storage carry keys in them."""
-    answer = _answer(error)
-    if answer is not None:
-        return f"the Hub answers {answer.response.status_code}"
+    """Why the attempt failed, without URLs: those of the storage contain keys."""
+    response_error = _response_error(error)
+    if response_error is not None:
+        return f"the Hub answers {response_error.response.status_code}"
     if isinstance(error, json.JSONDecodeError):
-        return "the Hub gives no proper answer"
+        return "the Hub gives a malformed answer"
     return f"the connection broke ({type(list(_causes(error))[-1]).__name__})"
 
 
-def _answer(error: BaseException) -> HfHubHTTPError | None:
+def _response_error(error: BaseException) -> HfHubHTTPError | None:
     return next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
 
 
@@ -174,5 +181,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _short(value: object) -> str:
+def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:200]

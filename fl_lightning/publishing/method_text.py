@@ -1,59 +1,61 @@
-"""The method of a run in words, from its config: choices and numbers only, no path, no address and no name."""
+"""The method of a run in words, from its config: choices and numbers only, no path, address or name."""
 
 from __future__ import annotations
 
 from fl_lightning.config import RunConfig
 from fl_lightning.publishing.run_facts import AdapterFacts
 
-SHARES = {
+SHARING = {
     "all": "clients send A and B",
     "a": "clients send A and keep B",
     "b": "clients send B and keep A",
-    "freeze_a": "clients train and send B; A is the common start",
+    "freeze_a": "clients train and send B; A stays at its common initial value",
     "alternate": "clients send B in odd rounds and A in even ones",
     "none": "clients send nothing (local training only)",
-    "central": "no federation: one model trained on all records in one place",
+    "central": "no federation: one model trained on all records",
 }
 
 
-def method_of(config: RunConfig, facts: AdapterFacts) -> list[tuple[str, str]]:
-    """(part of the method, what was chosen), in the order in which a round goes.
+def describe_method(config: RunConfig, facts: AdapterFacts) -> list[tuple[str, str]]:
+    """(part of the method, choice), in the order of a round.
 
     Args:
         config: of the run.
-        facts: of the adapter.
+        facts: about the adapter.
     """
     f, training = config.federation, config.training
     epochs = f"{training.local_epochs} epoch{'s' if training.local_epochs > 1 else ''}"
-    fit = f"{epochs} of AdamW a round, learning rate {training.learning_rate:g}, micro-batches of {training.batch_size}"
+    fit = f"{epochs} of AdamW per round, learning rate {training.learning_rate:g}, "
+    fit += f"micro-batches of {training.batch_size}"
     if training.proximal_mu:
         fit += f", FedProx μ = {training.proximal_mu:g}"
-    rows = [("local training", fit), ("shared", SHARES[f.share])]
-    if f.share in ("a", "b") and facts.kind != "client" and f.guard.name != "dp":  # dp makes no mean of what is kept
-        rows[-1] = ("shared", f"{SHARES[f.share]}, of which the adapter carries the mean")
+    rows = [("local training", fit), ("shared", SHARING[f.share])]
+    # Under differential privacy the private factors are not averaged.
+    if f.share in ("a", "b") and facts.kind != "client" and f.guard.name != "dp":
+        rows[-1] = ("shared", f"{SHARING[f.share]}; the adapter has the mean of the private factors")
     if f.share == "central" or facts.kind == "client":
         return rows
-    rows.append(("combined by", _combiner(config)))
+    rows.append(("combined by", _describe_combiner(config)))
     rows.append(("weights of clients", f.weighting.replace("_", " ")))
     rows.append(("guard", "none" if f.guard.name == "none" else f"`{f.guard.name}`"))
     if f.client_fraction < 1 or f.clients_per_round is not None:
         share = f"{f.client_fraction:.0%}" if f.clients_per_round is None else str(f.clients_per_round)
-        rows.append(("clients asked in a round", f"{share} of each department's, by a seeded draw"))
+        rows.append(("clients sampled per round", f"{share} of each department's, by a seeded draw"))
     if f.client_clusters.num_clusters > 1:
         rows.append(("clusters of clients", f"{f.client_clusters.num_clusters} by {f.client_clusters.method}"))
     d = f.dept_clusters
-    grouping = "off"
+    clustering = "off"
     if d.enabled:
-        mixed = "A" if d.mix == "a" else "A and B"
-        grouping = (
+        factors = "A" if d.mix == "a" else "A and B"
+        clustering = (
             f"{d.method} on `{d.representation}`, their number by `{d.select}`; {d.mixing_ratio:g} of the cluster's "
-            f"mean mixed into {mixed}"
+            f"mean mixed into {factors}"
         )
-    rows.append(("clusters of departments", grouping))
+    rows.append(("clusters of departments", clustering))
     return rows
 
 
-def _combiner(config: RunConfig) -> str:
+def _describe_combiner(config: RunConfig) -> str:
     f = config.federation
     if f.combiner != "flora":
         return f"`{f.combiner}`"

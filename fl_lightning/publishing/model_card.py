@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fl_lightning.config import RunConfig
-from fl_lightning.publishing.method_text import method_of
-from fl_lightning.publishing.repo_names import UNNAMED, in_adapter_config
+from fl_lightning.publishing.method_text import describe_method
+from fl_lightning.publishing.repo_names import UNNAMED_BASE, public_base_name
 from fl_lightning.publishing.run_facts import AdapterFacts
 
-FIGURES = {
+METRICS = {
     "loss": ("loss", "loss"),
     "perplexity": ("perplexity", "perplexity"),
     "token_accuracy": ("accuracy", "token accuracy"),
 }
-"""{figure of a run: (the Hub's metric, what it is called)}."""
+"""{metric of a run: (the Hub's metric, its name in the card)}."""
 
-LEAKS = """What is trained on records can give parts of them away: it may complete texts that it saw, and from its
-losses it can be guessed whether a text was among them. The fewer clients and records stand behind it, and the longer it
-was trained, the more so. No text of a record is in this repository"""
+LEAKS = """A model can reveal parts of its training records: it may complete texts that it has seen, and its losses
+indicate whether a text was among them. The risk grows with fewer clients, fewer records and longer training. No text of
+a record is in this repository"""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a card is about, besides the figures.
+class CardSubject:
+    """The repository and adapter that a card describes.
 
     Attributes:
         repository: its id on the Hub.
-        base: the base model's id on the Hub; None where it is not known.
-        licence: an identifier of the Hub; None where none was named.
-        merged: whether the repository holds a whole model and no adapter.
+        base: the base model's id on the Hub; None if unknown.
+        licence: an identifier of the Hub; None if not given.
+        merged: whether the repository has a merged model instead of an adapter.
         r: the adapter's rank.
-        targets: names of the layers that it adapts.
+        targets: names of the adapted layers.
     """
 
     repository: str
@@ -44,20 +44,20 @@ class Subject:
     targets: tuple[str, ...]
 
 
-def model_card(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
+def model_card(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> str:
     """The text of README.md, its metadata at the top.
 
     Args:
         config: of the run.
-        facts: of the adapter.
-        subject: what else there is to say.
+        facts: about the adapter.
+        subject: the repository and the adapter.
     """
     title = subject.repository.rpartition("/")[2]
     parts = [
         f"---\n{_metadata(facts, subject).to_yaml()}\n---",
         f"# {title}\n\n{_summary(config, facts, subject)}",
         f"## Use\n\n```python\n{_snippet(config, subject)}\n```",
-        f"## Figures\n\n{_figures(facts)}",
+        f"## Metrics\n\n{_metrics(facts)}",
         f"## Training\n\n{_training(config, facts, subject)}",
         f"## Privacy\n\n{_leaks(facts)}\n\n{_differential(config, facts)}",
         f"## Licence\n\n{_licence(subject)}",
@@ -65,18 +65,18 @@ def model_card(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
     return str(ModelCard("\n\n".join(parts) + "\n"))
 
 
-def _metadata(facts: AdapterFacts, subject: Subject) -> ModelCardData:
+def _metadata(facts: AdapterFacts, subject: CardSubject) -> ModelCardData:
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="private",
             dataset_name=f"held-out records of {facts.name}",
-            metric_type=FIGURES[figure][0],
-            metric_name=FIGURES[figure][1],
+            metric_type=METRICS[name][0],
+            metric_name=METRICS[name][1],
             metric_value=round(value, 4),
         )
-        for figure, value in facts.final.items()
-        if figure in FIGURES
+        for name, value in facts.final.items()
+        if name in METRICS
     ]
     relation = "finetune" if subject.merged else "adapter"
     return ModelCardData(
@@ -91,60 +91,58 @@ def _metadata(facts: AdapterFacts, subject: Subject) -> ModelCardData:
     )
 
 
-def _summary(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
+def _summary(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> str:
     if subject.base:
         base = f"[{subject.base}](https://huggingface.co/{subject.base})"
-    elif in_adapter_config(config.model, None) == UNNAMED:
-        base = f"a model that was not named (`{UNNAMED}` in adapter_config.json stands for it)"
+    elif public_base_name(config.model, None) == UNNAMED_BASE:
+        base = f"a model without a public name (`{UNNAMED_BASE}` in adapter_config.json)"
     else:
-        base = "the tiny model inside the Python package fl_lightning"
-    what = f"{base} with a LoRA adapter merged into its weights" if subject.merged else f"A LoRA adapter for {base}"
-    made = "trained by federated averaging: the clients' adapters were pooled, and not their records"
+        base = "the tiny model of the Python package fl_lightning"
+    content = f"{base} with a LoRA adapter merged into its weights" if subject.merged else f"A LoRA adapter for {base}"
+    training = "trained by federated averaging: the clients shared their adapters, not their records"
     if facts.kind == "client":
-        made = (
-            f"the own adapter of the client `{facts.name}` of a federated run, after its last fit and before averaging"
-        )
+        training = f"the own adapter of client `{facts.name}` of a federated run, after its last fit, before averaging"
     elif config.federation.share == "central":
-        made = "trained on all records in one place"
+        training = "trained on all records together"
     elif config.federation.share == "none":
-        made = "the mean of the clients' adapters, which were trained apart from each other"
-    whose = "" if facts.kind == "client" else f", for the {facts.kind} `{facts.name}`"
-    return f"{what[0].upper()}{what[1:]}{whose}; {made}."
+        training = "the mean of the clients' adapters, which were trained separately"
+    owner = "" if facts.kind == "client" else f", for the {facts.kind} `{facts.name}`"
+    return f"{content[0].upper()}{content[1:]}{owner}; {training}."
 
 
-def _snippet(config: RunConfig, subject: Subject) -> str:
+def _snippet(config: RunConfig, subject: CardSubject) -> str:
     if subject.merged:
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{subject.repository}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{subject.repository}")'
         )
-    bundled = subject.base is None and in_adapter_config(config.model, None) != UNNAMED
-    first = "from fl_lightning.bundled import resolve\n" if bundled else ""
-    name = f'resolve("{config.model.name_or_path}")' if bundled else f'"{subject.base or UNNAMED}"'
-    note = "  # put the base model here" if name == f'"{UNNAMED}"' else ""
+    bundled = subject.base is None and public_base_name(config.model, None) != UNNAMED_BASE
+    bundled_import = "from fl_lightning.bundled import resolve\n" if bundled else ""
+    name = f'resolve("{config.model.name_or_path}")' if bundled else f'"{subject.base or UNNAMED_BASE}"'
+    note = "  # put the base model here" if name == f'"{UNNAMED_BASE}"' else ""
     return (
-        f"{first}from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"{bundled_import}from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"base = {name}{note}\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "{subject.repository}")\n'
         "tokenizer = AutoTokenizer.from_pretrained(base)"
     )
 
 
-def _figures(facts: AdapterFacts) -> str:
+def _metrics(facts: AdapterFacts) -> str:
     rows = [
-        [called, _number(facts.base.get(figure)), _number(facts.final.get(figure))]
-        for figure, (_, called) in FIGURES.items()
-        if figure in facts.final
+        [label, _number(facts.base.get(name)), _number(facts.final.get(name))]
+        for name, (_, label) in METRICS.items()
+        if name in facts.final
     ]
     if not rows:
-        return "The run has no evaluation of it."
+        return "The run has not evaluated it."
     count = "" if facts.held_out is None else f"{facts.held_out:,} "
-    own = "its client" if facts.kind == "client" else f"the {facts.kind}'s clients"
-    return f"On {count}held-out records of {own}, on response tokens:\n\n" + _table(["", "base", "this"], rows)
+    owner = "its client" if facts.kind == "client" else f"the {facts.kind}'s clients"
+    return f"On the response tokens of {count}held-out records of {owner}:\n\n" + _table(["", "base", "this"], rows)
 
 
-def _training(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
+def _training(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> str:
     rounds = (
         str(facts.rounds)
         if facts.planned_rounds in (None, facts.rounds)
@@ -160,11 +158,11 @@ def _training(config: RunConfig, facts: AdapterFacts, subject: Subject) -> str:
     if facts.kind == "department" and facts.departments > 1:
         rows.append(["departments in the federation", str(facts.departments)])
     rows.append(["adapter", f"rank {subject.r} on {', '.join(f'`{target}`' for target in subject.targets)}"])
-    rows.extend([what, chosen] for what, chosen in method_of(config, facts))
+    rows.extend([part, choice] for part, choice in describe_method(config, facts))
     if facts.rejected:
-        rows.append(["updates left out", str(facts.rejected)])
+        rows.append(["excluded updates", str(facts.rejected)])
     if config.model.load_in_4bit:
-        rows.append(["base during training", "quantised to 4 bits (NF4)"])
+        rows.append(["base during training", "quantized to 4 bits (NF4)"])
     return _table(["", ""], rows) + "\n\nMade with fl_lightning."
 
 
@@ -175,29 +173,31 @@ def _leaks(facts: AdapterFacts) -> str:
 def _differential(config: RunConfig, facts: AdapterFacts) -> str:
     privacy = config.federation.privacy
     if config.federation.guard.name != "dp":
-        return "Differential privacy was off: nothing bounds what can be learnt about a client or a record."
+        return "Differential privacy was off: there is no bound on what can be learned about a client or a record."
     if facts.kind == "client":
         return (
-            "The federation averaged with differential privacy, which does not cover this adapter: it is what the "
-            "client trained, without noise."
+            "The federation averaged with differential privacy, which does not cover this adapter: it is the client's "
+            "own, without noise."
         )
     spent = (
-        "ε is not in the run folder" if facts.epsilon is None else f"ε = {facts.epsilon:.3g} at δ = {privacy.delta:g}"
+        "ε is unknown (it is not in the run folder)"
+        if facts.epsilon is None
+        else f"ε = {facts.epsilon:.3g} at δ = {privacy.delta:g}"
     )
-    said = (
+    text = (
         f"Differential privacy for whole clients (DP-FedAvg) was on: {spent}, noise multiplier "
-        f"{privacy.noise_multiplier:g}. It covers the weights, against everybody but the server; not the numbers of "
-        "clients and records, and not the figures above, which were measured without noise."
+        f"{privacy.noise_multiplier:g}. It protects the weights against everybody but the server. It does not protect "
+        "the numbers of clients and records, nor the metrics above, which were measured without noise."
     )
     if privacy.noise_seed is not None:
-        said += " The noise was drawn from a seed of the config: whoever knows the seed is not bound by ε."
-    return said
+        text += " The noise was drawn from a seed in the config: ε does not hold against anybody who knows the seed."
+    return text
 
 
-def _licence(subject: Subject) -> str:
+def _licence(subject: CardSubject) -> str:
     if subject.licence is None:
-        return "No licence was named with this upload. The base model's licence goes for what is made of it as well."
-    return f"`{subject.licence}`. The base model's licence goes for what is made of it as well."
+        return "No licence was given for this upload. The licence of the base model applies to derived models as well."
+    return f"`{subject.licence}`. The licence of the base model applies to derived models as well."
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Names on the Hub: of the repositories, of the base model and of the licence."""
+"""Names of repositories, base models and licences."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
 from fl_lightning.storage.run_adapters import folder_names
 
-UNNAMED = "BASE-MODEL-NOT-NAMED"
-"""Stands in ``adapter_config.json`` where the base is a folder or file of one machine."""
+UNNAMED_BASE = "BASE-MODEL-NOT-NAMED"
+"""In ``adapter_config.json`` if the base is a folder or file of one machine."""
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix itself, if it is ORG/NAME as the Hub takes it.
+    """The prefix, if it is ORG/NAME with names that the Hub allows.
 
     Raises:
         InputError: if it is not.
@@ -29,21 +29,23 @@ def check_prefix(prefix: str) -> str:
         'acme/assistants'
     """
     if prefix.count("/") != 1:
-        raise InputError(f"--repo-prefix: got {prefix!r}, wanted ORG/NAME, a user or organisation of the Hub first")
+        raise InputError(
+            f"--repo-prefix: expected ORG/NAME, ORG being a user or organisation of the Hub, got {prefix!r}"
+        )
     return check_id(prefix, "--repo-prefix")
 
 
-def check_id(name: str, what: str) -> str:
-    """The id itself, if the Hub has such ids.
+def check_id(name: str, option: str) -> str:
+    """The id, if the Hub allows it.
 
     Raises:
-        InputError: if it has not.
+        InputError: if it does not.
     """
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         reason = " ".join(str(error).split()).removesuffix(f": '{name}'.")
-        raise InputError(f"{what}: got {name!r}; {reason}") from error
+        raise InputError(f"{option}: expected an id of the Hub, got {name!r} ({reason})") from error
     return name
 
 
@@ -51,7 +53,7 @@ def repositories(prefix: str, names: Iterable[str]) -> dict[str, str]:
     """{department, group or client: its repository}.
 
     Raises:
-        InputError: if one is no id that the Hub takes, or two are alike.
+        InputError: if the Hub does not allow an id, or two are equal.
 
     Example:
         >>> repositories("acme/assistants", ["hr", "hr/client_0"])
@@ -61,22 +63,22 @@ def repositories(prefix: str, names: Iterable[str]) -> dict[str, str]:
     return {n: check_id(f"{prefix}-{short}", f"repository of {n}") for n, short in folder_names(names).items()}
 
 
-def hub_id(model: ModelConfig, given: str | None = None) -> str | None:
-    """The base model's id on the Hub, as far as it is known.
+def hub_id(model: ModelConfig, base: str | None = None) -> str | None:
+    """The base model's id on the Hub; None if unknown.
 
     Args:
         model: the ``model`` block.
-        given: an id that goes before what the block says.
+        base: an id that takes precedence over the block.
 
     Raises:
-        InputError: if `given` is no id.
+        InputError: if the Hub does not allow the id `base`.
 
     Example:
         >>> hub_id(ModelConfig(name_or_path="Qwen/Qwen1.5-1.8B")), hub_id(ModelConfig(name_or_path="/models/qwen"))
         ('Qwen/Qwen1.5-1.8B', None)
     """
-    if given is not None:
-        return check_id(given, "--base-model")
+    if base is not None:
+        return check_id(base, "--base-model")
     name = model.name_or_path
     local = name.startswith((PREFIX, ".", "/", "~")) or name.lower().endswith(".gguf") or os.path.exists(name)
     if local or name.count("/") > 1:
@@ -87,23 +89,23 @@ def hub_id(model: ModelConfig, given: str | None = None) -> str | None:
         return None
 
 
-def in_adapter_config(model: ModelConfig, base: str | None) -> str:
-    """What ``base_model_name_or_path`` says of the base: never a path of this machine."""
+def public_base_name(model: ModelConfig, base: str | None) -> str:
+    """The value of ``base_model_name_or_path`` for others: never a path of this machine."""
     if base is not None:
         return base
-    return model.name_or_path if model.name_or_path.startswith(PREFIX) else UNNAMED
+    return model.name_or_path if model.name_or_path.startswith(PREFIX) else UNNAMED_BASE
 
 
 def check_licence(licence: str) -> str:
-    """The licence's identifier as the Hub writes it, in small letters.
+    """The licence's identifier in lower case, as the Hub writes it.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not an identifier.
 
     Example:
         >>> check_licence("Apache-2.0")
         'apache-2.0'
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.\-+]{0,63}", licence.lower()):
-        raise InputError(f"--licence: got {licence!r}, wanted an identifier such as apache-2.0, cc-by-4.0 or other")
+        raise InputError(f"--licence: expected an identifier such as apache-2.0, cc-by-4.0 or other, got {licence!r}")
     return licence.lower()

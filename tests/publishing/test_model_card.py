@@ -6,8 +6,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.publishing.export_folder import Source, build
-from fl_lightning.publishing.repo_names import UNNAMED, hub_id
+from fl_lightning.publishing.export_folder import ExportSource, build_export_folder
+from fl_lightning.publishing.repo_names import UNNAMED_BASE, hub_id
 
 SECRET = "/home/erna/secret-data"  # as the fixture has it
 DP = {"guard": {"name": "dp"}, "weighting": "uniform", "client_clusters": {"num_clusters": 1}}
@@ -22,8 +22,10 @@ def card_of(make_run, tmp_path):
         settings = parse_config(["--config", str(run / "config.yaml")])
         place = "client_exports/hr/round_2_client_0" if "/" in name else f"adapters/{name}"
         short = name.replace("/", "-")
-        source = Source(run, settings, name, run / place, f"acme/bots-{short}", hub_id(settings.model, base), licence)
-        built = build(source, run / "publish" / short)
+        source = ExportSource(
+            run, settings, name, run / place, f"acme/bots-{short}", hub_id(settings.model, base), licence
+        )
+        built = build_export_folder(source, run / "publish" / short)
         card = ModelCard((built.folder / "README.md").read_text())
         return card, json.loads((built.folder / "adapter_config.json").read_text()), built.folder
 
@@ -47,7 +49,7 @@ def test_metadata_is_what_the_hub_reads(card_of):
 def test_text_has_figures_counts_and_method(card_of):
     text = card_of()[0].text
     for row in (
-        "On 24 held-out records of the department's clients",
+        "On the response tokens of 24 held-out records of the department's clients:",
         "| loss | 4.000 | 3.000 |",
         "| token accuracy | 0.400 | 0.300 |",
         "| rounds | 2 |",
@@ -56,7 +58,7 @@ def test_text_has_figures_counts_and_method(card_of):
         "| adapter | rank 2 on `q_proj`, `v_proj` |",
         "| shared | clients send A and B |",
         "| combined by | residual averaging (FLoRA), step 0.1 (constant) |",
-        "| updates left out | 1 |",
+        "| excluded updates | 1 |",
         "Differential privacy was off",
         "No licence was named",
     ):
@@ -72,7 +74,7 @@ def test_group_and_client_are_called_what_they_are(card_of):
     assert "for the group `office`" in group
     assert "| departments in the group | 2 |" in group
     client = card_of("hr/client_0")[0].text
-    assert "the own adapter of the client `hr/client_0`" in client
+    assert "the own adapter of client `hr/client_0`" in client
     assert "| training records | 100 |" in client
     assert "no name of a client" not in client
 
@@ -84,8 +86,8 @@ def test_group_and_client_are_called_what_they_are(card_of):
         ({"combiner": "fedavg"}, "| combined by | `fedavg` |"),
         ({"server": {"step": "fedadam"}}, "server step `fedadam`, step size 0.1 (constant)"),
         ({"flora": {"use_residual": False}}, "| combined by | the weighted mean of the factors |"),
-        ({"share": "a"}, "clients send A and keep B, of which the adapter carries the mean"),
-        ({"clients_per_round": 2}, "| clients asked in a round | 2 of each department's"),
+        ({"share": "a"}, "clients send A and keep B; the adapter has the mean of the private factors"),
+        ({"clients_per_round": 2}, "| clients sampled per round | 2 of each department's"),
         ({"dept_clusters": {"enabled": False}}, "| clusters of departments | off |"),
     ],
 )
@@ -96,10 +98,11 @@ def test_method_is_the_configs(card_of, federation, row):
 def test_epsilon_is_said_with_what_it_covers(card_of):
     text = card_of(federation=DP)[0].text
     assert "was on: ε = 3.25 at δ = 1e-05, noise multiplier 1" in text
-    assert "not the figures above" in text
+    assert "nor the metrics above" in text
     assert "drawn from a seed" not in text
     assert (
-        "whoever knows the seed is not bound by ε" in card_of(federation={**DP, "privacy": {"noise_seed": 7}})[0].text
+        "ε does not hold against anybody who knows the seed"
+        in card_of(federation={**DP, "privacy": {"noise_seed": 7}})[0].text
     )
     assert "ε = 7.5 at" in card_of("office", federation=DP)[0].text
     client = card_of("hr/client_0", federation=DP)[0].text
@@ -116,9 +119,9 @@ def test_nothing_of_the_machine_or_of_others_is_told(card_of, tmp_path):
         "logging": {"loggers": [{"class_path": "x.Y", "init_args": {"key": SECRET}}]},
     }
     card, settings, folder = card_of(network={"host": "10.1.2.3", "certificates": SECRET}, **config)
-    assert settings["base_model_name_or_path"] == UNNAMED
+    assert settings["base_model_name_or_path"] == UNNAMED_BASE
     assert settings["revision"] is None
-    assert f'base = "{UNNAMED}"  # put the base model here' in card.text
+    assert f'base = "{UNNAMED_BASE}"  # put the base model here' in card.text
     assert "base_model" not in card.data.to_dict()
     for path in folder.iterdir():
         told = path.read_bytes().decode("utf-8", "replace")

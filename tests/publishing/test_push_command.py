@@ -86,8 +86,8 @@ def test_adapter_and_merged_model_do_not_come_together(make_run, hub, capsys, me
     assert push(run, *ONE, *first) == 0
     before = dict(hub.repositories["acme/bots-hr"].files)
     assert push(run, *ONE, *second) == 2
-    what = "a whole model" if merged_first else "an adapter"
-    assert f"holds {what} already, and both together would be loaded wrongly" in last_line(capsys)
+    what = "a merged model" if merged_first else "an adapter"
+    assert f"got {what} in it, and both together would be loaded wrongly" in last_line(capsys)
     assert hub.repositories["acme/bots-hr"].files == before
     assert ("config.json" in local(run, "bots-hr")) == (not merged_first)  # the folder is the second's
 
@@ -123,7 +123,7 @@ def test_waits_grow_and_end(make_run, hub, capsys):
     hub.breaks(COMMIT, *[(503, {}, {})] * 6)
     assert push(make_run(), *ONE) == 1
     assert hub.waits == [2, 4, 8, 16, 32]
-    assert last_line(capsys) == "failed: acme/bots-hr: the Hub answers 503, 6 times running"
+    assert last_line(capsys) == "failed: acme/bots-hr: the Hub answers 503, 6 times in a row"
 
 
 def test_the_hub_may_say_how_long_to_wait(make_run, hub, log_messages):
@@ -143,12 +143,12 @@ def test_wait_that_is_too_long_ends_the_command(make_run, hub, capsys):
 @pytest.mark.parametrize(
     ("pattern", "status", "said"),
     [
-        ("POST /api/repos/create", 401, "the Hub does not take the token (401); set HF_TOKEN"),
+        ("POST /api/repos/create", 401, "the Hub rejects the token (401); set HF_TOKEN"),
         ("POST /api/repos/create", 403, "the token may not write to acme (403)"),
-        ("POST /api/repos/create", 404, "the Hub knows no such place (404); is acme your name"),
+        ("POST /api/repos/create", 404, "the Hub does not know the owner (404); expected acme to be your name"),
         (COMMIT, 403, "the token may not write to acme (403)"),
         ("POST /api/validate-yaml", 400, "licence of the card is unknown"),
-        (COMMIT, 422, "the Hub refuses (422: too large)"),
+        (COMMIT, 422, "the Hub refuses the upload (422: too large)"),
     ],
 )
 def test_what_does_not_pass_is_one_line_and_not_tried_again(make_run, hub, capsys, pattern, status, said):
@@ -181,12 +181,12 @@ def test_public_repository_gets_nothing_that_is_to_be_private(make_run, hub, cap
     assert push(run, *ONE, "--public") == 0
     before = dict(hub.repositories["acme/bots-hr"].files)
     assert push(run, *ONE, "--licence", "mit") == 2
-    assert "is public on the Hub already, and private is wanted" in capsys.readouterr().err
+    assert "expected a private repository, got a public one" in capsys.readouterr().err
     assert hub.repositories["acme/bots-hr"].files == before
     hub.repositories["acme/bots-hr"].private = True
     assert push(run, *ONE, "--public") == 0
     assert hub.repositories["acme/bots-hr"].private
-    assert any("is private on the Hub already, and stays so" in line for line in log_messages)
+    assert any("stays private on the Hub" in line for line in log_messages)
 
 
 def test_token_is_in_the_authorization_header_and_nowhere_else(make_run, hub, capfd, log_messages):
@@ -224,21 +224,33 @@ def test_token_is_no_argument(make_run, hub, capsys, argument):
 def test_without_a_token_nothing_is_asked(make_run, hub, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert push(make_run()) == 2
-    assert "no token for the Hub; set HF_TOKEN" in capsys.readouterr().err
+    assert "expected a token for the Hub, got none; set HF_TOKEN" in capsys.readouterr().err
     assert hub.requests == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--repo-prefix", "acme"], "--repo-prefix: got 'acme', wanted ORG/NAME"),
-        (["--repo-prefix", "a/b/c"], "--repo-prefix: got 'a/b/c', wanted ORG/NAME"),
-        (["--repo-prefix", "acme/a--b"], "--repo-prefix: got 'acme/a--b'; Cannot have -- or .."),
-        (["--repo-prefix", "acme/" + "x" * 95], "repository of finance: got"),
+        (
+            ["--repo-prefix", "acme"],
+            "expected ORG/NAME, ORG being a user or organisation of the Hub, got 'acme'",
+        ),
+        (
+            ["--repo-prefix", "a/b/c"],
+            "expected ORG/NAME, ORG being a user or organisation of the Hub, got 'a/b/c'",
+        ),
+        (
+            ["--repo-prefix", "acme/a--b"],
+            "--repo-prefix: expected an id of the Hub, got 'acme/a--b' (Cannot have --",
+        ),
+        (["--repo-prefix", "acme/" + "x" * 95], "repository of finance: expected an id of the Hub, got"),
         (["--models", "sales"], "has no adapter of 'sales'"),
         (["--models", "hr", "hr/client_1"], "has no adapter of 'hr/client_1'; did you mean 'hr/client_0'?"),
-        (["--licence", "my own"], "--licence: got 'my own', wanted an identifier such as apache-2.0"),
-        (["--base-model", "/models/qwen"], "--base-model: got '/models/qwen'"),
+        (
+            ["--licence", "my own"],
+            "--licence: expected an identifier such as apache-2.0",
+        ),
+        (["--base-model", "/models/qwen"], "--base-model: expected an id of the Hub, got '/models/qwen'"),
         (["--public", "--private"], "--private: not allowed with argument --public"),
         (["--run", "nowhere"], "run 'nowhere': no config.yaml in it"),
     ],

@@ -1,0 +1,48 @@
+import shutil
+
+import pytest
+from run_files import CLIENTS, adapters, metrics, read, scalars
+
+from fl_lightning import InputError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", ["all", "a"])
+def test_resumed_run_ends_byte_identical_to_a_straight_one(fit, finished, tmp_path, share):
+    option = f"--federation.share={share}"
+    straight = finished if share == "all" else fit(tmp_path / "straight", "--rounds", "2", option)
+    first = fit(tmp_path / "resumed", "--rounds", "1", option)
+    resumed = fit(tmp_path / "resumed", "--rounds", "2", option, resume=first)
+    assert resumed == first
+    assert adapters(resumed) == adapters(straight)
+    assert metrics(resumed) == metrics(straight)
+    for name in ("federated_eval.json", "client_eval_all_rounds.json", "client_lora_federated.json"):
+        assert read(resumed, name) == read(straight, name)
+    for tag, values in scalars(straight).items():
+        if not tag.startswith(("memory/", "seconds/")):
+            assert scalars(resumed)[tag] == values, tag
+
+
+def test_resume_without_a_checkpoint_is_refused(fit, copied):
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        fit(copied.parent, "--rounds", "3", resume=copied)
+
+
+def test_resume_with_other_departments_is_refused(fit, copied, tmp_path):
+    root = tmp_path / "data"
+    for client in CLIENTS:
+        folder = root / "hr" / client
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+        (folder / "eval.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    before = {p: p.read_bytes() for p in copied.glob("*.*")}
+    with pytest.raises(InputError, match="its departments are"):
+        fit(tmp_path, "--rounds", "3", "--data", str(root), resume=copied)
+    assert {p: p.read_bytes() for p in copied.glob("*.*")} == before
+
+
+def test_resume_with_another_rank_is_bad_input(fit, copied):
+    # otherwise adapter_config.json says r = 4 beside tensors of rank 8, and PEFT cannot open the adapters
+    with pytest.raises(InputError):
+        fit(copied.parent, "--rounds", "3", "--lora-r", "4", resume=copied)
