@@ -60,7 +60,7 @@ def test_text_has_figures_counts_and_method(card_of):
         "| combined by | residual averaging (FLoRA), step 0.1 (constant) |",
         "| excluded updates | 1 |",
         "Differential privacy was off",
-        "No licence was named",
+        "No licence was given",
     ):
         assert row in text, row
 

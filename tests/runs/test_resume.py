@@ -37,7 +37,7 @@ def test_resume_with_other_departments_is_refused(fit, copied, tmp_path):
         (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
         (folder / "eval.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     before = {p: p.read_bytes() for p in copied.glob("*.*")}
-    with pytest.raises(InputError, match="its departments are"):
+    with pytest.raises(InputError, match="expected the departments"):
         fit(tmp_path, "--rounds", "3", "--data", str(root), resume=copied)
     assert {p: p.read_bytes() for p in copied.glob("*.*")} == before
 
