@@ -5,25 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from fl_lightning.aggregation.department import DepartmentStep, DPRelease, aggregate_department
+from fl_lightning import clustering, mixing
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
-from fl_lightning.aggregation.robust.krum import clients_needed
+from fl_lightning.aggregation.quorum import departments_to_aggregate
+from fl_lightning.aggregation.round_step import aggregate_departments
 from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.clustering import cluster_aware_average_selected
 from fl_lightning.clustering.group_step import step_groups
-from fl_lightning.clustering.rounds import ClusteringInputs, cluster_clients
+from fl_lightning.clustering.rounds import cluster_clients, cluster_round
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
-from fl_lightning.evaluation.cross_loss import cross_losses, leave_one_out
-from fl_lightning.federation.round_report import DepartmentReport, RoundReport
-from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
-from fl_lightning.linalg.adapter_algebra import concatenate_adapters, product_distance
-from fl_lightning.linalg.approximation_error import averaging_error, result_error
+from fl_lightning.evaluation.clustering_inputs import collect_clustering_inputs
+from fl_lightning.evaluation.cross_loss import contribution_measure
+from fl_lightning.federation.round_report import DepartmentReport, RoundReport, by_client
+from fl_lightning.federation.state import FederationState
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState, distance, norm, num_bytes, select
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 
 class FederatedRound(FederatedCallback):
-    """Takes the clients' updates one by one and makes the next federation state of them.
+    """Collects the clients' updates of a round and computes the next state of the federation from them.
 
     Args:
         config: the ``federation`` block; None takes that of the trainer.
@@ -50,238 +49,133 @@ class FederatedRound(FederatedCallback):
     def __init__(self, config: FederationConfig | None = None, *, seed: int | None = None) -> None:
         self.config, self.seed = config, seed
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
-        self._received = RoundUpdates()
-        self._heard: list[str] = []
-        self._clamped = False
+        self._updates = RoundUpdates()
+        self._logged_clamp = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
-        """Many clients' states go to disk; an account of privacy is opened, or goes on."""
+        """Send the states of many clients to disk; open the ledger of differential privacy."""
         if len(trainer.data) > MAX_IN_MEMORY:
             self._keep = OffloadFolder(trainer.run_folder).store
-        if trainer.federation_config.guard.name == "dp" and trainer.federation.privacy is None:
-            numbers, departments = trainer.federation_config.privacy, trainer.federation.departments
-            ledger = Ledger.begin(departments, numbers.clip, numbers.noise_seed)
+        config = trainer.federation_config
+        if config.guard.name == "dp" and trainer.federation.privacy is None:
+            ledger = Ledger.begin(trainer.federation.departments, config.privacy.clip, config.privacy.noise_seed)
             trainer.federation = replace(trainer.federation, privacy=ledger)
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
-        """Forget the round before and count what goes down to the clients."""
-        self._received, self._heard = RoundUpdates(self._keep), []
-        departments = (
-            {task.department for task in tasks} if trainer.policy.is_central else trainer.federation.departments
-        )
-        report = RoundReport(trainer.round_num, {d: DepartmentReport() for d in departments})
-        sent = trainer.policy.shared_factor(trainer.round_num)
-        down = sum(num_bytes(select(task.start, sent)) + num_bytes(task.frozen_product) for task in tasks)
-        report.bytes_sent = {"client/up": 0, "client/down": 0 if trainer.policy.is_central else down}
-        trainer.report = report
+        """Begin the report of the round, with the bytes that go down to the clients."""
+        self._updates = RoundUpdates(self._keep)
+        policy, shared = trainer.policy, trainer.policy.shared_factor(trainer.round_num)
+        departments = {task.department for task in tasks} if policy.is_central else trainer.federation.departments
+        trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
+        down = sum(num_bytes(select(task.start, shared)) + num_bytes(task.frozen_product) for task in tasks)
+        trainer.report.bytes_sent = {"client/up": 0, "client/down": 0 if policy.is_central else down}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Check an update and keep it for its department, or leave it out with the reason."""
+        """Snapshot: keep a valid update for its department, or reject it with the reason."""
+        config, policy, task = trainer.federation_config, trainer.policy, trainer.tasks[update.client_id]
         department, client = update.client_id.split("/", 1)
-        report = trainer.report.departments[department]
-        task = trainer.tasks[update.client_id]
-        limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)
-        problem = problem_with_update(update, task, limit)
-        if problem is not None:
+        report, bytes_sent = trainer.report.departments[department], trainer.report.bytes_sent
+        if problem := problem_with_update(update, task, config.max_update_norm * norm(trainer.federation.initial)):
             report.rejected[client] = problem
-            log.warning("round %d: %s left out: %s", trainer.round_num, update.client_id, problem)
+            log.warning("round %d: rejecting the update of %s: %s", trainer.round_num, update.client_id, problem)
             return
-        sends, sent = trainer.policy.shared_factor(trainer.round_num), trainer.report.bytes_sent
-        shared = select(update.state, sends)
-        if not trainer.policy.is_central:  # else records have travelled, and no adapter does
-            sent[update.client_id] = num_bytes(shared)
-            sent["client/up"] += num_bytes(shared)
-        self._received.add(update, shared_factor=sends, private_factor=trainer.policy.private_factor)
-        by_factors = trainer.federation_config.combiner not in KEEP_PRODUCTS and not trainer.policy.is_central
-        origin = trainer.federation.departments[department] if by_factors else task.start
+        shared_factor = policy.shared_factor(trainer.round_num)
+        shared = select(update.state, shared_factor)
+        if not policy.is_central:  # there, records have traveled instead of adapters
+            bytes_sent[update.client_id] = num_bytes(shared)
+            bytes_sent["client/up"] += num_bytes(shared)
+        self._updates.add(update, shared_factor=shared_factor, private_factor=policy.private_factor)
+        averages_factors = config.combiner not in KEEP_PRODUCTS and not policy.is_central
+        origin = trainer.federation.departments[department] if averages_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
-        """Steps 2 to 4 of a round: clients into departments, departments into clusters, mixing inside clusters."""
-        config = trainer.federation_config
-        self._received.sort(trainer.tasks)
-        if config.guard.name == "dp":  # who answered must not show: a department that was asked releases its noise
-            self._heard = sorted({task.department for task in trainer.tasks.values()})
-        else:
-            self._heard = self._large_enough(trainer)
-        if not self._heard:
-            raise RunError(
-                f"round {trainer.round_num}: no valid update from enough clients of any department "
-                f"(federation.min_clients: {config.min_clients}), guard {config.guard.name}; the state of "
-                f"round {trainer.federation.round_num} stands. The log names each client's reason"
-            )
-        before = trainer.federation
+        """Aggregate the clients into departments, cluster clients and departments, mix within clusters."""
+        self._updates.sort(trainer.tasks)
+        config, state, tasks, report = trainer.federation_config, trainer.federation, trainer.tasks, trainer.report
+        departments = departments_to_aggregate(config, self._updates, tasks.values(), report)
         if trainer.policy.is_central:
-            (own,) = (update.shared for update in self._received.values())
-            after = replace(before, departments={department: dict(own) for department in before.departments})
+            (update,) = self._updates.values()
+            state = replace(state, departments={name: dict(update.shared) for name in state.departments})
         else:
-            after = self._aggregate(before, trainer)
-            after = replace(after, client_starts=self._client_clusters(after, trainer))
-            after = self._mix(after, trainer)
-        after = replace(after, round_num=trainer.round_num)
-        after.check()
-        trainer.federation = after
-        self._received = RoundUpdates()
+            measure = contribution_measure(trainer.clients, trainer.data, state.departments)
+            # → department.aggregate_department → flora.flora_weighted_aggregate
+            state = aggregate_departments(config, state, departments, self._updates, tasks, report, measure=measure)
+            # → clustering.cluster_aware_average_selected
+            state = self._cluster_clients(trainer, state, departments)
+            # → rounds.cluster_round → clustering.department_level_clustering, then mixing.mix_with_cluster_average
+            state = self._cluster_and_mix(trainer, state, departments)
+        state = replace(state, round_num=trainer.round_num)
+        state.check()
+        trainer.federation = state
+        self._updates = RoundUpdates()
 
-    def _large_enough(self, trainer: FederatedTrainer) -> list[str]:
-        """Departments with enough valid updates; the others keep their state, as if nobody had been asked."""
-        config = trainer.federation_config
-        report = trainer.report
-        guard, needed, key = (
-            config.guard,
-            config.min_clients,
-            "federation.min_clients",
-        )
-        if guard.name in ("krum", "multi_krum") and clients_needed(guard.f) > needed:
-            needed, key = clients_needed(guard.f), f"federation.guard: {guard.name} with f = {guard.f}"
-        for department in self._received.departments:
-            own, heard = report.departments[department], self._received.of(department)
-            if len(heard) >= needed:
-                continue
-            problem = f"{len(heard)} valid updates in {department}, wanted {needed}"
-            log.warning("round %d: %s (%s); its state stays", report.round_num, problem, key)
-            self._received.drop(department)
-            own.rejected.update(dict.fromkeys(own.residual_norms, problem))
-            own.residual_norms = {}
-        return self._received.departments
-
-    def _aggregate(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
-        """2a. Clients into departments, on what is sent; what clients keep is averaged for the export only."""
-        report = trainer.report
-        sent = trainer.policy.shared_factor(report.round_num)
-        received = self._received
-        examples = {**state.examples, **{c: update.stats.num_examples for c, update in received.items()}}
-        personal = {**state.personal, **{c: update.private for c, update in received.items() if update.private}}
-        ledger, clips = state.privacy, dict[str, float]()
-        members, asked_of = clients_by_department(personal), clients_by_department(trainer.tasks)
-        clients_of = clients_by_department(trainer.data)
-        departments, server, products = dict(state.departments), dict(state.optimizer_states), dict(state.products)
-        for department in self._heard:
-            own, clients = report.departments[department], received.of(department)
-            previous = select(state.departments[department], sent)
-            updates = {c: update.shared for c, update in clients.items()}
-            stats = {c: update.stats for c, update in clients.items()}
-            memory, measured = state.optimizer_states.get(department, {}), {}
-            asked = asked_of.get(department, [])
-            if trainer.federation_config.weighting == "contribution":
-                ids = clients_of[department]
-                whole, without = leave_one_out(trainer.clients, ids, state.departments[department], updates, examples)
-                measured = {"loss_with": whole, "loss_without": without}
-            try:
-                after = aggregate_department(
-                    trainer.federation_config, report.round_num, previous, updates, stats, memory, measured,
-                    product=state.products.get(department),
-                    relative_scalings={c: trainer.tasks[c].relative_scaling for c in clients},
-                    dp_release=None if ledger is None else DPRelease(
-                        ledger.key_of(report.round_num, department), ledger.clips[department], len(asked)
-                    ),
-                )  # fmt: skip
-            except ValueError as error:
-                raise RunError(f"round {report.round_num}: {department}: {error}") from error
-            departments[department] = {**state.departments[department], **after.state}
-            if ledger is not None and after.clip is not None:
-                own.clip, clips[department] = ledger.clips[department], after.clip
-            elif trainer.policy.private_factor != "none":
-                departments[department].update(mean_personal(personal, examples, members.get(department, ())))
-            if after.optimizer_state:
-                server[department] = after.optimizer_state
-            if after.product:
-                products[department] = after.product
-            for client_id, reason in after.rejected.items():
-                log.warning("round %d: %s left out: %s", report.round_num, client_id, reason)
-            own.rejected.update(_without_department(after.rejected))
-            self._measure(trainer, department, after)
-        if ledger is not None:
-            numbers = trainer.federation_config.privacy
-            ledger = ledger.released((c for d in clips for c in asked_of[d]), clips)
-            epsilons = ledger.epsilons(numbers.noise_multiplier, numbers.delta)
-            for department in clips:
-                report.departments[department].epsilon = epsilons[department]
-        return replace(
-            state, departments=departments, personal=personal, examples=examples, optimizer_states=server,
-            products=products, privacy=ledger,
-        )  # fmt: skip
-
-    def _measure(self, trainer: FederatedTrainer, department: str, after: DepartmentStep) -> None:
-        """How the department moved, and what its clients' coming together cost."""
-        own, before = trainer.report.departments[department], trainer.federation
-        own.weights, own.scaled = _without_department(after.weights), _without_department(after.scaled)
-        own.step_size, own.rank_errors = after.step_size, _without_department(after.rank_errors)
-        received = self._received.of(department)
-        heard = {client_id: received[client_id].shared for client_id in after.weights}
-        measured = trainer.federation_config.measure_error and bool(heard) and before.privacy is None
-        if trainer.federation_config.combiner in KEEP_PRODUCTS:
-            adapter = concatenate_adapters([after.state, after.product])
-            own.moved = product_distance(adapter, before.adapter(department))
-            if measured:
-                whole = {client_id: trainer.tasks[client_id].adapter(state) for client_id, state in heard.items()}
-                off = result_error(whole, after.weights, 1.0, adapter, 1.0)
-                own.aggregation_error, own.layer_errors = off.overall, off.layers
-            return
-        own.moved = distance(after.state, before.departments[department])
-        own.drift = {c: distance(after.state, received[f"{department}/{c}"].shared) for c in own.residual_norms}
-        if measured and trainer.policy.shared_factor(trainer.round_num) == "all":
-            off = averaging_error(heard, after.weights, 1.0)
-            own.aggregation_error, own.layer_errors = off.overall, off.layers
-
-    def _client_clusters(self, state: FederationState, trainer: FederatedTrainer) -> dict[str, LoraState]:
-        """2b. Start states of the clients from their cluster inside the department."""
-        report = trainer.report
-        clusters, sent = trainer.federation_config.client_clusters, trainer.policy.shared_factor(report.round_num)
-        if clusters.num_clusters == 1:
-            return {}
-        starts = dict(state.client_starts)
-        for department in self._heard:
-            rejected, updates = report.departments[department].rejected, self._received.of(department)
-            clients = {c: update.shared for c, update in updates.items() if c.split("/", 1)[1] not in rejected}
-            if len(clients) < clusters.num_clusters and not self._clamped:
-                self._clamped = True
+    def _cluster_clients(
+        self, trainer: FederatedTrainer, state: FederationState, departments: Sequence[str]
+    ) -> FederationState:
+        """2b: the start states of clients, from their clusters inside the department."""
+        config, report = trainer.federation_config.client_clusters, trainer.report
+        if config.num_clusters == 1:
+            return replace(state, client_starts={})
+        starts, shared_factor = dict(state.client_starts), trainer.policy.shared_factor(report.round_num)
+        for name in departments:
+            received, rejected = self._updates.of(name), report.departments[name].rejected
+            states = {c: update.shared for c, update in received.items() if c.split("/", 1)[1] not in rejected}
+            if len(states) < config.num_clusters and not self._logged_clamp:
+                self._logged_clamp = True
                 log.info(
                     "federation.client_clusters.num_clusters %d is more than the clients of %s; clamped to %d",
-                    clusters.num_clusters, department, len(clients),
+                    config.num_clusters, name, len(states),
                 )  # fmt: skip
-            seed = derive_seed(trainer.seed, "client_clusters", report.round_num, department)
-            new, assignments = cluster_aware_average_selected(
-                clients,
-                {c: update.stats.num_examples for c, update in updates.items()},
-                clusters.num_clusters,
-                clusters.global_mix,
-                global_state=select(state.departments[department], sent),
-                assignments=cluster_clients(clusters, clients, trainer.federation.departments[department], seed=seed),
+            seed = derive_seed(trainer.seed, "client_clusters", report.round_num, name)
+            cluster_starts, assignments = clustering.cluster_aware_average_selected(
+                states,
+                {client_id: received[client_id].stats.num_examples for client_id in states},
+                config.num_clusters,
+                config.global_mix,
+                global_state=select(state.departments[name], shared_factor),
+                assignments=cluster_clients(config, states, trainer.federation.departments[name], seed=seed),
                 seed=seed,
             )
-            for client_id, start in new.items():
-                before = starts.get(client_id, {})  # a round may send one factor only; the other's start stays
+            for client_id, start in cluster_starts.items():
+                before = starts.get(client_id, {})  # a round may share one factor only; the other keeps its start
                 starts[client_id] = start if before.keys() <= start.keys() else {**before, **start}
-            report.departments[department].client_clusters = _without_department(assignments)
-        return starts
+            report.departments[name].client_clusters = by_client(assignments)
+        return replace(state, client_starts=starts)
 
-    def _mix(self, state: FederationState, trainer: FederatedTrainer) -> FederationState:
-        """3. and 4. Cluster the departments and pull each towards its cluster's example-weighted mean."""
-        report = trainer.report
-        # Only departments that trained in this round have a weight; the others keep their state, out of the means.
-        # Under differential privacy all weigh the same: how many records a client has is its own affair.
-        counts = state.department_examples()
-        weights = {d: 1.0 if state.privacy else float(counts[d]) for d in counts if d in self._heard}
+    def _cluster_and_mix(
+        self, trainer: FederatedTrainer, state: FederationState, departments: Sequence[str]
+    ) -> FederationState:
+        """3 and 4: cluster the departments and pull each towards its cluster's mean; then the groups above them."""
+        config, report, tree = trainer.federation_config, trainer.report, trainer.tree
+        aggregated, examples = set(departments), state.department_examples()
+        # Under differential privacy all departments weigh the same: the clients' numbers of records are private.
+        weights = {d: 1.0 if state.privacy else float(n) for d, n in examples.items() if d in aggregated}
+        inputs = partial(
+            collect_clustering_inputs, config.dept_clusters, initial=state.initial, tree=tree, updates=self._updates,
+            tasks=trainer.tasks, report=report, clients=trainer.clients, data=trainer.data,
+        )  # fmt: skip
         try:
             step = step_groups(
-                trainer.federation_config.dept_clusters,
-                trainer.tree,
+                config.dept_clusters,
+                tree,
                 {department: state.departments[department] for department in weights},
                 weights,
                 groups=state.groups,
-                momentum=trainer.federation_config.hierarchy.momentum,
+                momentum=config.hierarchy.momentum,
                 previous=state.cluster_assignments,
                 memory=state.clustering_memory,
-                inputs=lambda members: self._clustering_inputs(trainer, state, members),
+                inputs=inputs,
                 seed=lambda group: derive_seed(trainer.seed, "dept_clusters", report.round_num, *filter(None, [group])),
+                cluster=cluster_round,
+                mix=mixing.mix_with_cluster_average,
             )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: federation.dept_clusters: {error}") from error
         report.clusterings = step.clusterings
-        for kind, travels in step.mixed_bytes.items():
-            report.bytes_sent.update({f"{kind}/up": travels, f"{kind}/down": travels})
-        groups = {name: step.states.pop(name) for name in trainer.tree.groups if name in step.states}
+        for kind, num in step.mixed_bytes.items():
+            report.bytes_sent.update({f"{kind}/up": num, f"{kind}/down": num})
+        groups = {name: step.states.pop(name) for name in tree.groups if name in step.states}
         return replace(
             state,
             departments={**state.departments, **step.states},
@@ -289,28 +183,3 @@ class FederatedRound(FederatedCallback):
             cluster_assignments={**state.cluster_assignments, **step.assignments} if step.clusterings else {},
             clustering_memory={**state.clustering_memory, **step.memory},
         )
-
-    def _clustering_inputs(
-        self, trainer: FederatedTrainer, state: FederationState, members: Mapping[str, LoraState]
-    ) -> ClusteringInputs:
-        """What the members of a group are compared by, as far as the config wants it."""
-        clusters, losses = trainer.federation_config.dept_clusters, None
-        owners = {department: member for member in members for department in trainer.tree.departments(member)}
-        moves: dict[str, LoraState] = {}
-        weights: dict[str, float] = {}
-        if clusters.select == "dynamic":
-            for client_id, update in self._received.items():
-                department, client = client_id.split("/", 1)
-                if department not in owners or client in trainer.report.departments[department].rejected:
-                    continue
-                start, member, sent = trainer.tasks[client_id].start, owners[department], update.shared
-                whose = client_id if member == department else f"{member}/{department}.{client}"
-                moves[whose] = {name: state.initial[name] + sent[name] - start[name] for name in sent}
-                weights[whose] = float(update.stats.num_examples)
-        if clusters.representation == "cross_loss":
-            losses = cross_losses(trainer.clients, trainer.data, members, owners)
-        return ClusteringInputs(members, state.initial, moves, weights, losses)
-
-
-def _without_department(by_id: Mapping[str, Value]) -> dict[str, Value]:
-    return {client_id.split("/", 1)[1]: value for client_id, value in by_id.items()}

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_lightning import flora, mixing
+from fl_lightning import flora
 from fl_lightning.clustering.federated import cluster_states
 from fl_lightning.clustering.partition import Clustering
-from fl_lightning.clustering.rounds import ClusteringInputs, cluster_round
+from fl_lightning.clustering.rounds import ClusteringInputs
 from fl_lightning.clustering.tree import ROOT, Tree
 from fl_lightning.config import DeptClustersConfig
 from fl_lightning.state import LoraState, num_bytes, select
@@ -46,6 +46,8 @@ def step_groups(
     memory: Mapping[str, Any],
     inputs: Callable[[Mapping[str, LoraState]], ClusteringInputs],
     seed: Callable[[str], int],
+    cluster: Callable[..., tuple[Clustering, dict[str, Any]]],
+    mix: Callable[..., LoraState],
 ) -> HierarchyStep:
     """Average, cluster and mix at every group, from the lowest groups up to the federation.
 
@@ -65,6 +67,8 @@ def step_groups(
         memory: {group: ...} as returned in the round before.
         inputs: from the states of a group's members to the inputs of their clustering.
         seed: from a group to the seed of its clustering.
+        cluster: clusters the members of a group: `rounds.cluster_round`.
+        mix: mixes a state with its cluster's mean: `mixing.mix_with_cluster_average`.
 
     Raises:
         ValueError: the states do not fit the representation.
@@ -79,14 +83,14 @@ def step_groups(
             step.states[group] = flora.flora_weighted_aggregate(items, groups.get(group), momentum)
             weights[group] = sum(weights[name] for name in members)
         if config.enabled:
-            clusters, remembered = cluster_round(
+            clusters, remembered = cluster(
                 config, inputs(members), previous=previous, memory=memory.get(group, {}), seed=seed(group)
             )
             if remembered:
                 step.memory[group] = remembered
             step.clusterings[group] = clusters
             step.assignments.update(clusters.assignments)
-            _mix(step, config, tree, members, cluster_states(members, weights, clusters.assignments))
+            _mix(step, config, tree, members, cluster_states(members, weights, clusters.assignments), mix)
     return step
 
 
@@ -96,13 +100,14 @@ def _mix(
     tree: Tree,
     members: Mapping[str, LoraState],
     cluster_means: Mapping[int, LoraState],
+    mix: Callable[..., LoraState],
 ) -> None:
     """Pull the members of a group towards the averages of their clusters, each with everything below it."""
     for name, state in members.items():
         kind = "group" if name in tree.members else "department"
         step.mixed_bytes[kind] = step.mixed_bytes.get(kind, 0) + num_bytes(select(state, config.mix))
         cluster_mean = cluster_means[step.assignments[name]]
-        mixed = mixing.mix_with_cluster_average(state, cluster_mean, config.mixing_ratio, mix=config.mix)
+        mixed = mix(state, cluster_mean, config.mixing_ratio, mix=config.mix)
         for below in tree.subtree(name):
             if below in step.states:
                 step.states[below] = mixed if below == name else _shift(step.states[below], state, mixed)

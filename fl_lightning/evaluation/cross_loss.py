@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import torch
 
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.federation.protocol import ClientTransport
+from fl_lightning.federation.state import clients_by_department
 from fl_lightning.flora import WeightedMean
 from fl_lightning.state import LoraState
 
@@ -40,6 +42,30 @@ def cross_losses(
     measured = num_tokens > 0
     losses: npt.NDArray[np.float64] = loss_sums / np.where(measured, num_tokens, 1.0)
     return np.where(measured, losses, losses[measured].mean() if measured.any() else 0.0)
+
+
+def contribution_measure(
+    clients: ClientTransport, data: Mapping[str, ClientData], departments: Mapping[str, LoraState]
+) -> Callable[[str, Mapping[str, Mapping[str, torch.Tensor]], Mapping[str, int]], Mapping[str, Any]]:
+    """A function that measures what ``weighting: contribution`` needs, department by department.
+
+    Args:
+        clients: evaluates adapters.
+        data: {client_id: records}.
+        departments: {department: state before the round}.
+
+    Returns:
+        From (department, {client_id: shared tensors}, {client_id: weight}) to the options of the weighting.
+    """
+    clients_of = clients_by_department(data)
+
+    def measure(
+        department: str, updates: Mapping[str, Mapping[str, torch.Tensor]], examples: Mapping[str, int]
+    ) -> Mapping[str, Any]:
+        with_all, without = leave_one_out(clients, clients_of[department], departments[department], updates, examples)
+        return {"loss_with": with_all, "loss_without": without}
+
+    return measure
 
 
 def leave_one_out(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fl_lightning.clustering import Clustering
 from fl_lightning.clustering.tree import ROOT
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -65,3 +69,13 @@ class RoundReport:
     def clustering(self) -> Clustering | None:
         """The clusters of the whole federation; None if nothing was clustered."""
         return self.clusterings.get(ROOT)
+
+
+def by_client(values: Mapping[str, Value]) -> dict[str, Value]:
+    """{client: value} of one department, from {client_id: value}.
+
+    Example:
+        >>> by_client({"hr/client_0": 0.25})
+        {'client_0': 0.25}
+    """
+    return {client_id.split("/", 1)[1]: value for client_id, value in values.items()}

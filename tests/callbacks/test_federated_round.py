@@ -391,7 +391,7 @@ def test_invalid_update_is_left_out_and_the_round_is_the_one_without_that_client
     assert {**vars(report), "rejected": {}} == vars(without)
     assert [row["round/left_out"] for _, row in trainer.history] == [1, 1]
     for round_num in (1, 2):
-        lines = [m for m in log_messages if m.startswith(f"WARNING round {round_num}: hr/c0 left out: ")]
+        lines = [m for m in log_messages if m.startswith(f"WARNING round {round_num}: rejecting the update of hr/c0: ")]
         assert len(lines) == 1
         assert reason in lines[0]
 
@@ -485,7 +485,7 @@ def test_no_valid_update_anywhere_raises_and_leaves_the_state_of_the_round_befor
 
 
 def test_a_round_in_which_no_client_answers_raises(play, plain_config, state):
-    with pytest.raises(RunError, match="no valid update"):
+    with pytest.raises(RunError, match="expected a department with at least 1 valid updates"):
         play([{"hr/c0": (state((2, 0)), 1)}, {}], plain_config(rounds=2))
 
 
@@ -521,12 +521,12 @@ def test_department_with_fewer_valid_updates_than_min_clients_is_as_if_nobody_ha
     assert_same_federation(after, play([first, nobody], config).federation)
     report = trainer.report.departments["hr"]
     assert report.rejected == {
-        "c1": "1 valid updates in hr, wanted 2",
+        "c1": "hr: expected at least 2 valid updates, got 1",
         "c2": "w.lora_A.weight: not finite (NaN or infinity) in fp32",
     }
     assert (report.weights, report.residual_norms, report.drift, report.moved) == ({}, {}, {}, 0.0)
     assert dict(trainer.history)[2]["round/left_out"] == 2
-    wanted = "WARNING round 2: 1 valid updates in hr, wanted 2 (federation.min_clients); its state stays"
+    wanted = "WARNING round 2: hr: expected at least 2 valid updates, got 1 (federation.min_clients); its state is kept"
     assert log_messages.count(wanted) == 1
 
 
@@ -572,9 +572,8 @@ def test_no_department_with_enough_valid_updates_ends_the_run(play, plain_config
     config.min_clients = min_clients
     trainer = play(script, config, on_error=errors.append)
     assert isinstance(errors[0], RunError)
-    assert (
-        f"round 2: no valid update from enough clients of any department (federation.min_clients: {min_clients})"
-        in str(errors[0])
+    assert f"round 2: expected a department with at least {min_clients} valid updates (federation.min_clients)" in str(
+        errors[0]
     )
     assert trainer.federation.round_num == 1
     assert_numbers(trainer.federation.departments["hr"][A], [2.0, 0.0])

@@ -31,7 +31,7 @@ def test_a_client_that_the_guard_leaves_out_is_reported_logged_and_counted(play,
     trainer = play([round_of(state)], configured(guard=GuardConfig(name="outlier")), callbacks=[ClusterMonitor()])
     report = trainer.report.departments["hr"]
     assert list(report.rejected) == ["c6"]
-    assert any("hr/c6 left out" in message for message in log_messages)
+    assert any("rejecting the update of hr/c6: " in message for message in log_messages)
     assert trainer.rows()[-1][1]["round/left_out"] == 1
     assert report.weights == {f"c{i}": pytest.approx(1 / 6) for i in range(6)}
     assert set(report.drift) == {f"c{i}" for i in range(7)}  # what it sent is still measured
@@ -52,12 +52,12 @@ def test_a_department_with_too_few_clients_for_krum_keeps_its_state(play, config
     trainer = play([{**round_of(state), **few}], configured(guard=GuardConfig(name="krum", f=1)))
     assert trainer.federation.departments["it"][A].tolist() == [[1.0, 0.0]]
     assert trainer.federation.departments["hr"][A].tolist() != [[1.0, 0.0]]
-    assert trainer.report.departments["it"].rejected == {"c0": "1 valid updates in it, wanted 5"}
-    assert any("(federation.guard: krum with f = 1); its state stays" in message for message in log_messages)
+    assert trainer.report.departments["it"].rejected == {"c0": "it: expected at least 5 valid updates, got 1"}
+    assert any("(federation.guard: krum with f = 1); its state is kept" in message for message in log_messages)
 
 
 def test_too_few_clients_for_krum_everywhere_end_the_run(play, configured, state):
-    with pytest.raises(RunError, match="round 1: no valid update from enough clients .*guard krum"):
+    with pytest.raises(RunError, match="round 1: expected a department with at least .*guard krum, got none"):
         play([{"hr/c0": (state(), 1)}], configured(guard=GuardConfig(name="krum")))
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from fl_lightning.clustering.group_step import step_groups
-from fl_lightning.clustering.rounds import ClusteringInputs
+from fl_lightning.clustering.rounds import ClusteringInputs, cluster_round
 from fl_lightning.clustering.tree import ROOT, Tree
 from fl_lightning.config import DeptClustersConfig
+from fl_lightning.mixing import mix_with_cluster_average
 
 A, B = "w.lora_A", "w.lora_B"
 DEPARTMENTS = ["finance", "hr", "it", "sales"]
@@ -32,6 +33,8 @@ def step(departments, weights, *, clusters=ONE, tree=None, seeds=None, **changes
         weights,
         inputs=lambda members: ClusteringInputs(members, state(0), {}, {}),
         seed=lambda group: 0 if seeds is None else seeds.append(group) or 0,
+        cluster=cluster_round,
+        mix=mix_with_cluster_average,
         **arguments,
     )
 

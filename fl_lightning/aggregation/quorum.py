@@ -1,0 +1,60 @@
+"""Which departments aggregate in a round: those with enough valid updates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from fl_lightning.aggregation.robust.krum import clients_needed
+from fl_lightning.aggregation.updates import RoundUpdates
+from fl_lightning.config import FederationConfig
+from fl_lightning.errors import RunError
+from fl_lightning.federation.protocol import ClientTask
+from fl_lightning.federation.round_report import RoundReport
+
+log = logging.getLogger(__name__)
+
+
+def departments_to_aggregate(
+    config: FederationConfig, updates: RoundUpdates, tasks: Iterable[ClientTask], report: RoundReport
+) -> list[str]:
+    """The departments with enough valid updates; the others keep their state, as if none of their clients was asked.
+
+    Under differential privacy these are all departments that were asked: whether clients answered must not show.
+
+    Args:
+        config: the ``federation`` block.
+        updates: valid ones; those of departments with too few are removed.
+        tasks: of the round.
+        report: of the round; clients of departments with too few updates are added to `rejected`.
+
+    Raises:
+        RunError: if no department has enough.
+    """
+    if config.guard.name == "dp":
+        departments = sorted({task.department for task in tasks})
+    else:
+        departments = _drop_small(config, updates, report)
+    if not departments:
+        raise RunError(
+            f"round {report.round_num}: expected a department with at least {config.min_clients} valid updates "
+            f"(federation.min_clients) and enough for guard {config.guard.name}, got none; the state of the round "
+            "before is kept. The log gives the reason for each client"
+        )
+    return departments
+
+
+def _drop_small(config: FederationConfig, updates: RoundUpdates, report: RoundReport) -> list[str]:
+    needed, key = config.min_clients, "federation.min_clients"
+    if config.guard.name in ("krum", "multi_krum") and clients_needed(config.guard.f) > needed:
+        needed, key = clients_needed(config.guard.f), f"federation.guard: {config.guard.name} with f = {config.guard.f}"
+    for department in updates.departments:
+        if (count := len(updates.of(department))) >= needed:
+            continue
+        reason = f"{department}: expected at least {needed} valid updates, got {count}"
+        log.warning("round %d: %s (%s); its state is kept", report.round_num, reason, key)
+        updates.drop(department)
+        department_report = report.departments[department]
+        department_report.rejected.update(dict.fromkeys(department_report.residual_norms, reason))
+        department_report.residual_norms = {}
+    return updates.departments

@@ -1,0 +1,127 @@
+"""The step of all departments in one round, and what the federation knows of its clients after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+
+from fl_lightning.aggregation.department import DPRelease, aggregate_department
+from fl_lightning.aggregation.diagnostics import describe_step
+from fl_lightning.aggregation.sharing import share_policy
+from fl_lightning.aggregation.updates import RoundUpdates
+from fl_lightning.config import FederationConfig
+from fl_lightning.errors import RunError
+from fl_lightning.federation.protocol import ClientTask
+from fl_lightning.federation.round_report import RoundReport
+from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
+from fl_lightning.privacy.ledger import Ledger
+from fl_lightning.state import select
+
+log = logging.getLogger(__name__)
+
+Measure: TypeAlias = Callable[[str, Mapping[str, Mapping[str, torch.Tensor]], Mapping[str, int]], Mapping[str, Any]]
+"""From a department, {client_id: update} and {client_id: num_examples} to what ``weighting: contribution`` needs."""
+
+
+def aggregate_departments(
+    config: FederationConfig,
+    state: FederationState,
+    departments: Sequence[str],
+    updates: RoundUpdates,
+    tasks: Mapping[str, ClientTask],
+    report: RoundReport,
+    *,
+    measure: Measure,
+) -> FederationState:
+    """The state after each department has aggregated its clients' updates.
+
+    Args:
+        config: the ``federation`` block.
+        state: before the round.
+        departments: that aggregate; the others keep their state.
+        updates: the valid ones.
+        tasks: {client_id: task} of the round.
+        report: of the round; completed here.
+        measure: called for each department under ``weighting: contribution``.
+
+    Raises:
+        RunError: if a department's updates cannot be aggregated as configured.
+    """
+    policy, ledger = share_policy(config.share), state.privacy
+    shared_factor = policy.shared_factor(report.round_num)
+    examples = {**state.examples, **{c: update.stats.num_examples for c, update in updates.items()}}
+    personal = {**state.personal, **{c: update.private for c, update in updates.items() if update.private}}
+    personal_clients, asked = clients_by_department(personal), clients_by_department(tasks)
+    next_states, products, optimizer_states = (
+        dict(state.departments),
+        dict(state.products),
+        dict(state.optimizer_states),
+    )
+    clips: dict[str, float] = {}
+    for name in departments:
+        received = updates.of(name)
+        shared = {client_id: update.shared for client_id, update in received.items()}
+        try:
+            step = aggregate_department(
+                config,
+                report.round_num,
+                select(state.departments[name], shared_factor),
+                shared,
+                {client_id: update.stats for client_id, update in received.items()},
+                state.optimizer_states.get(name, {}),
+                measure(name, shared, examples) if config.weighting == "contribution" else {},
+                product=state.products.get(name),
+                relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
+                dp_release=ledger and _release(ledger, report.round_num, name, len(asked.get(name, ()))),
+            )
+        except ValueError as error:
+            raise RunError(f"round {report.round_num}: {name}: {error}") from error
+        next_states[name] = {**state.departments[name], **step.state}
+        if step.optimizer_state:
+            optimizer_states[name] = step.optimizer_state
+        if step.product:
+            products[name] = step.product
+        if step.clip is not None:
+            clips[name] = step.clip
+        elif policy.private_factor != "none":  # for the exported adapter only: the clients keep their own
+            next_states[name].update(mean_personal(personal, examples, personal_clients.get(name, ())))
+        for client_id, reason in step.rejected.items():
+            log.warning("round %d: rejecting the update of %s: %s", report.round_num, client_id, reason)
+        describe_step(
+            report.departments[name], config, name, step,
+            before=state, updates=received, tasks=tasks, shared_factor=shared_factor,
+        )  # fmt: skip
+    if ledger is not None:
+        ledger = _account(ledger, clips, asked, config, report)
+    return replace(
+        state,
+        departments=next_states,
+        personal=personal,
+        examples=examples,
+        optimizer_states=optimizer_states,
+        products=products,
+        privacy=ledger,
+    )
+
+
+def _release(ledger: Ledger, round_num: int, department: str, asked: int) -> DPRelease:
+    return DPRelease(ledger.key_of(round_num, department), ledger.clips[department], asked)
+
+
+def _account(
+    ledger: Ledger,
+    clips: Mapping[str, float],
+    asked: Mapping[str, Sequence[str]],
+    config: FederationConfig,
+    report: RoundReport,
+) -> Ledger:
+    """The ledger after the departments of `clips` have released; their cost so far goes into the report."""
+    after = ledger.released((client_id for name in clips for client_id in asked[name]), clips)
+    epsilons = after.epsilons(config.privacy.noise_multiplier, config.privacy.delta)
+    for name in clips:
+        report.departments[name].clip, report.departments[name].epsilon = ledger.clips[name], epsilons[name]
+    return after
