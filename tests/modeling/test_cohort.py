@@ -318,7 +318,7 @@ def test_frozen_products_get_no_gradient_and_let_it_through(adapted, random_stat
             cohort.arrange(row.client_tokens)
             module(row).loss.sum().backward()
         gradients.append([p.grad[0] for p in cohort.parameters()])
-    # The losses of a dozen tokens are summed in two orders of fp32: rounding goes with the largest gradient, not with 1.
+    # The losses of a dozen tokens are summed in two orders of fp32: rounding is relative to the largest gradient.
     atol = 1e-6 * max(float(gradient.abs().max()) for gradient in gradients[0])
     for alone, both in zip(*gradients, strict=True):
         torch.testing.assert_close(alone, both[: alone.shape[0], : alone.shape[1]], atol=atol, rtol=1e-5)
