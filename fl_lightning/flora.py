@@ -1,11 +1,13 @@
-"""FLoRA residual aggregation: clients' LoRA states become a department's state.
+"""FLoRA residual aggregation: a department steps from its state towards the weighted mean of its clients' states.
 
-The mean is kept running, so any number of clients needs the memory of one adapter. It accumulates in fp64 and is cast
-once, so that adding clients in sorted order gives the same bits on every machine with the same arithmetic.
+``θ' = θ + momentum Σ w_c (θ_c − θ)`` with ``Σ w_c = 1``, which is ``θ + momentum (mean − θ)``.
 
-Published FLoRA (Wang et al. 2024, arXiv 2409.05976) stacks the clients' factors; here `flora` is residual averaging: a
-server step by plain SGD in the frame of Reddi et al. (2021, arXiv 2003.00295), where `momentum` is called the server
-learning rate.
+The mean is a running one, so any number of clients needs the memory of one adapter. It is accumulated in fp64 and cast
+to fp32 once, so clients added in the same order give the same bits on every machine with the same arithmetic.
+
+Published FLoRA (Wang et al. 2024, arXiv 2409.05976) stacks the clients' factors, see
+`fl_lightning.aggregation.products.stacking`. Here `flora` is residual averaging: a server step by plain SGD as in Reddi
+et al. (2021, arXiv 2003.00295), who call `momentum` the server learning rate.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ import torch
 from fl_lightning.state import LoraState
 
 _BLOCK = 1 << 17
-"""Elements that are converted to fp64 at a time, 1 MiB: what was just converted is still in the cache when added."""
+"""Elements converted to fp64 at a time (1 MiB), so that they are still in the cache when they are added."""
 
 
 class WeightedMean:
     """Running weighted mean of states in fp64: ``Σ w_i x_i / Σ w_i``.
 
-    A state is read once and not kept. Its tensors are taken in blocks of several small ones or one large one, so that
-    neither the calls nor the fp64 copies cost much beside the reading.
+    A state is read once and not kept. Tensors are processed in blocks, several small ones or one large one at a time.
 
     Example:
         >>> mean = WeightedMean()
@@ -37,43 +38,48 @@ class WeightedMean:
 
     def __init__(self) -> None:
         self.total = 0.0
+        self._count = 0
         self._sums: LoraState = {}
-        self._blocks: list[tuple[list[str], list[torch.Tensor], list[torch.Tensor]]] = []
+        self._blocks: list[tuple[list[str], torch.Tensor, list[torch.Tensor], list[torch.Tensor]]] = []
 
     def add(self, state: Mapping[str, torch.Tensor], weight: float) -> None:
         """Add one state.
 
         Raises:
-            ValueError: if the weight is not positive and finite, or names or shapes differ from the states before.
+            ValueError: if the weight is not positive and finite, names or shapes differ from those of the states
+                before, or a value is NaN or infinite. In the last case the mean cannot be used any more.
         """
         self.add_all([(state, weight)])
 
     def add_all(self, items: Sequence[tuple[Mapping[str, torch.Tensor], float]]) -> None:
-        """Add states that are all in memory: the sums of a block stay in the cache while all states pass.
+        """Add states that are all in memory; faster than `add`, with the same bits.
 
-        The same bits as adding them one after another.
+        The sums of a block stay in the cache while all states are added to them.
 
         Raises:
-            ValueError: as `add`; then none of them is added.
+            ValueError: as in `add`. Except for values that are not finite, no state is added then.
         """
         if not items:
             return
         shapes = {n: t.shape for n, t in (self._sums or items[0][0]).items()}
-        for state, weight in items:  # all of them first: a refused state must leave no trace in the sums
+        for state, weight in items:  # check all before adding any, so that a refused state does not change the sums
             _check(state, weight, shapes)
         if not self._sums:
             self._start(items[0][0])
         with torch.no_grad():
-            for names, sums, converted in self._blocks:
+            for names, flat, sums, converted in self._blocks:
                 for state, weight in items:
                     torch._foreach_copy_(converted, [state[name] for name in names])
                     torch._foreach_add_(sums, converted, alpha=weight)
+                if not math.isfinite(flat.dot(flat).item()) and not torch.isfinite(flat).all():
+                    self.total = math.nan
+                    raise ValueError(self._not_finite(items))
         for _, weight in items:
             self.total += weight
+        self._count += len(items)
 
     def _start(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Zero sums, and the blocks with the fp64 room that all of them share."""
-        self._sums = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in state.items()}
+        """Allocate zero sums, and one fp64 buffer for the converted tensors of all blocks."""
         names: list[list[str]] = [[]]
         filled, largest = 0, 0
         for name, tensor in state.items():
@@ -83,35 +89,63 @@ class WeightedMean:
             names[-1].append(name)
             filled += tensor.numel()
             largest = max(largest, filled)
-        room = torch.empty(largest, dtype=torch.float64)
+        buffer = torch.empty(largest, dtype=torch.float64)
         for block in filter(None, names):
-            sums = [self._sums[name] for name in block]
-            sizes = [s.numel() for s in sums]
-            parts = torch.split_with_sizes(room[: sum(sizes)], sizes)
-            converted = [part.view(s.shape) for part, s in zip(parts, sums, strict=True)]
-            self._blocks.append((block, sums, converted))
+            flat = torch.zeros(sum(state[name].numel() for name in block), dtype=torch.float64)
+            sums = _split(flat, [state[name].shape for name in block])
+            converted = _split(buffer[: flat.numel()], [s.shape for s in sums])
+            self._blocks.append((block, flat, sums, converted))
+            self._sums.update(zip(block, sums, strict=True))
+        self._sums = {name: self._sums[name] for name in state}
+
+    def _not_finite(self, items: Sequence[tuple[Mapping[str, torch.Tensor], float]]) -> str:
+        """Which of the states just added has a value that is not finite, and where."""
+        for index, (state, _) in enumerate(items, start=self._count):
+            if names := _not_finite_names(state):
+                return f"item {index}: expected finite values, got NaN or infinity in {names}; leave it out"
+        return (
+            "expected a finite running mean, got NaN or infinity: the sums overflow, or an earlier state was refused; "
+            "start a new WeightedMean"
+        )
 
     def value(self) -> LoraState:
         """The mean so far, in fp64.
 
         Raises:
-            ValueError: if nothing was added.
+            ValueError: if no state was added.
         """
-        if self.total == 0:
-            raise ValueError("no states to average: got none, wanted at least one with a positive weight")
+        if not self.total > 0:
+            raise ValueError("states to average: expected at least one with a positive weight, got none")
         return {name: total / self.total for name, total in self._sums.items()}
+
+
+def _split(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    parts = torch.split_with_sizes(flat, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _not_finite_names(state: Mapping[str, torch.Tensor]) -> str:
+    """The first names of tensors with NaN or infinity; empty if all are finite."""
+    names = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _check(state: Mapping[str, torch.Tensor], weight: float, shapes: Mapping[str, torch.Size]) -> None:
     """Refuse a weight or a state that cannot be added to sums of these names and shapes."""
     if not (weight > 0 and math.isfinite(weight)):
-        raise ValueError(f"weight: got {weight}, wanted a positive finite number")
+        raise ValueError(f"weight: expected a positive finite number, got {weight}")
     if shapes.keys() != state.keys():
-        odd = sorted(shapes.keys() ^ state.keys())[0]
-        raise ValueError(f"{odd} is not in every state; wanted equal names")
+        name = sorted(shapes.keys() ^ state.keys())[0]
+        raise ValueError(f"{name}: expected equal names in all states, got states with and without it")
     for name, tensor in state.items():
         if tensor.shape != shapes[name]:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, wanted {tuple(shapes[name])}")
+            raise ValueError(f"{name}: expected shape {tuple(shapes[name])}, got {tuple(tensor.shape)}")
+
+
+def residual_step(theta: torch.Tensor, residual: torch.Tensor, momentum: float) -> torch.Tensor:
+    """The step of FLoRA and of plain SGD on the server, for one tensor: ``θ + momentum Δ``."""
+    return theta + momentum * residual
 
 
 def apply_step(
@@ -120,25 +154,40 @@ def apply_step(
     momentum: float = 0.1,
     use_residual: bool = True,
 ) -> LoraState:
-    """Move from the previous state towards the clients' mean: ``θ + momentum (mean − θ)``, in fp64, cast to fp32.
+    """Step from the previous state towards the clients' mean: ``θ + momentum (mean − θ)``, in fp64, cast to fp32.
 
     Equal to ``θ + momentum Σ w_c (θ_c − θ)``, since the weights sum to one. Without a previous state or with
     ``use_residual=False`` the mean itself.
+
+    Raises:
+        ValueError: if momentum is not in (0, 1], names or shapes differ, or a value is NaN or infinite in fp32.
     """
     if previous_global is None or not use_residual:
-        return {name: tensor.to(torch.float32) for name, tensor in mean.items()}
+        state = {name: tensor.to(torch.float32) for name, tensor in mean.items()}
+        if names := _not_finite_names(state):
+            raise ValueError(f"mean: expected values within fp32, got NaN or infinity in {names}")
+        return state
     if not 0 < momentum <= 1:
-        raise ValueError(f"momentum: got {momentum}, wanted a number in (0, 1]")
+        raise ValueError(f"momentum: expected a number in (0, 1], got {momentum}")
     if mean.keys() != previous_global.keys():
-        odd = sorted(mean.keys() ^ previous_global.keys())[0]
-        raise ValueError(f"{odd} is not in both the clients' states and previous_global; wanted equal names")
+        name = sorted(mean.keys() ^ previous_global.keys())[0]
+        where = "the clients' states" if name in mean else "previous_global"
+        raise ValueError(
+            f"{name}: expected equal names in previous_global and the clients' states, got it in {where} only"
+        )
     new: LoraState = {}
     for name, target in mean.items():
         if previous_global[name].shape != target.shape:
-            got, wanted = tuple(previous_global[name].shape), tuple(target.shape)
-            raise ValueError(f"{name}: previous_global has shape {got}, the clients' states have {wanted}")
+            previous_shape, shape = tuple(previous_global[name].shape), tuple(target.shape)
+            raise ValueError(
+                f"{name}: expected shape {shape} in previous_global as in the clients, got {previous_shape}"
+            )
         start = previous_global[name].detach().to("cpu", torch.float64)
-        new[name] = (start + momentum * (target.double() - start)).to(torch.float32)
+        new[name] = residual_step(start, target.double() - start, momentum).to(torch.float32)
+    if names := _not_finite_names(new):
+        raise ValueError(
+            f"previous_global: expected finite values and a step within fp32, got NaN or infinity in {names}"
+        )
     return new
 
 
@@ -151,17 +200,18 @@ def flora_weighted_aggregate(
     """Aggregate client states into the next department state: ``θ' = θ + momentum Σ w_c (θ_c − θ)``.
 
     Args:
-        items: (state, weight) pairs; weights are normalised to w_c = weight / Σ weights. A generator is taken one pair
-            at a time, a list as a whole, which is faster.
+        items: (state, weight) pairs; weights are normalized to w_c = weight / Σ weights. A generator is consumed one
+            pair at a time, so only one state need be in memory; a list is processed as a whole, which is faster.
         previous_global: θ, the department's state before; None gives the weighted mean.
-        momentum: the step on the mean residual, in (0, 1].
+        momentum: step size on the mean residual, in (0, 1].
         use_residual: False gives the plain weighted mean.
 
     Returns:
         The new state, fp32 on the CPU, names as in the items.
 
     Raises:
-        ValueError: no items, a weight that is not positive, or states that differ in names or shapes.
+        ValueError: no items, a weight that is not positive, states that differ in names or shapes, or a value that is
+            NaN or infinite.
 
     Example:
         >>> start = {"lora_A": torch.tensor([0.0])}

@@ -130,34 +130,34 @@ def test_only_the_shared_factor_comes_back():
 
 
 def test_no_clients_are_refused():
-    with pytest.raises(ValueError, match="no states to average: got none, wanted at least one"):
+    with pytest.raises(ValueError, match="expected at least one with a positive weight, got none"):
         flora_weighted_aggregate([], one(0.0))
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
 def test_a_weight_that_is_not_positive_is_refused(weight):
-    with pytest.raises(ValueError, match=f"weight: got {weight}, wanted a positive finite number"):
+    with pytest.raises(ValueError, match=f"weight: expected a positive finite number, got {weight}"):
         flora_weighted_aggregate([(one(1.0), weight)])
 
 
 @pytest.mark.parametrize("momentum", [0, -0.1, 1.1, math.nan])
 def test_a_momentum_out_of_range_is_refused(momentum):
-    with pytest.raises(ValueError, match=rf"momentum: got {momentum}, wanted a number in \(0, 1\]"):
+    with pytest.raises(ValueError, match=rf"momentum: expected a number in \(0, 1\], got {momentum}"):
         flora_weighted_aggregate([(one(1.0), 1)], one(0.0), momentum=momentum)
 
 
 def test_clients_of_other_names_are_refused():
-    with pytest.raises(ValueError, match=r"q\.lora_B\.weight is not in every state; wanted equal names"):
+    with pytest.raises(ValueError, match=r"q\.lora_B\.weight: expected equal names in all states"):
         flora_weighted_aggregate([(one(1.0), 1), ({A: torch.ones(1), B: torch.ones(1)}, 1)])
 
 
 def test_clients_of_other_shapes_are_refused_even_where_they_would_broadcast():
-    with pytest.raises(ValueError, match=r"lora_A\.weight: got shape \(1,\), wanted \(3,\)"):
+    with pytest.raises(ValueError, match=r"lora_A\.weight: expected shape \(3,\), got \(1,\)"):
         flora_weighted_aggregate([({A: torch.ones(3)}, 1), ({A: torch.ones(1)}, 1)])
 
 
 def test_a_previous_state_of_other_names_is_refused():
-    with pytest.raises(ValueError, match=r"q\.lora_B\.weight is not in both"):
+    with pytest.raises(ValueError, match=r"q\.lora_B\.weight: .* got it in previous_global only"):
         flora_weighted_aggregate([(one(1.0), 1)], {A: torch.ones(1), B: torch.ones(1)})
 
 
@@ -169,7 +169,7 @@ def test_a_previous_state_of_another_shape_is_refused():
 def test_a_refused_state_leaves_the_running_mean_as_it_was():
     mean = WeightedMean()
     mean.add({A: torch.tensor([1.0]), B: torch.tensor([1.0])}, 1)
-    with pytest.raises(ValueError, match="got shape"):
+    with pytest.raises(ValueError, match="expected shape"):
         mean.add({A: torch.tensor([100.0]), B: torch.tensor([1.0, 2.0])}, 1)
     assert mean.value()[A].item() == 1.0
 
@@ -252,7 +252,7 @@ def test_states_may_be_transposed_and_require_gradients():
 
 def test_a_refused_state_among_several_leaves_nothing_of_them():
     mean = WeightedMean()
-    with pytest.raises(ValueError, match="got shape"):
+    with pytest.raises(ValueError, match="expected shape"):
         mean.add_all([({A: torch.ones(3)}, 1), ({A: torch.ones(1)}, 1)])
     mean.add(one(5.0), 2)  # not even the shape of the first
     assert mean.value()[A].item() == 5.0
@@ -260,3 +260,67 @@ def test_a_refused_state_among_several_leaves_nothing_of_them():
 
 def test_states_without_tensors_have_a_mean_without_tensors():
     assert flora_weighted_aggregate([({}, 1), ({}, 2)]) == {}
+
+
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("as_generator", [True, False])
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_an_item_that_is_not_finite_is_refused_with_its_number_and_tensors(value, as_generator):
+    items = [(state, 1 + i) for i, state in enumerate(random_states(4))]
+    items[2][0][B][3, 1] = value
+    with pytest.raises(ValueError, match=r"item 2: expected finite values, got NaN or infinity in q\.lora_B\.weight"):
+        flora_weighted_aggregate((item for item in items) if as_generator else items, random_states(1)[0])
+
+
+def test_of_many_tensors_that_are_not_finite_the_first_three_are_named():
+    state = {f"t{i}": torch.tensor([math.nan if i else 0.0]) for i in range(6)}
+    with pytest.raises(ValueError, match=r"item 0: .* in t1, t2, t3 and 2 more"):
+        flora_weighted_aggregate([(state, 1)])
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_previous_state_that_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match=r"previous_global: expected finite values .* in q\.lora_A\.weight"):
+        flora_weighted_aggregate([(one(1.0), 1)], one(value))
+
+
+def test_opposite_infinities_and_values_beyond_fp32_are_refused():
+    with pytest.raises(ValueError, match="item 1"):
+        flora_weighted_aggregate([(one(1.0), 1), (one(math.inf), 1), (one(-math.inf), 1)])
+    with pytest.raises(ValueError, match="mean: expected values within fp32"):
+        flora_weighted_aggregate([({A: torch.tensor([1e300], dtype=torch.float64)}, 1)])
+
+
+def test_large_values_whose_sum_overflows_are_still_finite():
+    state = {A: torch.full((4,), 1e308, dtype=torch.float64)}
+    mean = WeightedMean()
+    mean.add(state, 1)
+    assert mean.value()[A].tolist() == [1e308] * 4
+
+
+def test_after_a_refused_value_the_running_mean_cannot_be_read():
+    mean = WeightedMean()
+    mean.add(one(1.0), 1)
+    with pytest.raises(ValueError, match="item 1"):
+        mean.add(one(math.nan), 1)
+    with pytest.raises(ValueError, match="got none"):
+        mean.value()
+    with pytest.raises(ValueError, match="start a new WeightedMean"):
+        mean.add(one(1.0), 1)
+
+
+@pytest.mark.parametrize("as_generator", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.3, 1.0])
+def test_the_bits_are_those_of_the_formula_written_out(momentum, as_generator):
+    start, *states = odd_states(6)
+    weights = [3, 1, 4.5, 0.1, 7 / 3]
+    items = list(zip(states, weights, strict=True))
+    new = flora_weighted_aggregate((item for item in items) if as_generator else items, start, momentum)
+    for name, theta in start.items():
+        total = torch.zeros(theta.shape, dtype=torch.float64)
+        for state, weight in items:
+            total.add_(state[name].double(), alpha=weight)
+        mean = total / (((((0.0 + 3) + 1) + 4.5) + 0.1) + 7 / 3)
+        assert torch.equal(new[name], (theta.double() + momentum * (mean - theta.double())).to(torch.float32))
