@@ -1,4 +1,4 @@
-"""``certs``: certificates and keys for a trial run, and what to hand to whom."""
+"""``certs``: make certificates and keys for a trial run, and print who needs which."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from fl_lightning.errors import InputError
-from fl_lightning.network.tls import DEFAULT_HOSTS, add_site, make_certificates, public_keys, sites_of
+from fl_lightning.network.tls import DEFAULT_HOSTS, add_site, list_sites, make_certificates, public_keys
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"certs: {message}; fl-lightning certs --help lists what is wanted")
+        raise InputError(f"certs: {message}; fl-lightning certs --help lists the options")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,8 +21,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fl-lightning certs", allow_abbrev=False, description="Make keys for a network run.")
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--sites", nargs="+", metavar="DEPARTMENT/CLIENT", help="sites that get a key")
-    whose.add_argument("--config", type=Path, help="YAML file of a run: all clients that it finds in its data folder")
-    whose.add_argument("--add", nargs="+", metavar="DEPARTMENT/CLIENT", help="sites that come to those of --out")
+    whose.add_argument("--config", type=Path, help="YAML file of a run; all clients in its data folder get a key")
+    whose.add_argument("--add", nargs="+", metavar="DEPARTMENT/CLIENT", help="further sites, for the folder of --out")
     parser.add_argument("--out", type=Path, default=Path("certs"), help="folder, new unless with --add; default certs")
     parser.add_argument("--hosts", nargs="+", help="names and IP addresses of the server; default localhost 127.0.0.1")
     parser.add_argument("--days", type=int, help="how long the certificates hold; default 365")
@@ -38,7 +38,9 @@ def run(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(argv)
     if given.add:
         if given.hosts or given.days is not None:
-            raise InputError("certs: got --hosts or --days with --add, wanted neither: a site's key has no such thing")
+            raise InputError(
+                "certs: expected --add without --hosts and --days, got one of them: a site's key has neither"
+            )
         for site in given.add:
             add_site(given.out, site)
         _show(given.out, given.add)
@@ -48,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         from fl_lightning.config.parsing import parse_config
 
         data = parse_config(["--config", str(given.config)]).data
-        sites = sites_of(data.root, data.clients_per_dept)
+        sites = list_sites(data.root, data.clients_per_dept)
     days = 365 if given.days is None else given.days
     _show(given.out, make_certificates(given.out, sites, given.hosts or DEFAULT_HOSTS, days))
     return 0
@@ -68,4 +70,4 @@ def _show(folder: Path, sites: Sequence[str]) -> None:
         table.add_row(site, f"ca.pem, sites/{site}/site.key", "everybody else, the server too: site.key")
     table.add_row("nobody", "authority/ca.key", "every machine on the network; it makes certificates that sites trust")
     Console().print(table)
-    print("Each in the same places under a folder of its own (network.certificates), by a channel that you trust.")
+    print("Copy each over a channel that you trust, with the same folders, into a separate one (network.certificates).")

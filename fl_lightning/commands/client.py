@@ -9,17 +9,17 @@ from fl_lightning.errors import InputError
 
 
 def run(argv: list[str]) -> int:
-    """Attend."""
+    """Run the command."""
     if "--help" in argv or "-h" in argv:
         print("fl-lightning client --department D --client C [OPTIONS]\n")
-    given = ["client", *argv]
+    command = ["client", *argv]
     department, argv = take_option(argv, "--department")
     name, argv = take_option(argv, "--client")
     config = parse_config(argv, "fl_lightning client")
     if department is None or name is None:
         missing = "--department" if department is None else "--client"
-        raise InputError(f"client: no {missing}, wanted --department and --client, such as hr and client_0")
-    with launch.started(config.fabric.devices, given):
+        raise InputError(f"client: expected --department and --client, such as hr and client_0, got no {missing}")
+    with launch.started(config.fabric.devices, command):
         quiet()
         from fl_lightning.network.site import run as client
 

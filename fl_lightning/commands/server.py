@@ -7,7 +7,7 @@ from fl_lightning.console import hush, quiet
 
 
 def run(argv: list[str]) -> int:
-    """Serve."""
+    """Run the command."""
     config, folder = config_and_folder(argv, "server")
     quiet()
     from fl_lightning.network.coordinator import run as server

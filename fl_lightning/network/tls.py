@@ -1,13 +1,19 @@
-"""A certificate authority for trial use: what the server shows, and the keys by which it knows its sites.
+"""A certificate authority for trial use: a certificate for the server, and a key for each site.
 
-    certs/ca.pem                             for everybody: whom to trust
-    certs/authority/ca.key                   signs more certificates; belongs on no server
-    certs/server/server.pem, server.key      the server's
-    certs/sites/hr/client_0/site.key         that site's alone
-    certs/sites/hr/client_0/site.pub         for the server, which lets in the keys it has
+===================================  ================  =======================================
+file                                 who needs it      purpose
+===================================  ================  =======================================
+``ca.pem``                           server and sites  the authority's certificate
+``authority/ca.key``                 nobody on line    signs certificates
+``server/server.pem``                the server        its certificate
+``server/server.key``                the server        the key of that
+``sites/hr/client_0/site.key``       this site         signs its messages
+``sites/hr/client_0/site.pub``       the server        checks them
+===================================  ================  =======================================
 
-The server proves by TLS that it holds a certificate of the authority; a site signs what it sends with its key, of which
-the server has the public half, as OpenSSH writes it. Every file is 0600 in folders of 0700; none is ever overwritten.
+The server proves by TLS that it has a certificate of the authority. A site signs its messages with its key, and the
+server lets in the sites whose public keys it has, in the format of OpenSSH. Every file is 0600 in folders of 0700; none
+is ever overwritten.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ _HOST = re.compile(
 
 
 class ServerFiles(NamedTuple):
-    """What the server needs: the authority's certificate, its own, and its key."""
+    """The server's files: the authority's certificate, the server's, and its key."""
 
     ca: Path
     certificate: Path
@@ -46,7 +52,7 @@ class ServerFiles(NamedTuple):
 
 
 class SiteFiles(NamedTuple):
-    """What a site needs: the authority's certificate, and its own key."""
+    """A site's files: the authority's certificate, and the site's key."""
 
     ca: Path
     key: Path
@@ -55,39 +61,39 @@ class SiteFiles(NamedTuple):
 def make_certificates(
     folder: Path, sites: Iterable[str], hosts: Sequence[str] = DEFAULT_HOSTS, days: int = 365
 ) -> list[str]:
-    """Make an authority, a server's certificate and a key for every site; the folder appears whole or not at all.
+    """Make an authority, a server's certificate and a key for every site; the folder appears complete or not at all.
 
     Args:
-        folder: which must not exist yet.
+        folder: new.
         sites: client ids.
-        hosts: names and addresses by which sites call the server.
-        days: how long both certificates hold.
+        hosts: names and addresses under which sites reach the server.
+        days: validity of both certificates.
 
     Returns:
         The client ids, in natural order.
 
     Raises:
-        InputError: if the folder is there, or a name, a host or the days are not as wanted.
+        InputError: if the folder exists, or a name, a host or the days are invalid.
     """
     x509 = _cryptography().x509
     if os.path.lexists(folder):
-        raise InputError(f"{folder}: it is there already, and nothing is overwritten; wanted another --out, or --add")
+        raise InputError(f"{folder}: expected a new folder, got one that exists; use another --out, or --add")
     if not 1 <= days <= 3650:
-        raise InputError(f"--days: got {days}, wanted 1 to 3650")
+        raise InputError(f"--days: expected 1 to 3650, got {days}")
     if not hosts:
-        raise InputError("--hosts: got none, wanted at least one name or address of the server")
+        raise InputError("--hosts: expected at least one name or address of the server, got none")
     names = [_host(x509, host) for host in hosts]
-    clients = sorted({_checked(site) for site in sites}, key=natural_key)
+    clients = sorted({_check_client_id(site) for site in sites}, key=natural_key)
     if not clients:
-        raise InputError("--sites: got none, wanted at least one such as hr/client_0")
+        raise InputError("--sites: expected at least one, such as hr/client_0, got none")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder, secret=True) as temporary:
-        authority, own = _new_key(), _new_key()
-        ca = _certificate(authority, authority, None, [], days)
+        ca_key, server_key = _new_key(), _new_key()
+        ca = _certificate(ca_key, ca_key, None, [], days)
         write_secret(temporary / "ca.pem", _pem(ca))
-        write_secret(temporary / "authority" / "ca.key", _private(authority, "PKCS8"))
-        write_secret(temporary / "server" / "server.pem", _pem(_certificate(own, authority, ca, names, days)))
-        write_secret(temporary / "server" / "server.key", _private(own, "PKCS8"))
+        write_secret(temporary / "authority" / "ca.key", _private_pem(ca_key, "PKCS8"))
+        write_secret(temporary / "server" / "server.pem", _pem(_certificate(server_key, ca_key, ca, names, days)))
+        write_secret(temporary / "server" / "server.key", _private_pem(server_key, "PKCS8"))
         for client_id in clients:
             _write_site(temporary / "sites" / client_id)
         os.rename(temporary, folder)
@@ -96,24 +102,24 @@ def make_certificates(
 
 
 def add_site(folder: Path, client_id: str) -> None:
-    """Make one more site's key.
+    """Make a key for one more site.
 
     Raises:
-        InputError: if there is no such folder, the site has a key already, or its name is not as wanted.
+        InputError: if the folder does not exist, the site has a key, or its name is invalid.
     """
-    place = folder / "sites" / _checked(client_id)
+    site_folder = folder / "sites" / _check_client_id(client_id)
     if not (folder / "ca.pem").is_file():
-        raise InputError(f"{folder}: no ca.pem there; wanted a folder made by fl-lightning certs")
-    if os.path.lexists(place):
-        raise InputError(f"{place}: {client_id} has a key already, and nothing is overwritten; remove it by hand first")
-    with temporary_folder(place, secret=True) as temporary:
+        raise InputError(f"{folder}: expected a folder made by fl-lightning certs, got no ca.pem")
+    if os.path.lexists(site_folder):
+        raise InputError(f"{site_folder}: expected no key of {client_id}, got one; remove it by hand first")
+    with temporary_folder(site_folder, secret=True) as temporary:
         _write_site(temporary)
-        os.rename(temporary, place)
-        sync_folder(place.parent)
+        os.rename(temporary, site_folder)
+        sync_folder(site_folder.parent)
 
 
-def sites_of(root: str, clients_per_dept: int | None) -> list[str]:
-    """Client ids of a data folder, as a run finds them."""
+def list_sites(root: str, clients_per_dept: int | None) -> list[str]:
+    """Client ids of a data folder, in the order of a run."""
     return [client.client_id for clients in find_clients(root, clients_per_dept).values() for client in clients]
 
 
@@ -121,22 +127,22 @@ def server_files(folder: Path) -> ServerFiles:
     """The server's files.
 
     Raises:
-        InputError: if one is not there, or others may read the key.
+        InputError: if one is missing, or other users may read the key.
     """
-    found = ServerFiles(folder / "ca.pem", folder / "server" / "server.pem", folder / "server" / "server.key")
-    _check_there(found)
-    return found
+    files = ServerFiles(folder / "ca.pem", folder / "server" / "server.pem", folder / "server" / "server.key")
+    _check_files(files)
+    return files
 
 
 def site_files(folder: Path, client_id: str) -> SiteFiles:
     """A site's files.
 
     Raises:
-        InputError: if one is not there, or others may read the key.
+        InputError: if one is missing, or other users may read the key.
     """
-    found = SiteFiles(folder / "ca.pem", folder / "sites" / _checked(client_id) / "site.key")
-    _check_there(found)
-    return found
+    files = SiteFiles(folder / "ca.pem", folder / "sites" / _check_client_id(client_id) / "site.key")
+    _check_files(files)
+    return files
 
 
 def public_keys(folder: Path) -> dict[str, Path]:
@@ -145,30 +151,34 @@ def public_keys(folder: Path) -> dict[str, Path]:
     Raises:
         InputError: if there is none.
     """
-    places = [path for path in (folder / "sites").glob("*/*/site.pub") if ".tmp" not in path.parent.name]
-    found = {_checked("/".join(path.parts[-3:-1])): path for path in places}
-    if not found:
-        raise InputError(f"{folder}: no sites/*/*/site.pub there; wanted a folder made by fl-lightning certs")
-    return {client_id: found[client_id] for client_id in sorted(found, key=natural_key)}
+    paths = [path for path in (folder / "sites").glob("*/*/site.pub") if ".tmp" not in path.parent.name]
+    keys = {_check_client_id("/".join(path.parts[-3:-1])): path for path in paths}
+    if not keys:
+        raise InputError(f"{folder}: expected a folder made by fl-lightning certs, got no sites/*/*/site.pub")
+    return {client_id: keys[client_id] for client_id in sorted(keys, key=natural_key)}
 
 
-def _checked(client_id: str) -> str:
+def _check_client_id(client_id: str) -> str:
     department, slash, client = client_id.partition("/")
     if not slash:
-        raise InputError(f"site {client_id!r}: wanted department/client, such as hr/client_0")
+        raise InputError(f"site: expected department/client, such as hr/client_0, got {client_id!r}")
     return f"{check_name(department, 'department')}/{check_name(client, 'client')}"
 
 
-def _check_there(files: Sequence[Path]) -> None:
+def _check_files(files: Sequence[Path]) -> None:
     for path in files:
         if not path.is_file():
-            raise InputError(f"{path}: no file there; fl-lightning certs makes it (network.certificates)")
+            raise InputError(f"{path}: expected a file made by fl-lightning certs (network.certificates), got none")
         if path.suffix == ".key":
             check_secret(path)
 
 
 def _cryptography() -> Any:
-    """The library, or how to get it; slow to import, so only where it is needed."""
+    """The library, imported only here because that is slow.
+
+    Raises:
+        InputError: if it is not installed.
+    """
     try:
         import cryptography.x509
     except ImportError as error:
@@ -177,12 +187,12 @@ def _cryptography() -> Any:
 
 
 def _host(x509: Any, host: str) -> Any:
-    """A host as it stands in a certificate."""
+    """A host in the form for a certificate."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         if not _HOST.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
-            raise InputError(f"--hosts: got {host!r}, wanted host names or IP addresses, without a port") from None
+            raise InputError(f"--hosts: expected host names or IP addresses, without a port, got {host!r}") from None
         return x509.DNSName(host)
 
 
@@ -193,7 +203,7 @@ def _new_key() -> Any:
 
 
 def _certificate(key: Any, signer: Any, issuer: Any, hosts: Sequence[Any], days: int) -> Any:
-    """A certificate of a server with these hosts; of the authority itself, signed by its own key, without an issuer."""
+    """A certificate for a server with these hosts; without an issuer, the authority's own, signed by its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -239,17 +249,18 @@ def _pem(certificate: Any) -> bytes:
     return pem
 
 
-def _private(key: Any, form: str) -> bytes:
+def _private_pem(key: Any, form: str) -> bytes:
     from cryptography.hazmat.primitives import serialization as s
 
-    written: bytes = key.private_bytes(s.Encoding.PEM, getattr(s.PrivateFormat, form), s.NoEncryption())
-    return written
+    pem: bytes = key.private_bytes(s.Encoding.PEM, getattr(s.PrivateFormat, form), s.NoEncryption())
+    return pem
 
 
-def _write_site(place: Path) -> None:
-    """A key pair as Flower's commands read it: OpenSSH's formats, a NIST curve."""
+def _write_site(site_folder: Path) -> None:
+    """A key pair that Flower's commands can read: OpenSSH's formats, a NIST curve."""
     from cryptography.hazmat.primitives import serialization as s
 
     key = _new_key()
-    write_secret(place / "site.key", _private(key, "OpenSSH"))
-    write_secret(place / "site.pub", key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH) + b"\n")
+    public = key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
+    write_secret(site_folder / "site.key", _private_pem(key, "OpenSSH"))
+    write_secret(site_folder / "site.pub", public + b"\n")

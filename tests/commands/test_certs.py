@@ -40,8 +40,8 @@ def test_a_config_means_the_clients_of_its_data(tmp_path):
         (["--sites", "hr/a", "--add", "hr/b"], "not allowed with"),
         (["--sites", "hr/a", "--dayz", "3"], "unrecognized arguments"),
         (["--sites", "hr/a", "--days", "many"], "invalid int"),
-        (["--sites", "hr"], "wanted department/client"),
-        (["--add", "hr/a", "--days", "3"], "with --add, wanted neither"),
+        (["--sites", "hr"], "expected department/client"),
+        (["--add", "hr/a", "--days", "3"], "expected --add without"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -1,17 +1,16 @@
-"""What the tests of a run between machines share: Flower's processes on the loopback interface, started and ended."""
+"""Fixtures of the tests of a run between machines: commands as processes on the loopback interface."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 
@@ -19,101 +18,96 @@ HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 def pytest_collection_modifyitems(items):
     skip = pytest.mark.skip(reason="flwr is not installed: pip install 'fl_lightning[flower]'")
     for item in items:
-        if "network" in item.keywords and item.get_closest_marker("network") and not HAS_FLOWER:
+        if item.get_closest_marker("network") and not HAS_FLOWER:
             item.add_marker(skip)
 
 
-def of_this_test(folder):
-    """Ids of living processes whose environment says that a test started them for this folder, or their children."""
-    wanted, found = f"FL_TEST_FOLDER={folder}".encode(), []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (place / "environ").read_bytes().split(b"\0") and "Z" not in (place / "stat").read_text()[:64]:
-                found.append(int(place.name))
-        except OSError:
-            continue
-    return found
+@pytest.fixture(scope="session")
+def fork_server():
+    """Processes of fl_lightning without the seconds of its imports."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 class Machines:
-    """Commands of a run between machines, each a process with a log of its own under a folder."""
+    """Commands of a run between machines, each a process with its log in a folder."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, fork_server):
         from fl_lightning.network.flower.subprocesses import free_port
 
-        self.folder, self.port = folder, free_port()
-        self.processes = {}
-
-    def start(self, name, *command):
-        environment = {**os.environ, "FL_TEST_FOLDER": str(self.folder), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        return self.processes[name]
+        self.folder, self.port, self._fork_server = folder, free_port(), fork_server
+        self.pids = {}
 
     def server(self, *arguments):
-        return self.start("server", "-m", "fl_lightning", *self.of_server(*arguments))
+        self._start("server", ["server", *self._options("out"), *arguments])
 
-    def site(self, client_id, *arguments):
-        return self.start(client_id.replace("/", "."), "-m", "fl_lightning", *self.of_site(client_id, *arguments))
-
-    def together(self, server=(), sites=()):
-        """Server and sites at once, forked from one process; its log ends with {log file: exit code}."""
-        commands = [["server.log", *self.of_server(*server)]]
-        commands += [[f"{c.replace('/', '.')}.log", *self.of_site(c)] for c in sites]
-        return self.start("together", str(Path(__file__).with_name("preloaded.py")), json.dumps(commands))
-
-    def of_server(self, *arguments):
-        return ["server", "--config", "run.yaml", f"--network.port={self.port}", "--output=out", *arguments]
-
-    def of_site(self, client_id, *arguments):
+    def site(self, client_id):
         department, client = client_id.split("/")
-        known = ["client", "--config", "run.yaml", f"--network.port={self.port}", "--output=of_sites"]
-        return [*known, "--department", department, "--client", client, *arguments]
+        whose = ["--department", department, "--client", client]
+        self._start(client_id, ["client", *self._options("of_sites"), *whose])
+
+    def _options(self, output):
+        return ["--config", "run.yaml", f"--network.port={self.port}", f"--output={output}"]
+
+    def _start(self, name, arguments):
+        self.pids[name] = self._fork_server.start(self.folder, self._log_path(name), arguments)
+
+    def _log_path(self, name):
+        return self.folder / f"{name.replace('/', '.')}.log"
 
     def log(self, name):
-        path = self.folder / f"{name.replace('/', '.')}.log"
+        path = self._log_path(name)
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, name, text, timeout=90.0, count=1):
+    def wait_for(self, name, text, timeout=240.0, count=1):
+        """Wait until a process has logged a text."""
         end = time.monotonic() + timeout
         while self.log(name).count(text) < count:
             assert time.monotonic() < end, f"{name}: no {text!r} in {timeout:.0f} s: {self.log(name)[-3000:]}"
+            assert self._fork_server.wait(self.pids[name]) is None, f"{name} ended: {self.log(name)[-3000:]}"
             time.sleep(0.1)
 
+    def wait(self, name, timeout):
+        """The exit code of a process."""
+        return self._fork_server.wait(self.pids[name], timeout)
+
     def kill(self, name):
-        """As the kernel does when memory is short: no goodbye."""
-        process = self.processes.pop(name.replace("/", "."))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        """As the kernel does when memory is short: without a chance to clean up."""
+        pid = self.pids.pop(name)
+        os.kill(pid, signal.SIGKILL)
+        assert self._fork_server.wait(pid, 10) == -signal.SIGKILL
+
+    def left_over(self, timeout=30.0):
+        """{id: command line} of the processes of Flower's that are still there."""
+        end = time.monotonic() + timeout
+        while (pids := self._flower_pids()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in pids}
+
+    def _flower_pids(self):
+        mark, pids = f"FL_TEST_FOLDER={self.folder}".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_zombie = "Z" in (process / "stat").read_text()[:64]
+                if not is_zombie and mark in (process / "environ").read_bytes().split(b"\0"):
+                    pids.append(int(process.name))
+        return pids
 
     def close(self):
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def left_over(self, timeout=15.0):
-        end = time.monotonic() + timeout
-        while (found := of_this_test(self.folder)) and time.monotonic() < end:
-            time.sleep(0.2)
-        return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in found}
+        for number, timeout in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
+            running = [pid for pid in self.pids.values() if self._fork_server.wait(pid) is None]
+            for pid in running:
+                os.kill(pid, number)
+            for pid in running:
+                self._fork_server.wait(pid, timeout)
+        for pid in self._flower_pids():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
-def machines(tmp_path):
-    found = Machines(tmp_path)
-    yield found
-    found.close()
-    for pid in of_this_test(tmp_path):
-        os.kill(pid, signal.SIGKILL)
+def machines(tmp_path, fork_server):
+    machines = Machines(tmp_path, fork_server)
+    yield machines
+    machines.close()

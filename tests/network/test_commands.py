@@ -10,9 +10,9 @@ pytest.importorskip("flwr", reason="flwr is not installed")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["client", "--department", "hr"], 2, "client: no --client, wanted --department and --client"),
-        (["client", "--client", "a"], 2, "client: no --department"),
-        (["client", "--department", "hr", "--client", "a"], 2, "certs makes it"),
+        (["client", "--department", "hr"], 2, "client: expected --department and --client, such as hr and"),
+        (["client", "--client", "a"], 2, "got no --department"),
+        (["client", "--department", "hr", "--client", "a"], 2, "expected a file made by fl-lightning certs"),
         (["server"], 2, "network.certificates"),
         (["server", "--federation.share=central", "--federation.combiner=fedavg", "--num-clusters=1",
           "--no-dept-clustering"], 2, "brings all records to one place"),
