@@ -49,8 +49,9 @@ class ForkServer:
 
 def serve():
     """Answer requests until the standard input is closed."""
-    from fl_lightning import trainer  # noqa: F401  the slow import
     from fl_lightning.cli import main
+    from fl_lightning.network.coordinator import run as _server  # noqa: F401  these are the slow imports
+    from fl_lightning.network.site import run as _client  # noqa: F401
 
     codes = {}
     answers = os.fdopen(os.dup(1), "w")
