@@ -66,10 +66,14 @@ def diagnose(config: RunConfig) -> Diagnosis:
     model: dict[str, Any] = {"name_or_path": name, "load_in_4bit": config.model.load_in_4bit}
     memory: dict[str, Any] | None = None
     try:
-        base = memory_estimate.sizes(config)
+        base = memory_estimate.base_sizes(config)
         model |= asdict(base)
-        estimate = memory_estimate.estimate(
-            config, base, device=device["type"], precision=device["precision"], clients=_clients(config, problems)
+        estimate = memory_estimate.estimate_memory(
+            config,
+            base,
+            device=device["type"],
+            precision=device["precision"],
+            num_clients=_num_clients(config, problems),
         )
         free = memory_estimate.free_memory(device["type"])
         memory = {**estimate.as_json(), "free": free, "fits": None if free is None else estimate.total <= free}
@@ -122,7 +126,7 @@ def _device(config: RunConfig, problems: list[str]) -> dict[str, Any]:
     return {"type": kind, "name": name, "count": count, "precision": precision, "asked": config.fabric.precision}
 
 
-def _clients(config: RunConfig, problems: list[str]) -> int:
+def _num_clients(config: RunConfig, problems: list[str]) -> int:
     """Number of clients of a run; that of one department, as in the config, if the data cannot be found."""
     try:
         return sum(map(len, find_clients(config.data.root, config.data.clients_per_dept).values()))
@@ -131,7 +135,7 @@ def _clients(config: RunConfig, problems: list[str]) -> int:
         return config.data.clients_per_dept
 
 
-def _advice(config: RunConfig, estimate: memory_estimate.Estimate) -> str:
+def _advice(config: RunConfig, estimate: memory_estimate.MemoryEstimate) -> str:
     if estimate.base > estimate.total // 2 and not config.model.load_in_4bit:
         return "set model.load_in_4bit: true, or choose a smaller base"
     if estimate.clients_at_once > 1:
@@ -176,7 +180,7 @@ def _memory_table(result: Diagnosis) -> Table:
         "base": "frozen weights",
         "adapters": f"{needs['clients_at_once']} at once: factors, gradients, AdamW",
         "activations": f"{needs['step_tokens']:,} tokens per step",
-        "head": f"logits of {memory_estimate.ANSWERED:.0%} of them",
+        "head": f"logits of {memory_estimate.RESPONSE_SHARE:.0%} of them",
         "margin": "libraries and allocator",
     }
     for name, use in uses.items():

@@ -26,7 +26,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
 from fl_lightning.training.data_parallel import DataParallelShard
-from fl_lightning.training.memory import MemoryCeiling
+from fl_lightning.training.memory import MemoryLimit
 
 
 class CohortFit:
@@ -49,7 +49,7 @@ class CohortFit:
         forward: Any,
         cohort: LoraCohort,
         training: TrainingConfig,
-        memory: MemoryCeiling,
+        memory: MemoryLimit,
         shard: DataParallelShard | None = None,
     ) -> None:
         self.training = training

@@ -1,4 +1,4 @@
-"""Device and precision: what ``auto`` means on the machine at hand."""
+"""Choose device and precision for this machine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(precision: str, device_type: str) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: `precision` itself, or the fastest safe choice where it is ``auto``.
+    """``fp32``, ``bf16`` or ``fp16``: `precision`, or the fastest safe choice if it is ``auto``.
 
-    On a GPU bf16 where it is native, else fp16 with loss scaling. On a CPU fp32: without AVX512-BF16 or AMX a product
-    in bf16 is 50 to 150 times slower, and with them a run would differ from one machine to the next.
+    ``auto`` is bf16 on a GPU that has it natively, fp16 with loss scaling on other GPUs, and fp32 on a CPU: without
+    AVX512-BF16 or AMX, bf16 products are 50 to 150 times slower there, and with them results would differ between
+    machines.
 
     Raises:
-        InputError: fp16 on a CPU, which has no loss scaling there.
+        InputError: for fp16 on a CPU, where it has no loss scaling.
     """
     if precision == "auto":
         if device_type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return "fp32"
     if precision == "fp16" and device_type != "cuda":
-        raise InputError(f"fabric.precision: got fp16 on {device_type}, wanted fp32 or bf16 there")
+        raise InputError(f"fabric.precision: expected fp32 or bf16 on {device_type}, got fp16")
     return precision
 
 
@@ -36,12 +37,12 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
     """(Fabric, dtype of the base model's weights) for the ``fabric`` block.
 
     Raises:
-        InputError: if the accelerator is not on this machine.
+        InputError: if this machine does not have the accelerator or the devices.
     """
     accelerator = {"cuda": "gpu"}.get(config.accelerator, config.accelerator)
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError(
-            f"fabric.accelerator: got {config.accelerator}, but no CUDA device is here; wanted auto or cpu"
+            f"fabric.accelerator: expected auto or cpu (there is no CUDA device), got {config.accelerator}"
         )
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -52,7 +53,9 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
             accelerator=accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy="ddp" if config.strategy == "fsdp" else config.strategy,  # joins the processes, wraps nothing
+            strategy="ddp"
+            if config.strategy == "fsdp"
+            else config.strategy,  # DDP joins the processes; FSDP's sharding is done elsewhere
             precision=PRECISIONS[precision],
             loggers=loggers or [],
         )
@@ -62,10 +65,10 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
 
 
 def launch_fabric(fabric: Fabric) -> None:
-    """Join the other processes of the run, if there are any; Fabric divides the cores of a CPU between them.
+    """Join the other processes of the run, if any; Fabric divides the cores of a CPU between them.
 
     Raises:
-        InputError: if the processes that were started do not fit the ``fabric`` block.
+        InputError: if the started processes do not match the ``fabric`` block.
     """
     try:
         fabric.launch()

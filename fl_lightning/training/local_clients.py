@@ -28,7 +28,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.training.cohort_fit import CohortFit
 from fl_lightning.training.cohorts import STEP_TOKENS, cohorts_within_budget, fixed_size_cohorts
 from fl_lightning.training.data_parallel import DataParallelShard
-from fl_lightning.training.memory import MemoryCeiling, is_out_of_memory
+from fl_lightning.training.memory import MemoryLimit, is_out_of_memory
 from fl_lightning.training.row_evaluation import EVAL_ADAPTERS, RowEvaluation
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class LocalClients:
             is_placed = True
         forward = fabric.setup_module(module, move_to_device=not is_placed)
         cohort = LoraCohort(module.model)
-        memory = MemoryCeiling(memory_limit_mb, fabric.device)
+        memory = MemoryLimit(memory_limit_mb, fabric.device)
         self._fitting = CohortFit(fabric, module, forward, cohort, training, memory, shard)
         self._evaluation = RowEvaluation(module, forward, cohort, fabric.device)
         if training.gradient_checkpointing:

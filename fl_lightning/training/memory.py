@@ -1,4 +1,4 @@
-"""How much memory this process takes, and a ceiling for it."""
+"""The memory that this process uses, and a limit for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 def resident_mib() -> float:
-    """Resident memory of this process now, in MiB; the peak where the system does not tell the current value."""
+    """Current resident memory of this process in MiB; the peak on systems that do not report the current value."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / MIB
@@ -23,20 +23,20 @@ def resident_mib() -> float:
 
 
 def peak_resident_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """Peak resident memory of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-class MemoryCeiling:
-    """Keeps ``fabric.memory_limit_mb``.
+class MemoryLimit:
+    """Enforces ``fabric.memory_limit_mb``.
 
-    A GPU's allocator keeps to it by itself and raises `torch.OutOfMemoryError`. On a CPU the system's own limit counts
-    addresses, of which torch has far more than memory, so `check` looks at what is resident.
+    On a GPU the allocator enforces the limit and raises `torch.OutOfMemoryError`. On a CPU the operating system limits
+    the address space, of which torch reserves far more than it uses, so `check` compares the resident memory instead.
 
     Args:
         limit_mb: in MiB; None sets no limit.
-        device: that of the fits.
+        device: of the training.
     """
 
     def __init__(self, limit_mb: int | None, device: torch.device) -> None:
@@ -50,20 +50,22 @@ class MemoryCeiling:
         """Check that this process is below its limit.
 
         Raises:
-            MemoryError: if it is not, though what was free has been given back to the system.
+            MemoryError: if it is above, even after free memory was returned to the system.
         """
         if self._limit is None or resident_mib() <= self._limit:
             return
-        give_back()
-        if (taken := resident_mib()) > self._limit:
-            raise MemoryError(f"{taken:,.0f} MiB taken, fabric.memory_limit_mb is {self._limit:,}")
+        release_free_memory()
+        if (used := resident_mib()) > self._limit:
+            raise MemoryError(
+                f"fabric.memory_limit_mb: expected at most {self._limit:,} MiB of resident memory, got {used:,.0f} MiB"
+            )
 
 
-def give_back() -> None:
-    """Give free memory back to the system: glibc keeps what was freed for later."""
+def release_free_memory() -> None:
+    """Return free memory to the system, which glibc would keep for later allocations."""
     gc.collect()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
 
 

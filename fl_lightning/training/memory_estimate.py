@@ -1,17 +1,18 @@
-"""How much memory a run will want, worked out from its config before anything is loaded.
+"""Estimate the memory that a run needs from its config, before anything is loaded.
 
-With T tokens in a step (of a cohort's micro-batches together), L layers, hidden size h, key/value size v, MLP size m,
-vocabulary V, P trained numbers of one adapter, K clients at once, and b bytes of a number in the computation:
+With T tokens in a step (all micro-batches of a cohort), L layers, hidden size h, key/value size v, MLP size m,
+vocabulary V, P trained parameters of one adapter, K clients at once, and b bytes per number in the computation:
 
-    base         bytes of its weights; in 4-bit 0.5 a number and 4 for every 64 numbers of its linear layers
+    base         bytes of its weights; in 4-bit 0.5 per parameter, and 4 for every 64 parameters of its linear layers
     adapters     K · P · 16: factor, gradient and AdamW's two moments, all fp32
-    activations  T · L · b · (2 h + 2 h + 2 v + 3 m + 2 Σ in): two norms; query, output, key, value; gate, its
-                 activation, up; and for each LoRA layer its input after dropout with the mask
-    head         T · ANSWERED · V · (4 + 2 b): logits, their logarithms in fp32 and a gradient
-    margin       what the libraries and the allocator take
+    activations  T · (L · b · (2 h + 2 h + 2 v + 3 m) + b · 2 Σ in): two norms; query, output, key, value; gate, its
+                 activation, up; and for each LoRA layer its input after dropout, with the mask
+    head         T · RESPONSE_SHARE · V · (4 + 2 b): logits, their logarithms in fp32, and a gradient
+    margin       libraries and allocator
 
-The frozen base has no gradients and no moments, and its linear layers keep no inputs; attention keeps no scores. The
-formula of activations is that of Korthikanti et al. 2022 (arXiv 2205.05198) without what a frozen base leaves out.
+The frozen base has no gradients and no moments, its linear layers save no inputs, and attention saves no scores. The
+formula of activations follows Korthikanti et al. 2022 (arXiv 2205.05198), without the terms that a frozen base does not
+have.
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ from fl_lightning import bundled
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
 
-ANSWERED = 0.5
-"""Share of the tokens taken to be responses; ``inspect`` says what it is for given records."""
+RESPONSE_SHARE = 0.5
+"""Assumed share of response tokens; ``inspect`` shows the real one of a data folder."""
 MARGIN = {"cpu": 700 * 2**20, "cuda": 1200 * 2**20}
-"""A process that has loaded the libraries, as measured; CUDA's context with what its allocator cannot give back, as
-estimated."""
-SHORTEST = 16
-"""Tokens of a record where clients are put together by their tokens: at most so many fit into a step."""
+"""Bytes. CPU: a process with the libraries loaded, as measured. CUDA: context and fragmentation, as estimated."""
+MIN_RECORD_TOKENS = 16
+"""Tokens of the shortest records; limits the number of clients whose batches fit into a step."""
 STEP_TOKENS = {"cpu": 1000, "cuda": 16384}
-"""As in `fl_lightning.training.local_clients`; a test holds them together."""
+"""As in `fl_lightning.training.local_clients`; a test checks that they are equal."""
 
 _QWEN = {
     "vocab_size": 151936,
@@ -43,22 +43,27 @@ _QWEN = {
     "num_key_value_heads": 16,
     "tie_word_embeddings": False,
 }
-KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+KNOWN_BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen/Qwen1.5-1.8B": ("qwen2", _QWEN),
     "Qwen/Qwen1.5-1.8B-Chat": ("qwen2", _QWEN),
 }
-"""{Hub id: (architecture, its config.json)} for bases that are not on this machine."""
+"""{Hub id: (architecture, its config.json)} of bases that need not be on this machine."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What counts of a base model.
+class BaseSizes:
+    """Sizes of a base model, on which its memory depends.
 
     Attributes:
-        parameters: all numbers.
-        linear: those that 4-bit quantises.
-        adapter: trained numbers of one adapter.
-        inputs: input sizes of all LoRA layers added up.
+        parameters: number of all parameters.
+        linear: number of those that 4-bit quantizes.
+        adapter: number of trained parameters of one adapter.
+        inputs: sum of the input sizes of all LoRA layers.
+        layers: number of layers.
+        hidden: hidden size.
+        key_value: size of keys (and of values) of a token.
+        mlp: size of the MLP.
+        vocabulary: number of tokens.
     """
 
     parameters: int
@@ -73,8 +78,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Bytes by what they are for, at most; `step_tokens` and `clients_at_once` are what they rest on."""
+class MemoryEstimate:
+    """Upper estimates in bytes by use, and the tokens and clients of a step on which they are based."""
 
     base: int
     adapters: int
@@ -86,30 +91,30 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All bytes together."""
         return self.base + self.adapters + self.activations + self.head + self.margin
 
     def as_json(self) -> dict[str, int]:
-        """Plain values, with the total."""
+        """Plain values, including the total."""
         return {**asdict(self), "total": self.total}
 
 
-def sizes(config: RunConfig) -> Sizes:
+def base_sizes(config: RunConfig) -> BaseSizes:
     """The sizes of a config's base, from its config.json; nothing is downloaded and no weight is read.
 
     Raises:
-        InputError: if the base is not on this machine and not in `KNOWN`, or has no linear layer of the names wanted.
+        InputError: if the base is neither on this machine nor in `KNOWN_BASES`, or has none of the target modules.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    described = _described(config.model.name_or_path, config.model.revision)
+    base_config = _base_config(config.model.name_or_path, config.model.revision)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(described)
-    except Exception as error:  # what an odd config.json makes transformers raise has no end
+            model = AutoModelForCausalLM.from_config(base_config)
+    except Exception as error:  # transformers raises many types of errors for an invalid config.json
         raise InputError(
-            f"model.name_or_path: its config.json makes no model ({str(error)[:200]}); wanted one"
+            f"model.name_or_path: expected a config.json of a causal LM, got one without a model ({str(error)[:200]})"
         ) from error
     linear = adapter = inputs = 0
     targets, rank = set(config.lora.target_modules), config.lora.r
@@ -122,12 +127,12 @@ def sizes(config: RunConfig) -> Sizes:
             adapter += rank * sum(shape)
             inputs += shape[0] if type(module).__name__ == "Conv1D" else shape[1]
     if not adapter:
-        raise InputError(f"lora.target_modules: got {sorted(targets)}, wanted names of linear layers of the base")
-    text = described.get_text_config()
+        raise InputError(f"lora.target_modules: expected names of linear layers of the base, got {sorted(targets)}")
+    text = base_config.get_text_config()
     hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
     head_size = int(getattr(text, "head_dim", None) or hidden // heads)
     mlp = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
-    return Sizes(
+    return BaseSizes(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=linear,
         adapter=adapter,
@@ -140,63 +145,69 @@ def sizes(config: RunConfig) -> Sizes:
     )
 
 
-def _described(name: str, revision: str | None) -> Any:
-    """The base's config, as transformers has it."""
+def _base_config(name: str, revision: str | None) -> Any:
+    """The base model's config of transformers."""
     from transformers import AutoConfig
 
     path = bundled.resolve(name)
-    source, more = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (str(path), {})
-    local = path.exists()
+    is_gguf = path.suffix == ".gguf"
+    source, options = (str(path.parent), {"gguf_file": path.name}) if is_gguf else (str(path), {})
+    is_local = path.exists()
     try:
         return AutoConfig.from_pretrained(
-            source if local else name, local_files_only=True, revision=None if local else revision, **more
+            source if is_local else name,
+            local_files_only=True,
+            revision=None if is_local else revision,
+            **options,
         )
     except Exception as error:  # as above
-        if name in KNOWN:
-            architecture, values = KNOWN[name]
+        if name in KNOWN_BASES:
+            architecture, values = KNOWN_BASES[name]
             return AutoConfig.for_model(architecture, **values)
         raise InputError(
-            f"model.name_or_path: no config.json of {name} on this machine, wanted a local folder, a base in the Hub's "
-            f"cache, or one of {', '.join(KNOWN)}; download it first"
+            f"model.name_or_path: expected a local folder, a base in the Hub's cache, or one of "
+            f"{', '.join(KNOWN_BASES)}, got {name}, whose config.json is not on this machine; download it first"
         ) from error
 
 
-def estimate(config: RunConfig, base: Sizes, *, device: str, precision: str, clients: int) -> Estimate:
-    """The memory that one process of a run will want at most.
+def estimate_memory(
+    config: RunConfig, base: BaseSizes, *, device: str, precision: str, num_clients: int
+) -> MemoryEstimate:
+    """The memory that one process of a run needs at most.
 
     Args:
         config: of the run.
-        base: see `sizes`.
+        base: see `base_sizes`.
         device: cpu or cuda.
         precision: fp32, bf16 or fp16.
-        clients: of all departments together.
+        num_clients: of all departments together.
 
     Example:
-        >>> tiny = Sizes(1000, 800, 10, 8, layers=1, hidden=4, key_value=4, mlp=8, vocabulary=16)
-        >>> estimate(RunConfig(), tiny, device="cpu", precision="fp32", clients=2).adapters
+        >>> tiny = BaseSizes(1000, 800, 10, 8, layers=1, hidden=4, key_value=4, mlp=8, vocabulary=16)
+        >>> estimate_memory(RunConfig(), tiny, device="cpu", precision="fp32", num_clients=2).adapters
         320
     """
     # bf16-mixed on a CPU keeps the weights in fp32, see fl_lightning.training.device.
-    stored = 4 if device != "cuda" or precision == "fp32" else 2
-    computed = 4 if precision == "fp32" else 2
+    stored_bytes = 4 if device != "cuda" or precision == "fp32" else 2
+    computed_bytes = 4 if precision == "fp32" else 2
     training = config.training
-    one = training.batch_size * config.data.max_length
+    client_tokens = training.batch_size * config.data.max_length
     if training.clients_at_once == "auto":
-        room = STEP_TOKENS["cuda" if device == "cuda" else "cpu"]
-        at_once = max(1, min(clients, room // (SHORTEST * training.batch_size)))
-        tokens = max(one, min(room, at_once * one))
+        max_tokens = STEP_TOKENS["cuda" if device == "cuda" else "cpu"]
+        at_once = max(1, min(num_clients, max_tokens // (MIN_RECORD_TOKENS * training.batch_size)))
+        tokens = max(client_tokens, min(max_tokens, at_once * client_tokens))
     else:
-        at_once = min(clients, training.clients_at_once)
-        tokens = at_once * one
-    weights = base.parameters * stored
+        at_once = min(num_clients, training.clients_at_once)
+        tokens = at_once * client_tokens
+    weights = base.parameters * stored_bytes
     if config.model.load_in_4bit:
-        weights = (base.parameters - base.linear) * stored + base.linear // 2 + base.linear * 4 // 64
-    a_layer = 4 * base.hidden + 2 * base.key_value + 3 * base.mlp
-    return Estimate(
+        weights = (base.parameters - base.linear) * stored_bytes + base.linear // 2 + base.linear * 4 // 64
+    per_layer = 4 * base.hidden + 2 * base.key_value + 3 * base.mlp
+    return MemoryEstimate(
         base=weights,
         adapters=at_once * base.adapter * 16,
-        activations=tokens * computed * (base.layers * a_layer + 2 * base.inputs),
-        head=int(tokens * ANSWERED) * base.vocabulary * (4 + 2 * computed),
+        activations=tokens * computed_bytes * (base.layers * per_layer + 2 * base.inputs),
+        head=int(tokens * RESPONSE_SHARE) * base.vocabulary * (4 + 2 * computed_bytes),
         margin=MARGIN["cuda" if device == "cuda" else "cpu"],
         step_tokens=tokens,
         clients_at_once=at_once,
@@ -204,10 +215,10 @@ def estimate(config: RunConfig, base: Sizes, *, device: str, precision: str, cli
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device: of a GPU's own memory, or of the machine's within the process's limit.
+    """Free bytes of a GPU, or of this machine's memory within the cgroup's limit.
 
     Returns:
-        None where the system does not tell.
+        None if the system does not report them.
     """
     if device == "cuda":
         import torch

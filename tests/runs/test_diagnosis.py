@@ -41,12 +41,12 @@ def test_qwen_does_not_fit_into_four_gib_and_the_way_out_is_named(monkeypatch):
 
 
 def test_advice_goes_from_the_largest_part_to_smaller_steps():
-    base = memory_estimate.Sizes(10**6, 0, 10, 8, layers=3, hidden=4, key_value=2, mlp=8, vocabulary=16)
+    base = memory_estimate.BaseSizes(10**6, 0, 10, 8, layers=3, hidden=4, key_value=2, mlp=8, vocabulary=16)
 
     def advice(*argv):
         config = parse_config(list(argv))
         return diagnosis._advice(
-            config, memory_estimate.estimate(config, base, device="cpu", precision="fp32", clients=9)
+            config, memory_estimate.estimate_memory(config, base, device="cpu", precision="fp32", num_clients=9)
         )
 
     assert "clients_at_once: 1" in advice("--training.clients_at_once", "2")
@@ -58,7 +58,7 @@ def test_what_stands_in_the_way_is_said_and_the_rest_goes_on(tmp_path, monkeypat
     argv = ["--device-map", "cuda", "--dtype", "fp16", "--data", str(tmp_path), "--model.name_or_path", "no/body"]
     found = diagnosis.diagnose(parse_config(argv))
     text = "\n".join(found.problems)
-    for words in ("no CUDA device", "got fp16 on cpu", "no config.json of no/body"):
+    for words in ("no CUDA device", "expected fp32 or bf16 on cpu, got fp16", "got no/body, whose config.json is not"):
         assert words in text
     assert found.memory is None
     assert "fl-lightning" in shown(found)

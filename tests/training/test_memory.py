@@ -6,32 +6,32 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.training import memory
-from fl_lightning.training.memory import MemoryCeiling, give_back, resident_mib
+from fl_lightning.training.memory import MemoryLimit, release_free_memory, resident_mib
 
 CPU = torch.device("cpu")
 
 
 def test_no_limit_is_never_reached(monkeypatch):
     monkeypatch.setattr(memory, "resident_mib", lambda: 1e9)
-    MemoryCeiling(None, CPU).check()
+    MemoryLimit(None, CPU).check()
 
 
 def test_below_the_limit_nothing_happens_and_above_it_is_said_by_how_much(monkeypatch):
     monkeypatch.setattr(memory, "resident_mib", lambda: 1500.4)
-    MemoryCeiling(1501, CPU).check()
-    with pytest.raises(MemoryError, match="1,500 MiB taken, fabric.memory_limit_mb is 1,500"):
-        MemoryCeiling(1500, CPU).check()
+    MemoryLimit(1501, CPU).check()
+    with pytest.raises(MemoryError, match="expected at most 1,500 MiB of resident memory, got 1,500 MiB"):
+        MemoryLimit(1500, CPU).check()
 
 
 def test_memory_that_was_only_kept_for_later_does_not_count(monkeypatch):
     taken = iter([2000.0, 900.0])
     monkeypatch.setattr(memory, "resident_mib", lambda: next(taken))
-    MemoryCeiling(1000, CPU).check()
+    MemoryLimit(1000, CPU).check()
 
 
 def test_real_memory_counts():
-    give_back()
-    ceiling = MemoryCeiling(int(resident_mib()) + 100, CPU)
+    release_free_memory()
+    ceiling = MemoryLimit(int(resident_mib()) + 100, CPU)
     ceiling.check()
     block = torch.ones(200 * 2**20 // 4)
     with pytest.raises(MemoryError):
@@ -70,7 +70,7 @@ def test_a_cohort_above_the_ceiling_is_fitted_in_halves_with_the_same_result(cli
 def test_one_client_above_the_ceiling_ends_the_run_with_what_to_lower(clients, monkeypatch):
     local, tasks = clients
     monkeypatch.setattr(memory, "resident_mib", lambda: 2e6)
-    wanted = r"2,000,000 MiB taken, fabric.memory_limit_mb is 1,000,000.*lower .*training.gradient_checkpointing: true"
+    wanted = r"expected at most 1,000,000 MiB .*got 2,000,000 MiB.*lower .*training.gradient_checkpointing: true"
     with pytest.raises(RunError, match=wanted) as caught:
         local.fit_cohort(tasks)
     assert "\n" not in str(caught.value)
@@ -82,7 +82,7 @@ def test_gpu_keeps_to_the_limit_by_itself():
     device = torch.device("cuda", 0)
     torch.cuda.empty_cache()
     try:
-        MemoryCeiling(256, device)
+        MemoryLimit(256, device)
         with pytest.raises(torch.OutOfMemoryError):
             torch.ones(300 * 2**20 // 4, device=device)
         torch.ones(64 * 2**20 // 4, device=device)

@@ -5,73 +5,73 @@ from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
 from fl_lightning.training import local_clients, memory_estimate
-from fl_lightning.training.memory_estimate import Sizes, estimate, sizes
+from fl_lightning.training.memory_estimate import BaseSizes, base_sizes, estimate_memory
 
-BASE = Sizes(1000, 800, 10, 8, layers=3, hidden=4, key_value=2, mlp=8, vocabulary=16)
+BASE = BaseSizes(1000, 800, 10, 8, layers=3, hidden=4, key_value=2, mlp=8, vocabulary=16)
 
 
-def wanted(*argv, device="cpu", precision="fp32", clients=4, base=BASE):
-    return estimate(parse_config(list(argv)), base, device=device, precision=precision, clients=clients)
+def estimate(*argv, device="cpu", precision="fp32", clients=4, base=BASE):
+    return estimate_memory(parse_config(list(argv)), base, device=device, precision=precision, num_clients=clients)
 
 
 def test_parts_are_worked_by_hand():
     argv = ["--batch-size", "2", "--data.max_length", "10", "--training.clients_at_once", "3"]
-    found = wanted(*argv)
-    assert (found.step_tokens, found.clients_at_once) == (60, 3)
-    assert found.base == 4000
-    assert found.adapters == 3 * 10 * 16
+    result = estimate(*argv)
+    assert (result.step_tokens, result.clients_at_once) == (60, 3)
+    assert result.base == 4000
+    assert result.adapters == 3 * 10 * 16
     # a layer: 4 · 4 + 2 · 2 + 3 · 8 = 44 numbers a token, three of them; LoRA's inputs 2 · 8
-    assert found.activations == 60 * 4 * (3 * 44 + 16)
-    assert found.head == 30 * 16 * (4 + 8)
-    assert found.total == sum(found.as_json()[k] for k in ("base", "adapters", "activations", "head", "margin"))
+    assert result.activations == 60 * 4 * (3 * 44 + 16)
+    assert result.head == 30 * 16 * (4 + 8)
+    assert result.total == sum(result.as_json()[k] for k in ("base", "adapters", "activations", "head", "margin"))
 
 
 def test_half_precision_halves_weights_on_a_gpu_only():
-    assert wanted(device="cuda", precision="bf16").base == 2000
-    assert wanted(device="cpu", precision="bf16").base == 4000
+    assert estimate(device="cuda", precision="bf16").base == 2000
+    assert estimate(device="cpu", precision="bf16").base == 4000
 
 
 def test_four_bits_are_half_a_byte_and_a_scale_for_each_64():
-    found = wanted("--load-in-4bit", device="cuda", precision="bf16")
-    assert found.base == 200 * 2 + 400 + 50
+    result = estimate("--load-in-4bit", device="cuda", precision="bf16")
+    assert result.base == 200 * 2 + 400 + 50
 
 
 def test_auto_goes_by_the_devices_step_and_one_client_always_fits():
     assert memory_estimate.STEP_TOKENS == local_clients.STEP_TOKENS
-    assert wanted("--data.max_length", "1024").step_tokens == 4 * 1024
-    few = wanted("--data.max_length", "8", clients=2)
+    assert estimate("--data.max_length", "1024").step_tokens == 4 * 1024
+    few = estimate("--data.max_length", "8", clients=2)
     assert (few.clients_at_once, few.step_tokens) == (2, 2 * 4 * 8)
-    assert wanted("--data.max_length", "512", device="cuda", clients=500).step_tokens == 16384
+    assert estimate("--data.max_length", "512", device="cuda", clients=500).step_tokens == 16384
 
 
 def test_sizes_are_those_of_the_loaded_base(loaded_tiny_base):
-    found = sizes(RunConfig())
+    result = base_sizes(RunConfig())
     model = loaded_tiny_base[0]
-    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert result.parameters == sum(p.numel() for p in model.parameters())
     layers = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-    assert found.linear == sum(m.weight.numel() for m in layers)
+    assert result.linear == sum(m.weight.numel() for m in layers)
 
 
 def test_adapter_is_as_large_as_pefts(tiny_base):
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 
     state = collect_lora_state(create_lora_model(tiny_base[0], r=4, target_modules=["q_proj", "k_proj"]))
-    found = sizes(parse_config(["--lora-r", "4", "--target-modules", "q_proj", "k_proj"]))
-    assert found.adapter == sum(tensor.numel() for tensor in state.values())
+    result = base_sizes(parse_config(["--lora-r", "4", "--target-modules", "q_proj", "k_proj"]))
+    assert result.adapter == sum(tensor.numel() for tensor in state.values())
 
 
 def test_qwen_is_known_without_the_hub():
-    found = sizes(parse_config(["--model.name_or_path", "Qwen/Qwen1.5-1.8B"]))
-    assert found.parameters == 1_836_828_672  # as its model card says: 1.8B
-    assert found.linear == 24 * (4 * 2048**2 + 3 * 2048 * 5504)
-    assert found.adapter == 24 * 2 * 8 * 4096
+    result = base_sizes(parse_config(["--model.name_or_path", "Qwen/Qwen1.5-1.8B"]))
+    assert result.parameters == 1_836_828_672  # as its model card says: 1.8B
+    assert result.linear == 24 * (4 * 2048**2 + 3 * 2048 * 5504)
+    assert result.adapter == 24 * 2 * 8 * 4096
 
 
 def test_unknown_base_and_layers_are_bad_input():
-    with pytest.raises(InputError, match="no config.json of nobody/nothing on this machine"):
-        sizes(parse_config(["--model.name_or_path", "nobody/nothing"]))
-    with pytest.raises(InputError, match=r"lora.target_modules: got \['q'\]"):
-        sizes(parse_config(["--target-modules", "q"]))
+    with pytest.raises(InputError, match="got nobody/nothing, whose config.json is not on this machine"):
+        base_sizes(parse_config(["--model.name_or_path", "nobody/nothing"]))
+    with pytest.raises(InputError, match=r"lora.target_modules: expected .* got \['q'\]"):
+        base_sizes(parse_config(["--target-modules", "q"]))
 
 
 def test_free_memory_is_some_of_the_machines():
@@ -105,9 +105,9 @@ def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, tar
     measured = sum(storage.nbytes() for storage in kept.values())
     argv = ["--batch-size", "4", "--data.max_length", "128", "--training.clients_at_once", "1"]
     config = parse_config([*argv, "--target-modules", *targets])
-    found = estimate(config, sizes(config), device="cpu", precision="fp32", clients=1)
+    result = estimate_memory(config, base_sizes(config), device="cpu", precision="fp32", num_clients=1)
     loss.backward()
     # Of the head autograd keeps the logarithms only; logits and gradient come and go.
-    answered = sum(row.client_targets) / 512
-    head = found.head * answered / memory_estimate.ANSWERED * 4 / 12
-    assert 0.9 < (found.activations + head) / measured < 1.15
+    response_share = sum(row.client_targets) / 512
+    head = result.head * response_share / memory_estimate.RESPONSE_SHARE * 4 / 12
+    assert 0.9 < (result.activations + head) / measured < 1.15
