@@ -81,12 +81,12 @@ class Groupings(FederatedCallback):
         states, losses = trainer.federation.departments, None
         if any(way[0] == "cross_loss" for way in self.ways):
             losses = cross_losses(trainer.clients, trainer.data, states)
-        evidence = ClusteringInputs(states, trainer.federation.initial, self.moves, self.weights, losses)
+        inputs = ClusteringInputs(states, trainer.federation.initial, self.moves, self.weights, losses)
         for representation, method, rule in self.ways:
             config = DeptClustersConfig(representation=representation, method=method, select=rule)
             way = representation, method, rule
             memory = self.memories.get(way, {})
-            grouping, self.memories[way] = cluster_round(config, evidence, previous={}, memory=memory, seed=self.seed)
+            grouping, self.memories[way] = cluster_round(config, inputs, previous={}, memory=memory, seed=self.seed)
             self.found[trainer.round_num, representation, method, rule] = grouping.assignments
 
 

@@ -1,6 +1,6 @@
 """Inner products of the clients' updates: all norms, cosines and distances between n clients in one n × n matrix.
 
-`fl_lightning.clustering.kmeans` has Gram matrices too, of a matrix that is in memory as a whole and centred at its
+`fl_lightning.clustering.classical_scaling` has Gram matrices too, of a matrix that is in memory as a whole and centred at its
 mean. Here the mean may be an attacker's: one update of norm 1e30 in it would leave no digit of what the others are
 apart. Without it every entry is as exact as its two updates allow.
 """
