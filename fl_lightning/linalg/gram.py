@@ -1,8 +1,8 @@
 """Inner products of the clients' updates: all norms, cosines and distances between n clients in one n × n matrix.
 
-`fl_lightning.clustering.classical_scaling` has Gram matrices too, of a matrix in memory that is centered at its mean. Here
-the mean may be an attacker's: after subtracting one update of norm 1e30, no digit of the others' differences would be
-left. Without centering every entry is as exact as its two updates allow.
+`fl_lightning.clustering.classical_scaling` has Gram matrices too, of a matrix in memory, centered at its mean. Here the
+mean may be an attacker's: after subtracting one update of norm 1e30, no digit of the others' differences would be left.
+Without centering every entry is as exact as its two updates allow.
 """
 
 from __future__ import annotations
