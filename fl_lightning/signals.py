@@ -1,9 +1,9 @@
-"""Stopping on a signal without tearing anything: asked for by the handler, done at the next safe point.
+"""Ctrl-C and SIGTERM as a clean stop: the handler notes the request, and the run stops at the next safe point.
 
-An exception raised by a signal handler wherever the process happens to be may be swallowed by code that was called from
-C++ or from a destructor. So the handler only notes the request while a run is under way, and the trainer looks after
-every optimizer step and around every hook. Outside a run a first signal stops at once; a second one always does, and
-leaves what a killed process leaves.
+An exception that a signal handler raises at an arbitrary point may be swallowed by code called from C++ or from a
+destructor. So during a run the handler only notes the request, and the trainer checks for it after every optimizer step
+and around every hook. Outside a run the first signal stops at once. A second signal always stops at once, as if the
+process were killed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Stopped(BaseException):
 
     Attributes:
         number: the signal.
-        run_folder: of the run that it stopped and that can be resumed; None where there is none yet.
-        note: what was done before, where it is no run that was stopped.
+        run_folder: the folder of the stopped run, which can be resumed; None if there is none yet.
+        note: what a command that is not a run had finished before.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,13 +32,13 @@ class Stopped(BaseException):
         self.note = ""
 
 
-_asked = False
+_requested = False
 _pending: int | None = None
 _deferring = False
 
 
 def check() -> None:
-    """Stop here if it was asked for.
+    """Stop here if a signal has requested it.
 
     Raises:
         Stopped: with the signal's number.
@@ -51,7 +51,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def at_safe_points() -> Iterator[None]:
-    """While this block runs, a first signal waits for `check`."""
+    """While this block runs, the first signal waits for the next `check`."""
     global _deferring, _pending
     _deferring = True
     try:
@@ -61,20 +61,20 @@ def at_safe_points() -> Iterator[None]:
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM this way, from their first one on."""
-    global _asked, _pending
-    _asked, _pending = False, None
+    """Handle SIGINT and SIGTERM this way; the next signal counts as the first."""
+    global _requested, _pending
+    _requested, _pending = False, None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _handle)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked, _pending
-    if _asked:
+    global _requested, _pending
+    if _requested:
         with contextlib.suppress(OSError):
             os.write(2, b"stopped at once\n")
         os._exit(128 + number)
-    _asked = True
+    _requested = True
     if _deferring:
         _pending = number
         return

@@ -14,8 +14,8 @@ import pytest
 
 from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
+from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import take_option
 from fl_lightning.runs.fit import fit
 
 ROOT = Path(__file__).parent.parent
@@ -131,9 +131,10 @@ def test_what_needs_several_machines_is_read(words, tmp_path, monkeypatch):
     for name in ("run.yaml", "laptop.yaml"):
         Path(name).write_text("seed: 1\n")
     rest = [word.replace("/etc/fl/", "") for word in at_home(words[1:])]
+    parser = Parser(words[0], add_help=False)
     for flag in ("--department", "--client", "--resume"):
-        _, rest = take_option(rest, flag)
-    parse_config(rest)
+        parser.add_argument(flag)
+    parse_config(parser.read_known(rest)[1])
 
 
 @pytest.mark.slow

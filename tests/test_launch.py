@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fl_lightning import launch
 from fl_lightning.federation.checkpoint import checkpoints
@@ -68,8 +70,28 @@ def test_nothing_is_started_for_one_process_or_by_a_process_that_was_started(mon
         pass
 
 
+def test_port_of_the_processes_is_kept_from_other_programs_until_they_use_it(monkeypatch):
+    class Started:
+        def wait(self, timeout=None):
+            return 0
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: Started())
+    for name in ("LOCAL_RANK", "SLURM_PROCID", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with launch.started(2, ["fit"]):
+        port = int(os.environ["MASTER_PORT"])
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+        store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False)
+        assert store.port == port
+    assert "MASTER_PORT" not in os.environ
+
+
 @pytest.mark.parametrize(("variables", "first"), [({}, True), ({"LOCAL_RANK": "1"}, False), ({"RANK": "2"}, False)])
-def test_first_process_is_told_by_its_rank(monkeypatch, variables, first):
+def test_rank_says_which_process_is_first(monkeypatch, variables, first):
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,31 +1,27 @@
-"""``certs``: make certificates and keys for a trial run, and print who needs which."""
+"""``certs``: certificates and keys for a run over several machines, and who gets which of them."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.errors import InputError
 from fl_lightning.network.tls import DEFAULT_HOSTS, add_site, list_sites, make_certificates, public_keys
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"certs: {message}; fl-lightning certs --help lists the options")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
-    parser = _Parser(prog="fl-lightning certs", allow_abbrev=False, description="Make keys for a network run.")
-    whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--sites", nargs="+", metavar="DEPARTMENT/CLIENT", help="sites that get a key")
-    whose.add_argument("--config", type=Path, help="YAML file of a run; all clients in its data folder get a key")
-    whose.add_argument("--add", nargs="+", metavar="DEPARTMENT/CLIENT", help="further sites, for the folder of --out")
-    parser.add_argument("--out", type=Path, default=Path("certs"), help="folder, new unless with --add; default certs")
-    parser.add_argument("--hosts", nargs="+", help="names and IP addresses of the server; default localhost 127.0.0.1")
-    parser.add_argument("--days", type=int, help="how long the certificates hold; default 365")
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser("certs", "Make certificates and keys for a run over several machines.")
+    sites = parser.add_mutually_exclusive_group(required=True)
+    sites.add_argument("--sites", nargs="+", metavar="DEPARTMENT/CLIENT", help="sites that get a key")
+    sites.add_argument("--config", type=Path, metavar="FILE", help="of a run: a key for every client in its data")
+    sites.add_argument("--add", nargs="+", metavar="DEPARTMENT/CLIENT", help="further sites for the folder --out")
+    help_ = "a new folder, or with --add an existing one (default: certs)"
+    parser.add_argument("--out", type=Path, default=Path("certs"), metavar="DIR", help=help_)
+    help_ = "host names and IP addresses of the server (default: localhost 127.0.0.1)"
+    parser.add_argument("--hosts", nargs="+", metavar="HOST", help=help_)
+    parser.add_argument("--days", type=at_least(1), metavar="N", help="validity of the certificates (default: 365)")
     return parser
 
 
@@ -35,24 +31,22 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         InputError: for bad arguments; nothing is written then.
     """
-    given = make_parser().parse_args(argv)
-    if given.add:
-        if given.hosts or given.days is not None:
-            raise InputError(
-                "certs: expected --add without --hosts and --days, got one of them: a site's key has neither"
-            )
-        for site in given.add:
-            add_site(given.out, site)
-        _show(given.out, given.add)
+    options = make_parser().read(argv)
+    if options.add:
+        if options.hosts or options.days is not None:
+            raise InputError("certs: expected --add without --hosts and --days (a site's key has neither), got one")
+        for site in options.add:
+            add_site(options.out, site)
+        _show(options.out, options.add)
         return 0
-    sites = given.sites
-    if given.config is not None:
+    sites = options.sites
+    if options.config is not None:
         from fl_lightning.config.parsing import parse_config
 
-        data = parse_config(["--config", str(given.config)]).data
+        data = parse_config(["--config", str(options.config)]).data
         sites = list_sites(data.root, data.clients_per_dept)
-    days = 365 if given.days is None else given.days
-    _show(given.out, make_certificates(given.out, sites, given.hosts or DEFAULT_HOSTS, days))
+    days = 365 if options.days is None else options.days
+    _show(options.out, make_certificates(options.out, sites, options.hosts or DEFAULT_HOSTS, days))
     return 0
 
 
@@ -70,4 +64,4 @@ def _show(folder: Path, sites: Sequence[str]) -> None:
         table.add_row(site, f"ca.pem, sites/{site}/site.key", "everybody else, the server too: site.key")
     table.add_row("nobody", "authority/ca.key", "every machine on the network; it makes certificates that sites trust")
     Console().print(table)
-    print("Copy each over a channel that you trust, with the same folders, into a separate one (network.certificates).")
+    print("Hand them over on a channel that you trust, into the same places under each site's network.certificates.")

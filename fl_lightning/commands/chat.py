@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fl_lightning.commands.parser import Parser, at_least
-from fl_lightning.console import hush, quiet
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.signals import Stopped
 from fl_lightning.storage.run_folder import find_run_folder
 from fl_lightning.storage.run_layout import CONFIG
@@ -21,12 +21,12 @@ def run(argv: list[str]) -> int:
     """Talk until the input ends."""
     given = _parser().read(argv)
     folder = find_run_folder(given.run, Path(given.output))
-    quiet()
+    setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.chat import Conversation, talk
     from fl_lightning.storage.run_adapters import all_adapters
 
-    hush()
+    silence_libraries()
     folders = all_adapters(folder)
     conversation = Conversation(
         parse_config(["--config", str(folder / CONFIG)]),

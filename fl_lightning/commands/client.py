@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from fl_lightning import launch
+from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import hush, quiet, take_option
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError
 
 
 def run(argv: list[str]) -> int:
-    """Run the command."""
+    """Take part until the server's run ends."""
     if "--help" in argv or "-h" in argv:
         print("fl-lightning client --department D --client C [OPTIONS]\n")
-    command = ["client", *argv]
-    department, argv = take_option(argv, "--department")
-    name, argv = take_option(argv, "--client")
-    config = parse_config(argv, "fl_lightning client")
-    if department is None or name is None:
-        missing = "--department" if department is None else "--client"
+    parser = Parser("client", add_help=False)
+    parser.add_argument("--department")
+    parser.add_argument("--client")
+    options, rest = parser.read_known(argv)
+    config = parse_config(rest, "fl_lightning client")
+    if not options.department or not options.client:
+        missing = "--client" if options.department else "--department"
         raise InputError(f"client: expected --department and --client, such as hr and client_0, got no {missing}")
-    with launch.started(config.fabric.devices, command):
-        quiet()
+    with launch.started(config.fabric.devices, ["client", *argv]):
+        setup_logging()
         from fl_lightning.network.site import run as client
 
-        hush()
-        client.run_client(config, department, name)
+        silence_libraries()
+        client.run_client(config, options.department, options.client)
     return 0

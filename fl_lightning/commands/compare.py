@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from fl_lightning import signals
-from fl_lightning.console import hush, quiet, take_option
+from fl_lightning.commands.parser import Parser, not_empty
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.runs.comparison import plan as compare_plan
 
@@ -17,25 +18,30 @@ def run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(compare_plan.USAGE, end="")
         return 0
-    by_department, argv = "--by-department" in argv, [item for item in argv if item != "--by-department"]
-    resume, argv = take_option(argv, "--resume")
-    if resume is None:
-        seeds, argv = take_option(argv, "--seeds")
-        plan, folder = compare_plan.make_plan(argv, seeds or "3"), None
+    parser = Parser("compare", add_help=False)
+    parser.add_argument("--by-department", action="store_true")
+    parser.add_argument("--resume", type=not_empty)
+    options, argv = parser.read_known(argv)
+    if options.resume is None:
+        parser.add_argument("--seeds", type=not_empty, default="3")
+        seeds, argv = parser.read_known(argv)
+        plan, folder = compare_plan.make_plan(argv, seeds.seeds), None
         root = Path(next(iter(plan.configs.values())).output)
     else:
-        output, argv = take_option(argv, "--output")
+        parser.add_argument("--output", type=not_empty, default="lightning_logs")
+        where, argv = parser.read_known(argv)
         if argv:
             raise InputError(
-                f"{argv[0]}: got it with --resume, wanted --output or --by-department; start a new comparison"
+                f"compare: expected only --output and --by-department with --resume, got {argv[0]}; leave it out, or "
+                "start a new comparison"
             )
-        folder = compare_plan.find_comparison(resume, Path(output or "lightning_logs"))
+        folder = compare_plan.find_comparison(options.resume, Path(where.output))
         plan = compare_plan.read_plan(folder)
-    quiet()
+    setup_logging()
     from fl_lightning.runs.comparison import report
     from fl_lightning.runs.comparison import runner as runs
 
-    hush()
+    silence_libraries()
     new = folder is None
     if folder is None:
         runs.check_plan(plan, root)
@@ -44,9 +50,9 @@ def run(argv: list[str]) -> int:
     try:
         comparison = runs.run_all(folder, plan, new=new)
     except signals.Stopped as stop:
-        print(f"stopped; all that was finished is saved: {again} continues", file=sys.stderr)
+        print(f"stopped; finished runs and rounds are saved: {again} continues", file=sys.stderr)
         return 128 + stop.number
-    report.show(folder, comparison, by_department=by_department)
+    report.show(folder, comparison, by_department=options.by_department)
     if comparison.failed:
         raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
     return 0

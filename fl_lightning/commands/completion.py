@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fl_lightning.commands import COMMANDS
 from fl_lightning.commands.parser import Parser
-from fl_lightning.commands.shell_completion import SHELLS, script
+from fl_lightning.commands.shell_completion import SHELLS, help_of, script
 from fl_lightning.errors import InputError, nearest
 
 DESCRIPTION = """Print a script that completes commands, options and their values on Tab.
@@ -15,10 +15,19 @@ DESCRIPTION = """Print a script that completes commands, options and their value
 
 def run(argv: list[str]) -> int:
     """Print a completion script."""
+    shell = _parser().read(argv).shell
+    if shell not in SHELLS:
+        raise InputError(f"completion: expected {' or '.join(SHELLS)}, got {shell!r}{nearest(shell, SHELLS)}")
+    print(script(shell, help_texts()), end="")
+    return 0
+
+
+def help_texts() -> dict[str, str]:
+    """{command: what its ``--help`` prints} of all commands."""
+    return {name: _parser().format_help() if name == "completion" else help_of(name) for name in COMMANDS}
+
+
+def _parser() -> Parser:
     parser = Parser("completion", DESCRIPTION)
     parser.add_argument("shell", metavar="SHELL", help=" or ".join(SHELLS))
-    given = parser.read(argv)
-    if given.shell not in SHELLS:
-        raise InputError(f"completion: got {given.shell!r}, wanted {' or '.join(SHELLS)}{nearest(given.shell, SHELLS)}")
-    print(script(given.shell, COMMANDS), end="")
-    return 0
+    return parser

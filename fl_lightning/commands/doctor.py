@@ -6,7 +6,7 @@ import json
 
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import hush, quiet
+from fl_lightning.console import setup_logging, silence_libraries
 
 DESCRIPTION = """Print versions, device, precision, free disk, and whether a config's base, adapters and activations
 will fit into memory. Nothing is loaded, downloaded or written.
@@ -21,12 +21,12 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="everything, in bytes, as JSON")
     given = parser.read(argv)
     config = parse_config(["--config", given.config] if given.config else [])
-    quiet()
+    setup_logging()
     from rich.console import Console
 
     from fl_lightning.runs import diagnosis
 
-    hush()
+    silence_libraries()
     with Console(stderr=True).status("looking at this machine"):
         found = diagnosis.diagnose(config)
     if given.json:

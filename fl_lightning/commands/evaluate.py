@@ -1,103 +1,93 @@
-"""``evaluate``: the adapters of a run again; or any adapters on any data, with intervals and generated answers."""
+"""``evaluate``: evaluate a run's adapters again; or any adapters on any data, with confidence intervals."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from fl_lightning import launch
+from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import hush, quiet, take_all, take_flag, take_number, take_option
-from fl_lightning.errors import InputError, nearest
+from fl_lightning.console import setup_logging, silence_libraries
+from fl_lightning.errors import InputError
 from fl_lightning.storage.run_folder import find_run_folder
 from fl_lightning.storage.run_layout import CONFIG
 
-USAGE = """usage: fl-lightning evaluate --run RUN [--output DIR]
-       fl-lightning evaluate [--run RUN] [--adapter NAME=FOLDER …] [--config FILE] [--data DIR] [--matrix] [--generate]
-                             [--max-new-tokens N] [--records N] [--resamples N] [--json FILE] [--csv FILE]
-
-The first form writes federated_eval.json and client_eval_all_rounds.json of a run anew. Each of the other options asks
-for the second one, which writes nothing into the run.
-
-  --run RUN               a run folder, or 'last' under --output (default: lightning_logs)
-  --adapter NAME=FOLDER   an adapter in PEFT's format besides; may be given several times
-  --config FILE           what base model and data settings to take, where there is no run
-  --data DIR              other records than the run's
-  --matrix                every adapter on every department, not only on its own
-  --generate              let the adapters answer, too: exact match and ROUGE-L
-  --max-new-tokens N      of an answer (default: 64)
-  --records N             at most so many held-out records a client
-  --resamples N           for the 95 % intervals (default: 1000); 0 leaves them out
-  --json FILE, --csv FILE where else the figures go
-"""
+USAGE = """fl-lightning evaluate --run RUN [--output DIR]
+       fl-lightning evaluate [--run RUN] [--adapter NAME=FOLDER ...] [--config FILE] [--data DIR] [OPTIONS]"""
+DESCRIPTION = """With --run (and --output) only: rewrite federated_eval.json and client_eval_all_rounds.json of the run.
+With any other option: evaluate adapters on records, and write nothing into the run."""
 
 
 def run(argv: list[str]) -> int:
     """Evaluate."""
-    if "--help" in argv or "-h" in argv:
-        print(USAGE, end="")
-        return 0
-    given = ["evaluate", *argv]
-    name, argv = take_option(argv, "--run")
-    output, argv = take_option(argv, "--output")
-    root = Path(output or "lightning_logs")
-    if argv:
-        return _judge(argv, name, root)
-    if name is None:
-        raise InputError("evaluate: no --run, wanted --run RUN with a run folder or 'last'; --help lists more")
-    return _again(find_run_folder(name, root), given)
+    options = _parser().read(argv)
+    root = Path(options.output)
+    if any(value for name, value in vars(options).items() if name not in ("run", "output")) or options.resamples == 0:
+        return _score(options, root)
+    if options.run is None:
+        raise InputError("evaluate: expected --run with a run folder or 'last', got none; --help lists more")
+    return _rewrite(find_run_folder(options.run, root), ["evaluate", *argv])
 
 
-def _again(folder: Path, given: list[str]) -> int:
-    """Write a run's evaluation anew."""
+def _parser() -> Parser:
+    parser = Parser("evaluate", DESCRIPTION, usage=USAGE)
+    parser.takes_run(required=False)
+    add = parser.add_argument
+    help_ = "another adapter in PEFT's format; may be repeated"
+    add("--adapter", action="append", default=[], metavar="NAME=FOLDER", help=help_)
+    add("--config", metavar="FILE", help="base model and data settings, if there is no run")
+    add("--data", metavar="DIR", help="records other than the run's")
+    add("--matrix", action="store_true", help="every adapter on every department, not only on its own")
+    add("--generate", action="store_true", help="also generate answers: exact match and ROUGE-L")
+    help_ = "with --generate: limit of an answer (default: 64)"
+    add("--max-new-tokens", type=at_least(1), metavar="N", help=help_)
+    add("--records", type=at_least(1), metavar="N", help="use at most N held-out records of each client")
+    help_ = "bootstrap resamples for the 95 %% intervals (default: 1000); 0 leaves them out"
+    add("--resamples", type=at_least(0), metavar="N", help=help_)
+    add("--json", metavar="FILE", help="also write the figures as JSON")
+    add("--csv", metavar="FILE", help="also write the figures as CSV")
+    return parser
+
+
+def _rewrite(folder: Path, argv: list[str]) -> int:
+    """Rewrite a run's evaluation."""
     devices = parse_config(["--config", str(folder / CONFIG)]).fabric.devices
-    with launch.started(devices, given):
-        quiet()
+    with launch.started(devices, argv):
+        setup_logging()
         from fl_lightning.runs.evaluate import evaluate
 
-        hush()
+        silence_libraries()
         result = evaluate(folder)
     if result is not None:
         _show(folder, result)
     return 0
 
 
-def _judge(argv: list[str], name: str | None, root: Path) -> int:
-    """Any adapters on any data."""
-    adapters, argv = take_all(argv, "--adapter")
-    config_file, argv = take_option(argv, "--config")
-    data, argv = take_option(argv, "--data")
-    json_to, argv = take_option(argv, "--json")
-    csv_to, argv = take_option(argv, "--csv")
-    matrix, argv = take_flag(argv, "--matrix")
-    generated, argv = take_flag(argv, "--generate")
-    longest, argv = take_number(argv, "--max-new-tokens", 1)
-    records, argv = take_number(argv, "--records", 1)
-    resamples, argv = take_number(argv, "--resamples", 0)
-    if argv:
-        known = [word.strip(",") for line in USAGE.splitlines() for word in line.split() if word.startswith("--")]
-        raise InputError(f"evaluate: unknown argument {argv[0]}{nearest(argv[0], known)}")
-    if name is None and config_file is None:
-        raise InputError("evaluate: neither --run nor --config, wanted one of them for base model and data")
-    if name is None and not adapters:
-        raise InputError("evaluate: neither --run nor --adapter, wanted something to judge")
-    folder = None if name is None else find_run_folder(name, root)
-    quiet()
+def _score(options: Namespace, root: Path) -> int:
+    """Evaluate any adapters on any data."""
+    if options.run is None and options.config is None:
+        raise InputError("evaluate: expected --run or --config for the base model and the data, got neither")
+    if options.run is None and not options.adapter:
+        raise InputError("evaluate: expected adapters by --run or --adapter, got none")
+    folder = None if options.run is None else find_run_folder(options.run, root)
+    setup_logging()
     from fl_lightning.runs import scoring
 
-    hush()
+    silence_libraries()
     request = scoring.ScoringRequest(
         folder,
-        scoring.parse_adapter_options(adapters),
-        data,
-        matrix,
-        (longest or 64) if generated else 0,
-        records,
-        1000 if resamples is None else resamples,
+        scoring.parse_adapter_options(options.adapter),
+        options.data,
+        options.matrix,
+        (options.max_new_tokens or 64) if options.generate else 0,
+        options.records,
+        1000 if options.resamples is None else options.resamples,
     )
-    source = config_file if folder is None or config_file is not None else str(folder / CONFIG)
-    result = scoring.score_run(parse_config(["--config", str(source)]), request)
-    json_path, csv_path = (None if path is None else Path(path) for path in (json_to, csv_to))
+    source = options.config if folder is None or options.config else str(folder / CONFIG)
+    result = scoring.score_run(parse_config(["--config", source]), request)
+    json_path, csv_path = (None if path is None else Path(path) for path in (options.json, options.csv))
     scoring.write(result, json_path=json_path, csv_path=csv_path)
     scoring.show(result)
     return 0

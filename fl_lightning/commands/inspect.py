@@ -6,7 +6,7 @@ import json
 
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import hush, quiet
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError
 
 DESCRIPTION = """Look at every record of every client: counts, lengths in tokens, bad lines, unsafe names, records
@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     given = parser.read(argv)
     config = parse_config(["--config", given.config] if given.config else [])
     root = given.data or config.data.root
-    quiet()
+    setup_logging()
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
         from fl_lightning.data.tokenization import encode
         from fl_lightning.modeling.base_model import load_tokenizer
 
-        hush()
+        silence_libraries()
         tokenizer = load_tokenizer(config.model)
         progress.update(task, description="records", completed=0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import amount, hush, quiet
+from fl_lightning.console import format_bytes, setup_logging, silence_libraries
 from fl_lightning.signals import Stopped
 from fl_lightning.storage.run_adapters import chosen_adapters, folder_names
 from fl_lightning.storage.run_folder import find_run_folder, locked
@@ -31,10 +31,10 @@ def run(argv: list[str]) -> int:
     model = parse_config(["--config", str(folder / CONFIG)]).model
     adapters = chosen_adapters(folder, given.models)
     names = folder_names(adapters)
-    quiet()
+    setup_logging()
     from fl_lightning.modeling.merging import merge_adapter
 
-    hush()
+    silence_libraries()
     root = Path(given.to) if given.to else folder / "merged"
     written: list[str] = []
     try:
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
                 left = len(adapters) - len(written)
                 merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=left)
                 rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
-                print(f"{name}: {merged.folder} ({merged.dtype}, {amount(merged.size)}{rounded})", flush=True)
+                print(f"{name}: {merged.folder} ({merged.dtype}, {format_bytes(merged.size)}{rounded})", flush=True)
                 written.append(name)
     except Stopped as stop:
         stop.note = f"written: {', '.join(written)}" if written else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.console import amount, hush, quiet
+from fl_lightning.console import format_bytes, setup_logging, silence_libraries
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.signals import Stopped
 from fl_lightning.storage.run_adapters import chosen_adapters
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
             "push: takes no --token, since others could read it; set HF_TOKEN, or run 'hf auth login' once"
         )
     given = _parser().read(argv)
-    quiet()  # before the hub's own import, which reads what is to be quiet
+    setup_logging()  # before the hub's own import, which reads what is to be setup_logging
     from fl_lightning.publishing import repo_names
 
     repo_names.check_prefix(given.repo_prefix)
@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     base = repo_names.hub_id(config.model, given.base_model)
     from fl_lightning.publishing.export_folder import ExportSource
 
-    hush()
+    silence_libraries()
     sources = [
         ExportSource(folder, config, name, adapter, repositories[name], base, licence)
         for name, adapter in adapters.items()
@@ -98,7 +98,7 @@ def _dry_run(sources: list[ExportSource], given: Namespace) -> int:
         table.add_column(column, overflow="fold", justify="left" if column == "repository" else "right")
     for one in built:
         loss = " → ".join(f"{f['loss']:.3f}" for f in (one.facts.base, one.facts.final) if "loss" in f)
-        table.add_row(one.source.repository, str(len(one.files)), amount(one.size), loss or "–")
+        table.add_row(one.source.repository, str(len(one.files)), format_bytes(one.size), loss or "–")
     Console().print(table)
     source, visibility = sources[0], "public" if given.public else "private"
     print(f"each: {', '.join(built[0].files)}")
@@ -123,7 +123,7 @@ def _push(sources: list[ExportSource], given: Namespace) -> int:
         for number, source in enumerate(sources):
             built = _build(sources, given, number)
             result = hub.upload(api, built, private=not given.public)
-            what = f"{amount(built.size)} uploaded" if result.changed else "unchanged"
+            what = f"{format_bytes(built.size)} uploaded" if result.changed else "unchanged"
             print(f"{source.repository}: {what}, {result.url}", flush=True)
             done.append(source.repository)
     except (InputError, RunError) as error:

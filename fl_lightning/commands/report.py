@@ -1,40 +1,28 @@
-"""``report --run RUN``: pictures of a run and one page that holds them all."""
+"""``report --run RUN``: one HTML page about a run, with pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fl_lightning.console import hush, quiet, take_number, take_option
-from fl_lightning.errors import InputError, nearest
+from fl_lightning.commands.parser import Parser, at_least
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.storage.run_folder import find_run_folder
 
-OPTIONS = ("--run", "--output", "--samples")
-HELP = """usage: fl-lightning report --run RUN [--output DIR] [--samples N]
-
-Draws a run and writes RUN/report/index.html, one file that needs no network, and the pictures beside it.
-
-RUN is a run folder, or 'last' under --output.
---samples N   answers of base and adapter to so many held-out prompts of each department (3); they are kept in
-              RUN/report/samples.json. With 0 no model is loaded, and no record of a department is in the page."""
+DESCRIPTION = """Write RUN/report/index.html about a run, one file that needs no network, and its pictures beside it."""
 
 
 def run(argv: list[str]) -> int:
-    """Write the report of a run and say where it is."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP)
-        return 0
-    name, argv = take_option(argv, "--run")
-    output, argv = take_option(argv, "--output")
-    count, argv = take_number(argv, "--samples", 0)
-    if argv:
-        raise InputError(f"unknown argument {argv[0]}{nearest(argv[0], OPTIONS)}")
-    if name is None:
-        raise InputError("report: no --run, wanted --run RUN with a run folder or 'last'")
-    folder = find_run_folder(name, Path(output or "lightning_logs"))
-    quiet()
+    """Write the report of a run and print its path."""
+    parser = Parser("report", DESCRIPTION)
+    parser.takes_run()
+    help_ = """let the base model and the adapter answer N held-out prompts of each department (3); the answers are kept
+        in RUN/report/samples.json. With 0 no model is loaded, and the page contains no record of a department"""
+    parser.add_argument("--samples", type=at_least(0), default=3, metavar="N", help=help_)
+    options = parser.read(argv)
+    folder = find_run_folder(options.run, Path(options.output))
+    setup_logging()
     from fl_lightning.report.page import write_report
 
-    hush()
-    page = write_report(folder, count=3 if count is None else count)
-    print(f"The report is in {page}")
+    silence_libraries()
+    print(f"The report is in {write_report(folder, count=options.samples)}")
     return 0

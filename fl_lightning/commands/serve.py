@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from fl_lightning.commands.parser import Parser, at_least
-from fl_lightning.console import hush, quiet
+from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_secret, read_text
 from fl_lightning.storage.run_folder import find_run_folder
@@ -28,12 +28,12 @@ def run(argv: list[str]) -> int:
         raise InputError(f"serve needs {missing[0]}, which is not installed: pip install 'fl_lightning[serve]'")
     folder = find_run_folder(given.run, Path(given.output))
     key = api_key(given.api_key_file)
-    quiet()
+    setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.app import ServingOptions, serve
     from fl_lightning.serving.endpoints import Limits
 
-    hush()
+    silence_libraries()
     options = ServingOptions(
         folder,
         host=given.host,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fl_lightning.commands.fit import config_and_folder
-from fl_lightning.console import hush, quiet
+from fl_lightning.console import setup_logging, silence_libraries
 
 
 def run(argv: list[str]) -> int:
     """Run the command."""
     config, folder = config_and_folder(argv, "server")
-    quiet()
+    setup_logging()
     from fl_lightning.network.coordinator import run as server
 
-    hush()
+    silence_libraries()
     server.serve(config, resume=folder)
     return 0

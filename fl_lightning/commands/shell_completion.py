@@ -1,6 +1,6 @@
 """A completion script for bash and zsh, made from what ``--help`` of each command prints.
 
-Made from help texts, it knows every command and option that there is, whichever parser the command has.
+So it knows every command and option, both of argparse's parsers and of jsonargparse's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 SHELLS = ("bash", "zsh")
 
@@ -38,23 +38,22 @@ SCRIPT = """# Completion of fl-lightning for @shell@; made by 'fl-lightning comp
 }
 complete -o default -F _fl_lightning fl-lightning
 """
-"""Where no word fits, the shell's own completion of file names takes over."""
+"""If no word fits, the shell completes file names."""
 
 ZSH = "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
-def script(shell: str, commands: Iterable[str]) -> str:
+def script(shell: str, texts: Mapping[str, str]) -> str:
     """The completion script for a shell.
 
     Args:
         shell: bash or zsh.
-        commands: names of the commands.
+        texts: {command: its help text}.
 
     Example:
-        >>> "complete -o default -F _fl_lightning" in script("bash", ["runs"])
+        >>> "--output" in script("bash", {"runs": "usage: fl-lightning runs [--output DIR]"})
         True
     """
-    texts = {name: help_of(name) for name in commands}
     options = {name: options_in(text) for name, text in texts.items()}
     values = [line for name, text in texts.items() for line in _cases(name, values_in(text))]
     filled = {
@@ -63,14 +62,14 @@ def script(shell: str, commands: Iterable[str]) -> str:
         "commands": " ".join(texts),
         "values": "\n".join(f"        {line}" for line in values),
         "options": "\n".join(
-            f'                {name}) words="{" ".join(found)}" ;;' for name, found in options.items()
+            f'                {name}) words="{" ".join(words)}" ;;' for name, words in options.items()
         ),
     }
     return re.sub(r"@(\w+)@", lambda match: filled[match[1]], SCRIPT)
 
 
 def help_of(command: str) -> str:
-    """What ``--help`` of a command prints, in lines that are not folded."""
+    """What ``--help`` of a command prints, in long lines."""
     text = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"
@@ -93,21 +92,21 @@ def options_in(text: str) -> list[str]:
 
 
 def values_in(text: str) -> dict[str, list[str]]:
-    """{option: what may follow it} of those that say so.
+    """{option: the values that its help text lists}.
 
     Example:
         >>> values_in("--scheme {iid,shards}  --run RUN  --seed N")
         {'--scheme': ['iid', 'shards'], '--run': ['last']}
     """
-    found = {option: choices.split(",") for option, choices in re.findall(r"(--[\w.-]+)[ =]\{([\w,.-]+)\}", text)}
-    found |= {option: ["last"] for option in re.findall(r"(--run|--resume)\b", text)}
+    values = {option: choices.split(",") for option, choices in re.findall(r"(--[\w.-]+)[ =]\{([\w,.-]+)\}", text)}
+    values |= {option: ["last"] for option in re.findall(r"(--run|--resume)\b", text)}
     if "--method NAME" in text:
         from fl_lightning.config.templates import methods
 
-        found["--method"] = list(methods())
+        values["--method"] = list(methods())
     if shells := re.search(r"^  SHELL +(.*)", text, re.MULTILINE):
-        found["completion"] = shells[1].split(" or ")
-    return found
+        values["completion"] = shells[1].split(" or ")
+    return values
 
 
 def _cases(command: str, values: Mapping[str, list[str]]) -> Iterator[str]:

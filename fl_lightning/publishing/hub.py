@@ -13,7 +13,7 @@ import httpx
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from fl_lightning.console import amount
+from fl_lightning.console import format_bytes
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.publishing.export_folder import ExportFolder
 from fl_lightning.storage.run_layout import ADAPTER_CONFIG
@@ -88,7 +88,7 @@ def upload(api: HfApi, export: ExportFolder, *, private: bool) -> UploadResult:
                 f"{name}: expected no other content, got {content} in it, and both together would be loaded wrongly; "
                 "use another --repo-prefix"
             )
-    log.info("%s: uploading %d files, %s", name, len(export.files), amount(export.size))
+    log.info("%s: uploading %d files, %s", name, len(export.files), format_bytes(export.size))
     commit = retry(
         name,
         lambda: api.upload_folder(

@@ -147,7 +147,7 @@ def format_size(size: float | None) -> str:
         >>> format_size(2048), format_size(32 * 2**20), format_size(None)
         ('2.0 KiB', '32.0 MiB', '–')
     """
-    return UNKNOWN if size is None else console.amount(int(size))
+    return UNKNOWN if size is None else console.format_bytes(int(size))
 
 
 def shorten(name: str, length: int = 22) -> str:

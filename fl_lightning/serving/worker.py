@@ -18,7 +18,7 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from fl_lightning.config import RunConfig
-from fl_lightning.console import quiet
+from fl_lightning.console import setup_logging
 from fl_lightning.errors import InputError
 from fl_lightning.serving.messages import Cancel, GenerateRequest, Load, TokenChunk
 from fl_lightning.storage.run_adapters import BASE
@@ -47,7 +47,7 @@ class ChatAPI(LitAPI):
     def setup(self, device: str) -> None:
         """Load the base model and all adapters onto the device of the run's config."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
-        quiet()  # before the imports below, some of which print
+        setup_logging()  # before the imports below, some of which print
         from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
         from fl_lightning.serving.engine import load_answering
 

@@ -36,10 +36,10 @@ def test_a_config_means_the_clients_of_its_data(tmp_path):
     ("argv", "message"),
     [
         ([], "one of the arguments"),
-        (["--sites"], "expected at least one"),
+        (["--sites"], "--sites: expected one value or more, got none"),
         (["--sites", "hr/a", "--add", "hr/b"], "not allowed with"),
-        (["--sites", "hr/a", "--dayz", "3"], "unrecognized arguments"),
-        (["--sites", "hr/a", "--days", "many"], "invalid int"),
+        (["--sites", "hr/a", "--dayz", "3"], "unknown argument --dayz; did you mean '--days'"),
+        (["--sites", "hr/a", "--days", "many"], "--days: expected an integer of at least 1, got 'many'"),
         (["--sites", "hr"], "expected department/client"),
         (["--add", "hr/a", "--days", "3"], "expected --add without"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),

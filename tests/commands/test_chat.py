@@ -51,17 +51,17 @@ def test_draws_are_those_of_the_seed(piped, adapter_run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "the following arguments are required: --run"),
+        ((), "expected a value for --run"),
         (("--run", "RUN", "--modle", "hr"), "unknown argument --modle; did you mean '--model'?"),
-        (("--run", "RUN", "--model"), "--model: no value"),
+        (("--run", "RUN", "--model"), "--model: expected a value, got none"),
         (("--run", "nowhere"), "run 'nowhere': no config.yaml in it"),
         (("--run", "RUN", "--temperature", "hot"), "--temperature: expected a number from 0 to 2, got 'hot'"),
         (("--run", "RUN", "--temperature", "-1"), "--temperature: expected a number from 0 to 2, got '-1'"),
         (("--run", "RUN", "--temperature", "2.1"), "--temperature: expected a number from 0 to 2, got '2.1'"),
         (("--run", "RUN", "--temperature", "nan"), "--temperature: expected a number from 0 to 2, got 'nan'"),
-        (("--run", "RUN", "--max-new-tokens", "0"), "--max-new-tokens: got '0', wanted an integer of at least 1"),
-        (("--run", "RUN", "--seed", "-1"), "--seed: got '-1', wanted an integer of at least 0"),
-        (("--run", "RUN", "--seed", "9" * 5000), "--seed: got '999"),
+        (("--run", "RUN", "--max-new-tokens", "0"), "--max-new-tokens: expected an integer of at least 1, got '0'"),
+        (("--run", "RUN", "--seed", "-1"), "--seed: expected an integer of at least 0, got '-1'"),
+        (("--run", "RUN", "--seed", "9" * 5000), "--seed: expected an integer of at least 0, got '999"),
         (("--run", "RUN", "--model", "finanse"), "model 'finanse': not in this run; did you mean 'finance'?"),
     ],
 )

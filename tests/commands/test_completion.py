@@ -7,4 +7,4 @@ def test_script_is_printed(command):
 def test_other_shells_are_bad_input(command):
     code, _, errors = command("completion", "fish")
     assert code == 2
-    assert "got 'fish', wanted bash or zsh" in errors
+    assert "expected bash or zsh, got 'fish'" in errors

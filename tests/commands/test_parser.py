@@ -24,12 +24,12 @@ def test_options_are_read(parser):
         ([], "source"),
         (["pile", "--prts", "3"], "unknown argument --prts; did you mean '--parts'?"),
         (["pile", "--part", "3"], "did you mean '--parts'?"),  # half an option is none
-        (["pile", "more"], "unknown argument more, wanted one that 'fl-lightning deal --help' lists"),
-        (["pile", "--parts"], "--parts: no value, wanted one"),
-        (["pile", "--parts", "0"], "--parts: got '0', wanted an integer of at least 1"),
-        (["pile", "--parts", "x"], "--parts: got 'x', wanted an integer"),
-        (["pile", "--share", "1"], "--share: got '1', wanted a number above 0 and below 1"),
-        (["pile", "--share", "nan"], "--share: got 'nan', wanted a number"),
+        (["pile", "more"], "unknown argument more; 'fl-lightning deal --help' lists the options"),
+        (["pile", "--parts"], "--parts: expected a value, got none"),
+        (["pile", "--parts", "0"], "--parts: expected an integer of at least 1, got '0'"),
+        (["pile", "--parts", "x"], "--parts: expected an integer of at least 1, got 'x'"),
+        (["pile", "--share", "1"], "--share: expected a number above 0 and below 1, got '1'"),
+        (["pile", "--share", "nan"], "--share: expected a number above 0 and below 1, got 'nan'"),
     ],
 )
 def test_bad_options_are_one_line(parser, argv, words):

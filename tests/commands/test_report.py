@@ -8,25 +8,27 @@ from fl_lightning.cli import main
 
 
 def test_help_needs_no_run(capsys):
-    assert main(["report", "--help"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--help"])
+    assert stop.value.code == 0
     assert "--samples N" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "report: no --run, wanted --run RUN"),
+        ([], "expected a value for --run"),
         (["--run", "nowhere"], "run 'nowhere': no config.yaml in it"),
         (["--run", "last", "--output", "."], "no version_N folder"),
-        (["--run", "x", "--samples", "-1"], "--samples: got '-1', wanted a whole number"),
-        (["--run", "x", "--sample", "2"], "unknown argument --sample, did you mean --samples"),
+        (["--run", "x", "--samples", "-1"], "--samples: expected an integer of at least 0"),
+        (["--run", "x", "--sample", "2"], "unknown argument --sample; did you mean '--samples'"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments]) == 2
     error = capsys.readouterr().err
-    assert said.split(",")[0] in error
+    assert said in error
     assert error.count("\n") == 1
 
 

@@ -87,23 +87,23 @@ def test_every_option_arrives(serve, key_file, tmp_path):
         (("hr",), "unknown argument hr"),
         (("--port", "80"), "--port: expected 1024 to 65535, got 80"),
         (("--port", "70000"), "--port: expected 1024 to 65535, got 70000"),
-        (("--port", "0"), "--port: got '0', wanted an integer of at least 1"),
-        (("--port", "x"), "--port: got 'x', wanted an integer"),
-        (("--port", "9" * 5000), "--port: got '999"),
-        (("--port",), "--port: no value"),
-        (("--max-batch", "0"), "--max-batch: got '0'"),
-        (("--max-requests", "-1"), "--max-requests: got '-1'"),
-        (("--max-prompt-tokens", "1.5"), "--max-prompt-tokens: got '1.5'"),
-        (("--max-new-tokens", ""), "--max-new-tokens: got ''"),
-        (("--max-body-kib", "many"), "--max-body-kib: got 'many'"),
-        (("--timeout", "0"), "--timeout: got '0'"),
-        (("--timeout", "9" * 400), "--timeout: got '999"),
-        (("--watch", "9" * 400), "--watch: got '999"),
+        (("--port", "0"), "--port: expected an integer of at least 1, got '0'"),
+        (("--port", "x"), "--port: expected an integer of at least 1, got 'x'"),
+        (("--port", "9" * 5000), "--port: expected an integer of at least 1, got '999"),
+        (("--port",), "--port: expected a value, got none"),
+        (("--max-batch", "0"), "--max-batch: expected an integer of at least 1, got '0'"),
+        (("--max-requests", "-1"), "--max-requests: expected an integer of at least 1, got '-1'"),
+        (("--max-prompt-tokens", "1.5"), "--max-prompt-tokens: expected an integer of at least 1, got '1.5'"),
+        (("--max-new-tokens", ""), "--max-new-tokens: expected an integer of at least 1, got ''"),
+        (("--max-body-kib", "many"), "--max-body-kib: expected an integer of at least 1, got 'many'"),
+        (("--timeout", "0"), "--timeout: expected an integer of at least 1, got '0'"),
+        (("--timeout", "9" * 400), "--timeout: expected an integer of at least 1, got '999"),
+        (("--watch", "9" * 400), "--watch: expected an integer of at least 1, got '999"),
         (("--host", "example.org"), "--host: expected one of 127.0.0.1, 0.0.0.0, ::, got 'example.org'"),
         (("--host", "localhost"), "--host: expected one of 127.0.0.1, 0.0.0.0, ::, got 'localhost'"),
         (("--host", "0.0.0.0"), "--host 0.0.0.0: reachable from other machines; expected an API key"),
         (("--host", "::"), "--host ::: reachable from other machines; expected an API key"),
-        (("--models",), "--models: expected at least one argument"),
+        (("--models",), "--models: expected one value or more, got none"),
         (("--tls-key", "x"), "--tls-certificate and --tls-key: expected both or neither, got one of them"),
         (("--tls-key", "no.pem", "--tls-certificate", "no.pem"), "no.pem: no such file, expected a PEM file"),
         (("--api-key-file", "/no/such/file"), "--api-key-file /no/such/file: cannot be read"),
@@ -118,7 +118,7 @@ def test_a_wrong_option_is_one_line(serve, options, said):
 
 def test_a_run_has_to_be_named_and_to_be_there(serve):
     assert serve(run=False)[2] == (
-        "error: the following arguments are required: --run ('fl-lightning serve --help' lists what is wanted)\n"
+        "error: expected a value for --run ('fl-lightning serve --help' lists the options)\n"
     )
     code, _, err, _ = serve("--run", "nowhere", run=False)
     assert code == 2

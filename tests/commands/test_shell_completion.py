@@ -4,16 +4,17 @@ import subprocess
 import pytest
 
 from fl_lightning.commands import COMMANDS
-from fl_lightning.commands.shell_completion import SHELLS, help_of, options_in, script, values_in
+from fl_lightning.commands.completion import help_texts
+from fl_lightning.commands.shell_completion import SHELLS, options_in, script, values_in
 from fl_lightning.config.shortcuts import SHORTCUTS
 from fl_lightning.config.yaml_checks import known_keys
 
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("completion")
+    folder, texts = tmp_path_factory.mktemp("completion"), help_texts()
     for shell in SHELLS:
-        (folder / shell).write_text(script(shell, COMMANDS))
+        (folder / shell).write_text(script(shell, texts))
     return folder
 
 
@@ -54,8 +55,8 @@ def test_tab_offers_what_fits(scripts, shell, words, wanted):
 
 def test_every_command_is_offered_and_has_options(scripts):
     assert complete(scripts, "bash", "") == list(COMMANDS)
-    for command in COMMANDS:
-        assert options_in(help_of(command)), command
+    for command, text in help_texts().items():
+        assert options_in(text), command
 
 
 def test_every_option_of_fit_is_offered(scripts):

@@ -41,7 +41,7 @@ def test_named_ones_go_where_they_are_wanted(make_run, tmp_path, capsys):
     ("arguments", "said"),
     [
         (["--models", "sales"], "has no adapter of 'sales'; expected one of finance, hr, office, or a client"),
-        (["--models"], "expected at least one argument"),
+        (["--models"], "expected one value or more"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--too", "x"], "unknown argument --too; did you mean '--to'?"),
     ],

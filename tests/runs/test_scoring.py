@@ -89,10 +89,10 @@ def test_a_run_of_several_processes_is_scored_by_one(finished, tmp_path, capsys,
 
 
 BAD = {
-    "nothing to judge": (["--matrix", "--config", "c.yaml"], "neither --run nor --adapter"),
-    "no config": (["--matrix", "--adapter", "x=."], "neither --run nor --config"),
+    "nothing to judge": (["--matrix", "--config", "c.yaml"], "expected adapters by --run or --adapter, got none"),
+    "no config": (["--matrix", "--adapter", "x=."], "expected --run or --config"),
     "a misspelt option": (["--matrx", "--run", "RUN"], r"unknown argument --matrx; did you mean '--matrix'"),
-    "no number": (["--records", "0", "--run", "RUN"], "--records: got '0', wanted a whole number of 1 or more"),
+    "no number": (["--records", "0", "--run", "RUN"], "--records: expected an integer of at least 1, got '0'"),
     "no folder": (["--adapter", "x=/nowhere", "--run", "RUN"], "no folder /nowhere"),
     "a taken name": (["--adapter", "base=.", "--run", "RUN"], "got 'base', which is taken"),
     "no adapter": (["--adapter", "x=RUN", "--run", "RUN"], "adapter_model.safetensors"),
