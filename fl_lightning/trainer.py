@@ -13,23 +13,22 @@ from typing import Any, TypeVar
 from lightning.fabric import Fabric
 
 from fl_lightning import signals
-from fl_lightning.aggregation.products.department_product import ClientStarts
 from fl_lightning.aggregation.sharing import SharePolicy, share_policy
 from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
 from fl_lightning.config import FederationConfig, LoraConfig, RunConfig, TrainingConfig
 from fl_lightning.config.compatibility import check_compatible
-from fl_lightning.data.client_data import CENTRAL_CLIENT, ClientData
+from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientTransport
 from fl_lightning.federation.round_report import RoundReport
-from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
-from fl_lightning.training.client_sampling import sample_clients
+from fl_lightning.training.client_tasks import round_tasks
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.worker_processes import WorkerProcesses
 
@@ -200,7 +199,15 @@ class FederatedTrainer:
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
-        tasks = [self._central_task(round_num)] if self.policy.is_central else self._tasks(round_num)
+        tasks = round_tasks(
+            self.federation_config,
+            self.lora,
+            self.federation,
+            self.data,
+            round_num=round_num,
+            seed=self.seed,
+            evaluate=any(callback.wants_client_metrics for callback in self.callbacks),
+        )
         self.tasks = {task.client_id: task for task in tasks}
         self._call("on_round_start", tasks=tasks)
         expected = set(self.tasks)
@@ -219,41 +226,6 @@ class FederatedTrainer:
         self.tasks = {}  # they hold the states that the clients started from
         self._call("on_round_end")
         self._flush_row(round_num)
-
-    def _tasks(self, round_num: int) -> list[ClientTask]:
-        """A fit for each sampled client, departments in order."""
-        evaluate = any(callback.wants_client_metrics for callback in self.callbacks)
-        trainable_factor = self.policy.trainable_factor(round_num)
-        starts = ClientStarts(self.federation_config.combiner, self.federation, round_num, self.seed)
-        tasks = []
-        for client_id in self._sample(round_num):
-            scaling = self.lora.relative_scaling(client_id)
-            start, product = starts.of(client_id, self.lora.rank(client_id), scaling)
-            task = ClientTask(client_id, round_num, start, self.seed, evaluate, trainable_factor, scaling, product)
-            tasks.append(task)
-        return tasks
-
-    def _central_task(self, round_num: int) -> ClientTask:
-        """The fit of the one client that has all records; all departments are alike."""
-        start = next(iter(self.federation.departments.values()))
-        factor = self.policy.trainable_factor(round_num)
-        return ClientTask(CENTRAL_CLIENT, round_num, start, self.seed, trainable_factor=factor)
-
-    def _sample(self, round_num: int) -> list[str]:
-        """Ids of the clients that train in this round, departments in order."""
-        config = self.federation_config
-        return [
-            client_id
-            for department, client_ids in clients_by_department(self.data).items()
-            for client_id in sample_clients(
-                client_ids,
-                clients_per_round=config.clients_per_round,
-                client_fraction=config.client_fraction,
-                seed=self.seed,
-                round_num=round_num,
-                department=department,
-            )
-        ]
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Collect metrics for the loggers, which get them as one row at the end of the round; its number is the step.

@@ -1,0 +1,60 @@
+"""The tasks of a round: which clients train, and from what they start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fl_lightning.aggregation.products.department_product import ClientStarts
+from fl_lightning.aggregation.sharing import share_policy
+from fl_lightning.config import FederationConfig, LoraConfig
+from fl_lightning.data.client_data import CENTRAL_CLIENT
+from fl_lightning.federation.protocol import ClientTask
+from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.training.client_sampling import sample_clients
+
+
+def round_tasks(
+    config: FederationConfig,
+    lora: LoraConfig,
+    state: FederationState,
+    client_ids: Iterable[str],
+    *,
+    round_num: int,
+    seed: int,
+    evaluate: bool,
+) -> list[ClientTask]:
+    """A task for each sampled client, departments in order; under ``share: central`` one for all records together.
+
+    Args:
+        config: the ``federation`` block.
+        lora: the ``lora`` block, for its profiles.
+        state: of the federation before the round.
+        client_ids: of all clients.
+        round_num: from 1.
+        seed: the run seed.
+        evaluate: whether clients evaluate their fitted adapters.
+    """
+    policy = share_policy(config.share)
+    trainable_factor = policy.trainable_factor(round_num)
+    if policy.is_central:
+        start = next(iter(state.departments.values()))  # all departments are alike
+        return [ClientTask(CENTRAL_CLIENT, round_num, start, seed, trainable_factor=trainable_factor)]
+    starts = ClientStarts(config.combiner, state, round_num, seed)
+    tasks = []
+    for department, all_clients in clients_by_department(client_ids).items():
+        for client_id in sample_clients(
+            all_clients,
+            clients_per_round=config.clients_per_round,
+            client_fraction=config.client_fraction,
+            seed=seed,
+            round_num=round_num,
+            department=department,
+        ):
+            scaling = lora.relative_scaling(client_id)
+            start, product = starts.of(client_id, lora.rank(client_id), scaling)
+            tasks.append(
+                ClientTask(
+                    client_id, round_num, start, seed, evaluate, trainable_factor, scaling, frozen_product=product
+                )
+            )
+    return tasks
