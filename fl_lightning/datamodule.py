@@ -9,10 +9,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from fl_lightning.data.client_data import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_clients
 from fl_lightning.data.packing import PackedBatch, pack_one
 from fl_lightning.data.tokenization import Example
-from fl_lightning.errors import InputError, nearest
 
 
 class FederatedDataModule(L.LightningDataModule):
@@ -21,17 +20,17 @@ class FederatedDataModule(L.LightningDataModule):
     Args:
         root: folder of departments, or ``bundled:departments``.
         tokenizer: a transformers tokenizer.
-        department: only this department's clients.
-        client: only this client, as ``department/client``.
-        clients_per_dept: the first so many clients of each department; None takes all.
-        max_records: at most so many training records a client.
-        max_length: at most so many tokens a record.
-        batch_size: records in a batch.
-        eval_fraction: share held out where a client has no eval file.
+        department: use this department's clients only; no other client's records are read.
+        client: use this client only, as ``department/client``.
+        clients_per_dept: use the first n clients of each department, in natural sort order; None uses all.
+        max_records: at most n training records per client.
+        max_length: at most n tokens per record.
+        batch_size: records per batch.
+        eval_fraction: share held out if a client has no eval file.
         seed: of that split and of the order of the training batches.
 
     Raises:
-        InputError: on use, naming folder, file or line.
+        InputError: on first use, naming folder, file or line.
     """
 
     def __init__(
@@ -57,35 +56,23 @@ class FederatedDataModule(L.LightningDataModule):
         self._federation: dict[str, ClientData] | None = None
 
     def federation(self) -> dict[str, ClientData]:
-        """{client_id: tokenised records} of the chosen clients; read once."""
+        """{client_id: tokenized records} of the chosen clients, and of no others; read once."""
         if self._federation is None:
-            data = load_federation(
+            self._federation = load_clients(
                 self.root,
                 self.tokenizer,
+                department=self.department,
+                client_id=self.client,
                 clients_per_dept=self.clients_per_dept,
                 max_records=self.max_records,
                 max_length=self.max_length,
                 eval_fraction=self.eval_fraction,
                 seed=self.seed,
             )
-            self._federation = self._choose(data)
         return self._federation
 
-    def _choose(self, data: dict[str, ClientData]) -> dict[str, ClientData]:
-        if self.client is not None:
-            if self.client not in data:
-                raise InputError(f"client: no {self.client!r} in {self.root}{nearest(self.client, data)}")
-            return {self.client: data[self.client]}
-        if self.department is not None:
-            chosen = {c: d for c, d in data.items() if d.department == self.department}
-            if not chosen:
-                hint = nearest(self.department, {d.department for d in data.values()})
-                raise InputError(f"department: no {self.department!r} in {self.root}{hint}")
-            return chosen
-        return data
-
     def setup(self, stage: str) -> None:
-        """Read and tokenise the records."""
+        """Read and tokenize the records."""
         self.federation()
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
@@ -100,7 +87,7 @@ class FederatedDataModule(L.LightningDataModule):
 
     def _loader(self, examples: list[Example], **arguments: Any) -> DataLoader[PackedBatch]:
         loader: Any = DataLoader
-        made: DataLoader[PackedBatch] = loader(
+        batches: DataLoader[PackedBatch] = loader(
             examples, batch_size=self.batch_size, collate_fn=pack_one, num_workers=0, **arguments
         )
-        return made
+        return batches

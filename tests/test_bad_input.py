@@ -171,7 +171,7 @@ ARGUMENTS = {
     "output is a file": ("fit --output {tmp}/file", put({"file": ""}), ["output", "{tmp}/file"]),
     "output below a file": ("fit --output {tmp}/file/logs", put({"file": ""}), ["output", "{tmp}/file"]),
     "output of too long a name": ("fit --output {tmp}/" + "o" * 300, None, ["output", "{tmp}/ooo"]),
-    "data folder of too long a name": ("fit --data {tmp}/" + "d" * 300, None, ["data.root", "wanted a folder"]),
+    "data folder of too long a name": ("fit --data {tmp}/" + "d" * 300, None, ["data.root", "expected a folder"]),
     "model of too long a name": ("fit --model.name_or_path={tmp}/" + "m" * 300, None, ["model.name_or_path", "{tmp}"]),
     "unknown bundled data": (
         "fit --data bundled:departmens",
@@ -334,12 +334,14 @@ RECORDS = {
     "empty object": line_2("{}", "instruction"),
     "unknown keys": line_2('{"question": "a", "answer": "b"}', "['answer', 'question']"),
     "no response": line_2('{"instruction": "Add", "input": "1 1"}', "response", "'output'"),
-    "no prompt": line_2('{"completion": "b"}', "'prompt' is missing"),
+    "no prompt": line_2('{"completion": "b"}', "'prompt': expected text, got nothing"),
     "empty response": line_2('{"prompt": "a", "completion": "  "}', "response", "'completion'"),
-    "response that is a number": line_2('{"prompt": "a", "completion": 5}', "'completion' is 5"),
-    "response that is NaN": line_2('{"prompt": "a", "completion": NaN}', "'completion' is nan"),
+    "response that is a number": line_2('{"prompt": "a", "completion": 5}', "'completion': expected text, got 5"),
+    "response that is NaN": line_2('{"prompt": "a", "completion": NaN}', "'completion': expected text, got nan"),
     "response that is null": line_2('{"prompt": "a", "completion": null}', "'completion'"),
-    "input that is a list": line_2('{"instruction": "a", "input": ["b"], "output": "c"}', "'input' is list"),
+    "input that is a list": line_2(
+        '{"instruction": "a", "input": ["b"], "output": "c"}', "'input': expected text, got list"
+    ),
     "text that is an object": line_2('{"text": {"value": "a"}}', "'text'"),
     "empty text": line_2('{"text": ""}', "'text'"),
     "no message": line_2('{"messages": []}', "'messages'", "at least one"),
@@ -374,8 +376,12 @@ RECORDS = {
     "one record to split": (put({"data/hr/client_0.jsonl": GOOD}), ["{tmp}/data/hr/client_0.jsonl", "at least 2"]),
 }
 LAYOUTS = {
-    "nothing": (None, ["data.root", "{tmp}/data", "wanted a folder"]),
-    "file": (put({"data": GOOD}), ["data.root", "{tmp}/data", "wanted a folder"]),
+    "structure cut off": (
+        put({"data/structure.json": "{", "data/hr/a.jsonl": GOOD * 2}),
+        ["structure.json", "not valid JSON"],
+    ),
+    "nothing": (None, ["data.root", "{tmp}/data", "expected a folder"]),
+    "file": (put({"data": GOOD}), ["data.root", "{tmp}/data", "expected a folder"]),
     "link to itself": (link("data", "data"), ["data.root", "{tmp}/data"]),
     "no department": (put({"data/": ""}), ["no department in {tmp}/data"]),
     "department that is a file": (put({"data/hr": GOOD}), ["no department in {tmp}/data"]),
@@ -404,7 +410,7 @@ LAYOUTS = {
     "client with a line break": (client(name="hr/client\n0"), ["client\\n0", "rename"]),
     "client of half a character": (client(name="hr/caf\udce9"), ["rename"]),
     "client of too long a name": (client(name="hr/" + "c" * 200), ["128", "rename"]),
-    "too few clients": (client(), ["data.clients_per_dept", "department hr", "wanted 2"]),
+    "too few clients": (client(), ["data.clients_per_dept", "department hr", "expected 2"]),
 }
 
 

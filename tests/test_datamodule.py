@@ -44,6 +44,27 @@ def test_unknown_choice_is_refused_with_a_hint(root, tokenizer, chosen, said):
         FederatedDataModule(root, tokenizer, **chosen).setup("fit")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "broken"),
+    [
+        ({"client": "hr/client_0"}, ["hr/client_1", "sales/client_0"]),
+        ({"client": "hr/client_1", "clients_per_dept": 2}, ["hr/client_0", "sales/client_0"]),
+        ({"department": "hr"}, ["sales/client_0"]),
+    ],
+)
+def test_records_of_clients_that_are_not_chosen_are_not_read(root, tokenizer, chosen, broken):
+    for client in broken:
+        (root / client / "train.jsonl").write_text("not JSON")
+    FederatedDataModule(root, tokenizer, **chosen).setup("fit")
+    (root / "sales").rename(root / "no name for a folder")
+    FederatedDataModule(root, tokenizer, **{**chosen, "clients_per_dept": None}).setup("fit")
+
+
+def test_a_client_beyond_the_first_of_its_department_is_not_one_of_the_chosen(root, tokenizer):
+    with pytest.raises(InputError, match="got 'hr/client_1'"):
+        FederatedDataModule(root, tokenizer, client="hr/client_1", clients_per_dept=1).setup("fit")
+
+
 def test_batches_are_packed_rows_of_batch_size_records(root, tokenizer):
     batches = list(FederatedDataModule(root, tokenizer, client="sales/client_0", batch_size=3).train_dataloader())
     assert all(isinstance(batch, PackedBatch) for batch in batches)

@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 
 from benchmarks.common import alternate, report
 from fl_lightning import LoraClientModule, ModelConfig, TrainingConfig, create_lora_model, load_base_model
-from fl_lightning.data.client_data import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_clients
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.modeling.lora import collect_lora_state, load_lora_state
@@ -100,7 +100,7 @@ def main() -> None:
 
     bare, tokenizer = fresh()
     bare.get_base_model().set_attn_implementation("sdpa")
-    data = load_federation(
+    data = load_clients(
         "bundled:departments", tokenizer, clients_per_dept=args.clients, max_records=args.records, max_length=512
     )
     start = collect_lora_state(bare)

@@ -60,7 +60,7 @@ from fl_lightning import (
     load_base_model,
 )
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FloraConfig
-from fl_lightning.data.client_data import ClientData, load_federation
+from fl_lightning.data.client_data import ClientData, load_clients
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.data.tokenization import Example
 from fl_lightning.modeling.lora import collect_lora_state, load_lora_state
@@ -122,9 +122,7 @@ def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     base, tokenizer = load_base_model(ModelConfig(name_or_path=args.model), dtype=torch.float32)
     lora = {"r": 8, "lora_alpha": 16, "lora_dropout": args.dropout, "target_modules": ["q_proj", "v_proj"]}
     torch.save(collect_lora_state(create_lora_model(base, **lora, seed=1)), work / "start.pt")
-    data = load_federation(
-        "bundled:departments", tokenizer, clients_per_dept=3, max_records=args.records, max_length=512
-    )
+    data = load_clients("bundled:departments", tokenizer, clients_per_dept=3, max_records=args.records, max_length=512)
     orders = []
     for k, (client_id, client) in enumerate(data.items()):
         torch.save([(e.ids, e.supervised) for e in client.train], work / f"{k}.pt")

@@ -67,7 +67,9 @@ class Tree:
         """
         departments, teams = set(departments), set(client_teams(groups).values())
         if absent := sorted(teams - departments):
-            raise InputError(f"{KEY}: expected data for team {absent[0]!r}, got no clients; apply `with_teams` first")
+            raise InputError(
+                f"{KEY}: expected data for team {absent[0]!r}, got no clients; apply `regroup_clients` first"
+            )
         groups = {group: names for group, names in groups.items() if group not in teams}
         parent = _parents(groups, departments)
         ordered: dict[str, tuple[str, ...]] = {}

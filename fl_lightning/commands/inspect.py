@@ -47,13 +47,13 @@ def run(argv: list[str]) -> int:
             return len(example), int(example.supervised.sum())
 
         data = config.data
-        found = checks.inspect(
+        found = checks.inspect_folder(
             root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
         )
     if given.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:
-        report.show(found, Console())
+        report.print_inspection(found, Console())
     if found.errors:
         count = len(found.errors)
         raise InputError(f"{root}: {count} error{'s' if count > 1 else ''}, see above; mend them before 'fit'")

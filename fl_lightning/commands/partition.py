@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.commands.parser import Parser, at_least, number_above
+from fl_lightning.data.partition.strategies import SCHEMES, Scheme, SchemeName, deal, label_counts
 from fl_lightning.errors import InputError
 
 DESCRIPTION = """Deal one pile of records out to departments and clients, in the folders that 'fit --data' reads:
@@ -14,7 +15,6 @@ DESCRIPTION = """Deal one pile of records out to departments and clients, in the
   DIR/<department>/<client>/train.jsonl, eval.jsonl     partition.json and, with --label, partition.png say who got what
 
 SOURCE is a file (.jsonl, .json, .csv, .tsv, .parquet), a folder with a Hugging Face data set, or a Hub id."""
-SCHEMES = ("iid", "dirichlet", "shards", "sizes")
 RECORD = ("instruction", "input", "output_column", "prompt", "completion", "messages", "text")
 DRAWING = "pip install 'fl_lightning[data]'"
 
@@ -55,7 +55,6 @@ def run(argv: list[str]) -> int:
     from fl_lightning.data.partition import writer
     from fl_lightning.data.partition.columns import check_columns, to_records, values_of
     from fl_lightning.data.partition.reader import read_rows
-    from fl_lightning.data.partition.strategies import Scheme, deal, label_counts
 
     if given.output:
         writer.check_new(Path(given.output))
@@ -66,7 +65,7 @@ def run(argv: list[str]) -> int:
     records = to_records(rows, columns)
     labels = values_of(rows, given.label, "--label") if given.label else None
 
-    def scheme(name: str, sizes: list[float]) -> Scheme:
+    def scheme(name: SchemeName, sizes: list[float]) -> Scheme:
         return Scheme(name, given.alpha, given.shards, sizes, given.min_records)
 
     shares = deal(
@@ -78,7 +77,7 @@ def run(argv: list[str]) -> int:
         labels=labels,
         seed=given.seed,
     )
-    dealt = writer.splits(shares, given.eval_fraction, given.seed)
+    dealt = writer.split_clients(shares, given.eval_fraction, given.seed)
     counts = label_counts(shares, labels) if labels else None
     return _finish(given, records, dealt, counts)
 
@@ -104,7 +103,7 @@ def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: A
 
     console = Console()
     title = given.source if given.dry_run else f"{given.source} → {given.output}"
-    console.print(writer.table(dealt, counts, title))
+    console.print(writer.make_table(dealt, counts, title))
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -115,7 +114,7 @@ def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: A
     picture = None
     if counts:
         try:
-            picture = writer.draw(counts, given.label)
+            picture = writer.draw_counts(counts, given.label)
         except ImportError:
             say(f"partition.png was not drawn: matplotlib is not installed; {DRAWING}")
     options = {key: value for key, value in vars(given).items() if value not in (None, []) and key != "dry_run"}

@@ -1,4 +1,4 @@
-"""Where a federation's records lie: a folder of departments, each with a folder or a file for every client.
+"""Where a federation's records are: a folder of departments, each with a folder or a file for every client.
 
     <root>/<department>_personal_clients/<client>/{train,eval}.jsonl     or  <root>/<department>/<client>/…
     <root>/<department>_personal_clients/<client>.jsonl (or .json)       split by eval_fraction, seeded
@@ -9,7 +9,6 @@ Anything else in the root is ignored.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -18,17 +17,19 @@ from pathlib import Path
 
 from fl_lightning import bundled
 from fl_lightning.data.records import Record, read_records
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, nearest
 from fl_lightning.seeding import derive_seed
-from fl_lightning.storage.files import check_name, natural_key
+from fl_lightning.storage.files import check_name, natural_key, read_json
 
 SUFFIX = "_personal_clients"
 ENDINGS = (".jsonl", ".json")
+STRUCTURE = "structure.json"
+TRUE_CLUSTERS = "true_department_clusters"
 
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """Where one client's records are; `eval` is None where one file holds both splits."""
+    """Files of one client's records; `eval` is None if one file holds both splits."""
 
     department: str
     client: str
@@ -42,84 +43,132 @@ class ClientFiles:
 
 
 def true_clusters(root: str | Path) -> dict[str, int] | None:
-    """{department: true cluster} where the data say it: ``true_department_clusters`` in ``structure.json``.
+    """{department: true cluster}, if the data have it: ``true_department_clusters`` in ``structure.json``.
 
     Returns:
-        None where there is no such file, or it says something else.
+        None if there is no such file, or it does not have this key.
+
+    Raises:
+        InputError: if the file is not JSON, or its clusters are not lists of departments, each department in one.
 
     Example:
         >>> true_clusters("bundled:departments")
         {'finance': 0, 'customer_support': 0, 'engineering': 1, 'hr': 2}
     """
-    path = bundled.resolve(str(root)) / "structure.json"
-    try:
-        clusters = json.loads(path.read_text())["true_department_clusters"]
-        return {str(name): number for number, names in enumerate(clusters) for name in names}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    path = bundled.resolve(str(root)) / STRUCTURE
+    if not os.path.lexists(path):
         return None
+    structure = read_json(path)
+    if not isinstance(structure, dict):
+        raise InputError(f"{path}: expected an object with {TRUE_CLUSTERS}, got {type(structure).__name__}")
+    if TRUE_CLUSTERS not in structure:
+        return None
+    clusters = structure[TRUE_CLUSTERS]
+    if not isinstance(clusters, list) or not all(isinstance(names, list) for names in clusters):
+        raise InputError(f"{path}: {TRUE_CLUSTERS}: expected lists of departments, got {clusters!r:.80}")
+    labels: dict[str, int] = {}
+    for number, names in enumerate(clusters):
+        for name in names:
+            if not isinstance(name, str) or name in labels:
+                raise InputError(
+                    f"{path}: {TRUE_CLUSTERS}: expected every department once, by its name, got {name!r:.80}"
+                )
+            labels[name] = number
+    return labels
 
 
-def find_clients(root: str | Path, clients_per_dept: int | None = None) -> dict[str, list[ClientFiles]]:
+def find_clients(
+    root: str | Path, clients_per_dept: int | None = None, department: str | None = None
+) -> dict[str, list[ClientFiles]]:
     """{department: clients in natural order}, departments sorted.
 
     Args:
         root: the folder, or ``bundled:departments``.
-        clients_per_dept: the first so many clients of each department; None takes all.
+        clients_per_dept: use the first n clients of each department, in natural sort order; None uses all.
+        department: look into this department's folder only.
 
     Raises:
         InputError: no such folder, no department, an unsafe name, or fewer clients than asked for.
     """
     folder = bundled.resolve(str(root))
-    if not os.path.isdir(folder):  # false too for a name that is too long
-        raise InputError(f"data.root: {root} is not a folder; wanted a folder of departments")
-    found: dict[str, list[ClientFiles]] = {}
-    for place in places_of(folder):
-        department = place.name.removesuffix(SUFFIX)
-        with _readable():
-            clients = _clients_of(place, department)
+    if not os.path.isdir(folder):  # also false for a name that is too long
+        raise InputError(f"data.root: {root} is not a folder; expected a folder of departments")
+    departments: dict[str, list[ClientFiles]] = {}
+    for path in department_folders(folder):
+        name = path.name.removesuffix(SUFFIX)
+        if department not in (None, name):
+            continue
+        with _refuse_unreadable():
+            clients = _clients_in(path, name)
         if not clients:
             continue
-        check_name(department, f"{place}: department")
-        if department in found:
-            raise InputError(f"{place}: department {department!r} has two folders; keep one of them")
-        found[department] = clients
-    if not found:
-        raise InputError(f"data.root: no department in {root}; wanted <department>/<client>/train.jsonl")
+        check_name(name, f"{path}: department")
+        if name in departments:
+            raise InputError(f"{path}: department {name!r} has two folders; keep one of them")
+        departments[name] = clients
+    if not departments:
+        if department is not None:
+            names = {path.name.removesuffix(SUFFIX) for path in department_folders(folder)}
+            raise InputError(f"department: expected one of {root}, got {department!r}{nearest(department, names)}")
+        raise InputError(f"data.root: no department in {root}; expected <department>/<client>/train.jsonl")
     if clients_per_dept is None:
-        return dict(sorted(found.items()))
-    for department, clients in found.items():
+        return dict(sorted(departments.items()))
+    for name, clients in departments.items():
         if len(clients) < clients_per_dept:
             raise InputError(
-                f"data.clients_per_dept: department {department} in {root} has {len(clients)} clients, "
-                f"wanted {clients_per_dept}; ask for fewer or add clients"
+                f"data.clients_per_dept: expected {clients_per_dept} clients or more in every department, got "
+                f"{len(clients)} in department {name} of {root}; ask for fewer or add clients"
             )
-    return {department: found[department][:clients_per_dept] for department in sorted(found)}
+    return {name: departments[name][:clients_per_dept] for name in sorted(departments)}
 
 
-def places_of(folder: Path) -> list[Path]:
+def find_client(root: str | Path, client_id: str, clients_per_dept: int | None = None) -> ClientFiles:
+    """The files of one client; no other department's folder is looked into.
+
+    Args:
+        root: the folder, or ``bundled:departments``.
+        client_id: ``department/client``.
+        clients_per_dept: as for `find_clients`; a client beyond the first n is refused.
+
+    Raises:
+        InputError: if there is no such client, or `find_clients` refuses its department.
+    """
+    department = client_id.partition("/")[0]
+    folder = bundled.resolve(str(root))
+    is_known = os.path.isdir(folder) and any(
+        os.path.isdir(folder / name) for name in (department, department + SUFFIX) if department and "\0" not in name
+    )
+    departments = find_clients(root, clients_per_dept, department if is_known else None)
+    files = {client.client_id: client for clients in departments.values() for client in clients}
+    if client_id not in files:
+        raise InputError(f"data.root: expected a client of {root}, got {client_id!r}{nearest(client_id, files)}")
+    return files[client_id]
+
+
+def department_folders(folder: Path) -> list[Path]:
     """The folders that may be departments, sorted.
 
     Raises:
         InputError: if the folder may not be listed.
     """
-    with _readable():
+    with _refuse_unreadable():
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def _refuse_unreadable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}); wanted a folder that may be listed and entered"
+            f"{error.filename}: cannot be read ({error.strerror}); expected a folder that may be listed and entered"
         ) from error
 
 
-def _clients_of(place: Path, department: str) -> list[ClientFiles]:
+def _clients_in(folder: Path, department: str) -> list[ClientFiles]:
     clients: dict[str, ClientFiles] = {}
-    for entry in place.iterdir():
-        client = client_at(entry, department)
+    for entry in folder.iterdir():
+        client = client_files_at(entry, department)
         if client is None:
             continue
         if client.client in clients:
@@ -128,8 +177,8 @@ def _clients_of(place: Path, department: str) -> list[ClientFiles]:
     return [clients[name] for name in sorted(clients, key=natural_key)]
 
 
-def client_at(entry: Path, department: str) -> ClientFiles | None:
-    """The client that a file or folder in a department's folder is; None where it is something else.
+def client_files_at(entry: Path, department: str) -> ClientFiles | None:
+    """The client in a file or folder of a department's folder; None if it is something else.
 
     Raises:
         InputError: an unsafe name, or held-out records without training records.
@@ -157,8 +206,7 @@ def read_splits(
 ) -> tuple[list[Record], list[Record]]:
     """(training records, held-out records) of a client.
 
-    Without an eval file, ``eval_fraction`` of the records is held out, at least one, drawn by a seed hashed from
-    (seed, department, client). The first `max_records` training records are kept.
+    Without an eval file, `draw_held_out` chooses. The first `max_records` training records are kept.
 
     Raises:
         InputError: naming file and line, or if one record cannot be split in two.
@@ -167,15 +215,29 @@ def read_splits(
     if files.eval is not None:
         return records[:max_records], read_records(files.eval)
     if len(records) < 2:
-        raise InputError(f"{files.train}: 1 record, wanted at least 2 to hold one out; add records or an eval.jsonl")
-    chosen = draw_held_out(files, len(records), eval_fraction, seed)
-    training = [r for i, r in enumerate(records) if i not in chosen]
-    return training[:max_records], [records[i] for i in sorted(chosen)]
+        raise InputError(
+            f"{files.train}: expected at least 2 records, one to hold out, got 1; add records or an eval.jsonl"
+        )
+    held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
+    training = [record for index, record in enumerate(records) if index not in held_out]
+    return training[:max_records], [records[index] for index in sorted(held_out)]
 
 
-def draw_held_out(files: ClientFiles, count: int, eval_fraction: float, seed: int) -> set[int]:
-    """Which of a single file's `count` records, at least two, are held out."""
-    held_out = min(count - 1, max(1, round(count * eval_fraction)))
-    order = list(range(count))
-    random.Random(derive_seed(seed, "split", files.department, files.client)).shuffle(order)
-    return set(order[:held_out])
+def draw_held_out(num_records: int, department: str, client: str, eval_fraction: float, seed: int) -> set[int]:
+    """Indices of the held-out records among a client's `num_records`, drawn by the seed and the client's name.
+
+    Args:
+        num_records: at least 2.
+        department: of the client.
+        client: its name.
+        eval_fraction: share of held-out records; at least one record, and not all of them, are held out.
+        seed: the run seed.
+
+    Example:
+        >>> len(draw_held_out(10, "hr", "client_0", 0.2, seed=0))
+        2
+    """
+    count = min(num_records - 1, max(1, round(num_records * eval_fraction)))
+    order = list(range(num_records))
+    random.Random(derive_seed(seed, "split", department, client)).shuffle(order)
+    return set(order[:count])

@@ -29,7 +29,7 @@ from fl_lightning.callbacks import (
 from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.data.client_data import ClientData, load_federation, with_teams
+from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.federation.fingerprint import fingerprint_model
 from fl_lightning.federation.protocol import ClientTransport
@@ -74,7 +74,7 @@ def build_components(config: RunConfig) -> RunComponents:
     groups = config.federation.hierarchy.groups
 
     def load_data(tokenizer: Any) -> dict[str, ClientData]:
-        data = load_federation(
+        data = load_clients(
             config.data.root,
             tokenizer,
             clients_per_dept=config.data.clients_per_dept,
@@ -83,7 +83,7 @@ def build_components(config: RunConfig) -> RunComponents:
             eval_fraction=config.data.eval_fraction,
             seed=config.seed,
         )
-        return with_teams(data, client_teams(groups))
+        return regroup_clients(data, client_teams(groups))
 
     components = build_model_components(config, load_data)
     build_tree(config, components.data)
@@ -98,6 +98,7 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
         InputError: if config, data and machine do not fit together.
     """
     check_output(Path(config.output))
+    true_clusters(config.data.root)  # a malformed file is refused now, not when the run folder exists
     fabric, dtype = make_fabric(config.fabric)
     launch_fabric(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lightning.fabric import Fabric
 
 from fl_lightning.config import TrainingConfig
-from fl_lightning.data.client_data import CENTRAL_CLIENT, ClientData, pooled
+from fl_lightning.data.client_data import CENTRAL_CLIENT, ClientData, pool_clients
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.module import LoraClientModule
 from fl_lightning.training.data_parallel import DataParallelShard
@@ -42,7 +42,7 @@ def make_clients(
         ValueError: if the module was made with another learning rate or weight decay than `training` says.
     """
     module.set_rates(training.learning_rate, training.weight_decay)
-    data = {**data, CENTRAL_CLIENT: pooled(data)} if is_central else data
+    data = {**data, CENTRAL_CLIENT: pool_clients(data)} if is_central else data
     several = fabric.world_size > 1
     shard = DataParallelShard(fabric, shard_base_model) if several and parallelism == "data" else None
     local = LocalClients(pin_device(fabric), module, data, training, training.clients_at_once, shard, memory_limit_mb)

@@ -35,7 +35,10 @@ BAD = {
         "x: expected only clients or none, got 'hr/client_0'",
     ),
     "a client twice": ({"x": ["hr/c"], "y": ["hr/c"]}, "expected 'hr/c' in one team, got it in 'x' and 'y'"),
-    "a team without data": ({"x": ["hr/client_0"]}, "expected data for team 'x', got no clients; apply `with_teams`"),
+    "a team without data": (
+        {"x": ["hr/client_0"]},
+        "expected data for team 'x', got no clients; apply `regroup_clients`",
+    ),
 }
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.client_data import ClientData, load_client, load_federation, with_teams
+from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.errors import InputError
 
 
@@ -16,23 +16,23 @@ def root(tmp_path, write_jsonl):
 
 
 def test_departments_are_sorted_and_clients_in_natural_order(root, tokenizer):
-    ids = list(load_federation(root, tokenizer))
+    ids = list(load_clients(root, tokenizer))
     assert ids == ["hr/client_0", "hr/client_1", "hr/client_2", "sales/client_0", "sales/client_1"]
 
 
 def test_each_client_knows_its_department_and_id(root, tokenizer):
-    data = load_federation(root, tokenizer)
+    data = load_clients(root, tokenizer)
     assert all(client.client_id == key == f"{client.department}/{client.client}" for key, client in data.items())
 
 
 def test_records_are_split_and_tokenised(root, tokenizer):
-    client = load_federation(root, tokenizer, eval_fraction=0.3)["hr/client_0"]
+    client = load_clients(root, tokenizer, eval_fraction=0.3)["hr/client_0"]
     assert (len(client.train), len(client.eval)) == (7, 3)
     assert "of hr" in tokenizer.decode(client.train[0].ids)
 
 
 def test_limits_are_kept(root, tokenizer):
-    data = load_federation(root, tokenizer, clients_per_dept=1, max_records=2, max_length=12)
+    data = load_clients(root, tokenizer, clients_per_dept=1, max_records=2, max_length=12)
     assert list(data) == ["hr/client_0", "sales/client_0"]
     assert all(len(client.train) == 2 for client in data.values())
     assert max(len(e) for client in data.values() for e in [*client.train, *client.eval]) <= 12
@@ -40,7 +40,7 @@ def test_limits_are_kept(root, tokenizer):
 
 def test_split_follows_the_seed(root, tokenizer):
     held = [
-        [e.ids.tolist() for e in load_federation(root, tokenizer, seed=s)["hr/client_0"].eval] for s in (1, 1, 2, 3, 4)
+        [e.ids.tolist() for e in load_clients(root, tokenizer, seed=s)["hr/client_0"].eval] for s in (1, 1, 2, 3, 4)
     ]
     assert held[0] == held[1]
     assert any(other != held[0] for other in held[2:])
@@ -50,11 +50,11 @@ def test_bad_line_is_named_with_its_file(root, tokenizer):
     path = root / "hr" / "client_1.jsonl"
     path.write_text(path.read_text() + "{\n")
     with pytest.raises(InputError, match=r"client_1\.jsonl:11: "):
-        load_federation(root, tokenizer)
+        load_clients(root, tokenizer)
 
 
 def test_bundled_departments_load_with_train_and_eval(tokenizer):
-    data = load_federation("bundled:departments", tokenizer, clients_per_dept=1, max_records=3)
+    data = load_clients("bundled:departments", tokenizer, clients_per_dept=1, max_records=3)
     assert list(data) == ["customer_support/client_0", "engineering/client_0", "finance/client_0", "hr/client_0"]
     assert all(len(client.train) == 3 and client.eval for client in data.values())
 
@@ -63,35 +63,35 @@ def clients(*names):
     return {name: ClientData(*name.split("/"), train=[], eval=[]) for name in names}
 
 
-def test_teams_take_their_clients_out_of_the_department():
+def test_groups_take_their_clients_out_of_the_department():
     data = clients("hr/c0", "it/c0", "it/c1", "it/c2")
-    dealt = with_teams(data, {"it/c2": "shell", "it/c0": "apps"})
+    dealt = regroup_clients(data, {"it/c2": "shell", "it/c0": "apps"})
     assert list(dealt) == ["apps/c0", "hr/c0", "it/c1", "shell/c2"]
     assert [client.department for client in dealt.values()] == ["apps", "hr", "it", "shell"]
-    assert with_teams(data, {}) == data
+    assert regroup_clients(data, {}) == data
 
 
-BAD_TEAMS = {
-    "nobody": ({"it/c9": "shell"}, "shell: got 'it/c9', wanted a client of the data"),
-    "a department": ({"it/c0": "hr"}, "'hr' is a department of the data too"),
+BAD_GROUPS = {
+    "nobody": ({"it/c9": "shell"}, "shell: expected a client of the data, got 'it/c9'"),
+    "a department": ({"it/c0": "hr"}, "'hr' is also a department of the data"),
     "one name twice": ({"it/c0": "shell", "hr/c0": "shell"}, "shell: two clients are called 'c0'"),
 }
 
 
-@pytest.mark.parametrize(("teams", "message"), BAD_TEAMS.values(), ids=BAD_TEAMS)
-def test_teams_that_do_not_fit_the_data_are_refused(teams, message):
+@pytest.mark.parametrize(("groups", "message"), BAD_GROUPS.values(), ids=BAD_GROUPS)
+def test_groups_that_do_not_fit_the_data_are_refused(groups, message):
     with pytest.raises(InputError, match=f"federation.hierarchy.groups.*{message}"):
-        with_teams(clients("hr/c0", "it/c0"), teams)
+        regroup_clients(clients("hr/c0", "it/c0"), groups)
 
 
 def test_one_client_is_loaded_as_among_the_others(root, tokenizer):
-    everybody = load_federation(root, tokenizer)
+    everybody = load_clients(root, tokenizer)
     for client_id, client in everybody.items():
-        (own,) = load_client(root, tokenizer, client_id).values()
+        (own,) = load_clients(root, tokenizer, client_id=client_id).values()
         assert [e.ids.tolist() for e in own.train] == [e.ids.tolist() for e in client.train]
         assert [e.ids.tolist() for e in own.eval] == [e.ids.tolist() for e in client.eval]
 
 
 def test_a_client_that_is_not_there_is_named(root, tokenizer):
-    with pytest.raises(InputError, match=r"data\.root: no client nobody/x in"):
-        load_client(root, tokenizer, "nobody/x")
+    with pytest.raises(InputError, match=r"data\.root: expected a client of .*, got 'nobody/x'"):
+        load_clients(root, tokenizer, client_id="nobody/x")

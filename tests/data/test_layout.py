@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.layout import find_clients, read_splits
+from fl_lightning.data.layout import find_client, find_clients, read_splits, true_clusters
 from fl_lightning.errors import InputError
 
 
@@ -119,7 +119,7 @@ def test_clients_per_dept_takes_the_first_in_natural_order(tmp_path, write_jsonl
 def test_more_clients_than_there_are_names_the_department(tmp_path, write_jsonl):
     for place in ("hr/c0", "hr/c1", "sales/c0"):
         write_jsonl(tmp_path / f"{place}.jsonl", texts(2))
-    with pytest.raises(InputError, match="department sales .* has 1 clients, wanted 2"):
+    with pytest.raises(InputError, match="expected 2 clients or more .*, got 1 in department sales"):
         find_clients(tmp_path, 2)
 
 
@@ -183,3 +183,44 @@ def test_bundled_departments_have_four_departments():
 def test_unknown_bundled_name_is_refused_with_a_hint():
     with pytest.raises(InputError, match="did you mean 'departments'"):
         find_clients("bundled:department")
+
+
+def test_one_client_is_found_without_its_department_s_neighbors(tmp_path, write_jsonl):
+    path = write_jsonl(tmp_path / "hr_personal_clients" / "ann.jsonl", [{"text": "a"}, {"text": "b"}])
+    (tmp_path / "b b").mkdir()
+    write_jsonl(tmp_path / "b b" / "bob.jsonl", [{"text": "a"}])
+    assert find_client(tmp_path, "hr/ann").train == path
+    for client_id, hint in (
+        ("hr/an", "did you mean 'hr/ann'"),
+        ("hr", "got 'hr'"),
+        ("hr/../hr/ann", "got 'hr/../hr/ann'"),
+    ):
+        with pytest.raises(InputError, match=hint):
+            find_client(tmp_path, client_id)
+    with pytest.raises(InputError, match=r"data\.root: .* is not a folder"):
+        find_client(tmp_path / "none", "hr/ann")
+
+
+def test_true_clusters_are_read_or_absent(tmp_path):
+    assert true_clusters(tmp_path) is None
+    (tmp_path / "structure.json").write_text('{"true_k": 2}')
+    assert true_clusters(tmp_path) is None
+    (tmp_path / "structure.json").write_text('{"true_department_clusters": [["b"], [], ["a", "c"]]}')
+    assert true_clusters(tmp_path) == {"b": 0, "a": 2, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"true_department_clusters": [["hr"]', "not valid JSON"),
+        ("[]", "expected an object with true_department_clusters, got list"),
+        ('{"true_department_clusters": {"hr": 0}}', r"expected lists of departments, got {'hr': 0}"),
+        ('{"true_department_clusters": ["hr"]}', r"expected lists of departments, got \['hr'\]"),
+        ('{"true_department_clusters": [["hr", 1]]}', "expected every department once, by its name, got 1"),
+        ('{"true_department_clusters": [["hr"], ["hr"]]}', "expected every department once, by its name, got 'hr'"),
+    ],
+)
+def test_a_malformed_structure_is_refused_with_its_file(tmp_path, text, message):
+    (tmp_path / "structure.json").write_text(text)
+    with pytest.raises(InputError, match=rf"structure\.json: .*{message}"):
+        true_clusters(tmp_path)

@@ -57,7 +57,7 @@ def test_only_assistant_and_text_turns_are_supervised():
     [
         (3, "got int"),
         (["a"], "got list"),
-        ({}, "wanted {instruction"),
+        ({}, "expected {instruction"),
         ({"question": "q"}, "question"),
         ({"instruction": "a"}, "output"),
         ({"output": "a"}, "instruction"),
@@ -276,7 +276,7 @@ def test_file_without_records_is_refused(tmp_path, content):
 def test_json_object_in_place_of_a_list_is_refused(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('{"text": "a"}')
-    with pytest.raises(InputError, match="wanted a list"):
+    with pytest.raises(InputError, match="expected a list"):
         read_records(path)
 
 

@@ -1,4 +1,4 @@
-"""What ``inspect`` prints: a table of clients, then what is wrong and what a person should know."""
+"""Prints an inspection: a table of clients, then errors and warnings."""
 
 from __future__ import annotations
 
@@ -10,68 +10,66 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fl_lightning.data.inspection.checks import ClientFacts, Inspection
+from fl_lightning.data.inspection.checks import ClientSummary, Inspection
 
-MOST = 10
-"""So many lines of a kind are printed; ``--json`` has all of them."""
+MAX_LINES = 10
+"""Of a kind that are printed; ``--json`` has all."""
 CAPTION = """mean, max: tokens of a record
 twice, shared: training records that the client has more than once, that another client has too
 leaks, prompts: held-out records that are trained on, those of which only the prompt is"""
 
 
-def show(found: Inspection, console: Console) -> None:
-    """Print a table and the findings."""
-    if found.clients:
-        console.print(table(found))
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Print a table of clients and the findings."""
+    if inspection.clients:
+        console.print(make_table(inspection))
         console.print(CAPTION, highlight=False, soft_wrap=True)
     leaks = {
-        what: [f"{leak['eval']} = {_places(leak['train'])}" for leak in found.leaks if leak["what"] == what]
+        what: [f"{leak['eval']} = {_locations(leak['train'])}" for leak in inspection.leaks if leak["what"] == what]
         for what in ("record", "prompt")
     }
     for style, what, lines in (
-        ("bold red", "errors", found.errors),
+        ("bold red", "errors", inspection.errors),
         ("yellow", "held out and trained on", leaks["record"]),
         ("yellow", "prompt held out and trained on", leaks["prompt"]),
-        ("yellow", "trained on more than once", [_places(places) for places in found.duplicates]),
-        ("yellow", "warnings", found.warnings),
+        ("yellow", "trained on more than once", [_locations(locations) for locations in inspection.duplicates]),
+        ("yellow", "warnings", inspection.warnings),
     ):
         if not lines:
             continue
         console.print(f"\n[{style}]{what}[/] ({len(lines):,})", highlight=False)
-        for line in lines[:MOST]:
-            console.print(f"  {escape(line.replace(f'{found.folder}/', ''))}", highlight=False, soft_wrap=True)
-        if len(lines) > MOST:
-            console.print(f"  and {len(lines) - MOST:,} more, which --json lists", highlight=False)
-    if not (found.errors or found.warnings):
+        for line in lines[:MAX_LINES]:
+            console.print(f"  {escape(line.replace(f'{inspection.folder}/', ''))}", highlight=False, soft_wrap=True)
+        if len(lines) > MAX_LINES:
+            console.print(f"  and {len(lines) - MAX_LINES:,} more, see --json", highlight=False)
+    if not (inspection.errors or inspection.warnings):
         console.print("\nNothing is wrong.")
 
 
-def table(found: Inspection) -> Table:
+def make_table(inspection: Inspection) -> Table:
     """A row for each client under a row for its department."""
-    rows = Table(title=found.root, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    rows = Table(title=inspection.root, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     rows.add_column("", overflow="fold")
     for name in ("train", "eval", "mean", "max", "twice", "shared", "leaks", "prompts"):
         rows.add_column(name, justify="right", no_wrap=True)
-    for department, group in groupby(found.clients, lambda facts: facts.client_id.split("/")[0]):
+    for department, group in groupby(inspection.clients, lambda client: client.client_id.split("/")[0]):
         clients = list(group)
         rows.add_row(department, *_cells(clients), style="bold")
-        for facts in clients:
-            rows.add_row("  " + facts.client_id.split("/")[1], *_cells([facts]))
+        for client in clients:
+            rows.add_row("  " + client.client_id.split("/")[1], *_cells([client]))
     return rows
 
 
-def _cells(clients: Sequence[ClientFacts]) -> list[str]:
-    counts = [(facts.train + facts.eval, facts.lengths) for facts in clients]
-    known = [(count, lengths) for count, lengths in counts if lengths is not None]
+def _cells(clients: Sequence[ClientSummary]) -> list[str]:
+    known = [(c.train + c.eval, c.lengths) for c in clients if c.lengths is not None]
     total = sum(count for count, _ in known)
     mean = f"{sum(count * lengths.mean for count, lengths in known) / total:.0f}" if total else "–"
     longest = f"{max(lengths.longest for _, lengths in known):,}" if known else "–"
-    figures = ("duplicates", "elsewhere", "leaks", "prompt_leaks")
-    sizes = [sum(getattr(facts, name) for facts in clients) for name in ("train", "eval", *figures)]
-    shown = [f"{size:,}" for size in sizes]
-    return [*shown[:2], mean, longest, *shown[2:]]
+    fields = ("train", "eval", "duplicates", "elsewhere", "leaks", "prompt_leaks")
+    counts = [f"{sum(getattr(client, name) for client in clients):,}" for name in fields]
+    return [*counts[:2], mean, longest, *counts[2:]]
 
 
-def _places(places: list[str]) -> str:
-    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return " = ".join(places[:3]) + more
+def _locations(locations: list[str]) -> str:
+    more = f" and {len(locations) - 3} more" if len(locations) > 3 else ""
+    return " = ".join(locations[:3]) + more

@@ -1,34 +1,46 @@
-"""Every client and every record of a folder of departments, going on after what is wrong."""
+"""Reads every client and every record of a folder of departments, and goes on after errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fl_lightning.data.layout import SUFFIX, ClientFiles, client_at, draw_held_out, places_of
+from fl_lightning.data.layout import (
+    STRUCTURE,
+    SUFFIX,
+    ClientFiles,
+    client_files_at,
+    department_folders,
+    draw_held_out,
+    true_clusters,
+)
 from fl_lightning.data.records import Record, scan_records
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_name, natural_key
 
-IGNORED = ("structure.json", "partition.json", "partition.png", "README.md", "LICENCES.md")
-"""Files in the root that are expected there and are no records."""
+IGNORED = (STRUCTURE, "partition.json", "partition.png", "README.md", "LICENCES.md")
+"""Files in the root that are expected there and hold no records."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One good record.
+class ScannedRecord:
+    """A valid record.
 
     Attributes:
+        client_id: whose it is.
         split: train or eval.
+        location: file and line, or file and index.
+        text: all turns, normalized.
+        prompt: the turns that are not supervised, normalized.
         tokens: its length.
-        supervised: how many of its tokens the loss is taken on.
+        supervised: number of tokens that the loss is computed on.
     """
 
     client_id: str
     split: str
-    where: str
+    location: str
     text: str
     prompt: str
     tokens: int
@@ -36,106 +48,127 @@ class Item:
 
 
 Measure = Callable[[Record, str], tuple[int, int]]
-"""(record, where it stands) to (tokens, supervised tokens); `InputError` where it cannot be tokenised."""
+"""(record, its location) to (tokens, supervised tokens); raises `InputError` if the record cannot be tokenized."""
 
 
-class Scan(Protocol):
-    """Takes what is found to be wrong."""
+class Findings(Protocol):
+    """Collects errors and warnings."""
 
     errors: list[str]
     warnings: list[str]
 
 
-def find_all(folder: Path, found: Scan) -> list[ClientFiles]:
-    """All clients that have a name and files; what is wrong with the others goes into the errors."""
+def scan_clients(root: Path, findings: Findings) -> list[ClientFiles]:
+    """All clients with a valid name and with files; errors of the others are added to the findings."""
     clients: dict[str, ClientFiles] = {}
-    departments: dict[str, Path] = {}
+    departments: set[str] = set()
     try:
-        places = places_of(folder)
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-            if path.suffix in (".jsonl", ".json", ".csv", ".parquet") and path.name not in IGNORED:
-                found.warnings.append(f"{path}: ignored, for it is in no department's folder")
+        true_clusters(root)
+    except InputError as error:
+        findings.errors.append(str(error))
+    try:
+        folders = department_folders(root)
+        _warn_of_stray_files(root, findings)
     except (InputError, OSError) as error:
-        found.errors.append(str(error))
+        findings.errors.append(str(error))
         return []
-    for place in places:
-        department = place.name.removesuffix(SUFFIX)
-        try:
-            entries = sorted(place.iterdir(), key=lambda path: natural_key(path.name))
-        except OSError as error:
-            found.errors.append(f"{place}: cannot be read ({error.strerror}); wanted a folder that may be listed")
-            continue
-        named = False
-        for entry in entries:
-            try:
-                client = client_at(entry, department)
-                if client is None:
-                    if not entry.name.startswith("."):
-                        found.warnings.append(f"{entry}: ignored, for it is no client: wanted train.jsonl in a folder")
-                    continue
-                named = True
-                if client.client_id in clients:
-                    raise InputError(f"{entry}: client {client.client!r} is there twice; keep one of them")
-                clients[client.client_id] = client
-            except InputError as error:
-                found.errors.append(str(error))
-        if not named:
+    for folder in folders:
+        department = folder.name.removesuffix(SUFFIX)
+        if not _scan_department(folder, department, clients, findings):
             continue
         try:
-            check_name(department, f"{place}: department")
+            check_name(department, f"{folder}: department")
             if department in departments:
-                raise InputError(f"{place}: department {department!r} has two folders; keep one of them")
-            departments[department] = place
+                raise InputError(f"{folder}: department {department!r} has two folders; keep one of them")
+            departments.add(department)
         except InputError as error:
-            found.errors.append(str(error))
+            findings.errors.append(str(error))
     return list(clients.values())
 
 
-def read_all(files: ClientFiles, measure: Measure, found: Scan, eval_fraction: float, seed: int) -> Iterable[Item]:
-    """The good records of a client; what is wrong with the others goes into the errors."""
-    records = {"train": _records(files.train, found)}
-    if files.eval is not None:
-        records["eval"] = _records(files.eval, found)
-    elif len(records["train"]) >= 2:
-        chosen = draw_held_out(files, len(records["train"]), eval_fraction, seed)
-        records["eval"] = [pair for index, pair in enumerate(records["train"]) if index in chosen]
-        records["train"] = [pair for index, pair in enumerate(records["train"]) if index not in chosen]
-    elif records["train"]:
-        found.errors.append(f"{files.train}: 1 record, wanted at least 2 to hold one out; add records or an eval.jsonl")
-    for split, pairs in records.items():
-        for where, record in pairs:
-            try:
-                tokens, supervised = measure(record, where)
-            except InputError as error:
-                found.errors.append(str(error))
-                continue
-            prompt = normalised([turn.content for turn in record if not turn.supervised])
-            text = normalised([f"{turn.role} {turn.content}" for turn in record])
-            yield Item(files.client_id, split, where, text, prompt, tokens, supervised)
+def _warn_of_stray_files(root: Path, findings: Findings) -> None:
+    for path in sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith(".")):
+        if path.suffix in (".jsonl", ".json", ".csv", ".parquet") and path.name not in IGNORED:
+            findings.warnings.append(f"{path}: ignored, because it is not in a department's folder")
 
 
-def _records(path: Path, found: Scan) -> list[tuple[str, Record]]:
-    good, bad = [], 0
+def _scan_department(folder: Path, department: str, clients: dict[str, ClientFiles], findings: Findings) -> bool:
+    """Add a folder's clients; whether it has anything that is, or tries to be, a client."""
     try:
-        for where, record in scan_records(path):
+        entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+    except OSError as error:
+        findings.errors.append(f"{folder}: cannot be read ({error.strerror}); expected a folder that may be listed")
+        return False
+    is_department = False
+    for entry in entries:
+        try:
+            client = client_files_at(entry, department)
+            if client is None:
+                if not entry.name.startswith("."):
+                    findings.warnings.append(
+                        f"{entry}: ignored; a client is a file of records, or a folder with train.jsonl"
+                    )
+                continue
+            is_department = True
+            if client.client_id in clients:
+                raise InputError(f"{entry}: client {client.client!r} is there twice; keep one of them")
+            clients[client.client_id] = client
+        except InputError as error:
+            findings.errors.append(str(error))
+    return is_department
+
+
+def scan_client(
+    files: ClientFiles, measure: Measure, findings: Findings, eval_fraction: float, seed: int
+) -> Iterator[ScannedRecord]:
+    """The valid records of a client; errors of the others are added to the findings."""
+    splits = {"train": _valid_records(files.train, findings)}
+    if files.eval is not None:
+        splits["eval"] = _valid_records(files.eval, findings)
+    elif len(splits["train"]) >= 2:
+        records = splits["train"]
+        held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
+        splits["eval"] = [pair for index, pair in enumerate(records) if index in held_out]
+        splits["train"] = [pair for index, pair in enumerate(records) if index not in held_out]
+    elif splits["train"]:
+        findings.errors.append(
+            f"{files.train}: expected at least 2 records, one to hold out, got 1; add records or an eval.jsonl"
+        )
+    for split, pairs in splits.items():
+        for location, record in pairs:
+            try:
+                tokens, supervised = measure(record, location)
+            except InputError as error:
+                findings.errors.append(str(error))
+                continue
+            prompt = normalize_text([turn.content for turn in record if not turn.supervised])
+            text = normalize_text([f"{turn.role} {turn.content}" for turn in record])
+            yield ScannedRecord(files.client_id, split, location, text, prompt, tokens, supervised)
+
+
+def _valid_records(path: Path, findings: Findings) -> list[tuple[str, Record]]:
+    """(location, record) of a file."""
+    records, is_empty = [], True
+    try:
+        for location, record in scan_records(path):
+            is_empty = False
             if isinstance(record, InputError):
-                found.errors.append(str(record))
-                bad += 1
+                findings.errors.append(str(record))
             else:
-                good.append((where, record))
+                records.append((location, record))
     except InputError as error:
-        found.errors.append(str(error))
+        findings.errors.append(str(error))
         return []
-    if not good and not bad:
-        found.errors.append(f"{path}: no records; wanted at least one, or remove the client")
-    return good
+    if is_empty:
+        findings.errors.append(f"{path}: no records; expected at least one, or remove the client")
+    return records
 
 
-def normalised(texts: Sequence[str]) -> str:
-    r"""Texts as one, without what does not make two of them different.
+def normalize_text(texts: Sequence[str]) -> str:
+    r"""Texts as one text, without differences in white space and case.
 
     Example:
-        >>> normalised(["Hello  World", "a\nb "])
+        >>> normalize_text(["Hello  World", "a\nb "])
         'hello world\na b'
     """
     return "\n".join(" ".join(text.split()).casefold() for text in texts)

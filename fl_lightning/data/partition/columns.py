@@ -1,4 +1,4 @@
-"""Columns of a source into records that `fit` reads, and values into names of folders."""
+"""Columns of a source to records that `fit` reads, and values to names of folders."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fl_lightning.data.partition.reader import Row, columns_of
+from fl_lightning.data.partition.reader import Row, column_names
 from fl_lightning.data.records import FORMS, parse_record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name
 
 KEYS = ("messages", "instruction", "input", "output", "response", "prompt", "completion", "text")
-"""What a record may have, see `fl_lightning.data.records`."""
+"""Keys of a record, see `fl_lightning.data.records`."""
 
 
-def check_columns(rows: Sequence[Row], wanted: Mapping[str, str | None]) -> None:
-    """Check that columns are there.
+def check_columns(rows: Sequence[Row], columns: Mapping[str, str | None]) -> None:
+    """Check that columns exist.
 
     Args:
         rows: of a source.
-        wanted: {option: column}; None where the option was not given.
+        columns: {option: column}; None if the option was not given.
 
     Raises:
-        InputError: naming the option, what was got and what there is.
+        InputError: naming the option, the missing column and those that exist.
     """
-    known = columns_of(rows)
-    for option, column in wanted.items():
+    known = column_names(rows)
+    for option, column in columns.items():
         if column is not None and column not in known:
-            hint = nearest(column, known) or f"; there are {', '.join(known)[:200]}"
-            raise InputError(f"{option}: got {column!r}, wanted a column of the source{hint}")
+            hint = nearest(column, known) or f"; it has {', '.join(known)[:200]}"
+            raise InputError(f"{option}: expected a column of the source, got {column!r}{hint}")
 
 
 def to_records(rows: Sequence[Row], columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The record of each row, with nothing but what `fit` reads.
+    """The record of each row, with only the keys that `fit` reads.
 
     Args:
         rows: of a source.
-        columns: {key of a record: column}; empty takes the columns that are called as the keys.
+        columns: {key of a record: column}; if empty, columns with the names of the keys.
 
     Raises:
-        InputError: naming the row that makes no record.
+        InputError: naming the row that is not a record.
 
     Example:
         >>> row = Row("a.csv:2", {"question": "1 + 1", "answer": 2})
@@ -62,9 +62,9 @@ def to_records(rows: Sequence[Row], columns: Mapping[str, str]) -> list[dict[str
             hint = (
                 ""
                 if columns or record
-                else f"; wanted columns of {FORMS}, or --prompt, --instruction, --text and so on"
+                else f"; expected columns of {FORMS}, or options such as --prompt, --instruction, --text"
             )
-            raise InputError(f"{row.where}: {error}{hint}") from error
+            raise InputError(f"{row.location}: {error}{hint}") from error
         records.append(record)
     return records
 
@@ -74,34 +74,34 @@ def _as_text(value: Any) -> Any:
 
 
 def _messages(value: Any) -> Any:
-    """Messages without the empty fields that a table gives to all rows alike."""
+    """Messages without the empty fields that a table adds to every row."""
     if not isinstance(value, list):
         return value
     return [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m for m in value]
 
 
 def values_of(rows: Sequence[Row], column: str, option: str) -> list[str]:
-    """A column as text, one value a row.
+    """A column as text, one value per row.
 
     Raises:
         InputError: naming the row without one.
     """
-    found = []
+    values = []
     for row in rows:
         value = row.values.get(column)
         if value is None or isinstance(value, list | dict) or not str(value).strip():
             raise InputError(
-                f"{row.where}: {column!r} is {value!r:.40}, wanted a value for {option}; fill it in or remove it"
+                f"{row.location}: {column!r}: expected a value for {option}, got {value!r:.40}; fill it in or remove it"
             )
-        found.append(str(value).strip())
-    return found
+        values.append(str(value).strip())
+    return values
 
 
 def folder_names(values: Sequence[str], option: str) -> dict[str, str]:
-    """{value: a name for its folder}: what no folder may have becomes ``_``.
+    """{value: a name for its folder}: characters that are not allowed become ``_``.
 
     Raises:
-        InputError: if two values get one name, or one is left without any.
+        InputError: if two values get the same name, or nothing is left of one.
 
     Example:
         >>> folder_names(["Customer support", "HR"], "--by")

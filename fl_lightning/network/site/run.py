@@ -13,7 +13,7 @@ from typing import Any
 from fl_lightning import launch, signals
 from fl_lightning.clustering.tree import client_teams
 from fl_lightning.config import RunConfig
-from fl_lightning.data.client_data import ClientData, load_client, with_teams
+from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.network.compatibility import SharedSettings
@@ -75,16 +75,16 @@ def _load_client(config: RunConfig, client_id: str, tokenizer: Any) -> dict[str,
     """
     team_of = client_teams(config.federation.hierarchy.groups)
     member_ids = {f"{team}/{member.split('/', 1)[1]}": member for member, team in team_of.items()}
-    data = load_client(
+    data = load_clients(
         config.data.root,
         tokenizer,
-        member_ids.get(client_id, client_id),
+        client_id=member_ids.get(client_id, client_id),
         max_records=config.data.max_records,
         max_length=config.data.max_length,
         eval_fraction=config.data.eval_fraction,
         seed=config.seed,
     )
-    return with_teams(data, {member: team for member, team in team_of.items() if member in data})
+    return regroup_clients(data, {member: team for member, team in team_of.items() if member in data})
 
 
 def _server_address(config: RunConfig) -> str:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fl_lightning.data.inspection.checks import ClientFacts, Lengths, inspect
+from fl_lightning.data.inspection.checks import ClientSummary, TokenLengths, inspect_folder
 from fl_lightning.errors import InputError
 
 
@@ -19,10 +19,10 @@ def pair(prompt, completion="yes"):
 def test_good_folder_has_counts_and_lengths_and_nothing_wrong(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann/train.jsonl", [pair("a b c", "d"), pair("a b", "d e f g")])
     write_jsonl(tmp_path / "hr/ann/eval.jsonl", [pair("q", "r")])
-    found = inspect(tmp_path, measure, max_length=5)
+    found = inspect_folder(tmp_path, measure, max_length=5)
     assert found.errors == []
     # lengths 4, 6 and 2; supervised 1 + 4 + 1 of 12; one longer than 5
-    assert found.clients == [ClientFacts("hr/ann", 2, 1, Lengths(4.0, 4, 6, 0.5, 1), 0, 0, 0, 0)]
+    assert found.clients == [ClientSummary("hr/ann", 2, 1, TokenLengths(4.0, 4, 6, 0.5, 1), 0, 0, 0, 0)]
     assert found.warnings == ["records with more than 5 tokens, which are cut (data.max_length): 1"]
 
 
@@ -31,7 +31,7 @@ def test_duplicates_are_counted_inside_and_across_clients(tmp_path, write_jsonl)
     write_jsonl(tmp_path / "hr/ann/eval.jsonl", [pair("new")])
     write_jsonl(tmp_path / "it/bob/train.jsonl", [pair("TWO"), pair("three")])
     write_jsonl(tmp_path / "it/bob/eval.jsonl", [pair("newer")])
-    found = inspect(tmp_path, measure)
+    found = inspect_folder(tmp_path, measure)
     assert [(c.client_id, c.duplicates, c.elsewhere) for c in found.clients] == [("hr/ann", 2, 1), ("it/bob", 0, 1)]
     ann, bob = tmp_path / "hr/ann/train.jsonl", tmp_path / "it/bob/train.jsonl"
     assert found.duplicates == [[f"{ann}:1", f"{ann}:2", f"{ann}:4"], [f"{ann}:3", f"{bob}:1"]]
@@ -44,7 +44,7 @@ def test_leaks_are_found_at_any_client_and_prompts_apart(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann/eval.jsonl", [pair("ONE"), pair("three")])
     write_jsonl(tmp_path / "it/bob/train.jsonl", [pair("four")])
     write_jsonl(tmp_path / "it/bob/eval.jsonl", [pair("two"), pair("four", "no"), pair("five")])
-    found = inspect(tmp_path, measure)
+    found = inspect_folder(tmp_path, measure)
     assert [(c.leaks, c.prompt_leaks) for c in found.clients] == [(1, 0), (1, 1)]
     ann, bob = tmp_path / "hr/ann", tmp_path / "it/bob"
     assert found.leaks == [
@@ -57,7 +57,7 @@ def test_leaks_are_found_at_any_client_and_prompts_apart(tmp_path, write_jsonl):
 def test_texts_without_a_prompt_share_none(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann/train.jsonl", [{"text": "one"}])
     write_jsonl(tmp_path / "hr/ann/eval.jsonl", [{"text": "two"}])
-    assert inspect(tmp_path, measure).leaks == []
+    assert inspect_folder(tmp_path, measure).leaks == []
 
 
 def test_single_file_is_split_as_fit_splits_it(tmp_path, write_jsonl):
@@ -67,7 +67,7 @@ def test_single_file_is_split_as_fit_splits_it(tmp_path, write_jsonl):
     files = find_clients(tmp_path)["hr"][0]
     for seed in range(6):
         train, held_out = read_splits(files, eval_fraction=0.3, seed=seed)
-        (facts,) = inspect(tmp_path, measure, eval_fraction=0.3, seed=seed).clients
+        (facts,) = inspect_folder(tmp_path, measure, eval_fraction=0.3, seed=seed).clients
         assert (facts.train, facts.eval) == (7, 3) == (len(train), len(held_out))
         trained = [record[0].content for record in train]
         assert facts.leaks == sum(record[0].content in trained for record in held_out)
@@ -85,14 +85,14 @@ def test_every_error_is_listed_at_once(tmp_path, write_jsonl):
     (tmp_path / "it_personal_clients/ann.jsonl").write_bytes(b"\xff\n")
     (tmp_path / "it/notes.txt").write_text("")
     (tmp_path / "loose.jsonl").write_text("")
-    found = inspect(tmp_path, measure)
+    found = inspect_folder(tmp_path, measure)
     errors = "\n".join(found.errors).replace(f"{tmp_path}/", "")
     for words in (
         "hr/ann/train.jsonl:2: not valid JSON",
         "hr/ann/train.jsonl:4: no response",
         "hr/ann/eval.jsonl: no records",
         "hr/b b.jsonl: client 'b b'",
-        "hr/one.jsonl: 1 record, wanted at least 2",
+        "hr/one.jsonl: expected at least 2 records",
         "hr/lost: eval file without train.jsonl",
         "it/ann.json:1: not valid JSON",
         "it_personal_clients: department 'it' has two folders",
@@ -101,8 +101,8 @@ def test_every_error_is_listed_at_once(tmp_path, write_jsonl):
         assert words in errors
     assert len(found.errors) == 9
     assert found.warnings == [
-        f"{tmp_path}/loose.jsonl: ignored, for it is in no department's folder",
-        f"{tmp_path}/it/notes.txt: ignored, for it is no client: wanted train.jsonl in a folder",
+        f"{tmp_path}/loose.jsonl: ignored, because it is not in a department's folder",
+        f"{tmp_path}/it/notes.txt: ignored; a client is a file of records, or a folder with train.jsonl",
     ]
 
 
@@ -111,19 +111,19 @@ def test_what_cannot_be_tokenised_is_an_error(tmp_path, write_jsonl):
         raise InputError(f"{where}: no response tokens")
 
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair("a"), pair("b")])
-    found = inspect(tmp_path, fail)
+    found = inspect_folder(tmp_path, fail)
     assert sorted(found.errors) == [f"{tmp_path}/hr/ann.jsonl:{n}: no response tokens" for n in (1, 2)]
-    assert found.clients == [ClientFacts("hr/ann", 0, 0, None, 0, 0, 0, 0)]
+    assert found.clients == [ClientSummary("hr/ann", 0, 0, None, 0, 0, 0, 0)]
 
 
 def test_empty_folder_is_an_error_and_a_missing_one_raises(tmp_path):
-    assert "no department" in inspect(tmp_path, measure).errors[0]
+    assert "no department" in inspect_folder(tmp_path, measure).errors[0]
     with pytest.raises(InputError, match="--data: .* is not a folder"):
-        inspect(tmp_path / "no", measure)
+        inspect_folder(tmp_path / "no", measure)
 
 
 def test_json_has_everything(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair("a"), pair("b")])
-    value = json.loads(json.dumps(inspect(tmp_path, measure).as_json()))
+    value = json.loads(json.dumps(inspect_folder(tmp_path, measure).as_json()))
     assert value["clients"][0]["lengths"]["longest"] == 2
     assert set(value) == {"root", "folder", "clients", "errors", "warnings", "leaks", "duplicates"}

@@ -2,21 +2,21 @@ import io
 
 from rich.console import Console
 
-from fl_lightning.data.inspection.checks import ClientFacts, Inspection, Lengths
-from fl_lightning.data.inspection.report import MOST, show
+from fl_lightning.data.inspection.checks import ClientSummary, Inspection, TokenLengths
+from fl_lightning.data.inspection.report import MAX_LINES, print_inspection
 
 
 def shown(found, width=80):
     console = Console(width=width, file=io.StringIO())
-    show(found, console)
+    print_inspection(found, console)
     return console.file.getvalue()
 
 
 def test_departments_sum_their_clients():
     clients = [
-        ClientFacts("hr/ann", 10, 2, Lengths(20.0, 20, 30, 0.5, 0), 1, 0, 0, 0),
-        ClientFacts("hr/bob", 30, 6, Lengths(40.0, 40, 99, 0.5, 0), 0, 2, 3, 4),
-        ClientFacts("it/cy", 0, 0, None, 0, 0, 0, 0),
+        ClientSummary("hr/ann", 10, 2, TokenLengths(20.0, 20, 30, 0.5, 0), 1, 0, 0, 0),
+        ClientSummary("hr/bob", 30, 6, TokenLengths(40.0, 40, 99, 0.5, 0), 0, 2, 3, 4),
+        ClientSummary("it/cy", 0, 0, None, 0, 0, 0, 0),
     ]
     rows = [line.split() for line in shown(Inspection("data", "data", clients)).splitlines()]
     assert ["hr", "40", "8", "35", "99", "1", "2", "3", "4"] in rows  # (12 · 20 + 36 · 40) / 48 tokens
@@ -25,11 +25,13 @@ def test_departments_sum_their_clients():
 
 
 def test_long_lists_are_cut_and_paths_are_of_the_folder():
-    found = Inspection("data", "/place/data", errors=[f"/place/data/hr/a.jsonl:{n}: [bad]" for n in range(MOST + 3)])
+    found = Inspection(
+        "data", "/place/data", errors=[f"/place/data/hr/a.jsonl:{n}: [bad]" for n in range(MAX_LINES + 3)]
+    )
     text = shown(found)
-    assert f"errors ({MOST + 3})" in text
+    assert f"errors ({MAX_LINES + 3})" in text
     assert "\n  hr/a.jsonl:0: [bad]\n" in text
-    assert "and 3 more, which --json lists" in text
+    assert "and 3 more, see --json" in text
 
 
 def test_leaks_of_records_and_prompts_stand_apart():

@@ -28,24 +28,24 @@ def test_mapped_numbers_become_text():
 
 
 def test_rows_that_make_no_record_are_named():
-    with pytest.raises(InputError, match=r"pile:2: no response: 'completion' is missing"):
+    with pytest.raises(InputError, match=r"pile:2: no response: 'completion': expected text"):
         to_records(rows({"q": "a", "a": "b"}, {"q": "a"}), {"prompt": "q", "completion": "a"})
-    with pytest.raises(InputError, match=r"pile:1: got keys .*--prompt"):
+    with pytest.raises(InputError, match=r"pile:1: .*got keys .*--prompt"):
         to_records(rows({"q": "a"}), {})
 
 
 def test_unknown_column_names_the_nearest():
     check_columns(rows({"area": 1}), {"--by": "area", "--label": None})
-    with pytest.raises(InputError, match="--by: got 'aera', wanted a column of the source; did you mean 'area'?"):
+    with pytest.raises(InputError, match="--by: expected a column of the source, got 'aera'; did you mean 'area'?"):
         check_columns(rows({"area": 1}), {"--by": "aera"})
-    with pytest.raises(InputError, match="there are area, q"):
+    with pytest.raises(InputError, match="it has area, q"):
         check_columns(rows({"area": 1, "q": 1}), {"--by": "kind"})
 
 
 def test_values_are_text_and_none_is_missing():
     assert values_of(rows({"k": 1}, {"k": " b "}, {"k": True}), "k", "--by") == ["1", "b", "True"]
     for bad in (None, "  ", [1]):
-        with pytest.raises(InputError, match=r"pile:1: 'k' is .* wanted a value for --by"):
+        with pytest.raises(InputError, match=r"pile:1: 'k': expected a value for --by"):
             values_of(rows({"k": bad}), "k", "--by")
 
 

@@ -4,7 +4,7 @@ import os
 import datasets
 import pytest
 
-from fl_lightning.data.partition.reader import columns_of, read_rows
+from fl_lightning.data.partition.reader import column_names, read_rows
 from fl_lightning.errors import InputError
 
 ROWS = [{"q": "a, b", "n": 1}, {"q": "ü\u2028c", "n": 2}]
@@ -19,7 +19,7 @@ def test_jsonl_gives_rows_and_their_lines(tmp_path):
     path.write_text("\n".join([json.dumps(ROWS[0]), "", json.dumps(ROWS[1], ensure_ascii=False), ""]), encoding="utf-8")
     rows = read_rows(str(path))
     assert values(rows) == ROWS
-    assert [row.where for row in rows] == [f"{path}:1", f"{path}:3"]
+    assert [row.location for row in rows] == [f"{path}:1", f"{path}:3"]
 
 
 def test_json_list_gives_rows(tmp_path):
@@ -34,7 +34,7 @@ def test_csv_gives_text_with_quoted_separators_and_line_ends(tmp_path, name, sep
     path.write_text(f'q{separator}n\n"a{separator} ""b""\nc"{separator}007\n\nd{separator}2\n')
     rows = read_rows(str(path))
     assert values(rows) == [{"q": f'a{separator} "b"\nc', "n": "007"}, {"q": "d", "n": "2"}]
-    assert rows[1].where == f"{path}:5"
+    assert rows[1].location == f"{path}:5"
 
 
 def test_parquet_gives_rows(tmp_path):
@@ -54,7 +54,7 @@ def test_split_is_train_or_the_one_that_is_named(tmp_path):
     datasets.DatasetDict({"test": one, "train": two}).save_to_disk(tmp_path / "saved")
     assert values(read_rows(str(tmp_path / "saved"))) == ROWS[1:]
     assert values(read_rows(str(tmp_path / "saved"), "test")) == ROWS[:1]
-    with pytest.raises(InputError, match="--split: got tst, wanted one of test, train"):
+    with pytest.raises(InputError, match="--split: expected one of test, train, got tst"):
         read_rows(str(tmp_path / "saved"), "tst")
 
 
@@ -66,23 +66,23 @@ def test_folder_of_files_is_a_data_set_too(tmp_path):
 def test_columns_are_those_of_all_rows(tmp_path):
     path = tmp_path / "pile.jsonl"
     path.write_text('{"a": 1}\n{"b": 2, "a": 3}\n')
-    assert columns_of(read_rows(str(path))) == ["a", "b"]
+    assert column_names(read_rows(str(path))) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.jsonl", '{"a": 1}\n{"a"\n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: got list, wanted an object"),
-        ("a.jsonl", "\n", "no records"),
-        ("a.json", '{"a": 1}', "got dict, wanted a list"),
-        ("a.json", "[1]", "record 0: got int, wanted an object"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: expected an object with the columns as keys, got list"),
+        ("a.jsonl", "\n", "expected at least two records, got none"),
+        ("a.json", '{"a": 1}', "expected a list of records, got dict"),
+        ("a.json", "[1]", "record 0: expected an object with the columns as keys, got int"),
         ("a.json", "[" * 100_000, "nested too deeply"),
-        ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: wanted 2 cells"),
-        ("a.csv", "a,b\n1,2,3\n", "a.csv:2: wanted 2 cells"),
+        ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: expected 2 cells"),
+        ("a.csv", "a,b\n1,2,3\n", "a.csv:2: expected 2 cells"),
         ("a.csv", "a\n1\n\xff", None),
         ("a.parquet", "no", "not a Parquet file"),
-        ("a.txt", "a", "got the ending '.txt', wanted one of .jsonl"),
+        ("a.txt", "a", "expected one of the endings .jsonl"),
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path, name, content, words):
@@ -96,13 +96,13 @@ def test_broken_files_are_named_with_their_line(tmp_path, name, content, words):
 
 def test_missing_sources_say_what_would_do(tmp_path, monkeypatch):
     for name in (str(tmp_path / "no"), "no.jsonl", "a/b/c"):
-        with pytest.raises(InputError, match="not there, wanted a file"):
+        with pytest.raises(InputError, match="does not exist; expected a file"):
             read_rows(name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"nobody/nothing: cannot be loaded \(HF_HUB_OFFLINE=1\)"):
         read_rows("nobody/nothing")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="folder: cannot be loaded; wanted a file"):
+    with pytest.raises(InputError, match="folder: cannot be loaded; expected a file"):
         read_rows("./folder")
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(InputError, match="not a regular file"):

@@ -5,14 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.data.partition.strategies import SCHEMES, Scheme, deal, label_counts, proportional, split
+from fl_lightning.data.partition.strategies import (
+    SCHEMES,
+    Scheme,
+    deal,
+    label_counts,
+    proportional_sizes,
+    split_indices,
+)
 from fl_lightning.errors import InputError
 
 LABELS = ["bill", "card", "loan", "rent"] * 30
 
 
 def dealt(scheme, parts=3, count=120, seed=1, labels=LABELS):
-    return split(range(count), parts, scheme, labels, seed, "--departments")
+    return split_indices(range(count), parts, scheme, labels, seed, "--departments")
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -51,17 +58,17 @@ def test_small_alpha_is_one_sided_and_large_alpha_is_even():
 
 
 def test_dirichlet_keeps_its_least_or_says_that_it_cannot():
-    assert min(map(len, dealt(Scheme("dirichlet", alpha=0.5, least=10)))) >= 10
+    assert min(map(len, dealt(Scheme("dirichlet", alpha=0.5, min_records=10)))) >= 10
     with pytest.raises(InputError, match="dirichlet leaves a part with fewer than 60 records"):
-        dealt(Scheme("dirichlet", alpha=0.5, least=60))
+        dealt(Scheme("dirichlet", alpha=0.5, min_records=60))
 
 
 def test_what_a_scheme_lacks_is_named():
-    with pytest.raises(InputError, match="--scheme shards: no label, wanted --label COLUMN"):
+    with pytest.raises(InputError, match="--scheme shards: no label; expected --label COLUMN"):
         dealt(Scheme("shards"), labels=None)
-    with pytest.raises(InputError, match="--sizes: got 2 for --departments, wanted 3"):
+    with pytest.raises(InputError, match="--sizes: --departments: expected 3 numbers, .* got 2"):
         dealt(Scheme("sizes", sizes=(1, 2)))
-    with pytest.raises(InputError, match="--departments: got 2 records for 3 parts"):
+    with pytest.raises(InputError, match="--departments: expected at least one record for each of 3 parts, got 2"):
         dealt(Scheme("iid"), count=2)
 
 
@@ -86,13 +93,13 @@ def test_numbers_of_departments_and_clients():
 
 
 def test_dirichlet_departments_leave_enough_for_their_clients():
-    scheme = Scheme("dirichlet", alpha=0.1, least=4)
+    scheme = Scheme("dirichlet", alpha=0.1, min_records=4)
     shares = deal(120, 3, 4, scheme=scheme, client_scheme=Scheme(), labels=LABELS, seed=0)
     assert all(len(part) >= 4 for clients in shares.values() for part in clients.values())
 
 
 def test_client_with_one_record_is_refused():
-    with pytest.raises(InputError, match=r"b/client_0: got 1 records, wanted at least 2"):
+    with pytest.raises(InputError, match=r"b/client_0: expected at least 2 records"):
         deal_all(["a", "a", "b"], 1, count=3)
 
 
@@ -104,7 +111,7 @@ def test_label_counts_are_worked_by_hand():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(8, 1000))
 def test_proportional_adds_up_and_is_near(sizes, total):
-    found = proportional(sizes, total)
+    found = proportional_sizes(sizes, total)
     assert sum(found) == total
     assert min(found) >= 1
     assert all(abs(n - total * s / sum(sizes)) <= len(sizes) for n, s in zip(found, sizes, strict=True))
