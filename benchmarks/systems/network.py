@@ -2,9 +2,9 @@
 
     python -m benchmarks.systems.network --sites 2 --rounds 5
 
-Everything is on the loopback interface, with TLS and node authentication. Three figures a round: the questions and
-answers of one fit through our coordinator and sites that do no work; the same without Flower, in memory; and Flower's
-``grid.send_and_receive`` with an empty message to apps that do nothing.
+Everything is on the loopback interface, with TLS and node authentication. Three figures a round: the
+requests and replies of one fit through our coordinator and sites that do no work; the same without Flower, in memory;
+and Flower's ``grid.send_and_receive`` with an empty message to apps that do nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
 from fl_lightning.network.compatibility import SharedSettings
+from fl_lightning.network.coordinator.join import join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import FlowerTransport, Reply
@@ -36,6 +36,7 @@ from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.subprocesses import free_port
 from fl_lightning.network.flower.superlink import BUNDLE, SuperLink
 from fl_lightning.network.flower.supernode import SuperNode
+from fl_lightning.network.site.listener import receive_requests
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.tls import make_certificates, public_keys, server_files, site_files
 
@@ -52,7 +53,7 @@ class Idle:
 
 
 class Memory:
-    """A post without a network."""
+    """A transport without a network."""
 
     def __init__(self, sites: dict[str, Site]) -> None:
         self.sites, self.count = sites, 0
@@ -63,72 +64,75 @@ class Memory:
 
     def send(self, client_id: str, kind: str, body: bytes, ttl: float) -> int:
         self.count += 1
-        self.inbox.append(Reply(self.count, self.sites[client_id].answer(body)))
+        self.inbox.append(Reply(self.count, self.sites[client_id].handle(body)))
         return self.count
 
     def receive(self, timeout: float) -> Reply | None:
         return self.inbox.pop(0) if self.inbox else None
 
 
-def make_sites(ids: list[str], folder: Path, agreement: SharedSettings) -> dict[str, Site]:
+def make_sites(ids: list[str], folder: Path, settings: SharedSettings) -> dict[str, Site]:
     ids_of = torch.tensor([1, 2, 3, 4])
     example = Example(ids_of, ids_of > 2)
     made = {}
     for client_id in ids:
         data = ClientData(*client_id.split("/"), [example], [example])
-        made[client_id] = Site(RunConfig(), Idle(), data, agreement, folder / client_id, lambda place, state: None)
+        made[client_id] = Site(RunConfig(), Idle(), data, settings, folder / client_id, lambda place, state: None)
     return made
 
 
-def rounds(post: Any, ids: list[str], agreement: SharedSettings, count: int) -> tuple[list[float], dict[str, int]]:
+def rounds(transport: Any, ids: list[str], settings: SharedSettings, count: int) -> tuple[list[float], dict[str, int]]:
     network = NetworkConfig(join_timeout=300.0)
-    clients = RemoteClients(RequestTracker(post, run="5eed", settings=agreement, network=network), share_policy("all"))
-    clients.join(ids)
+    requests = RequestTracker(transport, run="5eed", settings=settings, network=network)
+    join_sites(requests, ids)
+    clients = RemoteClients(requests, share_policy("all"))
     seconds, before = [], dict(clients.traffic)
     for number in range(1, count + 1):
         started = time.perf_counter()
-        found = list(clients.fit([ClientTask(c, number, START, 7) for c in ids]))
+        updates = list(clients.fit([ClientTask(c, number, START, 7) for c in ids]))
         seconds.append(time.perf_counter() - started)
-        assert len(found) == len(ids)
-    wire = {name: (total - before[name]) // count // len(ids) for name, total in clients.traffic.items()}
-    return seconds, wire
+        assert len(updates) == len(ids)
+    num_bytes = {name: (total - before[name]) // count // len(ids) for name, total in clients.traffic.items()}
+    return seconds, num_bytes
 
 
 def with_flower(
     ids: list[str],
     certs: Path,
-    run: Callable[[SuperLink, Listener], Any],
+    run: Callable[[SuperLink, SocketFolder], Any],
     answer: dict[str, Callable[[bytes], bytes]],
     bundle: str = BUNDLE,
 ) -> Any:
-    """Run `run(link, listener)` with a SuperLink and a SuperNode for each site, whose messages go to `answer`."""
+    """Run `run(link, folder)` with a SuperLink and a SuperNode for each site, whose messages go to `answer`."""
     port = free_port()
     nodes, folders = [], []
     with SocketFolder() as folder:
-        listener = folder.listen()
         link = SuperLink(folder, server_files(certs), "127.0.0.1", port, bundle_text=bundle)
         try:
             link.register(public_keys(certs))
             for client_id in ids:
                 folders.append(SocketFolder())
-                serve(folders[-1].listen(), answer.get(client_id, bytes))
+                serve(folders[-1], answer.get(client_id, bytes))
                 files = site_files(certs, client_id)
                 nodes.append(SuperNode(folders[-1], files.ca, files.key, f"127.0.0.1:{port}", *client_id.split("/")))
             link.run()
-            return run(link, listener)
+            return run(link, folder)
         finally:
             for node in nodes:
                 node.close()
             link.close()
-            for own in folders:
-                own.close()
+            for site_folder in folders:
+                site_folder.close()
 
 
-def serve(listener: Listener, answer: Callable[[bytes], bytes]) -> None:
+def serve(folder: SocketFolder, answer: Callable[[bytes], bytes]) -> None:
+    requests = receive_requests(folder)
+
     def listen() -> None:
         while True:
-            with listener.accept() as connection:
-                connection.send_bytes(answer(connection.recv_bytes()))
+            connection, message = requests.get()
+            with connection:
+                connection.send_bytes(answer(message))
 
     threading.Thread(target=listen, daemon=True).start()
 
@@ -136,44 +140,46 @@ def serve(listener: Listener, answer: Callable[[bytes], bytes]) -> None:
 def say(name: str, seconds: list[float]) -> None:
     # The first round is listed apart: SuperNodes fetch the run's bundle then.
     later = seconds[1:] or seconds
-    middle, low, high = statistics.median(later), min(later), max(later)
-    print(f"{name:<34} first {seconds[0]:7.3f} s, then median {middle:7.3f} s ({low:.3f} to {high:.3f})")
+    median, low, high = statistics.median(later), min(later), max(later)
+    print(f"{name:<34} first {seconds[0]:7.3f} s, then median {median:7.3f} s ({low:.3f} to {high:.3f})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ids = [f"hr/client_{k}" for k in range(given.sites)]
-    agreement = SharedSettings.of(RunConfig(), "fp32", "ab")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    ids = [f"hr/client_{k}" for k in range(arguments.sites)]
+    settings = SharedSettings.of(RunConfig(), "fp32", "ab")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         make_certificates(folder / "certs", ids)
-        memory = Memory(make_sites(ids, folder / "memory", agreement))
-        seconds, _ = rounds(memory, ids, agreement, given.rounds)
+        memory = Memory(make_sites(ids, folder / "memory", settings))
+        seconds, _ = rounds(memory, ids, settings, arguments.rounds)
         say("our round without Flower", seconds)
-        homes = make_sites(ids, folder / "sites", agreement)
+        sites = make_sites(ids, folder / "sites", settings)
         tensors = sum(t.numel() * 4 for t in START.values())
 
-        def ours(link: SuperLink, listener: Listener) -> Any:
-            post = FlowerTransport(listener.accept(), link.nodes, link.check)
-            found = rounds(post, ids, agreement, given.rounds)
-            post.close()
-            return found
+        def ours(link: SuperLink, folder: SocketFolder) -> Any:
+            connection = folder.accept()
+            assert connection is not None
+            transport = FlowerTransport(connection, link.nodes, link.check)
+            result = rounds(transport, ids, settings, arguments.rounds)
+            transport.close()
+            return result
 
-        seconds, wire = with_flower(ids, folder / "certs", ours, {c: site.answer for c, site in homes.items()})
+        seconds, num_bytes = with_flower(ids, folder / "certs", ours, {c: site.handle for c, site in sites.items()})
         say("our round on Flower", seconds)
-        print(f"bytes a site and round: tensors {tensors}, messages down {wire['down']}, up {wire['up']}")
+        print(f"bytes a site and round: tensors {tensors}, messages down {num_bytes['down']}, up {num_bytes['up']}")
         result = folder / "empty.json"
-        settings = {"sites": len(ids), "rounds": given.rounds, "result": str(result)}
-        os.environ["FL_BENCHMARK"] = json.dumps(settings)
+        options = {"sites": len(ids), "rounds": arguments.rounds, "result": str(result)}
+        os.environ["FL_BENCHMARK"] = json.dumps(options)
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         bundle = BUNDLE.replace("fl_lightning.network.flower.server_app:app", "network_empty:app")
         bundle = bundle.replace("fl_lightning.network.flower.client_app:app", "network_empty:client")
 
-        def empty(link: SuperLink, listener: Listener) -> Any:
+        def empty(link: SuperLink, folder: SocketFolder) -> Any:
             end = time.monotonic() + 600
             while not result.exists() and time.monotonic() < end:
                 link.check()
