@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import load_file
 
 RUN = {
-    "data": {"root": "data", "max_records": 4},
+    "data": {"root": "data", "clients_per_dept": None, "max_records": 4},
     "training": {"learning_rate": 0.005, "clients_at_once": 1},
     "federation": {"rounds": 2},
     "network": {"join_timeout": 200.0, "deadline": 150.0},
