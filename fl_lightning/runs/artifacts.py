@@ -16,7 +16,7 @@ LEVELS = tuple(f"{level}/{way}" for level in ("client", "department", "group") f
 Curve = dict[int, float]
 """{round: value}; round 0 is the base model."""
 
-Metrics = dict[str, float]
+MetricValues = dict[str, float]
 """{metric: value}."""
 
 
@@ -91,9 +91,9 @@ class RunArtifacts:
     losses: dict[str, Curve] = field(default_factory=dict)
     mean_loss: Curve = field(default_factory=dict)
     client_losses: dict[str, dict[str, Curve]] = field(default_factory=dict)
-    client_metrics: dict[int, dict[str, dict[str, Metrics]]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, Metrics]] = field(default_factory=dict)
-    mean_metrics: dict[str, Metrics] = field(default_factory=dict)
+    client_metrics: dict[int, dict[str, dict[str, MetricValues]]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, MetricValues]] = field(default_factory=dict)
+    mean_metrics: dict[str, MetricValues] = field(default_factory=dict)
     is_evaluated: bool = False
     groups: set[str] = field(default_factory=set)
     clusters: dict[int, dict[str, ClusteringResult]] = field(default_factory=dict)
@@ -101,8 +101,8 @@ class RunArtifacts:
     client_clusters: dict[int, dict[str, dict[str, int]]] = field(default_factory=dict)
     rejected: list[ExcludedUpdate] = field(default_factory=list)
     scaled: list[ExcludedUpdate] = field(default_factory=list)
-    bytes_sent: dict[int, Metrics] = field(default_factory=dict)
-    seconds: dict[int, Metrics] = field(default_factory=dict)
+    bytes_sent: dict[int, MetricValues] = field(default_factory=dict)
+    seconds: dict[int, MetricValues] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
@@ -121,9 +121,9 @@ class RunArtifacts:
         rounds = {r for curve in curves for r in curve} | self.clusters.keys() | self.bytes_sent.keys()
         return sorted(rounds - {0})
 
-    def newest_client_metrics(self) -> dict[str, dict[str, Metrics]]:
+    def newest_client_metrics(self) -> dict[str, dict[str, MetricValues]]:
         """{department: {client: metrics of the newest round that has any}}."""
-        newest: dict[str, dict[str, Metrics]] = {}
+        newest: dict[str, dict[str, MetricValues]] = {}
         for _, departments in sorted(self.client_metrics.items()):
             for department, clients in departments.items():
                 newest.setdefault(department, {}).update(clients)

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from fl_lightning.errors import InputError
+from fl_lightning.report import page as page_module
+from fl_lightning.report.drawing import RenderedPicture
 from fl_lightning.report.page import breakable, write_report
 from fl_lightning.report.samples import adapter_digests
 
@@ -123,7 +125,8 @@ def test_page_of_a_run_that_has_only_begun(root, build_run):
     assert not Page(text).all("img", "input")
 
 
-def test_one_round_needs_no_slider(root, build_run):
+def test_one_round_needs_no_slider(root, build_run, monkeypatch):
+    monkeypatch.setattr(page_module, "render_picture", lambda picture, _: RenderedPicture(picture, "data:,", "data:,"))
     folder = build_run(root, {"finance": ["a"], "hr": ["c"]}, rounds=1, name="short")
     page = Page(write_report(folder, count=0).read_text())
     assert not page.all("input")

@@ -20,7 +20,7 @@ from fl_lightning.evaluation.metrics import perplexity
 from fl_lightning.runs.artifact_reader import read_artifacts
 from fl_lightning.runs.artifacts import ROOT, RunArtifacts
 
-Metrics = dict[str, float | None]
+OptionalMetrics = dict[str, float | None]
 Pairs = Literal["seeds", "departments"]
 
 GLOBAL = ("loss", "perplexity", "token_accuracy")
@@ -46,8 +46,8 @@ class RunMetrics:
         curve: {round: mean held-out loss}, with the base model as round 0; empty without metrics.csv.
     """
 
-    metrics: Metrics
-    departments: dict[str, Metrics]
+    metrics: OptionalMetrics
+    departments: dict[str, OptionalMetrics]
     curve: dict[int, float]
 
 
@@ -152,12 +152,12 @@ def read_run_metrics(
     try:
         clients = run.newest_client_metrics()
         personal = {name: _mean_personal(own.values(), GLOBAL) for name, own in clients.items() if own}
-        departments: dict[str, Metrics] = {
+        departments: dict[str, OptionalMetrics] = {
             name: {**_global(run.metrics[name]["final"]), **personal.get(name, dict.fromkeys(PERSONAL))}
             for name in run.metrics
             if name not in run.groups
         }
-        metrics: Metrics = {
+        metrics: OptionalMetrics = {
             **_global(run.mean_metrics["final"]),
             **_mean_personal(personal.values(), PERSONAL),
             **_bytes(run, rounds),
@@ -169,11 +169,11 @@ def read_run_metrics(
     return RunMetrics(metrics, departments, run.mean_loss)
 
 
-def _global(values: Mapping[str, float]) -> Metrics:
+def _global(values: Mapping[str, float]) -> OptionalMetrics:
     return {name: values[name] for name in GLOBAL}
 
 
-def _mean_personal(values: Iterable[Mapping[str, float | None]], names: Sequence[str]) -> Metrics:
+def _mean_personal(values: Iterable[Mapping[str, float | None]], names: Sequence[str]) -> OptionalMetrics:
     """Means of loss and accuracy as personal metrics; the perplexity is that of the mean loss."""
     rows = list(values)
     if not rows:
@@ -182,7 +182,7 @@ def _mean_personal(values: Iterable[Mapping[str, float | None]], names: Sequence
     return dict(zip(PERSONAL, (loss, perplexity(loss), accuracy), strict=True))
 
 
-def _bytes(run: RunArtifacts, rounds: int) -> Metrics:
+def _bytes(run: RunArtifacts, rounds: int) -> OptionalMetrics:
     """Sums over rounds; unknown if a round is missing."""
     if any(number not in run.bytes_sent for number in range(1, rounds + 1)):
         return dict.fromkeys(BYTES)
@@ -191,7 +191,7 @@ def _bytes(run: RunArtifacts, rounds: int) -> Metrics:
     return dict(zip(BYTES, (*sums, sums[0] + sums[2], sums[1] + sums[3]), strict=True))
 
 
-def _clusters(run: RunArtifacts, rounds: int, truth: Mapping[str, int] | None) -> Metrics:
+def _clusters(run: RunArtifacts, rounds: int, truth: Mapping[str, int] | None) -> OptionalMetrics:
     """Number of clusters in the last round, and their adjusted Rand index."""
     clustering = run.clusters.get(rounds, {}).get(ROOT)
     if clustering is None:
