@@ -111,7 +111,7 @@ def refused(argv, words, folder, capfd):
     assert len(err.splitlines()) == 1, err
     for word in words:
         assert word in err
-    assert re.search("wanted|expected", err)
+    assert re.search("expected|--help lists the arguments", err)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -122,12 +122,12 @@ def refused(argv, words, folder, capfd):
         ("a.yaml", ["no --config"]),
         ("--config", ["--config: expected", "got no value"]),
         ("--config {tmp}/a.yaml --config= --rounds 1", ["--config: expected", "got no value"]),
-        ("--config {tmp}/a.yaml {tmp}/none.yaml", ["{tmp}/none.yaml", "cannot be read"]),
+        ("--config {tmp}/a.yaml {tmp}/none.yaml", ["{tmp}/none.yaml", "No such file or directory"]),
         ("--config {tmp}/a.yaml {tmp}/bad.yaml", ["{tmp}/bad.yaml:2", "federation.rounds", "many"]),
         ("--config {tmp}/a.yaml {tmp}/high.yaml --lora.r=0", ["lora.r", "at least 1"]),
         ("--config {tmp}/a.yaml --seeds 0", ["--seeds: expected", "1 or more, got '0'"]),
         ("--config {tmp}/a.yaml --seeds two", ["--seeds: expected", "got 'two'"]),
-        ("--config {tmp}/a.yaml --seeds", ["--seeds: no value"]),
+        ("--config {tmp}/a.yaml --seeds", ["--seeds: expected a value, got none"]),
         ("--config {tmp}/a.yaml --seeds 2 --zzz 3", ["unknown argument --zzz"]),
         ("--config {tmp}/a.yaml {tmp}/data.yaml", ["{tmp}/data.yaml: data.root", "elsewhere", "{tmp}/a.yaml"]),
         ("--config {tmp}/a.yaml {tmp}/seed.yaml", ["{tmp}/seed.yaml: seed: expected 1234", "got 7", "--seed"]),
@@ -140,7 +140,7 @@ def refused(argv, words, folder, capfd):
         ("--resume last", ["--resume last", "{tmp}/out"]),
         ("--resume {tmp}/none", ["{tmp}/none", "without compare.json"]),
         ("--resume {tmp}", ["without compare.json"]),
-        ("--resume", ["--resume: no value"]),
+        ("--resume", ["--resume: expected a value, got none"]),
         ("--resume last --rounds 3", ["--rounds", "--by-department"]),
         ("--resume {tmp}/odd", ["{tmp}/odd/compare.json"]),
     ],
