@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fl_lightning import flora
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, combine_products
 from fl_lightning.aggregation.robust import Selection, make_guard, weighted_center
 from fl_lightning.aggregation.server_optimizers import make_server_step
@@ -136,6 +137,13 @@ def aggregate_department(
         shares = _shares(weights)
         errors = found.rank_errors
         return DepartmentStep(found.factors, {}, shares, rejected, {}, 1.0, found.product, errors)
+    if config.guard.name == "none" and _is_flora(config):
+        size = _step_size(config, round_num, previous, {}, updates, weights, scales)
+        use_residual = config.combiner == "flora" and config.flora.use_residual
+        if size > 0 or not use_residual:  # a schedule may end at 0
+            items = ((updates[client_id], weight) for client_id, weight in weights.items())
+            state = flora.flora_weighted_aggregate(items, previous, size, use_residual)
+            return DepartmentStep(state, {}, _shares(weights), rejected, {}, size)
     if config.guard.name == "none":
         mean = WeightedMean()
         for client_id, weight in weights.items():
@@ -154,6 +162,11 @@ def aggregate_department(
     state, remembered = _moved(config, size, previous, target, optimizer_state)
     scaled = {client_id: scale for client_id, scale in scales.items() if scale < 1}
     return DepartmentStep(state, remembered, _shares(weights), rejected, scaled, size)
+
+
+def _is_flora(config: FederationConfig) -> bool:
+    """Whether the step is that of `flora.flora_weighted_aggregate`: plain, of a size that the updates do not change."""
+    return config.server.step == "sgd" and config.server.schedule != "agreement"
 
 
 def _private(
