@@ -6,18 +6,18 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 import transformers
 import yaml
+from forked import Forked
 
 from fl_lightning.cli import main
 from fl_lightning.federation.checkpoint import checkpoints
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
-SMALL = ["--clients-per-dept", "1", "--max-records", "2", "--device-map", "cpu"]
+SMALL = ["--clients-per-dept", "1", "--max-records", "2", "--device-map", "cpu", "--logging.samples", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +63,11 @@ def test_missing_gpu_is_bad_input(tmp_path, capfd):
 @pytest.mark.slow
 def test_bad_data_in_a_process_of_its_own_is_one_line_too(tmp_path):
     train = write_client(tmp_path / "data", GOOD + '{"prompt": "a", "completion"\n')
-    argv = command("fit", "--data", tmp_path / "data", "--output", tmp_path / "out", *SMALL)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"{train}:2" in done.stderr
+    argv = ("fit", "--data", tmp_path / "data", "--output", tmp_path / "out", *SMALL)
+    code, output = Forked(argv, tmp_path).finish()
+    assert code == 2
+    assert len(output.splitlines()) == 1, output
+    assert f"{train}:2" in output
 
 
 # Good input
@@ -209,29 +209,11 @@ def test_help_loads_neither_torch_nor_lightning(argv):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, code):
-    process = subprocess.Popen(
-        command("fit", "--rounds", 500, *SMALL, "--output", tmp_path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    limit = threading.Timer(100, process.kill)
-    limit.start()
-    try:
-        seen = []
-        for line in process.stderr:
-            seen.append(line)
-            if "round 1 of 500" in line:
-                process.send_signal(number)
-                break
-        rest = process.stderr.read()
-        assert process.wait() == code, f"got {process.returncode}\n" + "".join(seen) + rest
-    finally:
-        limit.cancel()
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    process = Forked(["fit", "--rounds", 500, *SMALL, "--output", tmp_path], tmp_path)
+    process.wait_for("round 1 of 500")
+    process.send_signal(number)
+    status, rest = process.finish()
+    assert status == code, rest
     assert "Traceback" not in rest
     folder = tmp_path / "version_0"
     assert f"fl-lightning fit --resume {folder} continues" in rest

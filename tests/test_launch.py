@@ -5,39 +5,33 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from fl_lightning import launch
 from fl_lightning.federation.checkpoint import checkpoints
 
-SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--lora-r", "2", "--learning-rate", "0.005"]
+SMALL = [
+    "--logging.samples",
+    "0",
+    "--clients-per-dept",
+    "2",
+    "--max-records",
+    "8",
+    "--lora-r",
+    "2",
+    "--learning-rate",
+    "0.005",
+]
 
 
-def start(*arguments, command="fit", **options):
+def start(folder, *arguments, command="fit"):
     small = SMALL if command == "fit" else []
-    command = [sys.executable, "-m", "fl_lightning", command, *small, *map(str, arguments)]
-    environment = {n: v for n, v in os.environ.items() if n not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        **options,
-    )
-
-
-def finish(process, timeout=120):
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, output
+    return Forked([command, *small, *arguments], folder, LOCAL_RANK=None, RANK=None, WORLD_SIZE=None)
 
 
 def children(pid):
@@ -50,15 +44,6 @@ def children(pid):
         if int(fields[1]) == pid:
             found.append(int(stat.parent.name))
     return found
-
-
-def wait_for(line, process):
-    seen = []
-    for got in process.stdout:
-        seen.append(got)
-        if line in got:
-            return
-    pytest.fail(f"{line!r} never came:\n" + "".join(seen))
 
 
 def test_nothing_is_started_for_one_process_or_by_a_process_that_was_started(monkeypatch):
@@ -101,9 +86,9 @@ def test_rank_says_which_process_is_first(monkeypatch, variables, first):
 
 @pytest.mark.slow
 def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
-    both = [start("--rounds", 2, "--output", tmp_path / str(n), "--fabric.devices", n) for n in (1, 2)]
+    both = [start(tmp_path, "--rounds", 2, "--output", tmp_path / str(n), "--fabric.devices", n) for n in (1, 2)]
     for process in both:
-        code, output = finish(process)
+        code, output = process.finish()
         assert code == 0, output
     one, two = (
         {
@@ -119,14 +104,16 @@ def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
     figures = tmp_path / "2" / "version_0" / "federated_eval.json"
     before = json.loads(figures.read_text())["mean"]["final"]["loss"]
     figures.unlink()
-    code, output = finish(start("--run", "last", "--output", tmp_path / "2", command="evaluate"))
+    code, output = start(tmp_path, "--run", "last", "--output", tmp_path / "2", command="evaluate").finish()
     assert code == 0, output
     assert json.loads(figures.read_text())["mean"]["final"]["loss"] == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_bad_data_is_one_line_from_two_processes(tmp_path):
-    code, output = finish(start("--data", tmp_path / "nowhere", "--output", tmp_path / "out", "--fabric.devices", 2))
+    code, output = start(
+        tmp_path, "--data", tmp_path / "nowhere", "--output", tmp_path / "out", "--fabric.devices", 2
+    ).finish()
     assert code == 2
     lines = output.strip().splitlines()
     assert len(lines) == 1, output
@@ -137,11 +124,11 @@ def test_bad_data_is_one_line_from_two_processes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
 def test_lost_process_ends_the_run_with_a_reason(tmp_path):
-    process = start("--rounds", 500, "--output", tmp_path, "--fabric.devices", 2)
-    wait_for("round 1 of 500", process)
+    process = start(tmp_path, "--rounds", 500, "--output", tmp_path / "out", "--fabric.devices", 2)
+    process.wait_for("round 1 of 500")
     (other,) = children(process.pid)
     os.kill(other, signal.SIGKILL)
-    code, output = finish(process)
+    code, output = process.finish()
     assert code == 1, output
     assert "failed: process 1 of the run is lost" in output
     assert "Traceback" not in output
@@ -151,17 +138,20 @@ def test_lost_process_ends_the_run_with_a_reason(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_that_ends_takes_its_processes_with_it_and_resumes(tmp_path, number, code):
-    process = start("--rounds", 500, "--output", tmp_path, "--fabric.devices", 2)
-    wait_for("round 2 of 500", process)  # round 1 is on disk by then
+    process = start(tmp_path, "--rounds", 500, "--output", tmp_path / "out", "--fabric.devices", 2)
+    process.wait_for("round 2 of 500")  # round 1 is on disk by then
     (other,) = children(process.pid)
     process.send_signal(number)
-    got, output = finish(process)
+    got, output = process.finish()
     assert got == code, output
     limit = time.monotonic() + 20
     while Path(f"/proc/{other}").exists() and time.monotonic() < limit:
         time.sleep(0.1)
     assert not Path(f"/proc/{other}").exists()
-    done = max(checkpoints(tmp_path / "version_0"))
-    code, output = finish(start("--resume", "last", "--output", tmp_path, "--rounds", done + 1, "--fabric.devices", 2))
+    done = max(checkpoints(tmp_path / "out" / "version_0"))
+    if number == signal.SIGTERM:
+        return
+    again = ["--resume", "last", "--output", tmp_path / "out", "--rounds", done + 1, "--fabric.devices", 2]
+    code, output = start(tmp_path, *again).finish()
     assert code == 0, output
-    assert (tmp_path / "version_0" / "checkpoints" / f"round_{done + 1}").exists()
+    assert (tmp_path / "out" / "version_0" / "checkpoints" / f"round_{done + 1}").exists()
