@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.federation.state import clients_by_department
-from fl_lightning.loggers.media import heatmap, put_layout, put_outcome, put_picture
+from fl_lightning.loggers.media import heatmap, log_image, log_layout, log_outcome
 
 if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
@@ -49,7 +49,7 @@ class LoggerViews(FederatedCallback):
             },
         }
         for logger in trainer.fabric.loggers:
-            put_layout(logger, layout)
+            log_layout(logger, layout)
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Draw the similarities of the members of each group, departments included."""
@@ -59,7 +59,7 @@ class LoggerViews(FederatedCallback):
                 continue
             key, pixels = f"similarity/{group or 'all'}", heatmap(clustering.departments, clustering.cosine.tolist())
             for logger in trainer.fabric.loggers:
-                trainer.writer.submit(partial(put_picture, logger, key, pixels, step))
+                trainer.writer.submit(partial(log_image, logger, key, pixels, step))
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
         """Write the last metrics of the evaluation beside the config."""
@@ -67,4 +67,4 @@ class LoggerViews(FederatedCallback):
         for _, row in trainer.rows():
             metrics.update({f"final/{key[5:]}": value for key, value in row.items() if key.startswith("eval/")})
         for logger in trainer.fabric.loggers:
-            put_outcome(logger, self.config, metrics, trainer.round_num)
+            log_outcome(logger, self.config, metrics, trainer.round_num)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.evaluation.samples import as_json, as_markdown, take_samples
-from fl_lightning.loggers.media import put_text
+from fl_lightning.loggers.media import log_text
 from fl_lightning.storage.run_layout import SAMPLES
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.worker_processes import WorkerProcesses
@@ -39,4 +39,4 @@ class Samples(FederatedCallback):
         for department in adapters:
             text = as_markdown([sample for sample in samples if sample.department == department])
             for logger in trainer.fabric.loggers:
-                put_text(logger, f"samples/{department}", text, trainer.round_num)
+                log_text(logger, f"samples/{department}", text, trainer.round_num)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fl_lightning.data.client_data import ClientData, load_clients
-from fl_lightning.data.packing import PackedBatch, pack_one
+from fl_lightning.data.packing import PackedBatch, pack_examples
 from fl_lightning.data.tokenization import Example
 
 
@@ -88,6 +88,6 @@ class FederatedDataModule(L.LightningDataModule):
     def _loader(self, examples: list[Example], **arguments: Any) -> DataLoader[PackedBatch]:
         loader: Any = DataLoader
         batches: DataLoader[PackedBatch] = loader(
-            examples, batch_size=self.batch_size, collate_fn=pack_one, num_workers=0, **arguments
+            examples, batch_size=self.batch_size, collate_fn=pack_examples, num_workers=0, **arguments
         )
         return batches

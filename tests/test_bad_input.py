@@ -758,7 +758,7 @@ EVALUATIONS = {
     ),
     "config of another rank": (
         text_of("config.yaml", "  r: 8", "  r: 4"),
-        ["{run}/adapters/", "shape (8,", "wanted (4,"],
+        ["{run}/adapters/", "got (8,", "expected shape (4,"],
     ),
 }
 RESUME = "fit --resume {run} --output {tmp}/out --rounds 2"

@@ -16,7 +16,7 @@ from fl_lightning.data.tokenization import Example
 
 @dataclass  # not frozen: Fabric copies batches field by field under mixed precision
 class PackedBatch:
-    """Sequences of K clients in one row of T tokens, S of which are to be predicted.
+    """Sequences of K clients in one row of T tokens, S of which are targets.
 
     Attributes:
         input_ids: shape (1, T), int64.
@@ -63,7 +63,7 @@ def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     """
     examples = [example for client in clients for example in client]
     if not examples:
-        raise ValueError("clients: got no example, wanted at least one")
+        raise ValueError("clients: expected at least one example, got none")
     ids = torch.cat([e.ids for e in examples])
     predicted = torch.cat([e.supervised for e in examples]).nonzero().squeeze(1)
     client_targets = tuple(sum(int(e.supervised.sum()) for e in client) for client in clients)
@@ -79,13 +79,13 @@ def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     )
 
 
-def pack_one(examples: Sequence[Example]) -> PackedBatch:
+def pack_examples(examples: Sequence[Example]) -> PackedBatch:
     """`pack` of a single client: the collate function of a DataLoader."""
     return pack([examples])
 
 
 def epoch_order(num_examples: int, batch_size: int, seed: int) -> list[list[int]]:
-    """Indices of each batch of an epoch: a seeded permutation cut into batches, the last one partial.
+    """Indices of the batches of an epoch: a seeded permutation, cut into batches; the last may be smaller.
 
     Example:
         >>> [len(batch) for batch in epoch_order(10, 4, seed=0)]

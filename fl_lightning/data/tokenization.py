@@ -1,4 +1,4 @@
-"""Records into token ids and labels: the tokenizer's chat template where it has one, loss on responses only."""
+"""Records as token ids: by the tokenizer's chat template if it has one, with loss on responses only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised record.
+    """One tokenized record.
 
     Attributes:
         ids: token ids, int64, shape (length,).
-        supervised: whether the loss is taken on predicting this token, bool, shape (length,). Never true for the first.
+        supervised: whether the loss is computed on predicting this token, bool, shape (length,); False for the first.
     """
 
     ids: torch.Tensor
@@ -34,11 +34,11 @@ class Example:
 
 
 class Examples(Sequence[Example]):
-    """Tokenised records in two flat tensors, five bytes a token: what many clients' records cost is their tokens alone.
+    """Tokenized records in two flat tensors, five bytes per token; there is no overhead per record.
 
     Args:
         ids: token ids of each record.
-        supervised: as long as the ids of each record.
+        supervised: for each record, a list as long as its ids.
     """
 
     def __init__(self, ids: Sequence[Sequence[int]], supervised: Sequence[Sequence[bool]]) -> None:
@@ -57,26 +57,26 @@ class Examples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        where = slice(self._ends[number - 1] if number else 0, self._ends[number])
-        return Example(self._ids[where].long(), self._supervised[where])
+        span = slice(self._ends[number - 1] if number else 0, self._ends[number])
+        return Example(self._ids[span].long(), self._supervised[span])
 
     def __len__(self) -> int:
         """Number of records."""
         return len(self._ends)
 
 
-def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: str = "records") -> Examples:
-    """Tokenise records; prompt and response are tokenised apart, as they are when the model is asked.
+def encode(records: Sequence[Record], tokenizer: Any, max_length: int, location: str = "records") -> Examples:
+    """Tokenize records; prompt and response are tokenized separately, as they are in generation.
 
     Args:
         records: conversations, see `fl_lightning.data.records`.
         tokenizer: a transformers tokenizer.
-        max_length: records with more tokens are cut: the prompt's beginning first (at most half of `max_length` of it
-            is kept), then the end of the response.
-        where: named in messages.
+        max_length: longer records are cut: the prompt's beginning first (at most half of `max_length` of it is kept),
+            then the end of the response.
+        location: of the records, for messages.
 
     Returns:
-        One example a record, in order.
+        One example per record, in order.
 
     Raises:
         InputError: if the chat template cannot render a record or a response comes out empty.
@@ -88,7 +88,7 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: st
         ids: list[int] = []
         marks: list[bool] = []
         templated = bool(getattr(tokenizer, "chat_template", None)) and record[0].role != "text"
-        for text, supervised in _pieces(record, tokenizer, f"{where}: record {index}"):
+        for text, supervised in _pieces(record, tokenizer, f"{location}: record {index}"):
             # A chat template writes the beginning mark itself.
             piece = tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
             ids += piece
@@ -99,32 +99,34 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, where: st
             ids, marks = ids[start : start + max_length], marks[start : start + max_length]
             cut += 1
         if marks:
-            marks[0] = False  # nothing comes before it, so nothing predicts it
+            marks[0] = False  # no token before it predicts it
         if not any(marks):
-            raise InputError(f"{where}: record {index}: no response tokens after tokenisation; give a longer response")
+            raise InputError(
+                f"{location}: record {index}: no response tokens after tokenization; give a longer response"
+            )
         all_ids.append(ids)
         all_marks.append(marks)
     if cut:
-        log.info("%s: %d of %d records cut to %d tokens (data.max_length)", where, cut, len(records), max_length)
+        log.info("%s: %d of %d records cut to %d tokens (data.max_length)", location, cut, len(records), max_length)
     return Examples(all_ids, all_marks)
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
-    """Token ids of a conversation that the model is to answer, cut into pieces as `encode` cuts a record.
+    """Token ids of a conversation for the model to answer, tokenized in the same pieces as by `encode`.
 
     Args:
-        turns: what was said so far.
+        turns: all messages so far.
         tokenizer: a transformers tokenizer.
 
     Raises:
-        InputError: if the chat template cannot render them, or they come out empty.
+        InputError: if the chat template cannot render them, or the result is empty.
     """
     templated = bool(getattr(tokenizer, "chat_template", None))
     if templated:
         prompt = _render(turns, tokenizer, "messages", add_generation_prompt=True)
         try:
             pieces = _pieces(turns, tokenizer, "messages")
-        except InputError:  # the template rewrites earlier turns, so that there is nothing to cut along
+        except InputError:  # the template rewrites earlier turns, so there are no common pieces
             pieces = []
         done = "".join(text for text, _ in pieces)
         pieces = [*pieces, (prompt[len(done) :], False)] if prompt.startswith(done) else [(prompt, False)]
@@ -134,12 +136,12 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
     for text, _ in pieces:
         ids += tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
     if not ids:
-        raise InputError("messages: no tokens, wanted at least one word")
+        raise InputError("messages: expected at least one word, got no tokens")
     return ids
 
 
-def _pieces(record: Sequence[Turn], tokenizer: Any, where: str) -> list[tuple[str, bool]]:
-    """The text of a record in consecutive pieces, each with whether it is supervised."""
+def _pieces(record: Sequence[Turn], tokenizer: Any, location: str) -> list[tuple[str, bool]]:
+    """Consecutive pieces of a record's text, and whether each is supervised."""
     end = tokenizer.eos_token or ""
     if record[0].role == "text":
         return [(record[0].content + end, True)]
@@ -149,23 +151,25 @@ def _pieces(record: Sequence[Turn], tokenizer: Any, where: str) -> list[tuple[st
     for number, turn in enumerate(record):
         if not turn.supervised:
             continue
-        prompt = _render(record[:number], tokenizer, where, add_generation_prompt=True)
-        answered = _render(record[: number + 1], tokenizer, where, add_generation_prompt=False)
+        prompt = _render(record[:number], tokenizer, location, add_generation_prompt=True)
+        answered = _render(record[: number + 1], tokenizer, location, add_generation_prompt=False)
         if not answered.startswith(prompt) or not prompt.startswith(done):
-            raise InputError(f"{where}: the tokenizer's chat template rewrites earlier turns; wanted one that appends")
+            raise InputError(
+                f"{location}: the tokenizer's chat template rewrites earlier turns; expected one that only appends"
+            )
         response = answered[len(prompt) :]
-        if end and end in response:  # what a template puts after the end mark is not the model's to learn
+        if end and end in response:  # text that a template puts after the end mark is not learned
             response = response[: response.rindex(end) + len(end)]
         pieces += [(prompt[len(done) :], False), (response, True)]
         done = prompt + response
     return pieces
 
 
-def _render(turns: Sequence[Turn], tokenizer: Any, where: str, *, add_generation_prompt: bool) -> str:
+def _render(turns: Sequence[Turn], tokenizer: Any, location: str, *, add_generation_prompt: bool) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except Exception as error:  # jinja raises whatever the template's author chose
+    except Exception as error:  # a template can raise anything
         raise InputError(
-            f"{where}: the tokenizer's chat template refuses it ({error}); wanted turns it takes"
+            f"{location}: the tokenizer's chat template refuses these turns ({error}); expected turns that it supports"
         ) from error

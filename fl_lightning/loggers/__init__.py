@@ -1,1 +1,1 @@
-"""Loggers."""
+"""Lightning loggers: made from the config (`factory`), and given images and texts (`media`)."""

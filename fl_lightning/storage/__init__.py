@@ -1,1 +1,16 @@
-"""Storage."""
+"""Bytes on disk and between processes; nothing here knows federated learning.
+
+==================  =====================================================================
+file                does
+==================  =====================================================================
+files               atomic writes, secrets, the one reader of UTF-8 files, safe names
+manifest            digests of a folder or of a block of bytes, and their check
+tensors             LoRA states in safetensors files
+messages            a JSON header and LoRA states as bytes
+offload             states on disk while a round waits
+background_writer   one writing thread
+run_folder          ``version_N``: made, found, locked
+run_layout          the name of every file and folder in a run
+run_adapters        a run's adapters by name, from its indexes
+==================  =====================================================================
+"""

@@ -1,4 +1,4 @@
-"""Files written beside the training: one thread, in the order of asking, with a bounded queue."""
+"""Writes files during training: one thread, in the order of submission, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from fl_lightning.storage.files import write_text
 
-WAITING = 16
-"""Writes that may wait; who asks for more waits too, so that memory stays bounded."""
+MAX_QUEUED = 16
+"""Writes that may wait; with more, `submit` waits too, so that memory stays bounded."""
 
 
 class BackgroundWriter:
-    """Does what it is asked in a thread of its own, one thing after another.
+    """Runs writes in a separate thread, one after another.
 
-    After a write has failed nothing more is written, since what follows may refer to it; the error is raised wherever
-    another is asked for, at `flush` and at `close`, which forgets it. What is handed over must not change afterwards.
+    After a write has failed nothing more is written, since later files may refer to it. The error is raised by the next
+    `submit`, `flush` or `close`; `close` clears it. Submitted values must not change afterwards.
 
     Attributes:
         busy: seconds spent on writes so far.
-        waited: seconds for which `flush` made its caller wait so far.
+        waited: seconds that callers of `flush` have waited so far.
 
     Example:
         >>> import tempfile, pathlib
@@ -37,16 +37,16 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_QUEUED)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self.busy, self.waited = 0.0, 0.0
 
     def submit(self, write: Callable[[], object]) -> None:
-        """Ask for a write; waits where too many are waiting already.
+        """Queue a write; waits if the queue is full.
 
         Raises:
-            Exception: what an earlier write failed with.
+            Exception: the error of an earlier write.
         """
         self._check()
         if self._thread is None:
@@ -55,15 +55,15 @@ class BackgroundWriter:
         self._queue.put(write)
 
     def json(self, path: Path, value: Any) -> None:
-        """Ask for a JSON file of the value as it is now, written whole or not at all."""
+        """Queue an atomic write of a JSON file with the value as it is now."""
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
         self.submit(lambda: write_text(path, text))
 
     def flush(self) -> None:
-        """Wait until everything asked for so far is done.
+        """Wait until everything queued so far is written.
 
         Raises:
-            Exception: what a write failed with.
+            Exception: the error of a write.
         """
         start = time.perf_counter()
         self._queue.join()
@@ -71,7 +71,11 @@ class BackgroundWriter:
         self._check()
 
     def close(self) -> None:
-        """`flush`, and end the thread; a later `submit` starts another."""
+        """Wait for all writes and end the thread; a later `submit` starts another.
+
+        Raises:
+            Exception: the error of a write.
+        """
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()

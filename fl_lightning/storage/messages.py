@@ -1,7 +1,7 @@
 """Messages between the processes of a run: a JSON header and LoRA states, as plain bytes; nothing is unpickled.
 
-Layout: eight bytes with the header's length (little-endian), the header in UTF-8, a safetensors image of the tensors.
-States that share a tensor, as clients of one department do at their start, send it once.
+Layout: eight bytes with the header's length (little-endian), the header in UTF-8, the tensors as safetensors. A tensor
+that several states share, as clients of one department do at their start, is sent once.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def encode(header: Mapping[str, Any], states: Sequence[Mapping[str, torch.Tensor
     """
     tensors: LoraState = {}
     keys: dict[int, str] = {}
-    sent: list[torch.Tensor] = []
+    alive: list[torch.Tensor] = []
     layout = []
     for state in states:
-        places = {}
+        tensor_keys = {}
         for name, tensor in state.items():
             if id(tensor) not in keys:
                 keys[id(tensor)] = str(len(keys))
-                sent.append(tensor)  # kept, or a tensor that is read from disk later could get its id
-                # A view of a larger tensor, or one that lies in memory twice, is copied: safetensors wants it whole.
+                alive.append(tensor)  # or a tensor that is read from disk later could get the same id
+                # safetensors refuses views of larger tensors and shared memory, so they are copied.
                 tensors[keys[id(tensor)]] = tensor.detach().clone(memory_format=torch.contiguous_format)
-            places[name] = keys[id(tensor)]
-        layout.append(places)
+            tensor_keys[name] = keys[id(tensor)]
+        layout.append(tensor_keys)
     head = json.dumps({"header": header, "states": layout}).encode()
     return len(head).to_bytes(8, "little") + head + save(tensors)
 
@@ -51,14 +51,16 @@ def decode(message: bytes) -> tuple[Any, list[LoraState]]:
     """(header, states) of a message.
 
     Raises:
-        ValueError: if it is not a whole message.
+        ValueError: if the message is not complete and valid.
     """
     start = 8 + int.from_bytes(message[:8], "little")
     if not 8 < start <= len(message):
-        raise ValueError(f"message of {len(message)} bytes: its header would end at byte {start}; wanted a whole one")
+        raise ValueError(
+            f"message of {len(message)} bytes: expected a complete one, got a header that would end at byte {start}"
+        )
     try:
         head = json.loads(message[8:start])
         tensors = load(message[start:])
         return head["header"], [{name: tensors[key] for name, key in state.items()} for state in head["states"]]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"message of {len(message)} bytes: {error}; wanted a whole one") from error
+        raise ValueError(f"message of {len(message)} bytes: expected a complete one, got {error}") from error

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fl_lightning.data.packing import epoch_order, pack, pack_one
+from fl_lightning.data.packing import epoch_order, pack, pack_examples
 from fl_lightning.data.tokenization import Example
 
 
@@ -43,7 +43,7 @@ def test_client_without_sequences_has_no_tokens_and_no_targets():
 
 @pytest.mark.parametrize("clients", [[], [[]], [[], []]])
 def test_row_without_any_example_is_refused(clients):
-    with pytest.raises(ValueError, match="wanted at least one"):
+    with pytest.raises(ValueError, match="expected at least one"):
         pack(clients)
 
 
@@ -55,9 +55,9 @@ def test_every_target_is_predicted_from_inside_its_own_sequence(make_examples):
     assert torch.equal(sequence_of_keep, sequence_of_target)
 
 
-def test_pack_one_is_a_row_of_a_single_client(make_examples):
+def test_pack_examples_is_a_row_of_a_single_client(make_examples):
     examples = make_examples(3)
-    assert pack_one(examples).client_tokens == (sum(map(len, examples)),)
+    assert pack_examples(examples).client_tokens == (sum(map(len, examples)),)
 
 
 def test_moving_to_a_device_keeps_every_field():

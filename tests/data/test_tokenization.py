@@ -234,7 +234,7 @@ def test_prompt_of_a_template_that_raises_is_an_input_error(tokenizer):
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     assert encode_prompt(turns("Hi"), strict)
-    with pytest.raises(InputError, match=r"messages: the tokenizer's chat template refuses it \(no system\)"):
+    with pytest.raises(InputError, match=r"messages: the tokenizer's chat template refuses these turns \(no system\)"):
         encode_prompt(turns("Hi", system="Be short."), strict)
 
 
@@ -242,7 +242,7 @@ def test_prompt_without_tokens_is_refused(tokenizer):
     empty = copy.deepcopy(tokenizer)
     empty.chat_template = "{{ messages[0]['content'] }}"
     assert encode_prompt(turns("x"), empty)
-    with pytest.raises(InputError, match="no tokens, wanted at least one word"):
+    with pytest.raises(InputError, match="expected at least one word, got no tokens"):
         encode_prompt(turns(""), empty)
 
 

@@ -3,7 +3,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fl_lightning.loggers.factory import make_loggers
-from fl_lightning.loggers.media import CELL, heatmap, kind, put_layout, put_outcome, put_picture, put_text
+from fl_lightning.loggers.media import CELL, heatmap, log_image, log_layout, log_outcome, log_text, logger_kind
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 CSV = "lightning.pytorch.loggers.CSVLogger"
@@ -30,10 +30,10 @@ def test_many_names_give_a_picture_of_bounded_size():
 
 def test_what_tensorboard_gets(tmp_path):
     (logger,) = make_loggers([{"class_path": TENSORBOARD}], tmp_path)
-    put_layout(logger, {"loss": {"departments": ["hr/eval/loss", "it/eval/loss"]}})
-    put_picture(logger, "similarity/all", heatmap(["hr"], [[1.0]]), 2)
-    put_text(logger, "samples/hr", "| prompt |", 2)
-    put_outcome(logger, {"federation": {"rounds": 2}}, {"final/loss": 1.5}, 2)
+    log_layout(logger, {"loss": {"departments": ["hr/eval/loss", "it/eval/loss"]}})
+    log_image(logger, "similarity/all", heatmap(["hr"], [[1.0]]), 2)
+    log_text(logger, "samples/hr", "| prompt |", 2)
+    log_outcome(logger, {"federation": {"rounds": 2}}, {"final/loss": 1.5}, 2)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = events.Tags()
@@ -48,10 +48,10 @@ def test_what_tensorboard_gets(tmp_path):
 def test_mlflow_gets_pictures_and_texts_in_a_local_store(tmp_path):
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed; the test extra has it")
     (logger,) = make_loggers([{"class_path": MLFLOW}], tmp_path)
-    put_picture(logger, "similarity/all", heatmap(["hr"], [[1.0]]), 2)
-    put_text(logger, "samples/hr", "hello", 2)
-    put_layout(logger, {"loss": {"departments": ["hr/eval/loss"]}})
-    put_outcome(logger, {}, {"final/loss": 1.5}, 2)
+    log_image(logger, "similarity/all", heatmap(["hr"], [[1.0]]), 2)
+    log_text(logger, "samples/hr", "hello", 2)
+    log_layout(logger, {"loss": {"departments": ["hr/eval/loss"]}})
+    log_outcome(logger, {}, {"final/loss": 1.5}, 2)
     logger.finalize("success")
     files = [
         path.relative_to(tmp_path / "mlruns").as_posix() for path in (tmp_path / "mlruns").rglob("*") if path.is_file()
@@ -64,11 +64,11 @@ def test_mlflow_gets_pictures_and_texts_in_a_local_store(tmp_path):
 
 def test_loggers_of_figures_alone_get_nothing_else(tmp_path):
     (logger,) = make_loggers([{"class_path": CSV}], tmp_path)
-    assert kind(logger) == ""
-    put_layout(logger, {})
-    put_picture(logger, "x", heatmap(["hr"], [[1.0]]), 1)
-    put_text(logger, "x", "y", 1)
-    put_outcome(logger, {}, {"final/loss": 1.0}, 1)
+    assert logger_kind(logger) == ""
+    log_layout(logger, {})
+    log_image(logger, "x", heatmap(["hr"], [[1.0]]), 1)
+    log_text(logger, "x", "y", 1)
+    log_outcome(logger, {}, {"final/loss": 1.0}, 1)
     logger.finalize("success")
     assert not (tmp_path / "metrics.csv").exists()
 
@@ -87,9 +87,9 @@ def test_wandb_is_called_by_its_own_methods():
             calls.append(("figures", figures, step))
 
     logger = WandbLogger()
-    put_picture(logger, "x", heatmap(["hr"], [[1.0]]), 1)
-    put_text(logger, "t", "hello", 1)
-    put_outcome(logger, {}, {"final/loss": 1.0}, 1)
+    log_image(logger, "x", heatmap(["hr"], [[1.0]]), 1)
+    log_text(logger, "t", "hello", 1)
+    log_outcome(logger, {}, {"final/loss": 1.0}, 1)
     assert calls == [
         ("image", "x", 1, 1),
         ("text", "t", ["text"], [["hello"]], 1),

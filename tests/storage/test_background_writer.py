@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from fl_lightning.storage.background_writer import WAITING, BackgroundWriter
+from fl_lightning.storage.background_writer import MAX_QUEUED, BackgroundWriter
 
 
 def test_writes_happen_in_order_and_are_done_after_a_flush():
@@ -41,7 +41,7 @@ def test_queue_is_bounded():
     go, writer, put = threading.Event(), BackgroundWriter(), []
 
     def ask():
-        for number in range(WAITING + 5):
+        for number in range(MAX_QUEUED + 5):
             writer.submit(lambda: go.wait(10))
             put.append(number)
 
@@ -49,11 +49,11 @@ def test_queue_is_bounded():
     asking.start()
     asking.join(0.3)
     assert asking.is_alive()
-    assert len(put) in (WAITING, WAITING + 1)  # the first may be at work already
+    assert len(put) in (MAX_QUEUED, MAX_QUEUED + 1)  # the first may be at work already
     go.set()
     asking.join()
     writer.close()
-    assert len(put) == WAITING + 5
+    assert len(put) == MAX_QUEUED + 5
 
 
 def test_an_error_surfaces_everywhere_and_nothing_is_written_after_it():

@@ -36,7 +36,7 @@ def test_views_and_overlapping_tensors_are_sent_whole():
 @pytest.mark.parametrize("cut", [0, 4, 8, 20])
 def test_torn_message_is_refused(cut):
     message = encode({"do": "evaluate"}, [{"a": torch.ones(3)}])
-    with pytest.raises(ValueError, match="wanted a whole one"):
+    with pytest.raises(ValueError, match="expected a complete one"):
         decode(message[:cut])
 
 

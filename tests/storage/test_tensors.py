@@ -91,7 +91,7 @@ def test_a_broken_or_odd_file_is_refused_by_its_path(tmp_path, how):
     [
         ({A: STATE[A]}, "1 tensors missing, first w.lora_B.weight"),
         ({**STATE, "x.lora_A.weight": STATE[A]}, "1 unknown tensors, first x.lora_A.weight"),
-        ({**STATE, A: torch.zeros(2, 1)}, r"w.lora_A.weight: shape \(2, 1\), wanted \(1, 2\)"),
+        ({**STATE, A: torch.zeros(2, 1)}, r"w.lora_A.weight: expected shape \(1, 2\), got \(2, 1\)"),
     ],
 )
 def test_a_state_unlike_the_wanted_one_is_refused(tmp_path, other, message):
@@ -104,14 +104,14 @@ def test_links_and_what_is_no_regular_file_are_refused(path, tmp_path):
     (tmp_path / "link").symlink_to(path)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", "nothing", "."):
-        with pytest.raises(InputError, match="wanted a safetensors file"):
+        with pytest.raises(InputError, match="expected a safetensors file"):
             read_state(tmp_path / name)
 
 
 def test_a_file_above_the_bound_is_not_opened(path, monkeypatch):
     monkeypatch.setattr(tensors, "MAX_BYTES", 10)
     monkeypatch.setattr(tensors, "safe_open", None)
-    with pytest.raises(InputError, match="wanted at most 10"):
+    with pytest.raises(InputError, match="expected at most 10 bytes"):
         read_state(path)
 
 

@@ -1,1 +1,1 @@
-"""One pile of records into a federation: read (`source`), take columns (`columns`), deal (`deal`), write (`write`)."""
+"""One pile of records dealt out to departments and clients: `reader` → `columns` → `strategies` → `writer`."""
