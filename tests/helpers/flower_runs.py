@@ -6,14 +6,14 @@ import yaml
 from safetensors.torch import load_file
 
 RUN = {
-    "data": {"root": "data", "clients_per_dept": None, "max_records": 4},
+    "data": {"root": "data", "max_records": 4},
     "training": {"learning_rate": 0.005, "clients_at_once": 1},
     "federation": {"rounds": 2},
     "network": {"join_timeout": 200.0, "deadline": 150.0},
 }
 
 
-def prepare(folder, cut_departments, clients=2, departments=None, remove=(), **changes):
+def prepare(folder, cut_departments, clients=2, departments=None, **changes):
     """A folder with data, certificates and run.yaml; the client ids come back."""
     from fl_lightning.network.tls import list_sites, make_certificates
 
@@ -21,11 +21,7 @@ def prepare(folder, cut_departments, clients=2, departments=None, remove=(), **c
     for place in (folder / "data").iterdir():
         if departments and place.name.removesuffix("_personal_clients") not in departments:
             shutil.rmtree(place)
-    for client_id in remove:
-        department, client = client_id.split("/")
-        (client_folder,) = (folder / "data").glob(f"{department}*/{client}")
-        shutil.rmtree(client_folder)
-    run = dict(RUN)
+    run = {**RUN, "data": {**RUN["data"], "clients_per_dept": clients}}
     for block, values in changes.items():
         run[block] = {**run.get(block, {}), **values}
     (folder / "run.yaml").write_text(yaml.safe_dump(run))

@@ -11,11 +11,11 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 SHARE_A = {"rounds": 3, "share": "a", "dept_clusters": {"enabled": False}, "client_clusters": {"num_clusters": 1}}
 
 
-def test_four_departments_end_with_the_adapters_of_one_process(machines, tmp_path, cut_departments, monkeypatch):
-    # One site in each department but hr: every site costs two processes of Flower's a round.
-    removed = [f"{department}/client_1" for department in ("customer_support", "engineering", "finance")]
-    sites = prepare(tmp_path, cut_departments, remove=removed)
-    assert len(sites) == 5
+def test_two_departments_of_two_sites_end_with_the_adapters_of_one_process(
+    machines, tmp_path, cut_departments, monkeypatch
+):
+    sites = prepare(tmp_path, cut_departments, departments=["finance", "hr"])
+    assert len(sites) == 4
     started = time.monotonic()
     machines.server()
     machines.wait_for("server", "listening on")  # an earlier SuperNode is turned away and starts again
