@@ -76,7 +76,7 @@ def aggregate_departments(
                 measure(name, shared, examples) if config.weighting == "contribution" else {},
                 product=state.products.get(name),
                 relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
-                dp_release=ledger and _release(ledger, report.round_num, name, len(asked.get(name, ()))),
+                dp_release=_release(ledger, report.round_num, name, len(asked.get(name, ()))),
             )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: {name}: {error}") from error
@@ -108,7 +108,10 @@ def aggregate_departments(
     )
 
 
-def _release(ledger: Ledger, round_num: int, department: str, asked: int) -> DPRelease:
+def _release(ledger: Ledger | None, round_num: int, department: str, asked: int) -> DPRelease | None:
+    """The inputs of a private step; None without differential privacy."""
+    if ledger is None:
+        return None
     return DPRelease(ledger.key_of(round_num, department), ledger.clips[department], asked)
 
 

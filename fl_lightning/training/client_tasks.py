@@ -37,8 +37,8 @@ def round_tasks(
     policy = share_policy(config.share)
     trainable_factor = policy.trainable_factor(round_num)
     if policy.is_central:
-        start = next(iter(state.departments.values()))  # all departments are alike
-        return [ClientTask(CENTRAL_CLIENT, round_num, start, seed, trainable_factor=trainable_factor)]
+        shared = next(iter(state.departments.values()))  # all departments are alike
+        return [ClientTask(CENTRAL_CLIENT, round_num, shared, seed, trainable_factor=trainable_factor)]
     starts = ClientStarts(config.combiner, state, round_num, seed)
     tasks = []
     for department, all_clients in clients_by_department(client_ids).items():

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.systems import chaos
 from fl_lightning.cli import main
 
-CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir")
+CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir", "truncate")
 SMALL = ["--clients-per-dept", "2", "--learning-rate", "5e-3", "--device-map", "cpu", "--retention.client_exports=1"]
 
 pytestmark = pytest.mark.slow
