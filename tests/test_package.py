@@ -71,15 +71,14 @@ def test_contracts_names_are_public():
 
 
 def test_public_names_are_those_that_type_checkers_see():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    block = next(n for n in tree.body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING")
-    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
-    assert sorted(seen) == fl_lightning.__all__
-    for name, (home, original) in seen.items():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    names = {alias.asname: (node.module, alias.name) for node in tree.body for alias in node.names}
+    assert sorted(names) == fl_lightning.__all__
+    for name, (module, original) in names.items():
         assert original == name
         if name in OF_FLOWER and not HAS_FLOWER:
             continue
-        assert getattr(importlib.import_module(home), name) is getattr(fl_lightning, name)
+        assert getattr(importlib.import_module(module), name) is getattr(fl_lightning, name)
 
 
 def test_unknown_public_name_is_an_attribute_error():
