@@ -13,8 +13,6 @@ from typing import Any
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 _IMPORTS = [node for node in _STUB.body if isinstance(node, ast.ImportFrom)]
 _MODULE_OF = {alias.name: str(node.module) for node in _IMPORTS for alias in node.names}
-    name.name: str(node.module) for node in _STUB.body if isinstance(node, ast.ImportFrom) for name in node.names
-}
 
 __all__ = sorted(_MODULE_OF)
 

@@ -37,7 +37,7 @@ def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConf
     arguments = expand_shortcuts(argv)
     for path in _config_files(arguments):
         check_yaml(path)
-    parser = make_parser(prog)
+    parser = make_parser(prog, with_docs=any(argument.endswith(("-h", "help")) for argument in arguments))
     with _one_line_errors(arguments):
         namespace = parser.parse_args(arguments)
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -45,9 +45,16 @@ def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConf
         return RunConfig(**{field.name: getattr(values, field.name) for field in fields(RunConfig)})
 
 
-def make_parser(prog: str) -> Any:
-    """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+def make_parser(prog: str, *, with_docs: bool = False) -> Any:
+    """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``.
+
+    Args:
+        prog: the command, for ``--help``.
+        with_docs: read the docstrings of all fields for ``--help``, which takes longer than parsing.
+    """
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=with_docs)
 
     class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):  # type: ignore[misc, unused-ignore]
         pass

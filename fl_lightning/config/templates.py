@@ -1,6 +1,6 @@
-"""The YAML that a new config begins as: ``configs/default.yaml`` with its comments, and a method's values put in.
+"""The YAML of a new config: ``configs/default.yaml`` with its comments, and the values of a method.
 
-The package carries the repository's ``configs`` folder through a link, so that there is one copy of every file.
+The package contains the repository's ``configs`` folder as a link, so there is one copy of every file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fl_lightning import bundled
 from fl_lightning.errors import InputError, nearest
 
 FOLDER = Path(bundled.__file__).parent / "configs"
-WIDTH = 120
-"""Longest line."""
+MAX_WIDTH = 120
+"""Longest line, in characters."""
 
 
 def methods() -> dict[str, str]:
-    """{name: the comment it begins with} of the files in ``configs/methods``, sorted.
+    """{name: its leading comment} of the files in ``configs/methods``, sorted.
 
     Example:
         >>> methods()["fedsa_lora"]
@@ -32,7 +32,7 @@ def methods() -> dict[str, str]:
 
 
 def _head(text: str) -> list[str]:
-    """The comment that a file begins with, without the command that runs it."""
+    """The leading comment of a file, without the command that runs it."""
     lines = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())]
     return [line for line in lines if not line.startswith("python -m")]
 
@@ -41,7 +41,7 @@ def template(method: str | None = None) -> str:
     """The text of a config with every key and a comment for each.
 
     Args:
-        method: a name in `methods`, whose values stand in place of the defaults.
+        method: a name in `methods`, whose values replace the defaults.
 
     Raises:
         InputError: if there is no such method.
@@ -55,36 +55,35 @@ def template(method: str | None = None) -> str:
         return text
     known = methods()
     if method not in known:
-        hint = nearest(method, known) or f"; wanted one of {', '.join(known)}"
-        raise InputError(f"--method: got {method!r}, wanted a file in configs/methods without its ending{hint}")
+        raise InputError(f"--method: expected one of {', '.join(known)}, got {method!r}{nearest(method, known)}")
     source = (FOLDER / "methods" / f"{method}.yaml").read_text(encoding="utf-8")
     for path, value in _leaves(_composed(source), _blocks(text)):
         text = _put(text, path, value)
-    lines = [*_head(source), "Every key there is stands here; those of the method have its values."]
+    lines = [*_head(source), "Every key is listed; those of the method have its values."]
     return "".join(f"# {line}\n" for line in lines) + text[text.index("seed:") :]
 
 
 def _composed(text: str) -> Any:
-    """YAML as nodes, which know where they stand."""
+    """YAML as nodes, which have positions."""
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _blocks(text: str) -> set[str]:
     """Dotted names of the keys of a config that hold other keys."""
-    found = set()
+    names = set()
 
     def visit(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value:
             if isinstance(value, yaml.MappingNode) and value.value:
-                found.add(prefix + key.value)
+                names.add(prefix + key.value)
                 visit(value, f"{prefix}{key.value}.")
 
     visit(_composed(text), "")
-    return found
+    return names
 
 
 def _leaves(node: yaml.Node, blocks: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, its value as YAML in one line) of everything that is not a block."""
+    """(dotted key, its value as YAML in one line) of every key that is not a block."""
     for key, value in node.value:
         name = prefix + key.value
         if name in blocks:
@@ -103,7 +102,7 @@ def _one_line(node: yaml.Node) -> str:
 
 
 def _put(text: str, path: str, value: str) -> str:
-    """The text with another value for a key; its comment stays in its column, or goes above where there is no room."""
+    """Replace a key's value; the comment stays in its column, or moves to the line above if there is no room."""
     node = _composed(text)
     for part in path.split("."):
         node = next(child for key, child in node.value if key.value == part)
@@ -112,7 +111,7 @@ def _put(text: str, path: str, value: str) -> str:
     comment = line.lstrip(" ")
     room = end - start + len(line) - len(comment) - len(value)
     begin = before.rindex("\n") + 1
-    fits = len(before) - begin + len(value) + room + len(comment) <= WIDTH
+    fits = len(before) - begin + len(value) + room + len(comment) <= MAX_WIDTH
     if not comment or (room >= 2 and fits):
         return before + value + (" " * room + comment if comment else "") + newline + after
     indent = " " * (len(before[begin:]) - len(before[begin:].lstrip(" ")))
