@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class ClusterMonitor(FederatedCallback):
-    """After every round: who is with whom, how alike the departments are, how the clients came together.
+    """Reports after every round: clusters, similarities of departments, and how clients were aggregated.
 
     Args:
-        log_metrics: send figures to the loggers and the assignment to the log.
+        log_metrics: send metrics to the loggers and the clusters to the log.
         save_metadata: write ``cluster_metadata/round_R_*.json``.
         truth: {department: true cluster}, where it is known; gives ``round/ari``, the adjusted Rand index.
     """
@@ -64,34 +64,34 @@ class ClusterMonitor(FederatedCallback):
         if report.clustering is not None:
             metrics["round/n_clusters"] = report.clustering.n_clusters
             metrics.update({f"round/{name}": value for name, value in self._quality(report.clustering).items()})
-        for group, found in report.clusterings.items():
-            metrics.update({f"{name}/cluster": cluster for name, cluster in found.assignments.items()})
+        for group, clustering in report.clusterings.items():
+            metrics.update({f"{name}/cluster": cluster for name, cluster in clustering.assignments.items()})
             if group != ROOT:
-                metrics[f"{group}/n_clusters"] = found.n_clusters
-            clusters = " | ".join(", ".join(names) for names in found.clusters.values())
+                metrics[f"{group}/n_clusters"] = clustering.n_clusters
+            clusters = " | ".join(", ".join(names) for names in clustering.clusters.values())
             log.info("round %d: clusters%s %s", report.round_num, f" in {group}" if group != ROOT else "", clusters)
         trainer.log(metrics)
 
-    def _quality(self, grouping: Clustering) -> dict[str, float]:
-        known = [name for name in grouping.assignments if self.truth is not None and name in self.truth]
+    def _quality(self, clustering: Clustering) -> dict[str, float]:
+        known = [name for name in clustering.assignments if self.truth is not None and name in self.truth]
         if self.truth is None or len(known) < 2:
-            return grouping.quality
+            return clustering.quality
         from sklearn.metrics import adjusted_rand_score
 
-        labels = [[side[name] for name in known] for side in (self.truth, grouping.assignments)]
-        return {**grouping.quality, "ari": float(adjusted_rand_score(*labels))}
+        labels = [[side[name] for name in known] for side in (self.truth, clustering.assignments)]
+        return {**clustering.quality, "ari": float(adjusted_rand_score(*labels))}
 
     def _save(self, trainer: FederatedTrainer, run_folder: Path) -> None:
         report, round_num = trainer.report, trainer.round_num
         clusters = trainer.federation_config.dept_clusters
         if report.clustering is not None:
-            found = {"round": round_num, **_clusters_json(report.clustering, clusters)}
-            trainer.writer.json(run_folder / cluster_file(round_num, "department_clusters"), found)
+            departments = {"round": round_num, **_clusters_json(report.clustering, clusters)}
+            trainer.writer.json(run_folder / cluster_file(round_num, "department_clusters"), departments)
             similarity = {"round": round_num, **_similarity_json(report.clustering, clusters)}
             trainer.writer.json(run_folder / cluster_file(round_num, "similarity"), similarity)
         inner = {
-            group: {**_clusters_json(found, clusters), "similarity": _similarity_json(found, clusters)}
-            for group, found in report.clusterings.items()
+            group: {**_clusters_json(clustering, clusters), "similarity": _similarity_json(clustering, clusters)}
+            for group, clustering in report.clusterings.items()
             if group != ROOT
         }
         if inner:
@@ -133,23 +133,23 @@ class ClusterMonitor(FederatedCallback):
         trainer.writer.json(run_folder / cluster_file(round_num, "aggregation"), aggregation)
 
 
-def _similarity_json(grouping: Clustering, clusters: DeptClustersConfig) -> dict[str, Any]:
+def _similarity_json(clustering: Clustering, config: DeptClustersConfig) -> dict[str, Any]:
     return {
-        "departments": grouping.departments,
-        "cosine": None if grouping.cosine is None else grouping.cosine.tolist(),
-        "representation": clusters.representation,
+        "departments": clustering.departments,
+        "cosine": None if clustering.cosine is None else clustering.cosine.tolist(),
+        "representation": config.representation,
     }
 
 
-def _clusters_json(grouping: Clustering, clusters: DeptClustersConfig) -> dict[str, Any]:
+def _clusters_json(clustering: Clustering, config: DeptClustersConfig) -> dict[str, Any]:
     return {
-        "n_clusters": grouping.n_clusters,
-        "clusters": {str(c): names for c, names in grouping.clusters.items()},
-        "assignments": grouping.assignments,
-        "inertias": {str(k): inertia for k, inertia in grouping.inertias.items()},
-        "method": clusters.method,
-        "select": clusters.select,
-        **({"scores": {str(k): score for k, score in grouping.scores.items()}} if grouping.scores else {}),
-        **({"p_values": {str(k): p for k, p in grouping.p_values.items()}} if grouping.p_values else {}),
-        **({"quality": grouping.quality} if grouping.quality else {}),
+        "n_clusters": clustering.n_clusters,
+        "clusters": {str(c): names for c, names in clustering.clusters.items()},
+        "assignments": clustering.assignments,
+        "inertias": {str(k): inertia for k, inertia in clustering.inertias.items()},
+        "method": config.method,
+        "select": config.select,
+        **({"scores": {str(k): score for k, score in clustering.scores.items()}} if clustering.scores else {}),
+        **({"p_values": {str(k): p for k, p in clustering.p_values.items()}} if clustering.p_values else {}),
+        **({"quality": clustering.quality} if clustering.quality else {}),
     }
