@@ -1,4 +1,4 @@
-"""Errors that a person can mend: they reach the terminal as one line, never as a traceback."""
+"""Errors that a user can fix; the terminal shows them as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad config, data or arguments (exit code 2); the message says where, what was got, what was wanted, the fix."""
+    """Bad config, data or arguments (exit code 2). The message says where, expected, got, and the fix."""
 
 
 class RunError(RuntimeError):
-    """The run itself could not go on (exit code 1); the last good state is on disk."""
+    """The run could not continue (exit code 1); the last good state is on disk."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word: ``"; did you mean 'rounds'?"``, or ``""`` where nothing is near.
+    """A hint for a misspelled word: ``"; did you mean 'rounds'?"``, or ``""`` if no known word is similar.
 
     Example:
         >>> nearest("ronds", ["rounds", "share"])
         "; did you mean 'rounds'?"
     """
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -17,13 +17,13 @@ def mix_with_cluster_average(
     *,
     mix: Literal["a", "all"] = "a",
 ) -> LoraState:
-    """Pull a state towards its cluster: ``(1 − mixing_ratio) θ + mixing_ratio θ_cluster``.
+    """Pull a state towards its cluster's: ``(1 − mixing_ratio) θ + mixing_ratio θ_cluster``.
 
     Args:
         state: θ, one department's state.
         cluster_state: θ_cluster, the example-weighted mean over the departments of its cluster.
-        mixing_ratio: in [0, 1]; 0 leaves θ, 1 gives the cluster state.
-        mix: ``a`` mixes the A-matrices and leaves B department-specific, ``all`` mixes both.
+        mixing_ratio: in [0, 1]; 0 returns θ, 1 the cluster state.
+        mix: ``a`` mixes the A-matrices and keeps B department-specific, ``all`` mixes both.
 
     Returns:
         A new state, fp32 on the CPU, names as in `state`.
@@ -37,15 +37,16 @@ def mix_with_cluster_average(
         1.25
     """
     if not 0 <= mixing_ratio <= 1:
-        raise ValueError(f"mixing_ratio: got {mixing_ratio}, wanted a number in [0, 1]")
+        raise ValueError(f"mixing_ratio: expected a number in [0, 1], got {mixing_ratio}")
     if mix not in ("a", "all"):
-        raise ValueError(f"mix: got {mix!r}, wanted 'a' or 'all'")
+        raise ValueError(f"mix: expected 'a' or 'all', got {mix!r}")
     mixed: LoraState = {}
     for name, tensor in state.items():
-        own = tensor.detach().to("cpu", torch.float64)
+        theta = tensor.detach().to("cpu", torch.float64)
         if mix == "all" or is_lora_a(name):
             if name not in cluster_state or cluster_state[name].shape != tensor.shape:
-                raise ValueError(f"{name}: not in the cluster state with shape {tuple(tensor.shape)}")
-            own = own + mixing_ratio * (cluster_state[name].detach().to("cpu", torch.float64) - own)
-        mixed[name] = own.to(torch.float32)
+                got = tuple(cluster_state[name].shape) if name in cluster_state else "none"
+                raise ValueError(f"{name}: expected shape {tuple(tensor.shape)} in the cluster state, got {got}")
+            theta = theta + mixing_ratio * (cluster_state[name].detach().to("cpu", torch.float64) - theta)
+        mixed[name] = theta.to(torch.float32)
     return mixed

@@ -1,7 +1,7 @@
-"""Seeds for every random draw, hashed from what the draw is for.
+"""Seeds for every random draw, hashed from its purpose.
 
-A draw that depends only on (run seed, round, department, client) gives the same result whatever ran before it, in
-whichever process, before or after a resume.
+A draw that depends only on (run seed, round, department, client) gives the same result in any order, in any process,
+and after a resume.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 
 
 def derive_seed(run_seed: int, *parts: str | int) -> int:
-    """A seed in [0, 2**31) for the draw that `parts` names.
+    """A seed in [0, 2**31) for the draw named by `parts`.
 
-    Parts are hashed with their type and length, so ``("ab", "c")`` and ``("a", "bc")`` differ. The range suits torch,
-    NumPy and scikit-learn alike.
+    Parts are hashed with their type and length, so ``("ab", "c")`` and ``("a", "bc")`` differ. The range is valid for
+    torch, NumPy and scikit-learn.
 
     Example:
         >>> derive_seed(1234, "fit", 1, "hr", "client_0") == derive_seed(1234, "fit", 1, "hr", "client_0")

@@ -1,6 +1,6 @@
 """LoRA tensors in memory.
 
-A `LoraState` maps PEFT's on-disk parameter names to tensors. A factor is told by its name, never by its shape:
+A `LoraState` maps PEFT's on-disk parameter names to tensors. Factors are recognized by name, never by shape:
 ``lora_A`` of shape (r, in_features), ``lora_B`` of shape (out_features, r), in ``h = W0 x + (lora_alpha / r) B A x``.
 """
 
@@ -15,7 +15,7 @@ LoraState: TypeAlias = dict[str, torch.Tensor]
 Factor: TypeAlias = Literal["a", "b", "all", "none"]
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Dtypes that a client may send; fewer bits are codes of a quantisation, which torch cannot even test for NaN."""
+"""Dtypes that a client may send. Narrower dtypes are quantized codes; torch has no isnan for them."""
 
 
 def is_lora_a(name: str) -> bool:
@@ -41,8 +41,10 @@ def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
         "none": lambda name: False,
     }
     if factor not in tests:
-        raise ValueError(f"factor: got {factor!r}, wanted one of {sorted(tests)}")
-    return {name: state[name] for name in state if tests[factor](name)}  # and no look at others: they may be on disk
+        raise ValueError(f"factor: expected one of {', '.join(tests)}, got {factor!r}")
+    return {
+        name: state[name] for name in state if tests[factor](name)
+    }  # reads no other tensor, since they may be on disk
 
 
 def snapshot(state: Mapping[str, torch.Tensor]) -> LoraState:
@@ -51,7 +53,7 @@ def snapshot(state: Mapping[str, torch.Tensor]) -> LoraState:
 
 
 def num_bytes(state: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of the tensors as they are: what travels when this state is sent."""
+    """Bytes of the tensors in their dtypes: the payload if this state is sent."""
     return sum(t.numel() * t.element_size() for t in state.values())
 
 
@@ -68,30 +70,32 @@ def norm(state: Mapping[str, torch.Tensor]) -> float:
 
 
 def distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
-    """Euclidean distance over the tensors both states name, in fp64."""
+    """Euclidean distance over the tensors in both states, in fp64."""
     shared = first.keys() & second.keys()
     total = sum((first[n].double() - second[n].double()).square().sum().item() for n in sorted(shared))
     return float(total**0.5)
 
 
 def problem_with(update: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> str | None:
-    """Why an update may not be averaged into states like `reference`, or None if it may.
+    """Why an update must not be averaged with states like `reference`, or None if it may.
 
-    Checked: same names, same shapes, dense floating point on a device, all finite in fp32, where the mean ends.
+    Checks: same names and shapes; dense floating-point tensors with data; finite in fp32, the dtype of the mean.
     """
     if missing := sorted(reference.keys() - update.keys()):
         return f"{len(missing)} tensors missing, first {missing[0]}"
     if extra := sorted(update.keys() - reference.keys(), key=str):
         return f"{len(extra)} unknown tensors, first {ascii(str(extra[0]))[1:-1][:80]}"
-    for name, wanted in reference.items():
-        got = update[name]
-        if not isinstance(got, torch.Tensor) or got.layout != torch.strided or got.is_meta:
-            return f"{name}: {getattr(got, 'layout', type(got).__name__)}, wanted a dense tensor that is there"
-        if got.shape != wanted.shape:
-            return f"{name}: shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
-        if got.dtype not in FLOATS:
-            return f"{name}: dtype {got.dtype}, wanted floating point of 16 to 64 bits"
-        if not torch.isfinite(got.float()).all():
+    for name, expected in reference.items():
+        tensor = update[name]
+        if not isinstance(tensor, torch.Tensor):
+            return f"{name}: expected a dense tensor with data, got {type(tensor).__name__}"
+        if tensor.layout != torch.strided or tensor.is_meta:
+            return f"{name}: expected a dense tensor with data, got {'meta' if tensor.is_meta else tensor.layout}"
+        if tensor.shape != expected.shape:
+            return f"{name}: expected shape {tuple(expected.shape)}, got {tuple(tensor.shape)}"
+        if tensor.dtype not in FLOATS:
+            return f"{name}: expected floating point of 16 to 64 bits, got {tensor.dtype}"
+        if not torch.isfinite(tensor.float()).all():
             return f"{name}: not finite (NaN or infinity) in fp32"
     return None
 
@@ -109,8 +113,8 @@ def check_same_layout(states: Iterable[Mapping[str, torch.Tensor]]) -> None:
             continue
         for name in sorted(first.keys() | state.keys()):
             if name not in first or name not in state:
-                raise ValueError(f"state {index}: {name} is not in both states; wanted equal names")
+                raise ValueError(f"state {index}: expected the names of state 0, got {name} in one of them only")
             if first[name].shape != state[name].shape:
                 raise ValueError(
-                    f"state {index}: {name} has shape {tuple(state[name].shape)}, wanted {tuple(first[name].shape)}"
+                    f"state {index}: {name}: expected shape {tuple(first[name].shape)}, got {tuple(state[name].shape)}"
                 )

@@ -64,17 +64,17 @@ def test_a_only_does_not_need_b_in_the_cluster_state():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_a_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ValueError, match=rf"mixing_ratio: got {ratio}, wanted a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"mixing_ratio: expected a number in \[0, 1\], got {ratio}"):
         mix_with_cluster_average(state(1.0, 1.0), state(1.0, 1.0), ratio)
 
 
 def test_an_unknown_mix_is_refused():
-    with pytest.raises(ValueError, match="mix: got 'b', wanted 'a' or 'all'"):
+    with pytest.raises(ValueError, match="mix: expected 'a' or 'all', got 'b'"):
         mix_with_cluster_average(state(1.0, 1.0), state(1.0, 1.0), mix="b")
 
 
 def test_a_cluster_state_without_the_factor_is_refused():
-    with pytest.raises(ValueError, match=r"q\.lora_B\.weight: not in the cluster state"):
+    with pytest.raises(ValueError, match=r"q\.lora_B\.weight: expected shape .* in the cluster state, got none"):
         mix_with_cluster_average(state(1.0, 1.0), {A: torch.ones(1)}, mix="all")
 
 

@@ -325,7 +325,7 @@ def test_resume_goes_on_after_the_round_of_the_state_and_ends_in_the_same_bits(d
 def test_resume_from_states_of_another_layout_is_refused(data):
     first = make_trainer(rounds=1).fit(make_module(), data, clients=NudgingClients())
     first.departments["hr"].popitem()
-    with pytest.raises(ValueError, match="wanted equal names"):
+    with pytest.raises(ValueError, match="expected the names of state 0"):
         make_trainer().fit(make_module(), data, clients=NudgingClients(), resume_from=first)
 
 

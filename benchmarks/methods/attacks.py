@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import write_json
+from fl_lightning.aggregation.robust import GUARDS
 from fl_lightning.bundled import resolve
 from fl_lightning.callbacks import FederatedRound
 from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, FederationConfig, FloraConfig, GuardConfig
@@ -38,7 +39,6 @@ from fl_lightning.seeding import derive_seed
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.local_clients import LocalClients
 
-GUARDS = ("none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean")
 ATTACKS = ("times −10", "noise", "NaN", "shuffled answers")
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     cases = [("nobody hostile", "", ()), *((f"{a}, {n} of 8", a, who) for a in ATTACKS for n, who in hostile.items())]
     for title, _, _ in cases:
         table.add_column(title, justify="right")
-    for guard in GUARDS:
+    for guard in ("none", *GUARDS):
         rows[guard] = {}
         for title, attack, who in cases:
             try:

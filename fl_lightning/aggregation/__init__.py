@@ -1,1 +1,17 @@
-"""Aggregation."""
+"""From the updates of a department's clients to its next state.
+
+=====================  ===============================================================================================
+file                   does
+=====================  ===============================================================================================
+`updates`              checks a round's updates and stores them by department
+`weighting`            weights: examples, tokens, uniform, loss improvement, contribution
+`sharing`              share policies: which factor is trained, shared, private
+`robust`               robust means: norm clipping, outlier filter, Krum, medians, trimmed mean
+`products`             combiners that keep the product B A: stacking, residual, SVD; where clients start
+`server_optimizers`    the step: SGD, FedAvgM, FedAdam, FedYogi, FedAdagrad; schedules of its size
+`department`           all of these together; the default is `fl_lightning.flora.flora_weighted_aggregate`
+`private`              the same under differential privacy
+=====================  ===============================================================================================
+
+The names of methods are written once, in `fl_lightning.config.federation`; `registry` finds their functions.
+"""

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fl_lightning.aggregation.department import DPRelease, aggregate_department
+from fl_lightning.aggregation.department import aggregate_department
 from fl_lightning.aggregation.diagnostics import describe_step
+from fl_lightning.aggregation.private import DPRelease, aggregate_privately
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import RoundUpdates
 from fl_lightning.config import FederationConfig
@@ -65,19 +66,24 @@ def aggregate_departments(
     for name in departments:
         received = updates.of(name)
         shared = {client_id: update.shared for client_id, update in received.items()}
+        previous = select(state.departments[name], shared_factor)
+        optimizer_state = state.optimizer_states.get(name, {})
         try:
-            step = aggregate_department(
-                config,
-                report.round_num,
-                select(state.departments[name], shared_factor),
-                shared,
-                {client_id: update.stats for client_id, update in received.items()},
-                state.optimizer_states.get(name, {}),
-                measure(name, shared, examples) if config.weighting == "contribution" else {},
-                product=state.products.get(name),
-                relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
-                dp_release=_release(ledger, report.round_num, name, len(asked.get(name, ()))),
-            )
+            if ledger is not None:
+                release = _release(ledger, report.round_num, name, len(asked.get(name, ())))
+                step = aggregate_privately(config, report.round_num, previous, shared, optimizer_state, release)
+            else:
+                step = aggregate_department(
+                    config,
+                    report.round_num,
+                    previous,
+                    shared,
+                    {client_id: update.stats for client_id, update in received.items()},
+                    optimizer_state,
+                    measure(name, shared, examples) if config.weighting == "contribution" else {},
+                    product=state.products.get(name),
+                    relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
+                )
         except ValueError as error:
             raise RunError(f"round {report.round_num}: {name}: {error}") from error
         next_states[name] = {**state.departments[name], **step.state}
@@ -108,10 +114,8 @@ def aggregate_departments(
     )
 
 
-def _release(ledger: Ledger | None, round_num: int, department: str, asked: int) -> DPRelease | None:
-    """The inputs of a private step; None without differential privacy."""
-    if ledger is None:
-        return None
+def _release(ledger: Ledger, round_num: int, department: str, asked: int) -> DPRelease:
+    """The inputs of a private step."""
     return DPRelease(ledger.key_of(round_num, department), ledger.clips[department], asked)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
-from fl_lightning.config.federation import FederationConfig
+from fl_lightning.config.federation import FederationConfig, ProductCombiner
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.errors import InputError
 
@@ -56,7 +57,7 @@ def _clusters_departments(federation: FederationConfig) -> bool:
 
 
 def _by_products(federation: FederationConfig) -> bool:
-    return federation.combiner in ("stack", "residual", "svd")
+    return federation.combiner in get_args(ProductCombiner)
 
 
 def _has_groups(federation: FederationConfig) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from fl_lightning.config.checks import (
     Block,
@@ -18,6 +18,23 @@ from fl_lightning.config.checks import (
 )
 from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
 from fl_lightning.config.privacy import PrivacyConfig
+
+ShareName: TypeAlias = Literal["all", "a", "b", "freeze_a", "alternate", "none", "central"]
+"""Share policies of `fl_lightning.aggregation.sharing`."""
+WeightingName: TypeAlias = Literal["examples", "tokens", "uniform", "loss_improvement", "contribution"]
+"""Functions of `fl_lightning.aggregation.weighting`."""
+GuardName: TypeAlias = Literal[
+    "none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean", "dp"
+]
+"""Functions of `fl_lightning.aggregation.robust`; besides them none, and dp, which is `fl_lightning.privacy`."""
+ServerStepName: TypeAlias = Literal["sgd", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+"""Functions of `fl_lightning.aggregation.server_optimizers`."""
+ScheduleName: TypeAlias = Literal["constant", "linear", "cosine", "agreement"]
+"""Schedules of `fl_lightning.aggregation.server_optimizers.step_size`."""
+ProductCombiner: TypeAlias = Literal["stack", "residual", "svd"]
+"""Functions of `fl_lightning.aggregation.products.department_product`."""
+CombinerName: TypeAlias = Literal["flora", "fedavg", ProductCombiner]
+"""How a department's clients are combined."""
 
 
 @dataclass
@@ -37,10 +54,10 @@ class ServerConfig(Block, key="federation.server"):
     flora.momentum is the step size, or the initial one of a schedule.
     """
 
-    step: Literal["sgd", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "sgd"
+    step: ServerStepName = "sgd"
     """sgd adds the residual; the others keep moments of earlier ones. With the adaptive ones (fedadam, fedyogi,
     fedadagrad) an element moves by about flora.momentum per round, however small its residual: use 0.001 to 0.01."""
-    schedule: Literal["constant", "linear", "cosine", "agreement"] = "constant"
+    schedule: ScheduleName = "constant"
     """Schedule of the step size; agreement reduces it if clients' updates disagree."""
     end: Fraction = 0.0
     """linear, cosine: final step size, in [0, 1]."""
@@ -58,9 +75,7 @@ class ServerConfig(Block, key="federation.server"):
 class GuardConfig(Block, key="federation.guard"):
     """Robust aggregation, against broken or malicious clients. Each key names the guards that use it."""
 
-    name: Literal[
-        "none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean", "dp"
-    ] = "none"
+    name: GuardName = "none"
     """Robust aggregation rule; dp clips updates and adds noise, with the numbers under federation.privacy."""
     max_norm: PositiveFloat | None = None
     """norm_clip: norm to which longer updates are scaled down; null takes the round's median norm."""
@@ -80,11 +95,11 @@ class FederationConfig(Block, key="federation"):
 
     rounds: PositiveInt = 10
     """Number of rounds."""
-    share: Literal["all", "a", "b", "freeze_a", "alternate", "none", "central"] = "all"
+    share: ShareName = "all"
     """all sends A and B; a sends A and keeps B with the client; b the reverse; freeze_a trains and sends B only;
     alternate sends B in odd rounds and A in even ones; none sends nothing; central trains on all records in one
     place."""
-    combiner: Literal["flora", "fedavg", "stack", "residual", "svd"] = "flora"
+    combiner: CombinerName = "flora"
     """How a department's clients are averaged: flora steps towards the mean of the factors, fedavg takes that mean;
     stack and residual keep the exact mean of the products BA, svd its best approximation at each client's rank."""
     clients_per_round: PositiveInt | None = None
@@ -97,7 +112,7 @@ class FederationConfig(Block, key="federation"):
     """Reject an update whose norm is more than this many times that of the shared start."""
     measure_error: bool = True
     """Log the distance of the mean of the factors from the mean of their products, if both factors are sent."""
-    weighting: Literal["examples", "tokens", "uniform", "loss_improvement", "contribution"] = "examples"
+    weighting: WeightingName = "examples"
     """Weights of the clients in their department's mean; contribution evaluates the mean without each client."""
     flora: FloraConfig = field(default_factory=FloraConfig)
     """Aggregation of clients into departments."""

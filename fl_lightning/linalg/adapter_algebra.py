@@ -1,6 +1,6 @@
-"""States of any rank: put side by side, added up, and kept in singular vectors, from which each rank can be read off.
+"""Algebra on adapters of any rank: concatenate, add, resize, distance.
 
-A state in singular vectors has ``B = U sqrt(S)`` and ``A = sqrt(S) Vᵀ`` of ``ΔW = U S Vᵀ``, largest first: its first r
+A state in SVD form has ``B = U sqrt(S)`` and ``A = sqrt(S) Vᵀ`` for ``ΔW = U S Vᵀ``, largest values first: its first r
 columns of B and rows of A are the nearest product of rank r (Eckart and Young 1936). Layers may differ in rank.
 """
 
@@ -19,14 +19,14 @@ from fl_lightning.state import LoraState, snapshot
 def concatenate_adapters(
     states: Sequence[Mapping[str, torch.Tensor]], scales: Sequence[float] | None = None
 ) -> LoraState:
-    """One state whose product is ``Σ s_i B_i A_i``: the factors one after the other, the scales on B.
+    """One state whose product is ``Σ s_i B_i A_i``: factors concatenated along the rank, scales applied to B.
 
     Args:
-        states: of any ranks, with the same layers, in and out shapes; a single one of scale 1 comes back as it is.
-        scales: s_i; all 1 where None.
+        states: of any ranks, with the same layers, in and out shapes; a single one with scale 1 is returned unchanged.
+        scales: s_i; None means all 1.
 
     Returns:
-        Rank Σ r_i, of the states' dtype.
+        A state of rank Σ r_i, in the states' dtype.
 
     Example:
         >>> x = {"q.lora_A.weight": torch.tensor([[1.0]]), "q.lora_B.weight": torch.tensor([[4.0]])}
@@ -36,15 +36,15 @@ def concatenate_adapters(
     factors = scales or [1.0] * len(states)
     if len(states) == 1 and factors[0] == 1.0:
         return dict(states[0])
-    joined: LoraState = {}
+    result: LoraState = {}
     for names in pair_names(states[0]).values():
-        joined[names.a] = torch.cat([state[names.a] for state in states])
-        joined[names.b] = torch.cat([s * state[names.b] for s, state in zip(factors, states, strict=True)], 1)
-    return dict(sorted(joined.items()))
+        result[names.a] = torch.cat([state[names.a] for state in states])
+        result[names.b] = torch.cat([s * state[names.b] for s, state in zip(factors, states, strict=True)], 1)
+    return dict(sorted(result.items()))
 
 
 def to_svd_form(layers: Mapping[str, Layer]) -> LoraState:
-    """A decomposed product as a state, fp32; a layer's rank is the number of its singular values."""
+    """A decomposed product as a state in SVD form, fp32; a layer's rank is the number of its singular values."""
     state: LoraState = {}
     for names, (left, values, right) in layers.values():
         root = values.sqrt()
@@ -52,8 +52,8 @@ def to_svd_form(layers: Mapping[str, Layer]) -> LoraState:
     return snapshot(state)
 
 
-def layers_of(state: Mapping[str, torch.Tensor]) -> dict[str, Layer]:
-    """What `to_svd_form` was made of, fp64, up to its rounding to fp32."""
+def from_svd_form(state: Mapping[str, torch.Tensor]) -> dict[str, Layer]:
+    """The inverse of `to_svd_form`, in fp64, up to the rounding to fp32."""
     layers = {}
     for layer, names in pair_names(state).items():
         up, down = state[names.b].double(), state[names.a].double()
@@ -63,26 +63,27 @@ def layers_of(state: Mapping[str, torch.Tensor]) -> dict[str, Layer]:
 
 
 def add_products(states: Sequence[Mapping[str, torch.Tensor]]) -> LoraState:
-    """Σ B_i A_i in singular vectors: exact but for rounding, of no higher rank than the sum has.
+    """``Σ B_i A_i`` in SVD form: exact up to rounding, of the rank that the sum has.
 
     Example:
         >>> x = {"q.lora_A.weight": torch.tensor([[1.0, 0.0]]), "q.lora_B.weight": torch.tensor([[4.0], [0.0]])}
         >>> [t.shape for t in add_products([x, x]).values()]
         [torch.Size([1, 2]), torch.Size([2, 1])]
     """
-    whole = concatenate_adapters([{n: t.double() for n, t in state.items()} for state in states])
-    pairs = pair_names(whole)
-    return to_svd_form({layer: Layer(n, svd(Product(whole[n.b], whole[n.a]))) for layer, n in pairs.items()})
+    joined = concatenate_adapters([{n: t.double() for n, t in state.items()} for state in states])
+    pairs = pair_names(joined)
+    return to_svd_form({layer: Layer(n, svd(Product(joined[n.b], joined[n.a]))) for layer, n in pairs.items()})
 
 
 def product_distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
     """``‖B₁A₁ − B₂A₂‖_F`` over all layers, for any ranks."""
-    gap = concatenate_adapters([first, second], [1.0, -1.0])
-    return math.hypot(*(product_norm(Product(gap[n.b], gap[n.a])) for n in pair_names(gap).values()))
+    difference = concatenate_adapters([first, second], [1.0, -1.0])
+    names = pair_names(difference).values()
+    return math.hypot(*(product_norm(Product(difference[n.b], difference[n.a])) for n in names))
 
 
 def pad_to_common_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
-    """The same products with zeros up to the highest rank of all layers, as adapter files have it.
+    """The same products, zero-padded to the highest rank of all layers, as adapter files require.
 
     Example:
         >>> ragged = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(3, 2)}
@@ -101,15 +102,15 @@ def pad_to_common_rank(state: Mapping[str, torch.Tensor]) -> LoraState:
 
 
 def resize_like(state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> LoraState:
-    """What `state` should look like: the layers of `like`, each at the rank of the state's A; values are of no meaning.
+    """Uninitialized tensors with the layers of `like`, each at the rank of the state's A, to check names and shapes.
 
     Example:
         >>> like = {"q.lora_A": torch.ones(8, 3), "q.lora_B": torch.ones(5, 8)}
         >>> [tuple(t.shape) for t in resize_like({"q.lora_A": torch.ones(2, 3)}, like).values()]
         [(2, 3), (5, 2)]
     """
-    wanted: LoraState = {}
+    resized: LoraState = {}
     for a, b in pair_names(like).values():
         rank = state[a].shape[0] if a in state and state[a].ndim else 0
-        wanted[a], wanted[b] = like[a].new_empty(rank, like[a].shape[1]), like[b].new_empty(like[b].shape[0], rank)
-    return wanted
+        resized[a], resized[b] = like[a].new_empty(rank, like[a].shape[1]), like[b].new_empty(like[b].shape[0], rank)
+    return resized

@@ -1,8 +1,8 @@
-"""Relative error of an aggregation: how far a low-rank result is from the mean of the clients' products.
+"""Relative error of an aggregation: the distance of a low-rank result from the mean of the clients' products.
 
-``‖Σ w_c s_c B_c A_c − s B̄ Ā‖_F / ‖Σ w_c s_c B_c A_c‖_F`` per layer, from Grams of the stacked factors in fp64. What
-factor averaging loses is the covariance ``s Σ w_c (B_c − B̄)(A_c − Ā)``: zero where clients share A or share B, as with
-a frozen A (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313).
+``‖Σ w_c s_c B_c A_c − s B̄ Ā‖_F / ‖Σ w_c s_c B_c A_c‖_F`` per layer, from Gram matrices of the stacked factors in fp64.
+Averaging the factors loses the covariance ``s Σ w_c (B_c − B̄)(A_c − Ā)``, which is zero if clients share A or share B,
+as with a frozen A (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fl_lightning.linalg.factors import Product, common_scaling, gather, pair_na
 
 
 class RelativeError(NamedTuple):
-    """Error by layer, and over all layers taken as one long vector."""
+    """Error by layer, and over all layers as one vector."""
 
     layers: dict[str, float]
     overall: float
 
 
 def relative(errors: Mapping[str, float], norms: Mapping[str, float]) -> RelativeError:
-    """Each layer's error over its norm; 0 where both are zero, infinite where only the norm is.
+    """Each layer's error divided by its norm; 0 if both are zero, infinite if only the norm is.
 
     Example:
         >>> relative({"q": 3.0, "v": 0.0}, {"q": 6.0, "v": 8.0})
@@ -39,11 +39,11 @@ def averaging_error(
     weights: Mapping[str, float],
     scales: Mapping[str, float] | float = 1.0,
 ) -> RelativeError:
-    """What averaging of the factors loses, before the result is rounded to fp32.
+    """Relative error of averaging the factors, before the result is rounded to fp32.
 
     Args:
         clients: {client: LoRA state}, all of one rank.
-        weights: {client: weight}, of any sum.
+        weights: {client: weight}; normalized here.
         scales: the clients' common scale; the ratio does not depend on it.
 
     Raises:
@@ -64,13 +64,13 @@ def averaging_error(
         for client, (up, _) in zip(department.clients, factors, strict=True):
             if up.shape != factors[0].up.shape:
                 raise ValueError(
-                    f"client {client.name}, layer {layer}: got rank {up.shape[1]}, wanted {factors[0].up.shape[1]} as "
-                    f"client {department.clients[0].name} has (factors are averaged)"
+                    f"client {client.name}, layer {layer}: expected rank {factors[0].up.shape[1]} as for client "
+                    f"{department.clients[0].name}, got {up.shape[1]}; factors are averaged"
                 )
         mean = department.mean(factors)
-        around = department.stack([Product(up - mean.up, down - mean.down) for up, down in factors])
-        whole = department.stack(factors)
-        errors[layer], norms[layer] = product_norm(around), product_norm(whole)
+        centered = department.stack([Product(up - mean.up, down - mean.down) for up, down in factors])
+        product = department.stack(factors)
+        errors[layer], norms[layer] = product_norm(centered), product_norm(product)
     return relative(errors, norms)
 
 
@@ -81,13 +81,13 @@ def result_error(
     result: Mapping[str, torch.Tensor],
     scale: float,
 ) -> RelativeError:
-    """How far any LoRA state is from the clients' mean product; below about 1e-8 the number is rounding.
+    """Relative distance of any LoRA state from the clients' mean product; below about 1e-8 it is a rounding error.
 
     Args:
         clients: {client: LoRA state}; ranks may differ.
-        weights: {client: weight}, of any sum.
+        weights: {client: weight}; normalized here.
         scales: s_c per client, or one for all.
-        result: the state that shall stand for all of them, of any rank.
+        result: a state of any rank.
         scale: s of the result.
 
     Raises:
@@ -100,16 +100,19 @@ def result_error(
     """
     department = gather(clients, weights, scales)
     if pair_names(result) != department.layers:
-        odd = min(result.keys() ^ department.clients[0].state.keys())
-        raise ValueError(f"result: {odd} is not in both the result and the clients' states; wanted equal names")
+        name = min(result.keys() ^ department.clients[0].state.keys())
+        where = "the result" if name in result else "the clients' states"
+        raise ValueError(f"{name}: expected equal names in the result and the clients' states, got it in {where} only")
     errors, norms = {}, {}
     for layer, names in department.layers.items():
         whole = department.stack(department.factors(layer))
         up, down = (result[name].detach().to("cpu", torch.float64) for name in (names.b, names.a))
-        got, wanted = (tuple(up.shape[:1]) + tuple(down.shape[1:])), (whole.up.shape[0], whole.down.shape[1])
-        if got != wanted or up.shape[1] != down.shape[0]:
-            shapes = f"B {tuple(up.shape)} and A {tuple(down.shape)}"
-            raise ValueError(f"result, layer {layer}: got {shapes}, wanted (out, r) and (r, in) for (out, in) {wanted}")
+        shape, expected = (*up.shape[:1], *down.shape[1:]), (whole.up.shape[0], whole.down.shape[1])
+        if shape != expected or up.shape[1] != down.shape[0]:
+            raise ValueError(
+                f"result, layer {layer}: expected B (out, r) and A (r, in) with (out, in) {expected}, got "
+                f"B {tuple(up.shape)} and A {tuple(down.shape)}"
+            )
         difference = Product(torch.cat([whole.up, -scale * up], dim=1), torch.cat([whole.down, down]))
         errors[layer], norms[layer] = product_norm(difference), product_norm(whole)
     return relative(errors, norms)

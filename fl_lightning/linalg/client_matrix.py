@@ -1,6 +1,11 @@
-"""Clients' updates as rows of a matrix, some columns at a time.
+"""Clients' updates as rows of a matrix, block by block, and their Gram matrix.
 
-Updates may be on disk: each tensor is asked for once, and only a block of columns is ever in fp64.
+Updates may be on disk: each tensor is read once, and only a block of columns is in fp64 at a time.
+
+The Gram matrix gives all norms, cosines and distances between n clients from one n × n matrix. Unlike those of
+`fl_lightning.clustering`, it is not centered: the mean may be an attacker's, and one update of norm 1e30 in it would
+leave no digits of the differences between the others. Without centering every entry is as exact as its two updates
+allow.
 """
 
 from __future__ import annotations
@@ -22,43 +27,49 @@ Weights: TypeAlias = Mapping[str, float]
 Array: TypeAlias = npt.NDArray[np.float64]
 
 _BLOCK = 1 << 20
-"""Elements of a block, 8 MiB in fp64, over all clients."""
+"""Elements of a block over all clients, 8 MiB in fp64."""
+_ROUNDING = 1e-13
+"""A squared distance below this fraction of the squared norms is zero: a rounding error of fp32 updates."""
 
 
 def check_clients(residuals: Residuals, weights: Weights) -> list[str]:
-    """The clients, sorted; no tensor is read.
+    """The client ids, sorted; no tensor is read.
 
     Raises:
-        ValueError: no clients, a client without a weight or the other way round, or a weight that is not positive.
+        ValueError: no clients, different clients in residuals and weights, or a weight that is not positive and finite.
     """
     if not residuals:
-        raise ValueError("residuals: got none, wanted those of at least one client")
-    if odd := sorted(residuals.keys() ^ weights.keys()):
-        raise ValueError(f"{odd[0]} is not in both residuals and weights; wanted the same clients")
+        raise ValueError("residuals: expected at least one client, got none")
+    if differing := sorted(residuals.keys() ^ weights.keys()):
+        where = "residuals" if differing[0] in residuals else "weights"
+        raise ValueError(f"{differing[0]}: expected the same clients in residuals and weights, got it in {where} only")
     for client_id in sorted(weights):
         if not (weights[client_id] > 0 and math.isfinite(weights[client_id])):
-            raise ValueError(f"{client_id}: got weight {weights[client_id]}, wanted a positive finite number")
+            raise ValueError(f"{client_id}: expected a positive finite weight, got {weights[client_id]}")
     return sorted(residuals)
 
 
 def _tensors(residuals: Residuals, clients: list[str]) -> Iterator[tuple[str, torch.Size, list[torch.Tensor]]]:
-    """Each tensor's name, in sorted order, its shape and what each client has there, flat, in the order given."""
+    """(name, shape, flat tensor of each client), names in sorted order, clients in the order given."""
     names = residuals[clients[0]].keys()
     for client_id in clients:
-        if odd := sorted(residuals[client_id].keys() ^ names):
-            raise ValueError(f"{odd[0]} is not in the updates of both {clients[0]} and {client_id}; wanted equal names")
+        if differing := sorted(residuals[client_id].keys() ^ names):
+            raise ValueError(
+                f"{differing[0]}: expected equal names in all updates, got it in {clients[0]} or {client_id} only"
+            )
     for name in sorted(names):
         tensors = [residuals[client_id][name] for client_id in clients]
         shape = tensors[0].shape
         for client_id, tensor in zip(clients, tensors, strict=True):
             if tensor.shape != shape:
-                got, wanted = tuple(tensor.shape), tuple(shape)
-                raise ValueError(f"{client_id}: {name} has shape {got}, wanted {wanted} as {clients[0]} has")
+                raise ValueError(
+                    f"{client_id}: {name}: expected shape {tuple(shape)} as for {clients[0]}, got {tuple(tensor.shape)}"
+                )
         yield name, shape, [tensor.detach().flatten() for tensor in tensors]
 
 
 def _blocks(name: str, flat: list[torch.Tensor], clients: list[str]) -> Iterator[tuple[slice, Array]]:
-    """Which columns, and their fp64 values of shape (clients, columns)."""
+    """(columns, their values in fp64 with shape (clients, columns))."""
     columns = max(1, _BLOCK // len(clients))
     for first in range(0, flat[0].numel(), columns):
         part = slice(first, min(first + columns, flat[0].numel()))
@@ -72,7 +83,7 @@ def _blocks(name: str, flat: list[torch.Tensor], clients: list[str]) -> Iterator
 
 
 def blocks_of_columns(residuals: Residuals, clients: list[str]) -> Iterator[Array]:
-    """The updates, shape (clients, columns) in fp64 each, tensors in sorted order.
+    """Blocks of the updates, each of shape (clients, columns) in fp64, tensors in sorted order.
 
     Raises:
         ValueError: updates differ in names or shapes, or are not finite.
@@ -83,12 +94,13 @@ def blocks_of_columns(residuals: Residuals, clients: list[str]) -> Iterator[Arra
 
 
 def by_coordinate(residuals: Residuals, clients: list[str], reduce: Callable[[Array], Array]) -> LoraState:
-    """A state whose every coordinate comes from the clients' values there, sorted.
+    """Reduce the clients' values of each coordinate to one.
 
     Args:
         residuals: the updates.
-        clients: of whom.
-        reduce: from columns in ascending order, shape (clients, columns) in fp64, to shape (columns,).
+        clients: ids of the clients to use.
+        reduce: takes the values of a block, each column sorted in ascending order, shape (clients, columns) in fp64,
+            and returns shape (columns,).
 
     Returns:
         fp32 on the CPU, names sorted.
@@ -104,3 +116,34 @@ def by_coordinate(residuals: Residuals, clients: list[str], reduce: Callable[[Ar
             values[part] = torch.from_numpy(reduce(block)).to(torch.float32)
         state[name] = values.view(shape)
     return state
+
+
+def gram_matrix(residuals: Residuals, clients: list[str]) -> Array:
+    """``G_ij = Δ_i · Δ_j`` in fp64: shape (n, n), symmetric, in the order of `clients`. Each tensor is read once.
+
+    Raises:
+        ValueError: updates differ in names or shapes, or are not finite.
+
+    Example:
+        >>> residuals = {"hr/a": {"x": torch.tensor([3.0, 4.0])}, "hr/b": {"x": torch.tensor([1.0, 0.0])}}
+        >>> gram_matrix(residuals, ["hr/a", "hr/b"]).tolist()
+        [[25.0, 3.0], [3.0, 1.0]]
+    """
+    gram = np.zeros((len(clients), len(clients)))
+    for block in blocks_of_columns(residuals, clients):
+        gram += block @ block.T
+    symmetric: Array = (gram + gram.T) / 2
+    return symmetric
+
+
+def squared_distances(gram: Array) -> Array:
+    """``D_ij = ‖Δ_i − Δ_j‖² = G_ii + G_jj − 2 G_ij``: shape (n, n); zero if it is only a rounding error.
+
+    Example:
+        >>> squared_distances(np.array([[25.0, 3.0], [3.0, 1.0]])).tolist()
+        [[0.0, 20.0], [20.0, 0.0]]
+    """
+    norms = gram.diagonal()[:, None] + gram.diagonal()[None, :]
+    squared = norms - 2 * gram
+    distances: Array = np.where(squared <= _ROUNDING * norms, 0.0, squared)
+    return distances

@@ -1,9 +1,9 @@
-"""Products of LoRA factors, and what all combiners share: pairs of names, scales, checks, r × r arithmetic.
+"""Products of LoRA factors: pairs of names, weights and scales of clients, their checks, and r × r arithmetic.
 
 A layer's update is the product ``s B A`` of shape (out_features, in_features), with ``B`` (out_features, r) and ``A``
-(r, in_features). It is the change of a linear layer's weight as it is, and of the transposed weight in an embedding
+(r, in_features). It is added to the weight of a linear layer, and to the transposed weight of an embedding
 (PEFT: ``lora_embedding_A`` (r, number of words), ``lora_embedding_B`` (width, r), weight (number of words, width)) and
-in GPT-2's Conv1D. Nothing here makes the out × in matrix: all is done on the factors, in fp64.
+of GPT-2's Conv1D. No function here forms the out × in matrix; all computations are on the factors, in fp64.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Product(NamedTuple):
 
 
 class Client(NamedTuple):
-    """One client's part in a department: w_c (normalised), s_c and its state."""
+    """A client of a department: its normalized weight w_c, scale s_c, and state."""
 
     name: str
     weight: float
@@ -47,13 +47,14 @@ class Department(NamedTuple):
     layers: dict[str, FactorNames]
 
     def factors(self, layer: str) -> list[Product]:
-        """Each client's (B_c, A_c) of a layer in fp64, of any ranks, in the order of `clients`.
+        """(B_c, A_c) of a layer for each client in fp64, of any ranks, in the order of `clients`.
 
         Raises:
-            ValueError: if in or out differ between clients, B and A of one client do not fit, or a value is not finite.
+            ValueError: if in or out differ between clients, B and A of one client do not match, or a value is not
+            finite.
         """
         names = self.layers[layer]
-        found: list[Product] = []
+        factors: list[Product] = []
         for client in self.clients:
             pair = {names.b: client.state[names.b], names.a: client.state[names.a]}
             if problem := problem_with(pair, pair):
@@ -61,18 +62,18 @@ class Department(NamedTuple):
             b, a = (tensor.detach().to("cpu", torch.float64) for tensor in pair.values())
             if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
                 raise ValueError(
-                    f"client {client.name}, layer {layer}: got B of shape {tuple(b.shape)} and A of shape "
-                    f"{tuple(a.shape)}, wanted (out, r) and (r, in)"
+                    f"client {client.name}, layer {layer}: expected B of shape (out, r) and A of shape "
+                    f"(r, in), got {tuple(b.shape)} and {tuple(a.shape)}"
                 )
-            got = (b.shape[0], a.shape[1])
-            wanted = (found[0].up.shape[0], found[0].down.shape[1]) if found else got
-            if got != wanted:
+            shape = (b.shape[0], a.shape[1])
+            expected = (factors[0].up.shape[0], factors[0].down.shape[1]) if factors else shape
+            if shape != expected:
                 raise ValueError(
-                    f"client {client.name}, layer {layer}: got (out, in) {got}, wanted {wanted} as client "
-                    f"{self.clients[0].name} has"
+                    f"client {client.name}, layer {layer}: expected (out, in) {expected} as for client "
+                    f"{self.clients[0].name}, got {shape}"
                 )
-            found.append(Product(b, a))
-        return found
+            factors.append(Product(b, a))
+        return factors
 
     def stack(self, factors: Sequence[Product]) -> Product:
         """Σ w_c s_c B_c A_c in factors: ``[w_1 s_1 B_1, …, w_n s_n B_n]`` and ``[A_1; …; A_n]``, of rank Σ r_c."""
@@ -89,10 +90,10 @@ class Department(NamedTuple):
 
 
 def pair_names(state: Mapping[str, torch.Tensor]) -> dict[str, FactorNames]:
-    """The two factors of each layer, by the layer's name, which is what stands before ``.lora_A`` in the parameter's.
+    """{layer: names of its two factors}; the layer's name is the part of the parameter's before ``.lora_A``.
 
     Raises:
-        ValueError: if a factor stands alone, or a name is neither A nor B (a bias, a magnitude vector).
+        ValueError: if a layer has one factor only, or a name is neither A nor B (a bias, a magnitude vector).
 
     Example:
         >>> names = ["q.lora_B.weight", "q.lora_A.weight", "e.lora_embedding_A", "e.lora_embedding_B"]
@@ -104,29 +105,14 @@ def pair_names(state: Mapping[str, torch.Tensor]) -> dict[str, FactorNames]:
     layers: dict[str, FactorNames] = {}
     for name in sorted(state):
         if name.endswith(".bias") or not (is_lora_a(name) or is_lora_b(name)):
-            raise ValueError(f"{_shown(name)}: got neither lora_A nor lora_B, wanted factors of products only")
+            raise ValueError(f"{_shown(name)}: expected names of LoRA factors, got neither lora_A nor lora_B")
         start, marker, end = next(p for m in ("lora_embedding_", "lora_") if (p := name.rpartition(m))[1])
         names = FactorNames(start + marker + "A" + end[1:], start + marker + "B" + end[1:])
         if missing := [n for n in names if n not in state]:
-            raise ValueError(f"{_shown(name)}: got no {_shown(missing[0])} beside it, wanted both factors of a product")
+            raise ValueError(f"{_shown(name)}: expected both factors of a product, got no {_shown(missing[0])}")
         if layers.setdefault(start.removesuffix("."), names) != names:
-            raise ValueError(f"{_shown(name)}: got a second pair of factors for its layer, wanted one")
+            raise ValueError(f"{_shown(name)}: expected one pair of factors for its layer, got two")
     return layers
-
-
-def scaling(lora_alpha: float, r: int, rslora: bool = False) -> float:
-    """The scale s of a LoRA product: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
-
-    Raises:
-        ValueError: if r is less than one.
-
-    Example:
-        >>> scaling(16, 4), scaling(16, 4, rslora=True)
-        (4.0, 8.0)
-    """
-    if r < 1:
-        raise ValueError(f"r: got {r}, wanted at least 1")
-    return lora_alpha / math.sqrt(r) if rslora else lora_alpha / r
 
 
 def gather(
@@ -134,53 +120,54 @@ def gather(
     weights: Mapping[str, float],
     scales: Mapping[str, float] | float = 1.0,
 ) -> Department:
-    """Check names, weights and scales and put the clients into sorted order; no tensor is read yet.
+    """Check names, weights and scales, and sort the clients; no tensor is read yet.
 
     Args:
         clients: {client: LoRA state with both factors of every layer}; ranks may differ.
-        weights: {client: weight}, of any sum; normalised here.
+        weights: {client: weight}; normalized here.
         scales: s_c per client, or one for all.
 
     Raises:
-        ValueError: if there are no clients, or names, weights or scales do not fit.
+        ValueError: if there are no clients, or names, weights or scales do not match.
     """
     shares, factors = normalized_weights(clients, weights), client_scales(clients, scales)
-    found: list[Client] = []
+    members: list[Client] = []
     layers: dict[str, FactorNames] = {}
     for name in sorted(clients):
         try:
-            own = pair_names(clients[name])
+            client_layers = pair_names(clients[name])
         except ValueError as error:
             raise ValueError(f"client {name}: {error}") from None
-        if found and own != layers:
-            odd = min(layer for layer in own.keys() | layers.keys() if own.get(layer) != layers.get(layer))
-            got, wanted = (" and ".join(map(_shown, side.get(odd, ["none"]))) for side in (own, layers))
+        if members and client_layers != layers:
+            known = client_layers.keys() | layers.keys()
+            layer = min(layer for layer in known if client_layers.get(layer) != layers.get(layer))
+            got, expected = (" and ".join(map(_shown, side.get(layer, ["none"]))) for side in (client_layers, layers))
             raise ValueError(
-                f"client {name}, layer {_shown(odd)}: got {got}, wanted {wanted} as client {found[0].name} has"
+                f"client {name}, layer {_shown(layer)}: expected {expected} as for client {members[0].name}, got {got}"
             )
-        layers = own
-        found.append(Client(name, shares[name], factors[name], clients[name]))
-    return Department(found, layers)
+        layers = client_layers
+        members.append(Client(name, shares[name], factors[name], clients[name]))
+    return Department(members, layers)
 
 
 def normalized_weights(clients: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
-    """w_c = weight / Σ weights, by client in sorted order.
+    """{client: w_c = weight / Σ weights}, clients in sorted order.
 
     Raises:
-        ValueError: if there are no clients, weights are for others, or one is not positive and finite.
+        ValueError: if there are no clients, weights are for other clients, or one is not positive and finite.
     """
     if not clients:
-        raise ValueError("no clients to combine: got none, wanted at least one")
+        raise ValueError("clients to combine: expected at least one, got none")
     _same_clients("weights", weights, clients)
     for name in sorted(weights):
         if not (weights[name] > 0 and math.isfinite(weights[name])):
-            raise ValueError(f"client {name}: got weight {weights[name]}, wanted a positive finite number")
+            raise ValueError(f"client {name}: expected a positive finite weight, got {weights[name]}")
     total = sum(weights[name] for name in sorted(weights))
     return {name: weights[name] / total for name in sorted(weights)}
 
 
 def client_scales(clients: Mapping[str, object], scales: Mapping[str, float] | float) -> dict[str, float]:
-    """s_c by client in sorted order, from one number for all or one each.
+    """{client: s_c}, clients in sorted order, from one number for all or one each.
 
     Raises:
         ValueError: if scales are for other clients, or one is not positive and finite.
@@ -189,12 +176,12 @@ def client_scales(clients: Mapping[str, object], scales: Mapping[str, float] | f
     _same_clients("scales", each, clients)
     for name in sorted(each):
         if not (each[name] > 0 and math.isfinite(each[name])):
-            raise ValueError(f"client {name}: got scale {each[name]}, wanted a positive finite number")
+            raise ValueError(f"client {name}: expected a positive finite scale, got {each[name]}")
     return {name: float(each[name]) for name in sorted(each)}
 
 
 def common_scaling(clients: Mapping[str, object], scales: Mapping[str, float] | float) -> float:
-    """The scale that all clients share, as averaging of factors needs.
+    """The scale of all clients, which must be the same since factors are averaged.
 
     Raises:
         ValueError: as `client_scales`, and if two clients' scales differ.
@@ -204,13 +191,13 @@ def common_scaling(clients: Mapping[str, object], scales: Mapping[str, float] | 
     for name, scale in each.items():
         if scale != each[first]:
             raise ValueError(
-                f"client {name}: got scale {scale}, wanted {each[first]} as client {first} has (factors are averaged)"
+                f"client {name}: expected scale {each[first]} as for client {first}, got {scale}; factors are averaged"
             )
     return each[first]
 
 
 def inner(first: Product, second: Product) -> float:
-    """⟨B₁A₁, B₂A₂⟩ = trace((A₂A₁ᵀ)(B₁ᵀB₂)): the sum over all entries of both matrices' product, from r × r Grams.
+    """Inner product ``⟨B₁A₁, B₂A₂⟩ = trace((A₂A₁ᵀ)(B₁ᵀB₂))`` of two products, from r × r Gram matrices.
 
     Example:
         >>> column, row = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0]])  # [[3, 4], [6, 8]]
@@ -223,15 +210,15 @@ def inner(first: Product, second: Product) -> float:
 
 
 def product_norm(product: Product) -> float:
-    """‖B A‖_F from r × r Grams.
+    """``‖B A‖_F`` from r × r Gram matrices.
 
-    Where the columns cancel each other, less than about 1e-8 of their own size is rounding.
+    If columns cancel each other, a result below about 1e-8 of their norms is a rounding error.
     """
     return math.sqrt(max(inner(product, product), 0.0))
 
 
 class SVD(NamedTuple):
-    """A matrix in singular vectors, ``left @ diag(values) @ right``, none of the values zero, largest first."""
+    """Singular value decomposition ``left @ diag(values) @ right``; nonzero values only, largest first."""
 
     left: torch.Tensor
     values: torch.Tensor
@@ -239,11 +226,11 @@ class SVD(NamedTuple):
 
 
 def svd(product: Product) -> SVD:
-    """Singular values and vectors of a product, through QR of both factors and the SVD of the small R_B R_Aᵀ, in fp64.
+    """SVD of a product from QR of both factors and the SVD of the small R_B R_Aᵀ, in fp64.
 
-    Values that are zero to fp64 precision beside the terms ``‖u_i‖ ‖v_i‖`` of the product are dropped, so that a
-    product that cancels has rank zero. Each right vector's largest entry is positive, which makes the signs the same
-    everywhere (vectors of equal values stay free to turn within their plane).
+    Values that are zero to fp64 precision, relative to the terms ``‖u_i‖ ‖v_i‖`` of the product, are dropped, so a
+    product that cancels out has rank zero. The largest entry of each right vector is positive, so signs do not depend
+    on the machine (singular vectors of equal values are unique only up to a rotation).
 
     Example:
         >>> svd(Product(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.eye(2))).values.tolist()
@@ -263,13 +250,13 @@ def svd(product: Product) -> SVD:
     return SVD(left * signs, values[:rank], signs[:, None] * right)
 
 
-def _same_clients(what: str, given: Mapping[str, object], clients: Mapping[str, object]) -> None:
-    if given.keys() != clients.keys():
-        odd = min(given.keys() ^ clients.keys())
-        got, wanted = ("none", "one") if odd in clients else ("one", "none: it sent no state")
-        raise ValueError(f"client {odd}: got {got} in {what}, wanted {wanted}")
+def _same_clients(what: str, values: Mapping[str, object], clients: Mapping[str, object]) -> None:
+    if values.keys() != clients.keys():
+        client = min(values.keys() ^ clients.keys())
+        expected, got = ("one", "none") if client in clients else ("none", "one, but no state")
+        raise ValueError(f"client {client}: expected {expected} in {what}, got {got}")
 
 
 def _shown(name: str) -> str:
-    """A name as it may stand in a message: a client chose it."""
+    """A name shortened and escaped for a message, since a client chose it."""
     return ascii(name)[1:-1][:120]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl_lightning.aggregation.products.department_product import ClientStarts
+from fl_lightning.aggregation.products.client_start import ClientStarts
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import FederationConfig, LoraConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT

@@ -1,14 +1,16 @@
-import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import torch
 
+from fl_lightning import flora
 from fl_lightning.aggregation.department import Residual, aggregate_department
 from fl_lightning.aggregation.robust import GUARDS
 from fl_lightning.aggregation.server_optimizers import SERVER_STEPS
 from fl_lightning.aggregation.weighting import WEIGHTINGS, ClientStats
 from fl_lightning.config import FederationConfig, FloraConfig, GuardConfig, ServerConfig
+from fl_lightning.config.federation import GuardName, ServerStepName, WeightingName
 from fl_lightning.flora import flora_weighted_aggregate
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
@@ -70,7 +72,7 @@ def test_a_client_of_weight_zero_is_left_out_and_named():
     assert got.weights == {"hr/a": 1.0}
 
 
-@pytest.mark.parametrize("name", sorted(set(GUARDS) - {"none"}))
+@pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_works_from_the_config_and_bounds_what_one_of_eight_does(name):
     attacked = {**HONEST, "hr/z": update([-1000.0, -1000.0], -1000.0)}
     clean = play(config(), HONEST).state
@@ -174,11 +176,59 @@ def test_residual_reads_a_tensor_only_when_it_is_asked_for():
     assert set(read) == {A}
 
 
-def test_config_names_every_method_there_is():
-    def choices(block, name):
-        (field,) = [f for f in dataclasses.fields(block) if f.name == name]
-        return {word.strip(" \"'\n") for word in field.type.split("[", 1)[1].rstrip("]").split(",")}
+def test_the_config_names_every_method_there_is():
+    assert {"none", "dp", *GUARDS} == set(get_args(GuardName))
+    assert list(SERVER_STEPS) == list(get_args(ServerStepName))
+    assert list(WEIGHTINGS) == list(get_args(WeightingName))
 
-    assert choices(GuardConfig, "name") == {*GUARDS, "dp"}
-    assert choices(ServerConfig, "step") == set(SERVER_STEPS)
-    assert choices(FederationConfig, "weighting") == set(WEIGHTINGS)
+
+def spy(monkeypatch):
+    calls = []
+    real = flora.flora_weighted_aggregate
+
+    def recorded(items, *arguments):
+        assert iter(items) is items  # read one at a time
+        calls.append(arguments)
+        return real(items, *arguments)
+
+    monkeypatch.setattr(flora, "flora_weighted_aggregate", recorded)
+    return calls
+
+
+@pytest.mark.parametrize(("momentum", "residual"), [(0.1, True), (1.0, True), (0.1, False)])
+def test_the_default_step_is_the_function_of_flora(monkeypatch, momentum, residual):
+    calls = spy(monkeypatch)
+    play(config(momentum=momentum, residual=residual), HONEST)
+    assert [arguments[1:] for arguments in calls] == [(momentum, residual)]
+
+
+@pytest.mark.parametrize("changed", [{"guard": {"name": "median"}}, {"server": {"step": "fedadam"}}])
+def test_other_guards_and_steps_are_not_computed_by_flora(monkeypatch, changed):
+    calls = spy(monkeypatch)
+    play(config(**changed), HONEST)
+    assert calls == []
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.3, 1.0])
+def test_the_default_state_has_the_bits_of_the_formula_written_out(momentum):
+    draw = torch.Generator().manual_seed(0)
+    start = {A: torch.randn(8, 33, generator=draw), B: torch.randn(17, 8, generator=draw)}
+    updates = {
+        f"hr/c{i}": {n: t + torch.randn(t.shape, generator=draw) / 7 for n, t in start.items()} for i in range(5)
+    }
+    stats = {c: ClientStats(3 * i + 1, 10) for i, c in enumerate(updates)}
+    step = play(config(momentum=momentum), updates, stats, previous=start)
+    for name, theta in start.items():
+        total = torch.zeros(theta.shape, dtype=torch.float64)
+        for c, state in updates.items():
+            total.add_(state[name].double(), alpha=float(stats[c].num_examples))
+        residual = total / 35.0 - theta.double()  # 1 + 4 + 7 + 10 + 13
+        assert torch.equal(step.state[name], (theta.double() + momentum * residual).to(torch.float32))
+
+
+@pytest.mark.parametrize("guard", [{"name": "norm_clip", "max_norm": 1e9}, None])
+def test_sgd_after_a_guard_that_changes_nothing_is_the_default_step(guard):
+    sizes = {c: ClientStats(i + 1, 5) for i, c in enumerate(HONEST)}
+    step = play(config(momentum=0.3, guard=guard), HONEST, sizes)
+    default = play(config(momentum=0.3), HONEST, sizes)
+    assert all(torch.allclose(step.state[n], default.state[n], rtol=0, atol=1e-7) for n in default.state)

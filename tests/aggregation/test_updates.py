@@ -27,7 +27,7 @@ def test_a_good_update_has_no_problem():
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (update(tensors=state(rank=3)), r"q\.lora_A\.weight: shape \(3, 3\), wanted \(2, 3\)"),
+        (update(tensors=state(rank=3)), r"q\.lora_A\.weight: expected shape \(2, 3\), got \(3, 3\)"),
         (update(tensors={A: torch.ones(2, 3)}), "1 tensors missing"),
         (update(tensors=state(float("nan"))), "not finite"),
         (update(examples=0), "num_examples: expected an integer from 1 to 1,000,000,000, got 0"),

@@ -6,7 +6,7 @@ import torch
 from fl_lightning.linalg.adapter_algebra import (
     add_products,
     concatenate_adapters,
-    layers_of,
+    from_svd_form,
     pad_to_common_rank,
     product_distance,
     resize_like,
@@ -78,7 +78,7 @@ def test_what_cancels_has_rank_zero_and_can_be_added_to(make_state, dense, far):
 def test_every_rank_can_be_read_off_the_singular_vectors(make_clients):
     clients = make_clients({"x": 4, "y": 8}, shapes=SHAPES)
     layers = decompose(clients, {"x": 1, "y": 3}, 2.0)
-    back = layers_of(to_svd_form(layers))
+    back = from_svd_form(to_svd_form(layers))
     for rank in (1, 4, 12):
         first, second = truncate(layers, rank, 2.0), truncate(back, rank, 2.0)
         assert all(torch.allclose(first.state[n], second.state[n], atol=1e-5) for n in first.state)

@@ -15,7 +15,6 @@ from fl_lightning.linalg.factors import (
     normalized_weights,
     pair_names,
     product_norm,
-    scaling,
     svd,
 )
 from fl_lightning.state import num_bytes, select
@@ -54,37 +53,28 @@ def test_bare_names_make_the_layer_without_a_name():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["q.lora_A.weight"], r"q\.lora_A\.weight: got no q\.lora_B\.weight beside it, wanted both factors"),
-        (["q.lora_B.weight"], r"q\.lora_B\.weight: got no q\.lora_A\.weight beside it"),
-        (["q.lora_A.weight", "q.lora_B.bias"], r"q\.lora_A\.weight: got no q\.lora_B\.weight"),
-        (["q.lora_A.weight", "q.lora_B.weight", "q.lora_B.bias"], r"q\.lora_B\.bias: got neither lora_A nor lora_B"),
-        (["q.lora_A.weight", "q.lora_B.weight", "q.lora_magnitude_vector"], r"magnitude_vector: got neither"),
-        (["q.lora_A.x", "q.lora_B.x", "q.lora_A.y", "q.lora_B.y"], r"q\.lora_A\.y: got a second pair of factors"),
-        (["q.lora_A\n\x1b", "x"], r"q\.lora_A\\n\\x1b: got no"),
-        (["lora_Alora_C"], r"lora_Alora_C: got no"),
+        (["q.lora_A.weight"], r"q\.lora_A\.weight: expected both factors of a product, got no q\.lora_B\.weight"),
+        (["q.lora_B.weight"], r"q\.lora_B\.weight: expected both factors of a product, got no q\.lora_A\.weight"),
+        (
+            ["q.lora_A.weight", "q.lora_B.bias"],
+            r"q\.lora_A\.weight: expected both factors of a product, got no q\.lora_B\.weight",
+        ),
+        (["q.lora_A.weight", "q.lora_B.weight", "q.lora_B.bias"], r"q\.lora_B\.bias: expected names of LoRA factors"),
+        (
+            ["q.lora_A.weight", "q.lora_B.weight", "q.lora_magnitude_vector"],
+            r"magnitude_vector: expected names of LoRA factors",
+        ),
+        (
+            ["q.lora_A.x", "q.lora_B.x", "q.lora_A.y", "q.lora_B.y"],
+            r"q\.lora_A\.y: expected one pair of factors for its layer, got two",
+        ),
+        (["q.lora_A\n\x1b", "x"], r"q\.lora_A\\n\\x1b: expected both factors of a product, got no"),
+        (["lora_Alora_C"], r"lora_Alora_C: expected both factors of a product, got no"),
     ],
 )
 def test_names_that_are_no_pairs_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         pair_names(dict.fromkeys(names, T))
-
-
-def test_the_scale_is_alpha_over_r_or_over_its_root():
-    assert scaling(32, 16) == 2.0
-    assert scaling(32, 16, rslora=True) == 8.0
-    with pytest.raises(ValueError, match="r: got 0, wanted at least 1"):
-        scaling(16, 0)
-
-
-@pytest.mark.parametrize("rslora", [False, True])
-def test_the_scale_is_pefts(micro_qwen, rslora):
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    config = LoraConfig(r=6, lora_alpha=15, use_rslora=rslora, target_modules=["v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(micro_qwen, config)
-    layer = next(m for m in model.modules() if isinstance(m, LoraLayer))
-    assert layer.scaling["default"] == scaling(15, 6, rslora)
 
 
 def test_inner_product_by_hand():
@@ -167,30 +157,30 @@ def test_weights_are_normalised_in_sorted_order():
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
 def test_weights_that_are_not_positive_are_refused(weight):
-    with pytest.raises(ValueError, match=f"client a: got weight {weight}, wanted a positive finite number"):
+    with pytest.raises(ValueError, match=f"client a: expected a positive finite weight, got {weight}"):
         normalized_weights({"a": 0}, {"a": weight})
 
 
 @pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
 def test_scales_that_are_not_positive_are_refused(scale):
-    with pytest.raises(ValueError, match=f"client a: got scale {scale}, wanted a positive finite number"):
+    with pytest.raises(ValueError, match=f"client a: expected a positive finite scale, got {scale}"):
         client_scales({"a": 0}, scale)
 
 
 def test_weights_and_scales_are_those_of_the_clients():
-    with pytest.raises(ValueError, match="no clients to combine"):
+    with pytest.raises(ValueError, match="clients to combine: expected at least one"):
         normalized_weights({}, {})
-    with pytest.raises(ValueError, match="client b: got none in weights, wanted one"):
+    with pytest.raises(ValueError, match="client b: expected one in weights, got none"):
         normalized_weights({"a": 0, "b": 0}, {"a": 1})
-    with pytest.raises(ValueError, match="client c: got one in weights, wanted none: it sent no state"):
+    with pytest.raises(ValueError, match="client c: expected none in weights, got one, but no state"):
         normalized_weights({"a": 0}, {"a": 1, "c": 1})
-    with pytest.raises(ValueError, match="client b: got none in scales, wanted one"):
+    with pytest.raises(ValueError, match="client b: expected one in scales, got none"):
         client_scales({"a": 0, "b": 0}, {"a": 1.0})
 
 
 def test_one_scale_names_the_client_that_differs():
     assert common_scaling({"a": 0, "b": 0}, {"a": 2, "b": 2.0}) == 2.0
-    with pytest.raises(ValueError, match=r"client b: got scale 4\.0, wanted 2\.0 as client a has"):
+    with pytest.raises(ValueError, match=r"client b: expected scale 2\.0 as for client a, got 4\.0"):
         common_scaling({"a": 0, "b": 0}, {"a": 2.0, "b": 4.0})
 
 
@@ -198,23 +188,30 @@ def test_layers_that_differ_are_refused(make_state):
     first, second = make_state(2), make_state(2, shapes={"h.0.q_proj": (24, 24)})
     with pytest.raises(
         ValueError,
-        match=r"client b, layer h\.0\.v_proj: got none, wanted h\.0\.v_proj\.lora_A\.weight and .*as client a",
+        match=r"client b, layer h\.0\.v_proj: expected h\.0\.v_proj\.lora_A\.weight and .*as for client a, got none",
     ):
         gather({"b": second, "a": first}, {"a": 1, "b": 1})
 
 
 def test_a_client_that_sends_only_a_is_refused(make_state):
-    with pytest.raises(ValueError, match=r"client b: h\.0\.q_proj\.lora_A\.weight: got no h\.0\.q_proj\.lora_B"):
+    with pytest.raises(
+        ValueError,
+        match=r"client b: h\.0\.q_proj\.lora_A\.weight: expected both factors of a product, got no h\.0.*lora_B",
+    ):
         gather({"a": make_state(2), "b": select(make_state(2), "a")}, {"a": 1, "b": 1})
 
 
 @pytest.mark.parametrize(
     ("b", "a", "message"),
     [
-        ((9, 2), (2, 6), r"client y, layer q: got \(out, in\) \(9, 6\), wanted \(5, 6\) as client x has"),
-        ((5, 2), (2, 7), r"client y, layer q: got \(out, in\) \(5, 7\), wanted \(5, 6\) as client x has"),
-        ((5, 2), (3, 6), r"client y, layer q: got B of shape \(5, 2\) and A of shape \(3, 6\), wanted \(out, r\)"),
-        ((5, 2, 1, 1), (2, 6, 3, 3), r"client y, layer q: got B of shape \(5, 2, 1, 1\)"),
+        ((9, 2), (2, 6), r"client y, layer q: expected \(out, in\) \(5, 6\) as for client x, got \(9, 6\)"),
+        ((5, 2), (2, 7), r"client y, layer q: expected \(out, in\) \(5, 6\) as for client x, got \(5, 7\)"),
+        (
+            (5, 2),
+            (3, 6),
+            r"client y, layer q: expected B of shape \(out, r\) and A of shape \(r, in\), got \(5, 2\) and \(3, 6\)",
+        ),
+        ((5, 2, 1, 1), (2, 6, 3, 3), r"client y, layer q: expected .*, got \(5, 2, 1, 1\)"),
     ],
 )
 def test_shapes_that_differ_are_refused(two_by_two, b, a, message):

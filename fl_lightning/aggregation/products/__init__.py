@@ -1,80 +1,33 @@
-"""Combiners: how the LoRA factors of a department's clients become one update ``ΔW = Σ w_c s_c B_c A_c``.
+"""Ways to combine the LoRA factors of a department's clients with the product ``ΔW = Σ w_c s_c B_c A_c`` in mind.
 
-Here s_c is lora_alpha_c / r_c (lora_alpha_c / sqrt(r_c) for rsLoRA) and the weights w_c sum to one. All are pure
-functions of states, take clients in sorted order, compute in fp64 and return fp32.
+Here s_c is lora_alpha_c / r_c (lora_alpha_c / sqrt(r_c) for rsLoRA), and the weights w_c sum to one. All are pure
+functions of states, sort clients, compute in fp64 and return fp32.
 
-``flora`` (`fl_lightning.flora`): a step of size `momentum` from the department's state towards the mean of the factors.
-Works on A alone. Inexact in the product as fedavg is; with a momentum below one also on purpose short of the mean.
+============  =================================================  ==================================  ===============
+combiner      result                                             source                              file
+============  =================================================  ==================================  ===============
+``flora``     θ + momentum Σ w_c (θ_c − θ)                       Reddi et al. 2021, arXiv            `flora` at the
+                                                                 2003.00295                          top level
+``fedavg``    B̄ = Σ w_c B_c, Ā = Σ w_c A_c                       McMahan et al. 2017, arXiv          `fedavg`
+                                                                 1602.05629
+``stack``     [w_1 s_1 B_1, …], [A_1; …]: exact                  FLoRA, Wang et al. 2024, arXiv      `stacking`
+                                                                 2409.05976
+``residual``  B̄, Ā, and ΔW − s B̄ Ā: exact                        FedEx-LoRA, Singhal et al. 2024,    `residual`
+                                                                 arXiv 2410.09432
+``svd``       best rank-r_c approximation of ΔW for each client  FlexLoRA, Bai et al. 2024, arXiv    `truncation` in
+                                                                 2402.11505                          ``linalg``
+============  =================================================  ==================================  ===============
 
-``fedavg``: the mean of each factor. Works on A alone. Inexact in the product by the covariance of B and A over clients,
-which grows with what the clients learn apart; `error.averaging_error` says by how much.
+``flora`` and ``fedavg`` average factors; they also work on A alone. The mean of the factors is not the mean of the
+products: it misses the covariance of B and A over clients, which grows as clients diverge
+(`fl_lightning.linalg.approximation_error`).
 
-``stack``: factors side by side. Exact for any ranks, but the rank is the sum of all clients' and grows every round.
-The product stands beside the factors, which start afresh with B = 0; what travels down to each client is what all of
-them together have sent up.
+``stack`` takes clients of any ranks; the result has the sum of their ranks, and grows every round. ``residual`` needs
+one rank for all clients; the residual beside the factors grows every round. Every client has to receive these products.
 
-``residual``: the mean of the factors for the clients, and beside them what it misses. Exact at the clients' rank, which
-has to be one for all; the product beside the factors grows by a low-rank residual every round, which every client must
-get.
+``svd`` takes clients of any ranks and reports the truncation error. B and A come back in another basis than they were
+sent, so A cannot be compared with A₀, nor with itself a round before, and running averages of factors make no sense.
 
-``svd``: the best approximation of ΔW at each client's own rank. Serves clients of any ranks, and says what was cut off.
-B and A come back in another gauge than they went, so that A cannot be compared with A₀, nor with itself a round before,
-and running averages of factors lose their sense.
-
-`fl_lightning.aggregation.products.department_product` says what a run makes of the last three.
+`department_product` keeps the products of a run in these three ways, and `client_start` gives the factors from which
+clients start.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from fl_lightning.aggregation.products.fedavg import average_factors
-from fl_lightning.aggregation.products.residual import average_with_residual
-from fl_lightning.aggregation.products.stacking import stack_factors
-from fl_lightning.flora import flora_weighted_aggregate
-from fl_lightning.linalg.truncation import truncated_svd
-
-
-@dataclass(frozen=True)
-class Combiner:
-    """A method and what it asks of a run.
-
-    Attributes:
-        function: the method itself.
-        paper: arXiv number.
-        exact: whether the result holds the mean product (with what stands beside the factors).
-        same_rank: all clients must have one rank, and one scale.
-        both_factors: clients must hand over B as well as A.
-        beside: part of the result stands beside the factors and is not trained; the papers write it into the base.
-        changes_rank: the result has another rank than the clients.
-        keeps_gauge: A of the result can be compared with the clients' A, as clustering and mixing do.
-    """
-
-    function: Callable[..., Any]
-    paper: str
-    exact: bool = False
-    same_rank: bool = False
-    both_factors: bool = False
-    beside: bool = False
-    changes_rank: bool = False
-    keeps_gauge: bool = False
-
-
-COMBINERS: dict[str, Combiner] = {
-    "flora": Combiner(flora_weighted_aggregate, "2003.00295", same_rank=True, keeps_gauge=True),
-    "fedavg": Combiner(average_factors, "1602.05629", same_rank=True, keeps_gauge=True),
-    "stack": Combiner(stack_factors, "2409.05976", exact=True, both_factors=True, beside=True, changes_rank=True),
-    "residual": Combiner(
-        average_with_residual,
-        "2410.09432",
-        exact=True,
-        same_rank=True,
-        both_factors=True,
-        beside=True,
-        keeps_gauge=True,
-    ),
-    "svd": Combiner(truncated_svd, "2402.11505", both_factors=True),
-}
-"""Methods by name."""

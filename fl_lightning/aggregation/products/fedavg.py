@@ -1,7 +1,8 @@
 """FedAvg on LoRA factors (McMahan et al. 2017, arXiv 1602.05629; FedIT, Zhang et al. 2023, arXiv 2305.05644).
 
-``Ā = Σ w_c A_c`` and ``B̄ = Σ w_c B_c``, each factor on its own. Cheap, and the rank stays, but the product of the means
-is not the mean of the products: it misses ``s Σ w_c (B_c − B̄)(A_c − Ā)``, which `error.averaging_error` measures.
+``Ā = Σ w_c A_c`` and ``B̄ = Σ w_c B_c``, each factor separately. It is cheap and keeps the rank, but the product of the
+means is not the mean of the products: it misses ``s Σ w_c (B_c − B̄)(A_c − Ā)``, which
+`fl_lightning.linalg.approximation_error.averaging_error` measures.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def average_factors(
 
     Args:
         clients: {client: LoRA state} of one rank; states of A alone may be averaged too.
-        weights: {client: weight}, of any sum.
-        scales: the clients' common scale, which is the result's.
+        weights: {client: weight}; normalized here.
+        scales: the clients' common scale, which is also the result's.
 
     Returns:
         The mean, fp32, to be used with the clients' scale.
@@ -46,6 +47,6 @@ def average_factors(
     for name in order:
         state = first if name == order[0] else dict(clients[name])
         if problem := problem_with(state, first):
-            raise ValueError(f"client {name}: {problem} (as client {order[0]} has; averaged factors need one rank)")
+            raise ValueError(f"client {name}: {problem} (as for client {order[0]}; averaged factors need one rank)")
         mean.add(state, weights[name])
     return snapshot(mean.value())

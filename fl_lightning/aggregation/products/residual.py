@@ -1,8 +1,8 @@
-"""Averaged factors and the residual that they miss (FedEx-LoRA, Singhal et al. 2024, arXiv 2410.09432).
+"""Averaged factors, and the residual that their product misses (FedEx-LoRA, Singhal et al. 2024, arXiv 2410.09432).
 
-Clients go on from ``B̄ = Σ w_c B_c`` and ``Ā = Σ w_c A_c``; the base takes in
-``ΔW_res = Σ w_c s B_c A_c − s B̄ Ā``, so that base and adapter together hold the mean of the products exactly. The
-residual of n clients of rank r has at most rank (n − 1) r; it is kept in factors, never as an out × in matrix.
+Clients continue from ``B̄ = Σ w_c B_c`` and ``Ā = Σ w_c A_c``; in the paper ``ΔW_res = Σ w_c s B_c A_c − s B̄ Ā`` is
+added to the base, so base and adapter together hold the mean of the products exactly. The residual of n clients of rank
+r has at most rank (n − 1) r; it is kept in factors, never as an out × in matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fl_lightning.state import LoraState
 
 
 class AverageAndResidual(NamedTuple):
-    """Averaged factors, and by layer what has to be added to the base (its transpose in embeddings and Conv1D)."""
+    """Averaged factors, and by layer the product to be added to the base (its transpose in embeddings and Conv1D)."""
 
     mean: LoraState
     residual: dict[str, Product]
@@ -29,16 +29,16 @@ def average_with_residual(
     weights: Mapping[str, float],
     scales: Mapping[str, float] | float = 1.0,
 ) -> AverageAndResidual:
-    """The mean of the factors, and the rest of the mean product in exact low-rank factors.
+    """The mean of the factors, and the remainder of the mean product in exact low-rank factors.
 
     Args:
         clients: {client: LoRA state}, both factors, of one rank.
-        weights: {client: weight}, of any sum.
+        weights: {client: weight}; normalized here.
         scales: the clients' common scale s.
 
     Returns:
         The mean state, to be used with s, and {layer: (U, V)} with ``U V = ΔW_res``, s and weights included, fp32. Only
-        singular values that are zero to fp64 precision are dropped: rank 0 where all clients agree.
+        singular values that are zero to fp64 precision are dropped: the rank is 0 if all clients are equal.
 
     Raises:
         ValueError: if names, shapes, ranks or scales differ, or a value is not finite.
@@ -57,9 +57,9 @@ def average_with_residual(
     residual: dict[str, Product] = {}
     for layer in department.layers:
         factors = department.factors(layer)
-        whole, middle = department.stack(factors), department.mean(factors)
-        rest = Product(torch.cat([whole.up, -scale * middle.up], dim=1), torch.cat([whole.down, middle.down]))
-        left, values, right = svd(rest)
+        product, center = department.stack(factors), department.mean(factors)
+        missing = Product(torch.cat([product.up, -scale * center.up], dim=1), torch.cat([product.down, center.down]))
+        left, values, right = svd(missing)
         root = values.sqrt()
         residual[layer] = Product((left * root).float(), (root[:, None] * right).float())
     return AverageAndResidual(mean, residual)

@@ -1,7 +1,7 @@
 """Stacking of LoRA factors (FLoRA, Wang et al. 2024, arXiv 2409.05976).
 
 ``A = [A_1; …; A_n]`` and ``B = [w_1 s_1 B_1, …, w_n s_n B_n]``: then ``B A = Σ w_c s_c B_c A_c`` exactly, for clients
-of any ranks, at rank Σ r_c. Weights stand on B alone; on both factors they would be squared.
+of any ranks, at rank Σ r_c. Only B is weighted; weights on both factors would be squared.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def stack_factors(
 
     Args:
         clients: {client: LoRA state}; ranks may differ.
-        weights: {client: weight}, of any sum.
+        weights: {client: weight}; normalized here.
         scales: s_c per client, or one for all.
 
     Returns:
         A state of rank Σ r_c, fp32, blocks in sorted order of clients, to be used with scale 1: lora_alpha = Σ r_c,
-        and no rsLoRA even where the clients use it.
+        and no rsLoRA even if the clients use it.
 
     Raises:
         ValueError: if names or in and out shapes differ, or a value is not finite.

@@ -1,10 +1,10 @@
 """Coordinate-wise median: Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust Distributed Learning" (1803.01498).
 
-``median over c of Δ_c[k]`` for each coordinate k, the mean of the middle two where clients are even (arXiv 1803.01498).
-Fewer than half of the clients cannot take a coordinate out of the others' range.
+``median over c of Δ_c[k]`` for each coordinate k; with an even number of clients the mean of the middle two (arXiv
+1803.01498). Fewer than half of the clients cannot move a coordinate out of the others' range.
 
-The median of A and that of B are taken apart, and coordinates do not know of each other: what comes out is no client's
-update, and where clients learn different things it may be much shorter than their mean.
+Medians of A and B, and of all coordinates, are taken independently. So the result is no client's update, and if clients
+learn different things it can be much shorter than their mean.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from fl_lightning.state import LoraState
 
 
 def median(residuals: Residuals, weights: Weights) -> LoraState:
-    """The centre itself.
+    """The median of the updates, coordinate by coordinate.
 
     Args:
         residuals: {client_id: Δ_c}; each tensor is read once.
-        weights: {client_id: w_c}; ignored, as in the paper: a client's say does not grow with the examples it claims.
+        weights: {client_id: w_c}; ignored, as in the paper, so claiming more examples gains nothing.
 
     Returns:
         fp32 on the CPU, computed in fp64, names sorted.
 
     Raises:
-        ValueError: updates that do not match or are not finite, no clients, or weights that do not fit.
+        ValueError: updates that do not match or are not finite, no clients, or weights of other
+            clients.
 
     Example:
         >>> import torch
@@ -34,10 +35,10 @@ def median(residuals: Residuals, weights: Weights) -> LoraState:
         [2.0, 3.0]
     """
     clients = check_clients(residuals, weights)
-    return by_coordinate(residuals, clients, _middle)
+    return by_coordinate(residuals, clients, _median)
 
 
-def _middle(ascending: Array) -> Array:
+def _median(ascending: Array) -> Array:
     n = len(ascending)
-    middle: Array = (ascending[(n - 1) // 2] + ascending[n // 2]) / 2
-    return middle
+    median: Array = (ascending[(n - 1) // 2] + ascending[n // 2]) / 2
+    return median

@@ -1,8 +1,8 @@
 """Norm clipping: Sun, Kairouz, Suresh, McMahan 2019, "Can You Really Backdoor Federated Learning?" (arXiv 1911.07963).
 
-``s_c = min(1, M / ‖Δ_c‖)``, norms over all tensors together. With a fixed M as in the paper, or with M the median of
-the norms of the round, which follows learning rates and how far training is. What a client can do is bounded by its
-weight times M; its direction is not looked at.
+``s_c = min(1, M / ‖Δ_c‖)``, norms over all tensors together. M is constant, as in the paper, or the median norm of the
+round, which adapts to the learning rate and to the progress of training. A client's influence is bounded by its weight
+times M; the direction of its update is not checked.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from fl_lightning.state import norm
 
 
 def norm_clip(residuals: Residuals, weights: Weights, *, max_norm: float | None = None) -> Selection:
-    """Scale longer updates down to the norm M; nobody is left out.
+    """Scale longer updates down to the norm M; no client is rejected.
 
     Args:
         residuals: {client_id: Δ_c}; each tensor is read once.
         weights: {client_id: w_c}.
-        max_norm: M; None takes the median of the clients' norms, zero where more than half sent zero.
+        max_norm: M; None takes the median of the clients' norms, which is zero if more than half of them sent zero.
 
     Raises:
-        ValueError: M is not positive, an update is not finite, no clients, or weights that do not fit.
+        ValueError: M is not positive, an update is not finite, no clients, or weights of other clients.
 
     Example:
         >>> import torch
@@ -33,12 +33,12 @@ def norm_clip(residuals: Residuals, weights: Weights, *, max_norm: float | None 
         {'hr/a': 0.2, 'hr/b': 1.0}
     """
     if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
-        raise ValueError(f"max_norm: got {max_norm}, wanted a positive finite number or null")
+        raise ValueError(f"max_norm: expected a positive finite number or null, got {max_norm}")
     clients = check_clients(residuals, weights)
     norms = {c: norm(residuals[c]) for c in clients}
     for client_id in clients:
         if not math.isfinite(norms[client_id]):
             raise ValueError(f"{client_id}: the update is not finite (NaN or infinity)")
-    most = statistics.median(norms.values()) if max_norm is None else max_norm
-    scales = {c: 1.0 if norms[c] <= most else most / norms[c] for c in clients}
+    limit = statistics.median(norms.values()) if max_norm is None else max_norm
+    scales = {c: 1.0 if norms[c] <= limit else limit / norms[c] for c in clients}
     return Selection({c: float(weights[c]) for c in clients}, scales)

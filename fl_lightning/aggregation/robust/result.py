@@ -1,4 +1,4 @@
-"""What a guard that judges whole clients says, and the centre that follows from it."""
+"""The result of a guard that selects clients, and the mean that follows from it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fl_lightning.state import LoraState
 
 @dataclass(frozen=True)
 class Selection:
-    """Whose update counts, and how much. Every client is either in `weights` and `scales` or in `rejected`.
+    """Which updates count, and how much. Each client is either in `weights` and `scales` or in `rejected`.
 
     Attributes:
         weights: {client_id: w_c}, all positive.
-        scales: {client_id: s_c}, from 0 to 1: the client's update is taken s_c times.
-        rejected: {client_id: why it has no weight, with figures}.
+        scales: {client_id: s_c} in [0, 1], factors of the updates.
+        rejected: {client_id: the reason, with numbers}.
     """
 
     weights: dict[str, float]
@@ -27,14 +27,14 @@ class Selection:
 
 
 def weighted_center(residuals: Mapping[str, Mapping[str, torch.Tensor]], selection: Selection) -> LoraState:
-    """The mean that the selection asks for: ``Σ w_c s_c Δ_c / Σ w_c``, in fp64, clients in sorted order.
+    """The mean of a selection: ``Σ w_c s_c Δ_c / Σ w_c``, in fp64, clients in sorted order.
 
     Args:
-        residuals: {client_id: Δ_c}; only those that count are read, each tensor once.
-        selection: what a guard said about these clients.
+        residuals: {client_id: Δ_c}; only selected ones are read, each tensor once.
+        selection: from a guard, about these clients.
 
     Raises:
-        ValueError: nobody has a weight, or updates differ in names or shapes.
+        ValueError: if no client is selected, updates differ in names or shapes, or are not finite.
 
     Example:
         >>> residuals = {"hr/a": {"lora_A": torch.tensor([1.0])}, "hr/b": {"lora_A": torch.tensor([8.0])}}
@@ -43,12 +43,12 @@ def weighted_center(residuals: Mapping[str, Mapping[str, torch.Tensor]], selecti
         1.5
     """
     if not selection.weights:
-        raise ValueError("selection: nobody has a weight, wanted at least one client")
+        raise ValueError("selection: expected at least one client with a weight, got none")
     clients = sorted(selection.weights)
     mean = WeightedMean()
     for client_id in clients:
-        if (share := selection.weights[client_id] * selection.scales[client_id]) > 0:
-            mean.add(residuals[client_id], share)
+        if (weight := selection.weights[client_id] * selection.scales[client_id]) > 0:
+            mean.add(residuals[client_id], weight)
     if mean.total == 0:
         return {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in residuals[clients[0]].items()}
     scale = mean.total / sum(selection.weights[client_id] for client_id in clients)

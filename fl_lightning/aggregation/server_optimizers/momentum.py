@@ -1,7 +1,7 @@
 """FedAvgM: SGD with momentum on the server (Hsu et al. 2019, arXiv 1909.06335).
 
-``m ← β m + Δ``, ``θ ← θ + η m``, from m = 0. A residual that stays the same moves θ by up to ``η / (1 − β)`` times
-itself: with β = 0.9 a rate of 0.1 steps in the long run as far as a rate of 1 without β.
+``m ← β1 m + Δ``, ``θ ← θ + η m``, starting with m = 0. A constant residual moves θ by up to ``η / (1 − β1)`` times
+itself: with β1 = 0.9 a step size of 0.1 moves as far in the long run as a step size of 1 without momentum.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from collections.abc import Mapping
 
 import torch
 
-from fl_lightning.aggregation.server_optimizers.apply import Memory, apply_per_tensor, check_beta
+from fl_lightning.aggregation.server_optimizers.apply import OptimizerState, apply_per_tensor, check_beta
+from fl_lightning.flora import residual_step
 from fl_lightning.state import LoraState
 
 
-def step(
+def fedavgm(
     previous: Mapping[str, torch.Tensor],
     residual: Mapping[str, torch.Tensor],
-    memory: Mapping[str, LoraState],
+    optimizer_state: Mapping[str, LoraState],
     *,
     rate: float,
-    beta: float = 0.9,
-) -> tuple[LoraState, Memory]:
-    """Add the residual to a decaying sum and move along it: ``m ← β m + Δ``, ``θ ← θ + η m``.
+    beta1: float = 0.9,
+) -> tuple[LoraState, OptimizerState]:
+    """Add the residual to a decaying sum and move along that sum: ``m ← β1 m + Δ``, ``θ ← θ + η m``.
 
     Args:
         previous: θ, a department's state.
-        residual: Δ = Σ w_c (θ_c − θ), names out of `previous`; the other tensors and their m stay.
-        memory: m of the round before under ``"m"``; empty at the start.
-        rate: η, at least 0. It is not in m, so that a schedule acts on the past residuals too.
-        beta: β, the share of m that is kept, in [0, 1); 0 is plain SGD.
+        residual: Δ = Σ w_c (θ_c − θ); its names are a subset of those of `previous`, other tensors stay unchanged.
+        optimizer_state: m of the round before under ``"m"``; empty at the start.
+        rate: η, at least 0. It is not part of m, so a schedule scales past residuals as well.
+        beta1: decay of m, in [0, 1); 0 is plain SGD.
 
     Returns:
         The next state and ``{"m": m}``, both fp32 on the CPU.
@@ -38,16 +39,16 @@ def step(
         ValueError: if an option is out of range, names or shapes do not match, or a result is not finite.
 
     Example:
-        >>> state, memory = {"lora_A": torch.tensor([0.0])}, {}
+        >>> state, slots = {"lora_A": torch.tensor([0.0])}, {}
         >>> for _ in range(2):
-        ...     state, memory = step(state, {"lora_A": torch.tensor([1.0])}, memory, rate=0.5, beta=0.5)
-        >>> memory["m"]["lora_A"].item(), state["lora_A"].item()  # m: 1, 1.5; state: 0.5, 0.5 + 0.75
+        ...     state, slots = fedavgm(state, {"lora_A": torch.tensor([1.0])}, slots, rate=0.5, beta1=0.5)
+        >>> slots["m"]["lora_A"].item(), state["lora_A"].item()  # m: 1, 1.5; state: 0.5, 0.5 + 0.75
         (1.5, 1.25)
     """
-    check_beta("beta", beta)
+    check_beta("beta1", beta1)
 
     def rule(theta: torch.Tensor, delta: torch.Tensor, m: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        m = beta * m + delta
-        return theta + rate * m, m
+        m = beta1 * m + delta
+        return residual_step(theta, m, rate), m
 
-    return apply_per_tensor(previous, residual, memory, rule, rate=rate, initial={"m": 0.0})
+    return apply_per_tensor(previous, residual, optimizer_state, rule, rate=rate, initial={"m": 0.0})

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fl_lightning import signals
-from fl_lightning.aggregation.sharing.policy import SharePolicy
+from fl_lightning.aggregation.sharing import SharePolicy
 from fl_lightning.federation.protocol import (
     ClientTask,
     ClientUpdate,

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, ClientStarts, combine_products
+from fl_lightning.aggregation.products.client_start import ClientStarts
+from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS, combine_products
 from fl_lightning.federation.state import FederationState
 from fl_lightning.state import is_lora_b
 

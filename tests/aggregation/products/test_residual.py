@@ -111,7 +111,7 @@ def test_the_order_of_clients_does_not_matter_to_the_last_bit(make_clients):
 
 def test_ranks_or_scales_that_differ_are_refused(make_clients):
     clients = make_clients({"x": 4, "y": 8})
-    with pytest.raises(ValueError, match=r"client y: .*shape \(24, 8\), wanted \(24, 4\) \(as client x has"):
+    with pytest.raises(ValueError, match=r"client y: .*expected shape \(24, 4\), got \(24, 8\) \(as for client x"):
         average_with_residual(clients, {"x": 1, "y": 1})
-    with pytest.raises(ValueError, match=r"client y: got scale 1\.0, wanted 2\.0"):
+    with pytest.raises(ValueError, match=r"client y: expected scale 2\.0 as for client x, got 1\.0"):
         average_with_residual(clients, {"x": 1, "y": 1}, {"x": 2.0, "y": 1.0})

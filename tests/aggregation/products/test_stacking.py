@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_lightning.aggregation.products.stacking import stack_factors
-from fl_lightning.linalg.factors import scaling
 from fl_lightning.modeling.lora import collect_lora_state
 
 WEIGHTS = {"x": 3, "y": 1, "z": 4}
@@ -77,7 +76,7 @@ def test_it_agrees_with_pefts_concatenation(micro_model, far, kind, targets, rsl
         else:
             model.add_adapter(name, config)
     clients = {c: get_peft_model_state_dict(model, adapter_name=c, save_embedding_layers=False) for c in ranks}
-    scales = {c: scaling(alpha, r, rslora) for c, (r, alpha) in ranks.items()}
+    scales = {c: alpha / (r**0.5 if rslora else r) for c, (r, alpha) in ranks.items()}
     model.add_weighted_adapter(list(ranks), [WEIGHTS[c] / 8 for c in ranks], "all", combination_type="cat")
     state = stack_factors(clients, WEIGHTS, scales)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
@@ -154,5 +153,8 @@ def test_bf16_clients_are_taken_in_full_precision(make_clients, dense, dense_mea
 
 def test_shapes_that_differ_are_refused(make_state):
     clients = {"x": make_state(2), "y": make_state(2, shapes={"h.0.q_proj": (24, 24), "h.0.v_proj": (24, 24)})}
-    with pytest.raises(ValueError, match=r"client y, layer h\.0\.v_proj: got \(out, in\) \(24, 24\), wanted \(8, 24\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"client y, layer h\.0\.v_proj: expected \(out, in\) \(8, 24\) as for client x, got \(24, 24\)",
+    ):
         stack_factors(clients, {"x": 1, "y": 1})

@@ -44,7 +44,7 @@ def test_where_most_send_zero_nobody_may_move():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_norm_that_is_not_positive_is_refused(value):
-    with pytest.raises(ValueError, match=f"max_norm: got {value}, wanted a positive finite number or null"):
+    with pytest.raises(ValueError, match=f"max_norm: expected a positive finite number or null, got {value}"):
         norm_clip(residuals(1.0), {"hr/0": 1.0}, max_norm=value)
 
 

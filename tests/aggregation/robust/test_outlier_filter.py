@@ -32,7 +32,7 @@ def test_equal_norms_have_the_floor_for_a_spread():
 def test_a_long_update_is_left_out_with_its_figures():
     # median 4, spread 1: 12 is 8 above; 10 is 6 above, which is no more than 6
     assert judged(residuals([4.0], [4.0], [4.0], [12.0])) == {
-        "hr/3": "norm 12, 8 robust deviations above the median 4, wanted at most 6"
+        "hr/3": "norm 12, 8 robust deviations above the median 4, expected at most 6"
     }
     assert not judged(residuals([4.0], [4.0], [4.0], [10.0]))
     assert list(judged(residuals([4.0], [4.0], [4.0], [10.0]), max_z=5.9)) == ["hr/3"]
@@ -44,15 +44,15 @@ def test_a_short_update_is_not_left_out():
 
 def test_an_update_the_other_way_is_left_out_with_its_figures():
     assert judged(residuals([1.0, 0.1], [1.0, -0.1], [1.0, 0.0], [-1.0, 0.0])) == {
-        "hr/3": "cosine -1.00 to the clients' median direction, wanted at least -0.5"
+        "hr/3": "cosine -1.00 to the clients' median direction, expected at least -0.5"
     }
 
 
 def test_both_failings_are_told():
     why = judged(residuals([1.0], [1.0], [1.0], [-10.0]))["hr/3"]
     assert why == (
-        "norm 10, 36 robust deviations above the median 1, wanted at most 6; "
-        "cosine -1.00 to the clients' median direction, wanted at least -0.5"
+        "norm 10, 36 robust deviations above the median 1, expected at most 6; "
+        "cosine -1.00 to the clients' median direction, expected at least -0.5"
     )
 
 
@@ -121,5 +121,5 @@ def test_never_more_than_half_are_left_out(vectors, min_cosine, max_z):
 
 @pytest.mark.parametrize(("option", "value"), [("min_cosine", -1.1), ("min_cosine", float("nan")), ("max_z", 0.0)])
 def test_options_out_of_range_are_refused(option, value):
-    with pytest.raises(ValueError, match=f"{option}: got {value}, wanted"):
+    with pytest.raises(ValueError, match=f"{option}: expected .*, got {value}"):
         judged(residuals([1.0]), **{option: value})

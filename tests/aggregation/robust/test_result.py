@@ -39,7 +39,7 @@ def test_without_scales_it_is_the_mean_of_flora(department):
 
 
 def test_nobody_is_refused():
-    with pytest.raises(ValueError, match="nobody has a weight"):
+    with pytest.raises(ValueError, match="expected at least one client with a weight"):
         weighted_center(residuals(a=1.0), Selection({}, {}, {"a": "why"}))
 
 

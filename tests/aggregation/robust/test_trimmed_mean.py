@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_lightning.aggregation.robust.coordinate_median import median
-from fl_lightning.aggregation.robust.trimmed_mean import trimmed, trimmed_mean
+from fl_lightning.aggregation.robust.trimmed_mean import trim_count, trimmed_mean
 
 
 def residuals(*vectors):
@@ -42,7 +42,7 @@ def test_towards_half_it_is_the_median(department):
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.5, 0.9, float("nan")])
 def test_a_fraction_that_leaves_nobody_is_refused(fraction):
-    with pytest.raises(ValueError, match=rf"fraction: got {fraction}, wanted a number in \[0, 0\.5\)"):
+    with pytest.raises(ValueError, match=rf"fraction: expected a number in \[0, 0\.5\), got {fraction}"):
         mean_of(residuals([1.0]), fraction)
 
 
@@ -50,12 +50,12 @@ def test_a_fraction_that_leaves_nobody_is_refused(fraction):
     ("fraction", "n", "wanted"), [(0.29, 100, 29), (0.07, 100, 7), (0.1, 30, 3), (1e-7, 8, 0), (0, 9, 0)]
 )
 def test_the_fraction_is_taken_as_it_is_written(fraction, n, wanted):
-    assert trimmed(fraction, n) == wanted
+    assert trim_count(fraction, n) == wanted
 
 
 @given(st.floats(0, 0.5, exclude_max=True), st.integers(1, 1000))
 def test_somebody_is_always_left(fraction, n):
-    assert 0 <= 2 * trimmed(fraction, n) < n
+    assert 0 <= 2 * trim_count(fraction, n) < n
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=9))

@@ -3,8 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.aggregation.server_optimizers import fedadam
-from fl_lightning.aggregation.server_optimizers.fedyogi import step
+from fl_lightning.aggregation.server_optimizers.adaptive import fedadam, fedyogi
 
 A = "q.lora_A.weight"
 
@@ -20,7 +19,7 @@ def test_three_steps_by_hand():
     # Δ = 0: v = 4.75;                          m = 0.75;           θ += 0.75 / (√4.75 + 1) = 0.235890
     state, memory = one(0.0), {}
     for delta, m, v, theta in [(4.0, 2.0, 5.0, 0.618034), (1.0, 1.5, 4.75, 1.089814), (0.0, 0.75, 4.75, 1.325704)]:
-        state, memory = step(state, one(delta), memory, rate=1.0, beta1=0.5, beta2=0.75, tau=1.0)
+        state, memory = fedyogi(state, one(delta), memory, rate=1.0, beta1=0.5, beta2=0.75, tau=1.0)
         assert memory["m"][A].item() == pytest.approx(m, rel=1e-6)
         assert memory["v"][A].item() == pytest.approx(v, rel=1e-6)
         assert state[A].item() == pytest.approx(theta, abs=2e-6)
@@ -28,14 +27,14 @@ def test_three_steps_by_hand():
 
 def test_v_stays_where_it_equals_the_square():
     # v = τ² = 4 = Δ²: the sign is 0
-    _, memory = step(one(0.0), one(2.0), {}, rate=1.0, beta2=0.5, tau=2.0)
+    _, memory = fedyogi(one(0.0), one(2.0), {}, rate=1.0, beta2=0.5, tau=2.0)
     assert memory["v"][A].item() == 4.0
 
 
 def test_after_a_large_residual_v_falls_slower_than_adams():
     # Δ = 10, then 1 five times, β2 = 0.9, τ = 1: Adam's v falls by a tenth of itself a round, Yogi's by 0.1 a round.
     v = {}
-    for name, method in {"yogi": step, "adam": fedadam.step}.items():
+    for name, method in {"yogi": fedyogi, "adam": fedadam}.items():
         state, memory = one(0.0), {}
         for delta in (10.0, 1.0, 1.0, 1.0, 1.0, 1.0):
             state, memory = method(state, one(delta), memory, rate=0.1, beta2=0.9, tau=1.0)
@@ -47,8 +46,8 @@ def test_after_a_large_residual_v_falls_slower_than_adams():
 def test_the_same_v_as_adam_where_v_was_nothing():
     # v = 0: v − (1 − β2) Δ² sign(−Δ²) = (1 − β2) Δ²
     start = {"m": {A: torch.zeros(1)}, "v": {A: torch.zeros(1)}}
-    _, yogi = step(one(0.0), one(3.0), start, rate=0.1)
-    _, adam = fedadam.step(one(0.0), one(3.0), start, rate=0.1)
+    _, yogi = fedyogi(one(0.0), one(3.0), start, rate=0.1)
+    _, adam = fedadam(one(0.0), one(3.0), start, rate=0.1)
     assert yogi["v"][A].item() == adam["v"][A].item() == pytest.approx(0.09, rel=1e-6)
 
 
@@ -57,6 +56,6 @@ def test_the_same_v_as_adam_where_v_was_nothing():
 def test_v_is_never_negative_and_never_beyond_what_came(deltas, beta2):
     state, memory = one(0.0), {}
     for delta in deltas:
-        state, memory = step(state, one(delta), memory, rate=0.1, beta2=beta2, tau=0.5)
+        state, memory = fedyogi(state, one(delta), memory, rate=0.1, beta2=beta2, tau=0.5)
         assert memory["v"][A].item() >= 0
     assert memory["v"][A].item() <= 0.25 + (1 - beta2) * sum(d * d for d in deltas) * (1 + 1e-6) + 1e-6

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fl_lightning.aggregation.server_optimizers import sgd
-from fl_lightning.aggregation.server_optimizers.momentum import step
+from fl_lightning.aggregation.server_optimizers.momentum import fedavgm
+from fl_lightning.aggregation.server_optimizers.sgd import sgd
 
 A = "q.lora_A.weight"
 
@@ -18,7 +18,7 @@ def test_three_steps_by_hand():
     # Δ = 0:  m = 0.72;               θ = 1.28 + 0.072 = 1.352
     state, memory = one(1.0), {}
     for delta, m, theta in [(2.0, 2.0, 1.2), (-1.0, 0.8, 1.28), (0.0, 0.72, 1.352)]:
-        state, memory = step(state, one(delta), memory, rate=0.1)
+        state, memory = fedavgm(state, one(delta), memory, rate=0.1)
         assert memory["m"][A].item() == pytest.approx(m, rel=1e-6)
         assert state[A].item() == pytest.approx(theta, rel=1e-6)
 
@@ -33,7 +33,7 @@ def test_the_same_as_torchs_sgd_with_momentum():
         delta = torch.randn(5, 3, generator=draw)
         weight.grad = -delta.double()
         optimizer.step()
-        state, memory = step(state, {A: delta}, memory, rate=0.3, beta=0.8)
+        state, memory = fedavgm(state, {A: delta}, memory, rate=0.3, beta1=0.8)
     torch.testing.assert_close(state[A].double(), weight.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -41,8 +41,8 @@ def test_beta_zero_is_sgd():
     state, memory = one(1.0), {}
     plain = one(1.0)
     for delta in (3.0, -2.0):
-        state, memory = step(state, one(delta), memory, rate=0.3, beta=0.0)
-        plain, _ = sgd.step(plain, one(delta), {}, rate=0.3)
+        state, memory = fedavgm(state, one(delta), memory, rate=0.3, beta1=0.0)
+        plain, _ = sgd(plain, one(delta), {}, rate=0.3)
     assert torch.equal(state[A], plain[A])
 
 
@@ -51,14 +51,14 @@ def test_a_constant_residual_ends_in_steps_of_one_over_one_minus_beta():
     state, memory = one(0.0), {}
     for _ in range(40):
         before = state[A].item()
-        state, memory = step(state, one(1.0), memory, rate=0.1, beta=0.5)
+        state, memory = fedavgm(state, one(1.0), memory, rate=0.1, beta1=0.5)
     assert memory["m"][A].item() == pytest.approx(2.0, rel=1e-6)
     assert state[A].item() - before == pytest.approx(0.2, rel=1e-5)
 
 
 def test_the_rate_of_a_round_is_not_remembered():
     # m is 1 after a round of rate 0: θ stays; then m = 0.5, θ = 0.5
-    state, memory = step(one(0.0), one(1.0), {}, rate=0.0, beta=0.5)
+    state, memory = fedavgm(one(0.0), one(1.0), {}, rate=0.0, beta1=0.5)
     assert state[A].item() == 0.0
-    state, memory = step(state, one(0.0), memory, rate=1.0, beta=0.5)
+    state, memory = fedavgm(state, one(0.0), memory, rate=1.0, beta1=0.5)
     assert state[A].item() == 0.5

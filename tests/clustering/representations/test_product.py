@@ -60,7 +60,9 @@ def test_what_is_no_factor_is_left_alone():
 
 
 def test_without_b_it_is_refused():
-    with pytest.raises(ValueError, match="hr: q.lora_A.weight: got no q.lora_B.weight beside it"):
+    with pytest.raises(
+        ValueError, match="hr: q.lora_A.weight: expected both factors of a product, got no q.lora_B.weight"
+    ):
         product.product({"hr": {"q.lora_A.weight": torch.ones(1, 2)}})
     with pytest.raises(ValueError, match="hr: expected lora_A and lora_B"):
         product.product({"hr": {"x": torch.ones(1)}})

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_lightning.linalg.gram import gram_matrix, squared_distances
+from fl_lightning.linalg.client_matrix import gram_matrix, squared_distances
 
 
 def test_inner_products_go_over_all_tensors():
