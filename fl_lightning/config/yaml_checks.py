@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fl_lightning.config.checks import field_types
 from fl_lightning.config.lora import LoraProfile
 from fl_lightning.config.run import RunConfig
 from fl_lightning.errors import InputError, nearest
+from fl_lightning.storage.files import read_text
 
 TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
 MAX_VALUES = 100_000
@@ -53,15 +53,10 @@ def check_yaml(path: Path) -> None:
     Raises:
         InputError: naming the file, the line and the nearest key.
     """
-    if os.path.exists(path) and not path.is_file():  # reading a FIFO would wait for its writer
-        raise InputError(f"--config {path}: expected a YAML file, got something that is not a regular file")
+    text = read_text(path, "a YAML file", name=f"--config {path}")
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_values(path, root)
-    except OSError as error:
-        raise InputError(f"--config {path}: expected a readable YAML file, got the error {error.strerror!r}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--config {path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -148,7 +143,7 @@ def _shown(node: yaml.Node, scalar: Callable[[str], str] = _bare) -> str:
 
 def line_of(path: Path, key: str) -> int | None:
     """The line on which a YAML file sets a dotted key; None if it does not."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = yaml.compose(read_text(path, "a YAML file"), Loader=yaml.SafeLoader)
     line = None
     for part in key.split("."):
         pairs = node.value if isinstance(node, yaml.MappingNode) else []

@@ -53,11 +53,11 @@ def test_a_list_instead_of_keys_is_refused(config_file):
 
 
 def test_a_missing_file_is_named():
-    assert refused("--config", "gone.yaml").startswith("--config gone.yaml: expected a readable YAML file, got")
+    assert refused("--config", "gone.yaml").startswith("--config gone.yaml: cannot be read (")
 
 
 def test_a_folder_instead_of_a_file_is_named(tmp_path):
-    assert refused("--config", str(tmp_path)).startswith(f"--config {tmp_path}: expected a YAML file, got something")
+    assert refused("--config", str(tmp_path)).startswith(f"--config {tmp_path}: cannot be read (not a regular file)")
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):

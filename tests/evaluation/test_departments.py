@@ -121,14 +121,14 @@ def test_adapter_that_does_not_fit_is_an_input_error(run, federation):
     folder, clients, initial = run
     wrong = {n: t[:, :-1].contiguous() for n, t in initial.items()}
     export_lora_adapter(clients._fitting._module.model, folder / "adapters" / "hr", wrong)
-    with pytest.raises(InputError, match=r"hr/adapter_model.safetensors: .*shape \(4, 31\), wanted \(4, 32\)"):
+    with pytest.raises(InputError, match=r"hr/adapter_model.safetensors: .*expected shape \(4, 32\), got \(4, 31\)"):
         evaluate_run(folder, federation, clients, initial)
 
 
 def test_missing_adapter_is_an_input_error(run, federation):
     folder, clients, initial = run
     (folder / "adapters" / "hr" / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match="hr/adapter_model.safetensors: no file there"):
+    with pytest.raises(InputError, match="hr/adapter_model.safetensors: expected a safetensors file, got no file"):
         evaluate_run(folder, federation, clients, initial)
 
 
