@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from fl_lightning.config.checks import (
     Block,
@@ -15,6 +15,9 @@ from fl_lightning.config.checks import (
     PositiveFraction,
     check,
 )
+
+Transport: TypeAlias = Literal["fp32", "bf16", "int8"]
+"""Number formats of updates on the network."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ class NetworkConfig(Block, key="network"):
     """Share of each department's requested sites whose replies end a round's wait early, in (0, 1]."""
     max_message_mb: PositiveFloat = 1024.0
     """Size limit of a message in MiB; a larger one is rejected unread."""
-    transport: Literal["fp32", "bf16", "int8"] = "fp32"
+    transport: Transport = "fp32"
     """Number format of updates; bf16 and int8 carry the rounding error over to the next round."""
     local_privacy: LocalPrivacyConfig = field(default_factory=LocalPrivacyConfig)
     """Clipping and noise at the site."""

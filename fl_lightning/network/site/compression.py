@@ -24,13 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 
+from fl_lightning.config.network import Transport
 from fl_lightning.state import LoraState, norm, num_bytes
 
-Transport: TypeAlias = Literal["fp32", "bf16", "int8"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 SCALE_SUFFIX = "|scale"
 """Added to the name of a tensor for its scales; no parameter's name ends so."""

@@ -1,3 +1,4 @@
+import queue
 import socket
 import threading
 from multiprocessing import AuthenticationError
@@ -26,9 +27,16 @@ def echo_once(folder):
 
 
 def ask(folder, message=b"there?"):
-    with connect(folder.path) as connection:
-        connection.send_bytes(message)
-        return connection.recv_bytes() if connection.poll(10) else None
+    """The reply to a message; a listener that is dead fails the test, which would wait for ever otherwise."""
+    replies = queue.Queue()
+
+    def run():
+        with connect(folder.path) as connection:
+            connection.send_bytes(message)
+            replies.put(connection.recv_bytes())
+
+    threading.Thread(target=run, daemon=True).start()
+    return replies.get(timeout=10)
 
 
 def test_both_ends_meet_and_only_this_user_may_look(monkeypatch):

@@ -1,4 +1,5 @@
 import socket
+import threading
 import time
 
 from fl_lightning.network.flower.local_socket import SocketFolder, connect
@@ -10,20 +11,26 @@ def test_a_request_arrives_after_others_broke_off():
         requests = receive_requests(folder)
         with socket.socket(socket.AF_UNIX) as peer:  # breaks off in the handshake
             peer.connect(str(folder.path / "socket"))
-        connect(folder.path).close()  # breaks off after it
-        with connect(folder.path) as connection:
-            connection.send_bytes(b"fit")
-            reply_to, message = requests.get(timeout=10)
-            assert message == b"fit"
-            reply_to.send_bytes(b"done")
-            assert connection.recv_bytes() == b"done"
-            reply_to.close()
+        replies = []
+
+        def ask():
+            connect(folder.path).close()  # breaks off after it
+            with connect(folder.path) as connection:
+                connection.send_bytes(b"fit")
+                replies.append(connection.recv_bytes())
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        connection, message = requests.get(timeout=10)
+        assert message == b"fit"
+        with connection:
+            connection.send_bytes(b"done")
+        thread.join(10)
+        assert replies == [b"done"]
         assert requests.empty()
 
 
 def test_the_thread_ends_when_the_folder_is_closed():
-    import threading
-
     def listeners():
         return [thread for thread in threading.enumerate() if thread.name == "site-listener"]
 
