@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fl_lightning.config.network import Transport
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
-from fl_lightning.network.site.compression import Transport, encoded_num_bytes
+from fl_lightning.network.site.compression import encoded_num_bytes
 from fl_lightning.network.site.compression import decode as decode_update
 from fl_lightning.state import Factor, LoraState, select
 from fl_lightning.storage.messages import decode
