@@ -18,7 +18,7 @@ from fl_lightning.errors import InputError, RunError, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code comes back."""
+    """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signals.install()
     try:
         if command not in COMMANDS:
-            raise InputError(
-                f"unknown command {command!r}, wanted one of {', '.join(COMMANDS)}{nearest(command, COMMANDS)}"
-            )
+            raise InputError(f"expected a command ({', '.join(COMMANDS)}), got {command!r}{nearest(command, COMMANDS)}")
         code: int = importlib.import_module(f"fl_lightning.commands.{command}").run(rest)
         return code
     except InputError as error:
@@ -49,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             saved = stop.note or "nothing was written"
             if stop.run_folder is not None:
                 run, verb = shlex.quote(str(stop.run_folder)), "server" if command == "server" else "fit"
-                saved = f"all that was finished is saved: fl-lightning {verb} --resume {run} continues"
+                saved = f"finished work is saved: fl-lightning {verb} --resume {run} continues"
             print(f"stopped; {saved}", file=sys.stderr)
         return 128 + stop.number
 
@@ -75,7 +73,7 @@ def usage() -> str:
 
 
 def _say(kind: str, error: Exception) -> None:
-    """One line on stderr; a process that this command started leaves it to the first one, which fails alike."""
+    """Print one line on stderr; further processes of a run leave that to the first one, which fails as well."""
     if launch.CHILD not in os.environ:
         where = "" if launch.is_first() else f"process {os.environ.get('RANK')}: "
         print(f"{kind}: {where}{' '.join(str(error).split())}", file=sys.stderr)

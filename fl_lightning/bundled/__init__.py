@@ -1,4 +1,4 @@
-"""What ships inside the package: a tiny pre-trained base model and four departments of real text."""
+"""Data inside the package: a tiny pretrained base model and four departments of real text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resolve(name: str) -> Path:
     """The path of ``bundled:NAME``, or the name itself as a path.
 
     Raises:
-        InputError: nothing of that name is bundled.
+        InputError: if the package has no data of this name.
 
     Example:
         >>> resolve("bundled:departments").name
@@ -22,8 +22,8 @@ def resolve(name: str) -> Path:
     """
     if not name.startswith(PREFIX):
         return Path(name).expanduser()
-    wanted = name.removeprefix(PREFIX)
-    if wanted not in NAMES:
-        choices = ", ".join(PREFIX + n for n in NAMES)
-        raise InputError(f"{name}: not in the package, wanted {choices}{nearest(wanted, NAMES)}")
-    return Path(__file__).parent / wanted
+    item = name.removeprefix(PREFIX)
+    if item not in NAMES:
+        choices = " or ".join(PREFIX + n for n in NAMES)
+        raise InputError(f"expected {choices}, got {name!r}{nearest(item, NAMES)}")
+    return Path(__file__).parent / item

@@ -31,22 +31,22 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         InputError: for bad arguments; nothing is written then.
     """
-    options = make_parser().read(argv)
-    if options.add:
-        if options.hosts or options.days is not None:
+    args = make_parser().read(argv)
+    if args.add:
+        if args.hosts or args.days is not None:
             raise InputError("certs: expected --add without --hosts and --days (a site's key has neither), got one")
-        for site in options.add:
-            add_site(options.out, site)
-        _show(options.out, options.add)
+        for site in args.add:
+            add_site(args.out, site)
+        _show(args.out, args.add)
         return 0
-    sites = options.sites
-    if options.config is not None:
+    sites = args.sites
+    if args.config is not None:
         from fl_lightning.config.parsing import parse_config
 
-        data = parse_config(["--config", str(options.config)]).data
+        data = parse_config(["--config", str(args.config)]).data
         sites = list_sites(data.root, data.clients_per_dept)
-    days = 365 if options.days is None else options.days
-    _show(options.out, make_certificates(options.out, sites, options.hosts or DEFAULT_HOSTS, days))
+    days = 365 if args.days is None else args.days
+    _show(args.out, make_certificates(args.out, sites, args.hosts or DEFAULT_HOSTS, days))
     return 0
 
 

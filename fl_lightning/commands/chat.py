@@ -19,8 +19,8 @@ If the input is not a terminal, every line is a separate conversation."""
 
 def run(argv: list[str]) -> int:
     """Talk until the input ends."""
-    given = _parser().read(argv)
-    folder = find_run_folder(given.run, Path(given.output))
+    args = _parser().read(argv)
+    folder = find_run_folder(args.run, Path(args.output))
     setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.chat import Conversation, talk
@@ -31,10 +31,10 @@ def run(argv: list[str]) -> int:
     conversation = Conversation(
         parse_config(["--config", str(folder / CONFIG)]),
         folders,
-        given.model or next(iter(folders)),
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        seed=given.seed,
+        args.model or next(iter(folders)),
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
     )
     try:
         talk(conversation)

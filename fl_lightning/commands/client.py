@@ -16,15 +16,15 @@ def run(argv: list[str]) -> int:
     parser = Parser("client", add_help=False)
     parser.add_argument("--department")
     parser.add_argument("--client")
-    options, rest = parser.read_known(argv)
+    args, rest = parser.read_known(argv)
     config = parse_config(rest, "fl_lightning client")
-    if not options.department or not options.client:
-        missing = "--client" if options.department else "--department"
+    if not args.department or not args.client:
+        missing = "--client" if args.department else "--department"
         raise InputError(f"client: expected --department and --client, such as hr and client_0, got no {missing}")
     with launch.started(config.fabric.devices, ["client", *argv]):
         setup_logging()
         from fl_lightning.network.site import run as client
 
         silence_libraries()
-        client.run_client(config, options.department, options.client)
+        client.run_client(config, args.department, args.client)
     return 0

@@ -21,8 +21,8 @@ def run(argv: list[str]) -> int:
     parser = Parser("compare", add_help=False)
     parser.add_argument("--by-department", action="store_true")
     parser.add_argument("--resume", type=not_empty)
-    options, argv = parser.read_known(argv)
-    if options.resume is None:
+    args, argv = parser.read_known(argv)
+    if args.resume is None:
         parser.add_argument("--seeds", type=not_empty, default="3")
         seeds, argv = parser.read_known(argv)
         plan, folder = compare_plan.make_plan(argv, seeds.seeds), None
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
                 f"compare: expected only --output and --by-department with --resume, got {argv[0]}; leave it out, or "
                 "start a new comparison"
             )
-        folder = compare_plan.find_comparison(options.resume, Path(where.output))
+        folder = compare_plan.find_comparison(args.resume, Path(where.output))
         plan = compare_plan.read_plan(folder)
     setup_logging()
     from fl_lightning.runs.comparison import report
@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
     except signals.Stopped as stop:
         print(f"stopped; finished runs and rounds are saved: {again} continues", file=sys.stderr)
         return 128 + stop.number
-    report.show(folder, comparison, by_department=options.by_department)
+    report.show(folder, comparison, by_department=args.by_department)
     if comparison.failed:
         raise RunError(f"{len(comparison.failed)} of the runs, see above; {again} tries them again")
     return 0

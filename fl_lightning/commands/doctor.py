@@ -19,8 +19,8 @@ def run(argv: list[str]) -> int:
     parser = Parser("doctor", DESCRIPTION)
     parser.add_argument("--config", metavar="FILE", help="of the run in question (default: the defaults)")
     parser.add_argument("--json", action="store_true", help="everything, in bytes, as JSON")
-    given = parser.read(argv)
-    config = parse_config(["--config", given.config] if given.config else [])
+    args = parser.read(argv)
+    config = parse_config(["--config", args.config] if args.config else [])
     setup_logging()
     from rich.console import Console
 
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     silence_libraries()
     with Console(stderr=True).status("looking at this machine"):
         found = diagnosis.diagnose(config)
-    if given.json:
+    if args.json:
         print(json.dumps(found.as_json(), indent=1))
     else:
         diagnosis.show(found, Console())

@@ -22,13 +22,13 @@ With any other option: evaluate adapters on records, and write nothing into the 
 
 def run(argv: list[str]) -> int:
     """Evaluate."""
-    options = _parser().read(argv)
-    root = Path(options.output)
-    if any(value for name, value in vars(options).items() if name not in ("run", "output")) or options.resamples == 0:
-        return _score(options, root)
-    if options.run is None:
+    args = _parser().read(argv)
+    root = Path(args.output)
+    if any(value for name, value in vars(args).items() if name not in ("run", "output")) or args.resamples == 0:
+        return _score(args, root)
+    if args.run is None:
         raise InputError("evaluate: expected --run with a run folder or 'last', got none; --help lists more")
-    return _rewrite(find_run_folder(options.run, root), ["evaluate", *argv])
+    return _rewrite(find_run_folder(args.run, root), ["evaluate", *argv])
 
 
 def _parser() -> Parser:
@@ -65,29 +65,29 @@ def _rewrite(folder: Path, argv: list[str]) -> int:
     return 0
 
 
-def _score(options: Namespace, root: Path) -> int:
+def _score(args: Namespace, root: Path) -> int:
     """Evaluate any adapters on any data."""
-    if options.run is None and options.config is None:
+    if args.run is None and args.config is None:
         raise InputError("evaluate: expected --run or --config for the base model and the data, got neither")
-    if options.run is None and not options.adapter:
+    if args.run is None and not args.adapter:
         raise InputError("evaluate: expected adapters by --run or --adapter, got none")
-    folder = None if options.run is None else find_run_folder(options.run, root)
+    folder = None if args.run is None else find_run_folder(args.run, root)
     setup_logging()
     from fl_lightning.runs import scoring
 
     silence_libraries()
     request = scoring.ScoringRequest(
         folder,
-        scoring.parse_adapter_options(options.adapter),
-        options.data,
-        options.matrix,
-        (options.max_new_tokens or 64) if options.generate else 0,
-        options.records,
-        1000 if options.resamples is None else options.resamples,
+        scoring.parse_adapter_options(args.adapter),
+        args.data,
+        args.matrix,
+        (args.max_new_tokens or 64) if args.generate else 0,
+        args.records,
+        1000 if args.resamples is None else args.resamples,
     )
-    source = options.config if folder is None or options.config else str(folder / CONFIG)
+    source = args.config if folder is None or args.config else str(folder / CONFIG)
     result = scoring.score_run(parse_config(["--config", source]), request)
-    json_path, csv_path = (None if path is None else Path(path) for path in (options.json, options.csv))
+    json_path, csv_path = (None if path is None else Path(path) for path in (args.json, args.csv))
     scoring.write(result, json_path=json_path, csv_path=csv_path)
     scoring.show(result)
     return 0

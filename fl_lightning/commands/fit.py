@@ -32,11 +32,11 @@ def config_and_folder(argv: list[str], command: str) -> tuple[RunConfig, Path | 
     prog = f"fl_lightning {command}"
     parser = Parser(command, add_help=False)
     parser.add_argument("--resume", type=not_empty)
-    options, argv = parser.read_known(argv)
-    if options.resume is None:
+    args, argv = parser.read_known(argv)
+    if args.resume is None:
         return parse_config(argv, prog), None
     parser.add_argument("--output", type=not_empty)
     root = parser.read_known(argv)[0].output or parse_config(argv, prog).output
-    folder = find_run_folder(options.resume, Path(root))
+    folder = find_run_folder(args.resume, Path(root))
     # The run's own config comes first, so that arguments given now override it.
     return parse_config(["--config", str(folder / CONFIG), *argv], prog), folder

@@ -20,8 +20,8 @@ def run(argv: list[str]) -> int:
     parser = Parser("init", DESCRIPTION, epilog=f"methods:\n{listed}")
     parser.add_argument("--output", metavar="FILE", default="config.yaml", help="a new file (default: config.yaml)")
     parser.add_argument("--method", metavar="NAME", help="with the values of a published method, see below")
-    given = parser.read(argv)
-    text, path = templates.template(given.method), Path(given.output)
+    args = parser.read(argv)
+    text, path = templates.template(args.method), Path(args.output)
     if os.path.lexists(path):
         raise InputError(f"--output: {path} is there already and is not overwritten; choose another, or remove it")
     try:

@@ -21,9 +21,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--data", metavar="DIR", help="a folder of departments (default: data.root of the config)")
     parser.add_argument("--config", metavar="FILE", help="whose tokenizer, max_length, eval_fraction and seed count")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    given = parser.read(argv)
-    config = parse_config(["--config", given.config] if given.config else [])
-    root = given.data or config.data.root
+    args = parser.read(argv)
+    config = parse_config(["--config", args.config] if args.config else [])
+    root = args.data or config.data.root
     setup_logging()
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         found = checks.inspect_folder(
             root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
         )
-    if given.json:
+    if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:
         report.print_inspection(found, Console())

@@ -26,22 +26,22 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--to", metavar="DIR", help="where the models' folders go (RUN/merged)")
     help_ = "of the weights; auto is as the base's own files have them"
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=help_)
-    given = parser.read(argv)
-    folder = find_run_folder(given.run, Path(given.output))
+    args = parser.read(argv)
+    folder = find_run_folder(args.run, Path(args.output))
     model = parse_config(["--config", str(folder / CONFIG)]).model
-    adapters = chosen_adapters(folder, given.models)
+    adapters = chosen_adapters(folder, args.models)
     names = folder_names(adapters)
     setup_logging()
     from fl_lightning.modeling.merging import merge_adapter
 
     silence_libraries()
-    root = Path(given.to) if given.to else folder / "merged"
+    root = Path(args.to) if args.to else folder / "merged"
     written: list[str] = []
     try:
         with locked(folder):
             for name, adapter in adapters.items():
                 left = len(adapters) - len(written)
-                merged = merge_adapter(model, adapter, root / names[name], dtype=given.dtype, copies=left)
+                merged = merge_adapter(model, adapter, root / names[name], dtype=args.dtype, copies=left)
                 rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
                 print(f"{name}: {merged.folder} ({merged.dtype}, {format_bytes(merged.size)}{rounded})", flush=True)
                 written.append(name)

@@ -1,4 +1,4 @@
-"""``partition SOURCE --output DIR``: one pile of records into folders of departments and clients."""
+"""``partition SOURCE --output DIR``: divide records into folders of departments and clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fl_lightning.commands.parser import Parser, at_least, number_above
 from fl_lightning.data.partition.strategies import SCHEMES, Scheme, SchemeName, deal, label_counts
 from fl_lightning.errors import InputError
 
-DESCRIPTION = """Deal one pile of records out to departments and clients, in the folders that 'fit --data' reads:
+DESCRIPTION = """Divide records among departments and clients, in the folders that 'fit --data' reads:
 
   DIR/<department>/<client>/train.jsonl, eval.jsonl     partition.json and, with --label, partition.png say who got what
 
@@ -23,12 +23,12 @@ def make_parser() -> Parser:
     """The options."""
     parser = Parser("partition", DESCRIPTION)
     parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--output", metavar="DIR", help="a folder that is not there yet")
+    parser.add_argument("--output", metavar="DIR", help="a new folder")
     parser.add_argument("--split", metavar="NAME", help="of a Hugging Face data set (default: train, or the only one)")
     who = parser.add_argument_group("who gets what")
     who.add_argument("--by", metavar="COLUMN", help="a department for each value of this column")
     who.add_argument("--clients-by", metavar="COLUMN", help="a client for each value of this column")
-    who.add_argument("--departments", metavar="N", type=at_least(1), help="so many departments, dealt by --scheme")
+    who.add_argument("--departments", metavar="N", type=at_least(1), help="number of departments, dealt by --scheme")
     who.add_argument("--clients-per-dept", metavar="M", type=at_least(1), help="clients in each (default: 3)")
     who.add_argument("--scheme", choices=SCHEMES, default="iid", help="how records are dealt (default: iid)")
     who.add_argument("--client-scheme", choices=SCHEMES, help="the same inside departments (default: as --scheme)")
@@ -48,81 +48,81 @@ def make_parser() -> Parser:
 
 
 def run(argv: list[str]) -> int:
-    """Deal records out."""
-    given = make_parser().read(argv)
-    columns = {name.removesuffix("_column"): getattr(given, name) for name in RECORD if getattr(given, name)}
-    parts = _parts(given)
+    """Divide records."""
+    args = make_parser().read(argv)
+    columns = {name.removesuffix("_column"): getattr(args, name) for name in RECORD if getattr(args, name)}
+    parts = _parts(args)
     from fl_lightning.data.partition import writer
     from fl_lightning.data.partition.columns import check_columns, to_records, values_of
     from fl_lightning.data.partition.reader import read_rows
 
-    if given.output:
-        writer.check_new(Path(given.output))
-    rows = read_rows(given.source, given.split)
-    options = {"--by": given.by, "--clients-by": given.clients_by, "--label": given.label}
-    options |= {f"--{name.replace('_', '-')}": getattr(given, name) for name in RECORD}
+    if args.output:
+        writer.check_new(Path(args.output))
+    rows = read_rows(args.source, args.split)
+    options = {"--by": args.by, "--clients-by": args.clients_by, "--label": args.label}
+    options |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORD}
     check_columns(rows, options)
     records = to_records(rows, columns)
-    labels = values_of(rows, given.label, "--label") if given.label else None
+    labels = values_of(rows, args.label, "--label") if args.label else None
 
     def scheme(name: SchemeName, sizes: list[float]) -> Scheme:
-        return Scheme(name, given.alpha, given.shards, sizes, given.min_records)
+        return Scheme(name, args.alpha, args.shards, sizes, args.min_records)
 
     shares = deal(
         len(records),
-        values_of(rows, given.by, "--by") if given.by else parts[0],
-        values_of(rows, given.clients_by, "--clients-by") if given.clients_by else parts[1],
-        scheme=scheme(given.scheme, given.sizes),
-        client_scheme=scheme(given.client_scheme or given.scheme, given.client_sizes or given.sizes),
+        values_of(rows, args.by, "--by") if args.by else parts[0],
+        values_of(rows, args.clients_by, "--clients-by") if args.clients_by else parts[1],
+        scheme=scheme(args.scheme, args.sizes),
+        client_scheme=scheme(args.client_scheme or args.scheme, args.client_sizes or args.sizes),
         labels=labels,
-        seed=given.seed,
+        seed=args.seed,
     )
-    dealt = writer.split_clients(shares, given.eval_fraction, given.seed)
+    dealt = writer.split_clients(shares, args.eval_fraction, args.seed)
     counts = label_counts(shares, labels) if labels else None
-    return _finish(given, records, dealt, counts)
+    return _finish(args, records, dealt, counts)
 
 
-def _parts(given: argparse.Namespace) -> tuple[int, int]:
-    """(departments, clients in each) where no column says who gets what."""
-    if not given.dry_run and not given.output:
-        raise InputError("partition: no --output, wanted a folder for the federation, or --dry-run")
-    if given.by and given.departments:
-        raise InputError("--departments: got it with --by, wanted one of them; leave out the other")
-    if given.clients_by and given.clients_per_dept:
-        raise InputError("--clients-per-dept: got it with --clients-by, wanted one of them; leave out the other")
-    if not given.by and not given.departments:
-        raise InputError("partition: no departments, wanted --by COLUMN or --departments N")
-    return given.departments or 0, given.clients_per_dept or 3
+def _parts(args: argparse.Namespace) -> tuple[int, int]:
+    """(departments, clients in each) if no column assigns them."""
+    if not args.dry_run and not args.output:
+        raise InputError("partition: expected --output DIR for the federation, or --dry-run, got neither")
+    if args.by and args.departments:
+        raise InputError("--departments: expected only one of --departments and --by, got both")
+    if args.clients_by and args.clients_per_dept:
+        raise InputError("--clients-per-dept: expected only one of --clients-per-dept and --clients-by, got both")
+    if not args.by and not args.departments:
+        raise InputError("partition: expected --by COLUMN or --departments N, got neither")
+    return args.departments or 0, args.clients_per_dept or 3
 
 
-def _finish(given: argparse.Namespace, records: list[Any], dealt: Any, counts: Any) -> int:
-    """Print the table, and write unless it is a rehearsal."""
+def _finish(args: argparse.Namespace, records: list[Any], dealt: Any, counts: Any) -> int:
+    """Print the table, and write the folders unless it is a dry run."""
     from rich.console import Console
 
     from fl_lightning.data.partition import writer
 
     console = Console()
-    title = given.source if given.dry_run else f"{given.source} → {given.output}"
+    title = args.source if args.dry_run else f"{args.source} → {args.output}"
     console.print(writer.make_table(dealt, counts, title))
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    if given.dry_run:
+    if args.dry_run:
         say("Nothing was written: --dry-run.")
         return 0
     picture = None
     if counts:
         try:
-            picture = writer.draw_counts(counts, given.label)
+            picture = writer.draw_counts(counts, args.label)
         except ImportError:
             say(f"partition.png was not drawn: matplotlib is not installed; {DRAWING}")
-    options = {key: value for key, value in vars(given).items() if value not in (None, []) and key != "dry_run"}
+    options = {key: value for key, value in vars(args).items() if value not in (None, []) and key != "dry_run"}
     clients = {
         client_id: {"train": len(train), "eval": len(held_out), **({"labels": counts[client_id]} if counts else {})}
         for client_id, (train, held_out) in dealt.items()
     }
-    writer.write_federation(Path(given.output), records, dealt, {"options": options, "clients": clients}, picture)
+    writer.write_federation(Path(args.output), records, dealt, {"options": options, "clients": clients}, picture)
     most = min(sum(c.startswith(f"{name}/") for c in dealt) for name in {c.split("/")[0] for c in dealt})
-    say(f"Train on it: fl-lightning fit --data {given.output} --clients-per-dept {most}")
+    say(f"Train on it: fl-lightning fit --data {args.output} --clients-per-dept {most}")
     return 0

@@ -18,7 +18,7 @@ from fl_lightning.storage.run_layout import CONFIG
 if TYPE_CHECKING:
     from fl_lightning.publishing.export_folder import ExportFolder, ExportSource
 
-DESCRIPTION = """Upload the adapter of each department and group of a run to a repository of its own on the Hugging
+DESCRIPTION = """Upload the adapter of each department and group of a run to a separate repository on the Hugging
 Face Hub, ORG/NAME-<department>, with a model card. Clients' own adapters go there only when they are named.
 
 The token is that of HF_TOKEN or of 'hf auth login'. Only adapter_config.json, adapter_model.safetensors and README.md
@@ -31,17 +31,17 @@ def run(argv: list[str]) -> int:
         raise InputError(
             "push: takes no --token, since others could read it; set HF_TOKEN, or run 'hf auth login' once"
         )
-    given = _parser().read(argv)
+    args = _parser().read(argv)
     setup_logging()  # before the hub's own import, which reads what is to be setup_logging
     from fl_lightning.publishing import repo_names
 
-    repo_names.check_prefix(given.repo_prefix)
-    licence = None if given.licence is None else repo_names.check_licence(given.licence)
-    folder = find_run_folder(given.run, Path(given.output))
+    repo_names.check_prefix(args.repo_prefix)
+    licence = None if args.licence is None else repo_names.check_licence(args.licence)
+    folder = find_run_folder(args.run, Path(args.output))
     config = parse_config(["--config", str(folder / CONFIG)])
-    adapters = chosen_adapters(folder, given.models)
-    repositories = repo_names.repositories(given.repo_prefix, adapters)
-    base = repo_names.hub_id(config.model, given.base_model)
+    adapters = chosen_adapters(folder, args.models)
+    repositories = repo_names.repositories(args.repo_prefix, adapters)
+    base = repo_names.hub_id(config.model, args.base_model)
     from fl_lightning.publishing.export_folder import ExportSource
 
     silence_libraries()
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         for name, adapter in adapters.items()
     ]
     with locked(folder):
-        return _dry_run(sources, given) if given.dry_run else _push(sources, given)
+        return _dry_run(sources, args) if args.dry_run else _push(sources, args)
 
 
 def _parser() -> Parser:
@@ -78,21 +78,21 @@ def _parser() -> Parser:
     return parser
 
 
-def _build(sources: list[ExportSource], given: Namespace, number: int) -> ExportFolder:
+def _build(sources: list[ExportSource], args: Namespace, number: int) -> ExportFolder:
     from fl_lightning.publishing.export_folder import build_export_folder
 
     source = sources[number]
-    root = Path(given.to) if given.to else source.run_folder / "publish"
+    root = Path(args.to) if args.to else source.run_folder / "publish"
     place = root / source.repository.rpartition("/")[2]
-    return build_export_folder(source, place, merged=given.merged, dtype=given.dtype, copies=len(sources) - number)
+    return build_export_folder(source, place, merged=args.merged, dtype=args.dtype, copies=len(sources) - number)
 
 
-def _dry_run(sources: list[ExportSource], given: Namespace) -> int:
+def _dry_run(sources: list[ExportSource], args: Namespace) -> int:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    built = [_build(sources, given, number) for number in range(len(sources))]
+    built = [_build(sources, args, number) for number in range(len(sources))]
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("repository", "files", "size", "loss"):
         table.add_column(column, overflow="fold", justify="left" if column == "repository" else "right")
@@ -100,7 +100,7 @@ def _dry_run(sources: list[ExportSource], given: Namespace) -> int:
         loss = " → ".join(f"{f['loss']:.3f}" for f in (one.facts.base, one.facts.final) if "loss" in f)
         table.add_row(one.source.repository, str(len(one.files)), format_bytes(one.size), loss or "–")
     Console().print(table)
-    source, visibility = sources[0], "public" if given.public else "private"
+    source, visibility = sources[0], "public" if args.public else "private"
     print(f"each: {', '.join(built[0].files)}")
     print(f"visibility: {visibility} · base: {_base(source)} · licence: {source.licence or '–'}")
     print(f"Nothing was uploaded. The folders are in {built[0].folder.parent}")
@@ -114,15 +114,15 @@ def _base(source: ExportSource) -> str:
     return f"{said} (--base-model ID names it)" if said == UNNAMED_BASE else said
 
 
-def _push(sources: list[ExportSource], given: Namespace) -> int:
+def _push(sources: list[ExportSource], args: Namespace) -> int:
     from fl_lightning.publishing import hub
 
     api = hub.connect()
     done: list[str] = []
     try:
         for number, source in enumerate(sources):
-            built = _build(sources, given, number)
-            result = hub.upload(api, built, private=not given.public)
+            built = _build(sources, args, number)
+            result = hub.upload(api, built, private=not args.public)
             what = f"{format_bytes(built.size)} uploaded" if result.changed else "unchanged"
             print(f"{source.repository}: {what}, {result.url}", flush=True)
             done.append(source.repository)

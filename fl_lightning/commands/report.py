@@ -18,11 +18,11 @@ def run(argv: list[str]) -> int:
     help_ = """let the base model and the adapter answer N held-out prompts of each department (3); the answers are kept
         in RUN/report/samples.json. With 0 no model is loaded, and the page contains no record of a department"""
     parser.add_argument("--samples", type=at_least(0), default=3, metavar="N", help=help_)
-    options = parser.read(argv)
-    folder = find_run_folder(options.run, Path(options.output))
+    args = parser.read(argv)
+    folder = find_run_folder(args.run, Path(args.output))
     setup_logging()
     from fl_lightning.report.page import write_report
 
     silence_libraries()
-    print(f"The report is in {write_report(folder, count=options.samples)}")
+    print(f"The report is in {write_report(folder, count=args.samples)}")
     return 0

@@ -23,11 +23,11 @@ one the server is on the loopback address only."""
 
 def run(argv: list[str]) -> int:
     """Serve until stopped."""
-    given = _parser().read(argv)
+    args = _parser().read(argv)
     if missing := [name for name in ("litserve", "prometheus_client") if importlib.util.find_spec(name) is None]:
         raise InputError(f"serve needs {missing[0]}, which is not installed: pip install 'fl_lightning[serve]'")
-    folder = find_run_folder(given.run, Path(given.output))
-    key = api_key(given.api_key_file)
+    folder = find_run_folder(args.run, Path(args.output))
+    key = api_key(args.api_key_file)
     setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.app import ServingOptions, serve
@@ -36,18 +36,18 @@ def run(argv: list[str]) -> int:
     silence_libraries()
     options = ServingOptions(
         folder,
-        host=given.host,
-        port=given.port,
+        host=args.host,
+        port=args.port,
         api_key=key,
-        clients=given.clients,
-        models=given.models,
-        max_batch=given.max_batch,
-        max_requests=given.max_requests,
-        max_body=given.max_body_kib * 1024,
-        limits=Limits(given.max_prompt_tokens, given.max_new_tokens, seconds=float(given.timeout)),
-        watch_seconds=float(given.watch),
-        certificate=given.tls_certificate,
-        key=given.tls_key,
+        clients=args.clients,
+        models=args.models,
+        max_batch=args.max_batch,
+        max_requests=args.max_requests,
+        max_body=args.max_body_kib * 1024,
+        limits=Limits(args.max_prompt_tokens, args.max_new_tokens, seconds=float(args.timeout)),
+        watch_seconds=float(args.watch),
+        certificate=args.tls_certificate,
+        key=args.tls_key,
     )
     serve(parse_config(["--config", str(folder / CONFIG)]), options)
     return 0
@@ -94,7 +94,7 @@ def api_key(file: str | None) -> str:
         return ""
     if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(
-            f"{source}: got a key of {len(key)} characters, wanted at least 16 printable ones without spaces, such as "
-            "'openssl rand -hex 24' gives"
+            f"{source}: expected a key of at least 16 printable characters without spaces, got {len(key)} characters; "
+            "'openssl rand -hex 24' makes one"
         )
     return key

@@ -63,9 +63,9 @@ def test_dry_run_prints_and_writes_nothing(command, pile, tmp_path):
     ("argv", "words"),
     [
         ([], "SOURCE"),
-        (["PILE"], "no --output, wanted a folder"),
-        (["PILE", "--output", "OUT"], "no departments, wanted --by COLUMN or --departments N"),
-        (["PILE", "--output", "OUT", "--by", "area", "--departments", "2"], "got it with --by"),
+        (["PILE"], "expected --output DIR for the federation"),
+        (["PILE", "--output", "OUT"], "expected --by COLUMN or --departments N"),
+        (["PILE", "--output", "OUT", "--by", "area", "--departments", "2"], "one of --departments and --by"),
         (["PILE", "--output", "OUT", "--by", "aera", *COLUMNS], "did you mean 'area'?"),
         (["PILE", "--output", "OUT", "--by", "area"], "pile.jsonl:1: expected {instruction"),
         (["PILE", "--output", "PILE", "--by", "area", *COLUMNS], "is not overwritten"),
