@@ -7,7 +7,7 @@ A `LoraState` maps PEFT's on-disk parameter names to tensors. Factors are recogn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -86,7 +86,7 @@ def problem_with(update: Mapping[str, torch.Tensor], reference: Mapping[str, tor
     if extra := sorted(update.keys() - reference.keys(), key=str):
         return f"{len(extra)} unknown tensors, first {ascii(str(extra[0]))[1:-1][:80]}"
     for name, expected in reference.items():
-        tensor = update[name]
+        tensor: Any = update[name]
         if not isinstance(tensor, torch.Tensor):
             return f"{name}: expected a dense tensor with data, got {type(tensor).__name__}"
         if tensor.layout != torch.strided or tensor.is_meta:

@@ -49,6 +49,15 @@ def test_files_that_the_pages_name_exist():
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_modules_that_the_maps_name_exist():
+    text = TEXT["CONTRIBUTING.md"] + TEXT["architecture.md"]
+    named = set(re.findall(r"(?<![\w./])((?:[a-z_]+/)+[a-z_]+\.py|(?:[a-z_]+/)*[a-z_]+/(?=`))", text))
+    assert len(named) > 40
+    assert (
+        sorted(name for name in named if not any((ROOT / top / name).exists() for top in ("fl_lightning", "."))) == []
+    )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[page.name])
