@@ -16,15 +16,15 @@ from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.supervised_positions import last_mlp_at
+from fl_lightning.modeling.supervised_positions import last_mlp_on
 
 
 class ClientSums(NamedTuple):
-    """What a forward pass gives for each of the K clients in a packed row.
+    """Results of a forward pass for each of the K clients in a packed row.
 
     Attributes:
         loss: sum of the cross-entropy over the client's targets, in nats, shape (K,).
-        correct: number of targets that were the most likely token, shape (K,); 0 where gradients are recorded.
+        correct: number of targets that were the most likely token, shape (K,); 0 while gradients are recorded.
         targets: number of targets, shape (K,).
     """
 
@@ -33,12 +33,12 @@ class ClientSums(NamedTuple):
     targets: torch.Tensor
 
     def mean_loss(self) -> torch.Tensor:
-        """Mean cross-entropy of each client over its own targets, shape (K,); 0 for a client without targets."""
+        """Mean cross-entropy over each client's targets, shape (K,); 0 for a client without targets."""
         return self.loss / self.targets.clamp(min=1)
 
 
 class LoraClientModule(L.LightningModule):
-    """A client's fine-tuning: next-token cross-entropy on response tokens, AdamW on the LoRA factors.
+    """Fine-tuning of a client: next-token cross-entropy on response tokens, AdamW on the LoRA factors.
 
     Args:
         model: a PEFT causal language model, see `create_lora_model`.
@@ -73,8 +73,8 @@ class LoraClientModule(L.LightningModule):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def forward(self, batch: PackedBatch) -> ClientSums:
-        """Losses and hits of every client in a packed row; last MLP and head run on the supervised positions only."""
-        with last_mlp_at(self._base(), batch.keep):
+        """Losses and correct targets of each client in a row; last MLP and head see supervised positions only."""
+        with last_mlp_on(self._base(), batch.keep):
             logits = self.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -85,7 +85,7 @@ class LoraClientModule(L.LightningModule):
         losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
         correct = zeros
-        if not torch.is_grad_enabled():  # nobody looks at hits in training, and the argmax costs as much as the softmax
+        if not torch.is_grad_enabled():  # unused in training, and argmax costs as much as softmax
             correct = zeros.index_add(0, batch.owners, (logits.argmax(-1) == batch.targets).to(losses.dtype))
         return ClientSums(
             zeros.index_add(0, batch.owners, losses),
@@ -109,13 +109,13 @@ class LoraClientModule(L.LightningModule):
 
     @torch.no_grad()
     def check_packing(self) -> None:
-        """Check that this architecture keeps the sequences of a packed row apart.
+        """Check that this architecture keeps the sequences of a packed row separate.
 
         Raises:
-            InputError: if a sequence behind another one gives another loss than alone in a plain forward pass of the
-                model, as in recurrent and ALiBi models.
+            InputError: if the loss of a sequence changes when it follows another one in the row, as in recurrent and
+                ALiBi models.
         """
-        was, device = self.model.training, next(self.model.parameters()).device
+        was_training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
         vocabulary = self.model.get_input_embeddings().num_embeddings
         draws = torch.Generator().manual_seed(0)
@@ -123,23 +123,24 @@ class LoraClientModule(L.LightningModule):
             Example(torch.randint(vocabulary, (length,), generator=draws), torch.arange(length) > 0)
             for length in (12, 3)
         )
-        # Only the later sequence can have seen the other, and its first tokens the most.
-        together = float(self(pack([[first], [second]]).to(device)).loss[1])
+        # Only the later sequence can see the other one, and its first tokens are affected most.
+        packed_loss = float(self(pack([[first], [second]]).to(device)).loss[1])
         ids = second.ids.to(device)
-        apart = float(
+        separate_loss = float(
             token_cross_entropy(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]).sum()
         )
-        self.model.train(was)
-        # In half precision a GPU's kernels round differently for rows of different lengths.
+        self.model.train(was_training)
+        # In half precision, GPU kernels round differently for rows of different lengths.
         half = self.model.get_input_embeddings().weight.dtype in (torch.bfloat16, torch.float16)
-        if not abs(together - apart) <= (1e-2 if half else 1e-3) * abs(apart):
+        if not abs(packed_loss - separate_loss) <= (1e-2 if half else 1e-3) * abs(separate_loss):
             raise InputError(
                 f"model.name_or_path: {type(self.model.get_base_model()).__name__} mixes the sequences of a packed row "
-                f"(loss {together:.4f}, wanted {apart:.4f}); use a model with rotary or learned positions and attention"
+                f"(expected loss {separate_loss:.4f}, got {packed_loss:.4f}); use a model with attention and rotary or "
+                "learned positions"
             )
 
     def on_fit_start(self) -> None:
-        """Under `lightning.Trainer`: refuse architectures that cannot be packed."""
+        """Under `lightning.Trainer`: reject architectures that mix packed sequences."""
         self.check_packing()
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
@@ -149,7 +150,7 @@ class LoraClientModule(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the step's loss; here and not in the step, so that Trainer and Fabric log alike."""
+        """Log the step's loss. Here, not in the step, so that Trainer and Fabric log alike."""
         if self._last_loss is not None:
             self.log("train/loss", self._last_loss, prog_bar=True, batch_size=1)
 
@@ -168,5 +169,5 @@ class LoraClientModule(L.LightningModule):
         return self.make_optimizer(parameters)
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh AdamW for the parameters given, with this module's learning rate and weight decay."""
+        """A new AdamW for these parameters, with this module's learning rate and weight decay."""
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)

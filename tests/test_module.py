@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from fl_lightning.data.packing import pack
 from fl_lightning.datamodule import FederatedDataModule
-from fl_lightning.modeling.attention import NAME
+from fl_lightning.modeling.attention import ATTENTION_NAME
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
 from fl_lightning.module import ClientSums, LoraClientModule
 
@@ -93,7 +93,7 @@ def test_learning_rate_must_be_above_zero(micro_qwen, rate):
 
 
 def test_module_switches_the_base_to_packed_attention(module):
-    assert module.model.config._attn_implementation == NAME
+    assert module.model.config._attn_implementation == ATTENTION_NAME
 
 
 def test_module_runs_unchanged_under_trainer(trained_parts):

@@ -38,7 +38,7 @@ def main() -> None:
         {n: torch.randn(t.shape, generator=draw) * 0.1 for n, t in like.items()} for _ in range(max(args.adapters))
     ]
     bank = AdapterBank(model)
-    taken = [bank.take(state) for state in states]
+    taken = [bank.prepare(state) for state in states]
     for number, state in enumerate(states):
         model.add_adapter(f"a{number}", model.peft_config[ADAPTER])
         for name, module in model.named_modules():
@@ -64,7 +64,7 @@ def main() -> None:
             def banked(filled: DynamicCache = filled, which: list[int] = which) -> torch.Tensor:
                 with bank.attached():
                     for _ in range(args.steps):
-                        bank.arrange([taken[i] for i in which])
+                        bank.set_rows([taken[i] for i in which])
                         logits = model.get_base_model()(
                             input_ids=ids[:, :1], past_key_values=copy.deepcopy(filled)
                         ).logits

@@ -124,7 +124,7 @@ def reference(folder: Path, pairs: Pairs, tokens: int) -> list[str]:
         adapter = read_adapter(folders[name], answering.initial, scaling)
         cohort.load([adapter.state], "cpu", gains=[adapter.relative_scaling])
         with cohort.attached():
-            cohort.arrange_one()
+            cohort.set_single_client()
             for i in (i for i, (own, _) in enumerate(pairs) if own == name):
                 prompt = torch.tensor(encode_prompt([Turn("user", pairs[i][1])], tokenizer))
                 (ids,) = generate(model, [prompt], max_new_tokens=tokens, end=tokenizer.eos_token_id)

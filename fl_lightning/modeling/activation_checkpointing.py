@@ -1,10 +1,10 @@
 """Gradient checkpointing (Chen, Xu, Zhang, Guestrin 2016, arXiv 1604.06174) for cohorts.
 
-Of each decoder layer only its input is kept, and the backward pass runs the layer again: less memory, about a third
-more time, the same numbers. Two things here differ from what transformers has of its own. The base is in eval mode
-while its adapters train, in which transformers checkpoints nothing; and clients' dropout comes from generators of their
-own, which must give the same draws the second time. The last layer is not run again: its backward pass comes first,
-when all that it needs is still there.
+Only the input of each decoder layer is kept, and the backward pass runs the layer again: less memory, about a third
+more time, the same numbers. transformers' implementation does not fit for two reasons. It does nothing in eval mode,
+which the base is in while its adapters train; and each client's dropout has a separate generator, which must repeat its
+draws in the second run. The last layer is not run again: its backward pass comes first, when its activations are still
+in memory.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from fl_lightning.modeling.supervised_positions import decoder_layers
 
 
 def check_layers(model: Any) -> None:
-    """Check that a model can be run layer by layer.
+    """Check that a model has a list of decoder layers.
 
     Raises:
-        InputError: if it has no list of layers.
+        InputError: if it has none.
     """
     if decoder_layers(model) is None:
         raise InputError(
-            f"training.gradient_checkpointing: got true, but {type(model).__name__} has no list of layers; wanted false"
+            f"training.gradient_checkpointing: expected false for {type(model).__name__}, which has no list of decoder "
+            "layers, got true"
         )
 
 
 @contextlib.contextmanager
-def recomputed(model: Any, cohort: LoraCohort) -> Iterator[None]:
-    """Inside this block all decoder layers but the last keep their input only.
+def recompute_layers(model: Any, cohort: LoraCohort) -> Iterator[None]:
+    """Within this block all decoder layers but the last keep only their input.
 
     Args:
-        model: a transformers causal language model that `check_layers` takes.
+        model: a transformers causal language model that passes `check_layers`.
         cohort: attached to it.
     """
     layers = list(decoder_layers(model) or [])[:-1]
-    before = [vars(layer).get("forward") for layer in layers]  # accelerate puts one there
+    original_forwards = [vars(layer).get("forward") for layer in layers]  # accelerate sets one on the instance
     for layer in layers:
         layer.forward = partial(
             checkpoint,
             layer.forward,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn from the global generators
+            preserve_rng_state=False,  # the layers do not use the global generators
             context_fn=partial(_contexts, cohort),
         )
     try:
         yield
     finally:
-        for layer, forward in zip(layers, before, strict=True):
+        for layer, forward in zip(layers, original_forwards, strict=True):
             if forward is None:
                 del layer.forward
             else:
@@ -64,20 +65,20 @@ def recomputed(model: Any, cohort: LoraCohort) -> Iterator[None]:
 
 
 def _contexts(cohort: LoraCohort) -> tuple[Any, Any]:
-    """What a layer is run in at first, and what it is run in again; made just before the first time."""
+    """Contexts of a layer's first and second run; called just before the first."""
     generators = cohort.generators
-    return contextlib.nullcontext(), _replayed(generators, [_state(g) for g in generators])
+    return contextlib.nullcontext(), _rewound(generators, [_state(g) for g in generators])
 
 
 @contextlib.contextmanager
-def _replayed(generators: Sequence[torch.Generator | np.random.Generator], states: Sequence[Any]) -> Iterator[None]:
-    """Inside this block the generators draw from these states on; afterwards from where they were."""
-    now = [_state(generator) for generator in generators]
+def _rewound(generators: Sequence[torch.Generator | np.random.Generator], states: Sequence[Any]) -> Iterator[None]:
+    """Within this block the generators start from these states; afterwards they continue where they were."""
+    current = [_state(generator) for generator in generators]
     _set_states(generators, states)
     try:
         yield
     finally:
-        _set_states(generators, now)
+        _set_states(generators, current)
 
 
 def _state(generator: torch.Generator | np.random.Generator) -> Any:

@@ -1,7 +1,7 @@
-"""Attention over a packed row: every sequence attends to itself only, without a mask and without padding work.
+"""Attention over a packed row: every sequence attends only to itself, without a mask and with little padding.
 
-Registered with transformers' `AttentionInterface` under the name ``fl_packed``; any model that takes its attention from
-there can use it. Calls that are not packed (generation, say) go on to ``sdpa``.
+Registered with transformers' `AttentionInterface` as ``fl_packed``, so any model that looks up its attention there can
+use it. Calls without a packed row, such as generation, are passed on to ``sdpa``.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 try:
     from torch.nn.attention.varlen import varlen_attn
 
-    VARLEN = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    HAS_VARLEN_ATTENTION = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 except ImportError:
-    VARLEN = False
+    HAS_VARLEN_ATTENTION = False
 
-NAME = "fl_packed"
-ALIKE = 0.8
-"""Sequences go into one call where the shortest is at least this share of the longest, or within SLACK tokens of it."""
-SLACK = 8
+ATTENTION_NAME = "fl_packed"
+MIN_LENGTH_RATIO = 0.8
+"""Sequences share a call if the shortest has at least this share of the tokens of the longest."""
+LENGTH_SLACK = 8
+"""Sequences also share a call if the shortest has at most this many tokens less than the longest."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a packed row of T tokens is cut into groups of sequences of like length, P ≥ T positions in all.
+class PackedLayout:
+    """A packed row of T tokens as groups of sequences of similar length, with P ≥ T positions in total.
 
     Attributes:
-        groups: (sequences, longest length) of each group.
-        index: the token at each position, shape (P,); padding points at the sequence's last token.
+        groups: (number of sequences, length of the longest) of each group.
+        index: the token at each position, shape (P,); padding repeats the last token of its sequence.
         inverse: the position of each token, shape (T,).
-        real: 0 where a position is padding, shape (P, 1, 1); None where there is no padding.
-        starts: the first token of each sequence, and T, int32, for kernels that take sequences of any length.
-        longest: tokens of the longest sequence.
+        real: False for padding, shape (P, 1, 1); None if there is no padding.
+        starts: the first token of each sequence, then T; int32, for variable-length kernels.
+        longest: number of tokens of the longest sequence.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -52,14 +53,14 @@ class Layout:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Layout:
-        """The layout of sequences of the lengths given, in row order."""
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
+        """The layout of sequences of these lengths, in row order."""
         starts = [0, *accumulate(lengths)]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         members: list[list[int]] = []
         for i in order:
             longest = lengths[members[-1][0]] if members else 0
-            if members and (lengths[i] >= ALIKE * longest or longest - lengths[i] <= SLACK):
+            if members and (lengths[i] >= MIN_LENGTH_RATIO * longest or longest - lengths[i] <= LENGTH_SLACK):
                 members[-1].append(i)
             else:
                 members.append([i])
@@ -81,10 +82,10 @@ class Layout:
 
 
 class _Group(torch.autograd.Function):
-    """Tokens to positions. Each token has one position of its own, so the backward is a gather too."""
+    """Tokens to positions. Each token has one position besides padding, so the backward pass is a gather too."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         ctx.layout = layout
         return x.index_select(0, layout.index)
 
@@ -94,17 +95,17 @@ class _Group(torch.autograd.Function):
 
 
 class _Ungroup(torch.autograd.Function):
-    """Positions to tokens; what stands at padding is dropped, and its gradient is zero."""
+    """Positions to tokens. Padding is dropped, and its gradient is zero."""
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         ctx.layout = layout
         return y.index_select(0, layout.inverse)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        spread = grads[0].index_select(0, ctx.layout.index)
-        return (spread if ctx.layout.real is None else spread * ctx.layout.real), None
+        grad = grads[0].index_select(0, ctx.layout.index)
+        return (grad if ctx.layout.real is None else grad * ctx.layout.real), None
 
 
 def packed_attention(
@@ -116,27 +117,26 @@ def packed_attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed_layout: Layout | None = None,
+    packed_layout: PackedLayout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Causal attention inside each sequence of a packed row.
 
-    On a GPU in half precision Flash Attention takes the row as it is. Elsewhere sequences of like length are attended
-    in one call; padding at their ends is never seen by a real token, since the attention is causal, so no mask is
-    needed.
+    On a GPU in half precision, Flash Attention runs on the row as it is. Otherwise sequences of similar length share a
+    call, padded at their ends. Attention is causal, so no real token sees the padding and no mask is needed.
 
     Args:
         module: the attention module.
         query: shape (1, heads, T, head_dim).
         key: shape (1, key/value heads, T, head_dim).
         value: as key.
-        attention_mask: not looked at where `packed_layout` is given.
+        attention_mask: ignored if `packed_layout` is given.
         dropout: on the attention weights.
         scaling: of the scores.
-        packed_layout: where the sequences are; None hands the call to sdpa.
-        sliding_window: a token sees at most so many tokens, itself included.
-        **kwargs: what else the model passes on.
+        packed_layout: the sequences of the row; None passes the call on to sdpa.
+        sliding_window: a token sees at most this many tokens, including itself.
+        **kwargs: other arguments of the model, passed on to sdpa.
 
     Returns:
         (output of shape (1, T, heads, head_dim), None).
@@ -147,7 +147,7 @@ def packed_attention(
         )
         return result
     grouped_queries = query.shape[1] != key.shape[1]
-    if takes_any_lengths(query, dropout):
+    if can_use_varlen_attention(query, dropout):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         starts, longest = packed_layout.starts, packed_layout.longest
         left = -1 if sliding_window is None else sliding_window - 1
@@ -157,7 +157,7 @@ def packed_attention(
     sizes = [count * length for count, length in packed_layout.groups]
     grouped = (_Group.apply(x[0].transpose(0, 1), packed_layout) for x in (query, key, value))  # type: ignore[no-untyped-call]
     outputs = []
-    # split and not slicing: its backward is one concatenation.
+    # split, not slicing: its backward is one concatenation.
     for (count, length), *parts in zip(packed_layout.groups, *(torch.split(x, sizes) for x in grouped), strict=True):
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
         window = _window(length, sliding_window, query.device)
@@ -176,13 +176,13 @@ def packed_attention(
     return _Ungroup.apply(joined, packed_layout)[None], None  # type: ignore[no-untyped-call]
 
 
-def takes_any_lengths(query: torch.Tensor, dropout: float) -> bool:
-    """Whether torch's Flash Attention for sequences of any length (Dao 2023, arXiv 2307.08691) can be used.
+def can_use_varlen_attention(query: torch.Tensor, dropout: float) -> bool:
+    """Whether torch's variable-length Flash Attention (Dao 2023, arXiv 2307.08691) can be used.
 
-    It needs a GPU of compute capability 8.0 or above, half precision and a head size it has a kernel for.
+    It needs a GPU of compute capability 8.0 or above, half precision, no dropout, and a head size with a kernel.
     """
     return (
-        VARLEN
+        HAS_VARLEN_ATTENTION
         and query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
@@ -193,31 +193,34 @@ def takes_any_lengths(query: torch.Tensor, dropout: float) -> bool:
 
 
 def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """The causal mask of a sliding window, or None where the sequences fit into the window."""
+    """The causal mask of a sliding window, or None if the sequences fit into the window."""
     if sliding_window is None or length <= sliding_window:
         return None
     ones = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones.tril() & ~ones.tril(-sliding_window)
 
 
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def use_packed_attention(model: Any) -> bool:
-    """Switch a transformers model to packed attention where its architecture can take it; whether it could."""
+    """Switch a transformers model to packed attention; returns False if its architecture does not support that."""
     if not getattr(model, "_supports_attention_backend", False):
         return False
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(ATTENTION_NAME)
     return True
 
 
 def packed_kwargs(config: Any, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Keyword arguments with which a transformers model runs a packed row.
+    """Keyword arguments for running a transformers model on a packed row.
 
-    A four-dimensional mask is passed on by transformers as it is, so a placeholder keeps it from building a T × T mask.
-    Other models get none and derive the block-causal mask from ``position_ids``.
+    transformers passes a four-dimensional mask on unchanged, so a placeholder avoids a T × T mask. Other models get no
+    mask and derive the block-causal one from ``position_ids``.
     """
-    if getattr(config, "_attn_implementation", None) != NAME:
+    if getattr(config, "_attn_implementation", None) != ATTENTION_NAME:
         return {}
-    return {"packed_layout": Layout.of(lengths, device), "attention_mask": torch.empty(1, 1, 1, 1, device=device)}
+    return {
+        "packed_layout": PackedLayout.from_lengths(lengths, device),
+        "attention_mask": torch.empty(1, 1, 1, 1, device=device),
+    }

@@ -1,6 +1,6 @@
-"""Loading a base model and its tokenizer: Hub id, local folder, GGUF file, or the one inside the package.
+"""Loads a base model and its tokenizer from a Hub id, a local folder, a GGUF file, or this package.
 
-The only place that knows 4-bit.
+The only module that deals with 4-bit quantization.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fl_lightning.modeling.attention import use_packed_attention
 
 log = logging.getLogger(__name__)
 
-WHOLE = "a causal language model with config.json, all its weights and its tokenizer, or a GGUF file"
+EXPECTED_MODEL = "a causal language model with config.json, all its weights and its tokenizer, or a GGUF file"
 
 
 def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Any, Any]:
@@ -29,33 +29,33 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
     Args:
         config: the ``model`` block.
         dtype: of the weights (of the computation, in 4-bit).
-        device: where a quantised base is placed; others are placed by Fabric.
+        device: of a quantized base; Fabric places others.
 
     Returns:
         (model, tokenizer).
 
     Raises:
-        InputError: saying which model was wanted and what was tried.
+        InputError: if the model cannot be loaded; says what was tried.
     """
     source, arguments = _locate(config)
-    quantised = {"quantization_config": _nf4(dtype), "device_map": {"": str(device)}} if config.load_in_4bit else {}
+    quantization = {"quantization_config": _nf4(dtype), "device_map": {"": str(device)}} if config.load_in_4bit else {}
     try:
         tokenizer = _tokenizer(source, arguments)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **arguments, **quantised
+            source, dtype=dtype, output_loading_info=True, **arguments, **quantization
         )
-        # Where something is missing transformers only logs it, and goes on with random weights and an empty vocabulary.
+        # transformers only logs what is missing, and continues with random weights.
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(f"{len(missing)} weights missing, first {missing[0]}")
-    except Exception as error:  # what a broken model makes transformers, tokenizers, gguf and torch raise has no end
-        raise InputError(_why(config.name_or_path, source, error)) from error
+    except Exception as error:  # broken models raise all kinds of errors in transformers, tokenizers, gguf and torch
+        raise InputError(_load_error(config.name_or_path, source, error)) from error
     if config.load_in_4bit:
         for module in model.modules():
-            # bitsandbytes repacks a CPU weight for good at its first forward pass without gradients; the packed form
-            # wants in_features to be a multiple of the block size, and training goes on with the plain one.
+            # On a CPU bitsandbytes permanently repacks a weight at its first forward pass without gradients. The packed
+            # form needs in_features to be a multiple of the block size, and training needs the plain form.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    if "gguf_file" in arguments:  # the weights are plain tensors now; PEFT must not take them for quantised ones
+    if "gguf_file" in arguments:  # the weights are plain tensors now; PEFT must not treat them as quantized
         model.is_quantized, model.hf_quantizer = False, None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -68,34 +68,34 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer alone.
+    """Load only the tokenizer.
 
     Raises:
-        InputError: saying which model was wanted and what was tried.
+        InputError: if the model cannot be loaded; says what was tried.
     """
     source, arguments = _locate(config)
     try:
         return _tokenizer(source, arguments)
     except Exception as error:  # as above
-        raise InputError(_why(config.name_or_path, source, error)) from error
+        raise InputError(_load_error(config.name_or_path, source, error)) from error
 
 
 def context_length(config: ModelConfig) -> int | None:
-    """Tokens that the model has positions for, prompt and answer together; None where its config does not say.
+    """Maximum number of tokens of prompt and answer together; None if the model's config does not state it.
 
     Raises:
-        InputError: saying which model was wanted and what was tried.
+        InputError: if the model cannot be loaded; says what was tried.
     """
-    found = _model_config(config)
-    length = getattr(found, "max_position_embeddings", None) or getattr(found, "n_positions", None)
+    model_config = _model_config(config)
+    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
     return int(length) if length else None
 
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:
-    """What the base's own files hold its weights in; fp32 where they do not say so, as those of a GGUF file.
+    """The dtype of the weights in the base model's files; fp32 if they do not state it, as in a GGUF file.
 
     Raises:
-        InputError: saying which model was wanted and what was tried.
+        InputError: if the model cannot be loaded; says what was tried.
 
     Example:
         >>> stored_dtype(ModelConfig())
@@ -103,8 +103,8 @@ def stored_dtype(config: ModelConfig) -> torch.dtype:
     """
     if bundled.resolve(config.name_or_path).suffix == ".gguf":
         return torch.float32
-    found = _model_config(config).dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
+    dtype = _model_config(config).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _model_config(config: ModelConfig) -> Any:
@@ -112,7 +112,7 @@ def _model_config(config: ModelConfig) -> Any:
     try:
         return AutoConfig.from_pretrained(source, **arguments)
     except Exception as error:  # as above
-        raise InputError(_why(config.name_or_path, source, error)) from error
+        raise InputError(_load_error(config.name_or_path, source, error)) from error
 
 
 def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:
@@ -123,21 +123,21 @@ def _tokenizer(source: str, arguments: dict[str, Any]) -> Any:
 
 
 def _locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """(what transformers is asked for, with which arguments).
+    """(name or path, keyword arguments) for transformers' ``from_pretrained``.
 
     Raises:
-        InputError: if a local model is not there.
+        InputError: if a local model does not exist.
     """
     name = config.name_or_path
     path = bundled.resolve(name)
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"model.name_or_path: no file {path}; wanted a GGUF file, a folder or a Hub id")
+            raise InputError(f"model.name_or_path: no file {path}; expected a GGUF file, a folder or a Hub id")
         source, arguments["gguf_file"] = str(path.parent), path.name
     elif os.path.exists(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if not os.path.isfile(path / "config.json"):  # false too for a name that is too long
-            raise InputError(f"model.name_or_path: no config.json in {path}; wanted a model folder or a Hub id")
+        if not os.path.isfile(path / "config.json"):  # also false for a name that is too long
+            raise InputError(f"model.name_or_path: no config.json in {path}; expected a model folder or a Hub id")
         source = str(path)
     else:
         source, arguments["revision"] = name, config.revision
@@ -153,10 +153,10 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def _why(name: str, source: str, error: BaseException) -> str:
+def _load_error(name: str, source: str, error: BaseException) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if Path(source).exists():
-        return f"model.name_or_path: {name} cannot be loaded from {source} ({reason}); wanted {WHOLE}"
+        return f"model.name_or_path: {name} cannot be loaded from {source} ({reason}); expected {EXPECTED_MODEL}"
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     tried = f"folder ./{source}, the local Hub cache" + ("" if offline else ", the Hub")
     return (

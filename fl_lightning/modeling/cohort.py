@@ -1,10 +1,10 @@
 """K clients' adapters on one base model: stacked LoRA factors that train in one forward pass.
 
-The frozen base is the same for everybody, so its forward and backward are shared; each client's tokens, a segment of
-the packed row, go through that client's own A and B: ``h = W0 x + s_k B_k A_k x``, with s_k = lora_alpha / r. The
-factors of all clients lie in one tensor a layer, so that one elementwise optimizer (AdamW) steps all clients exactly as
-K would. A client of a lower rank than another has zeros in place of what it lacks: in both factors, so that their
-gradients are zero and they stay.
+The frozen base is the same for all clients, so they share its forward and backward pass. Each client's tokens, a
+segment of the packed row, go through that client's A and B: ``h = W0 x + s_k B_k A_k x``, with s_k = lora_alpha / r.
+Each layer holds the factors of all clients in one tensor, so one elementwise optimizer (AdamW) steps all clients
+exactly as K optimizers would. Clients of lower rank are padded with zeros in both factors; the gradients of the padding
+are zero, so it stays zero.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class _Site:
 class LoraCohort:
     """The adapters of K clients on one PEFT model.
 
-    Usage: `load` the clients' states, then inside `attached()` call `arrange` before every forward pass.
+    Usage: `load` the clients' states, then inside `attached()` call `set_segments` before every forward pass.
 
     Args:
-        model: the PEFT model; its own adapter is switched off while the cohort is attached.
+        model: the PEFT model; its built-in adapter is off while the cohort is attached.
 
     Raises:
-        InputError: if a LoRA layer is not a linear one.
+        InputError: if a LoRA layer is not linear, or is the output head.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -66,9 +66,11 @@ class LoraCohort:
         self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
         for name, layer in lora_layers(model).items():
             if layer.lora_embedding_A or layer.lora_variant:
-                raise InputError(f"lora.target_modules: {name} is not a plain LoRA linear layer; name linear layers")
+                raise InputError(f"lora.target_modules: {name} is not a plain LoRA linear layer; choose linear layers")
             if name.rsplit(".", 1)[-1] in ("lm_head", "embed_out"):
-                raise InputError(f"lora.target_modules: {name} is the output head, which sees responses only; drop it")
+                raise InputError(
+                    f"lora.target_modules: {name} is the output head, which sees responses only; remove it"
+                )
             dropout = layer.lora_dropout[ADAPTER]
             empty = torch.nn.Parameter(torch.empty(0))
             p = float(getattr(dropout, "p", 0.0))
@@ -122,20 +124,22 @@ class LoraCohort:
 
     def state(self, index: int) -> LoraState:
         """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
-        found = {}
+        state = {}
         for site in self._sites:
             rank = site.ranks[index]
             a, b = site.a[index, :rank], site.b[index, :, :rank]
-            found[f"{site.name}.lora_A.weight"] = a.detach().to("cpu", torch.float32, copy=True).contiguous()
-            found[f"{site.name}.lora_B.weight"] = b.detach().to("cpu", torch.float32, copy=True).contiguous()
-        return dict(sorted(found.items()))
+            state[f"{site.name}.lora_A.weight"] = a.detach().to("cpu", torch.float32, copy=True).contiguous()
+            state[f"{site.name}.lora_B.weight"] = b.detach().to("cpu", torch.float32, copy=True).contiguous()
+        return dict(sorted(state.items()))
 
     @torch.no_grad()
-    def pull_gradients(self, starts: Sequence[torch.Tensor], strength: float) -> None:
-        """Add the gradient of ``strength / 2 · ‖θ_k − θ_k,start‖²`` to each client's (FedProx).
+    def add_proximal_gradients(self, starts: Sequence[torch.Tensor], strength: float) -> None:
+        """Add the gradient of the proximal term ``μ / 2 · ‖θ_k − θ_k,start‖²`` to each client's gradient.
+
+        FedProx, Li et al. 2020, arXiv 1812.06127.
 
         Args:
-            starts: what `parameters` held when the fit began.
+            starts: values of `parameters` when the fit began.
             strength: μ.
         """
         for parameter, start in zip(self.parameters(), starts, strict=True):
@@ -144,7 +148,7 @@ class LoraCohort:
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> None:
-        """Scale each client's gradient to a norm of at most `max_norm`, as `clip_grad_norm_` does for one."""
+        """Scale each client's gradient to a norm of at most `max_norm`, as `clip_grad_norm_` does for one model."""
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         if not grads or max_norm <= 0:
             return
@@ -153,40 +157,43 @@ class LoraCohort:
         for g in grads:
             g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
 
-    def arrange(
+    def set_segments(
         self, segments: Sequence[int], generators: Sequence[torch.Generator | np.random.Generator] | None = None
     ) -> None:
-        """Say whose tokens come next: `segments[k]` tokens of client k, in row order; Σ is the row's length.
+        """Set the clients' segments of the next row: `segments[k]` tokens of client k, in order.
 
         Args:
-            segments: tokens of each client; 0 for a client that has none in this row.
-            generators: one for each client, for its dropout; None turns dropout off.
+            segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
+            generators: one per client, for its dropout; None turns dropout off.
 
         Raises:
-            ValueError: if there are not exactly K of either.
+            ValueError: if there are not exactly K of each.
         """
         if len(segments) != self.size or (generators is not None and len(generators) != self.size):
-            raise ValueError(f"got {len(segments)} segments, wanted one for each of the {self.size} clients")
+            counts = f"{len(segments)} segments" + ("" if generators is None else f" and {len(generators)} generators")
+            raise ValueError(
+                f"expected one segment and one generator for each of the {self.size} clients, got {counts}"
+            )
         self._segments, self._generators = tuple(segments), generators
 
-    def arrange_one(self) -> None:
-        """Say that all that comes next is the only client's, without dropout, whatever its shape: generation.
+    def set_single_client(self) -> None:
+        """Give all rows of the next inputs, of any shape, to the only client, without dropout; for generation.
 
         Raises:
             ValueError: if there are several clients.
         """
         if self.size != 1:
-            raise ValueError(f"got a cohort of {self.size} clients, wanted one")
+            raise ValueError(f"expected a cohort of one client, got {self.size}")
         self._segments, self._generators = None, None
 
     @property
     def generators(self) -> Sequence[torch.Generator | np.random.Generator]:
-        """What dropout is drawn from, by client; empty where it is off."""
+        """The generator of each client's dropout; empty if dropout is off."""
         return self._generators or ()
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """While this block runs, the base model's LoRA layers use the cohort's factors instead of their own."""
+        """Within this block the base model's LoRA layers use the cohort's factors instead of their built-in ones."""
         handles = []
         try:
             for site in self._sites:
@@ -208,7 +215,7 @@ class LoraCohort:
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
         """``s_k B_k A_k x`` on each client's segment, plus the frozen product: (1, T, in) to (1, T, out_features).
 
-        For one client with all rows (`arrange_one`): (rows, T, in) to (rows, T, out_features).
+        For one client with all rows (`set_single_client`): (rows, T, in) to (rows, T, out_features).
         """
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(site.a.dtype)
@@ -256,10 +263,10 @@ def _padded(factor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
 
 
 def keep_mask(x: torch.Tensor, p: float, generator: torch.Generator | np.random.Generator) -> torch.Tensor:
-    """Dropout's factors for x: 0 with probability p, else 1 / (1 − p); drawn from the generator alone.
+    """The dropout mask for x: 0 with probability p, else 1 / (1 − p); only `generator` is used.
 
-    On a CPU the generator is NumPy's, whose raw 16-bit draws cost a fifth of torch's Bernoulli draws; p is rounded to
-    1/65536 there.
+    On a CPU the generator is NumPy's: raw 16-bit draws take a fifth of the time of torch's Bernoulli draws. p is then
+    rounded to a multiple of 1/65536.
     """
     if isinstance(generator, torch.Generator):
         return torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)

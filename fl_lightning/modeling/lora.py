@@ -1,4 +1,4 @@
-"""LoRA adapters of a PEFT model: make, read, write, export, load."""
+"""LoRA adapters of a PEFT model: create, read, write, export, load."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def create_lora_model(
     """Wrap a causal LM with LoRA adapters: A drawn from `seed` (Kaiming uniform), B = 0.
 
     Args:
-        model: a transformers causal language model; it is changed in place, as PEFT does.
+        model: a transformers causal language model; PEFT changes it in place.
         r: rank.
         lora_alpha: scale; the update is ``(lora_alpha / r) B A x``.
-        use_rslora: ``lora_alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
         lora_dropout: dropout on the input of A.
         target_modules: names of the linear layers.
-        seed: of A₀; the same seed gives the same A₀ whatever was drawn before.
+        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
+        seed: of A₀; the same seed always gives the same A₀, whatever was drawn before.
 
     Returns:
         The PEFT model; only A and B require gradients.
@@ -54,12 +54,12 @@ def create_lora_model(
         if not any(name == target or name.endswith(f".{target}") for name in names):
             known = sorted(s for s in suffixes if s.endswith(("proj", "attn", "fc", "fc1", "fc2", "query_key_value")))
             raise InputError(
-                f"lora.target_modules: {target!r} matches no module of the base model{nearest(target, suffixes)} "
-                f"(linear layers there: {', '.join(known)})"
+                f"lora.target_modules: {target!r} matches no module of the base model{nearest(target, suffixes)}"
+                f"; expected one of {', '.join(known)}"
             )
     config = PeftLoraConfig(
         r=r,
-        lora_alpha=int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,  # 16.0 would be written as such
+        lora_alpha=int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,  # else 16 would be written as 16.0
         lora_dropout=lora_dropout,
         target_modules=sorted(target_modules),
         use_rslora=use_rslora,
@@ -73,7 +73,7 @@ def create_lora_model(
             raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:300]}; choose others") from error
         except RuntimeError as error:
             raise InputError(
-                f"lora.r: got {r}, for which there is no memory ({str(error)[:80]}); choose less"
+                f"lora.r: not enough memory for rank {r} ({str(error)[:80]}); choose a smaller one"
             ) from error
 
 
@@ -81,7 +81,7 @@ def collect_lora_state(model: PeftModel) -> LoraState:
     """A snapshot of the adapter: {PEFT's parameter name: detached fp32 CPU copy}, sorted by name.
 
     Args:
-        model: as `create_lora_model` or `load_adapter_model` gives it.
+        model: from `create_lora_model` or `load_adapter_model`.
     """
     return snapshot(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
 
@@ -90,7 +90,7 @@ def collect_lora_parameter_names(model: PeftModel) -> list[str]:
     """Names of the adapter's parameters, as in `collect_lora_state`, sorted.
 
     Args:
-        model: as `create_lora_model` or `load_adapter_model` gives it.
+        model: from `create_lora_model` or `load_adapter_model`.
     """
     return sorted(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
 
@@ -105,7 +105,7 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
 
 
 def adapter_scaling(model: PeftModel) -> float:
-    """lora_alpha / r of the model's adapter (over √r with rslora), which all its layers share."""
+    """lora_alpha / r of the model's adapter (lora_alpha / √r with rsLoRA); the same in all layers."""
     return float(next(iter(lora_layers(model).values())).scaling[ADAPTER])
 
 
@@ -114,8 +114,8 @@ def load_lora_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None
     """Copy a state into the model's adapter, in place.
 
     Args:
-        model: whose adapter is overwritten.
-        state: as `collect_lora_state` gives it.
+        model: its adapter is overwritten.
+        state: with the names and shapes of `collect_lora_state`.
 
     Raises:
         ValueError: if names or shapes differ, or a value is not finite.
@@ -128,13 +128,13 @@ def load_lora_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None
 
 
 def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """Write an adapter in PEFT's format (``adapter_config.json``, ``adapter_model.safetensors``), whole or not at all.
+    """Write an adapter in PEFT's format (``adapter_config.json``, ``adapter_model.safetensors``), atomically.
 
     Args:
-        model: gives the adapter's config, and the tensors where `state` is None.
-        folder: where to; an adapter that stands there is replaced.
-        state: the tensors to write, at the scale of the model's adapter; of another rank than that, ``r`` and
-            ``lora_alpha`` are written accordingly.
+        model: gives the adapter's config, and the tensors if `state` is None.
+        folder: where to write; an existing adapter is replaced.
+        state: the tensors to write, at the scale of the model's adapter. If their rank differs from the model's,
+            ``r`` and ``lora_alpha`` are written accordingly.
 
     Returns:
         The folder.
@@ -155,7 +155,7 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
         if rank != config.r:
             config.lora_alpha *= (rank / config.r) ** (0.5 if config.use_rslora else 1)
             config.r = rank
-        for name, value in vars(config).items():  # a set has another order in every process
+        for name, value in vars(config).items():  # the order of a set differs between processes
             if isinstance(value, set):
                 setattr(config, name, sorted(value))
         config.save_pretrained(str(temporary))
@@ -166,15 +166,16 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
 def read_lora_adapter(
     folder: str | Path, like: Mapping[str, torch.Tensor] | None = None, *, any_rank: bool = False
 ) -> LoraState:
-    """The tensors of an adapter folder, fp32; only safetensors are read, and their header is checked first.
+    """The tensors of an adapter folder in fp32; only safetensors are read, after a check of their header.
 
     Args:
         folder: in PEFT's format.
-        like: a state whose names and shapes the adapter must have, such as a fresh one of the same base.
-        any_rank: whether its ranks may be others than those of `like`.
+        like: a state with the names and shapes that the adapter must have, such as a new one of the same base.
+        any_rank: whether its ranks may differ from those of `like`.
 
     Raises:
-        InputError: if there is no adapter, the file is not whole, it is not like `like`, or a value is not finite.
+        InputError: if there is no adapter, the file is incomplete, names or shapes differ from `like`, or a value is
+            not finite.
     """
     path = Path(folder) / "adapter_model.safetensors"
     state = snapshot(read_state(path, None if any_rank else like))
@@ -184,25 +185,25 @@ def read_lora_adapter(
 
 
 def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:
-    """A base model with the adapter of a folder on it, ready for inference.
+    """A base model with an adapter from a folder, ready for inference.
 
     Args:
-        model: the base, without adapters.
-        folder: as `export_lora_adapter` writes it; only safetensors are read.
+        model: the base model, without adapters.
+        folder: written by `export_lora_adapter`; only safetensors are read.
 
     Raises:
-        InputError: if the folder holds no adapter that fits the base.
+        InputError: if the folder has no adapter that fits the base model.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}: no adapter; wanted adapter_config.json and adapter_model.safetensors")
+        raise InputError(f"{folder}: no adapter; expected adapter_config.json and adapter_model.safetensors")
     tensors = read_lora_adapter(folder)
     try:
         loaded = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-        if problem := problem_with(tensors, collect_lora_state(loaded)):  # PEFT only warns of missing tensors
+        if problem := problem_with(tensors, collect_lora_state(loaded)):  # PEFT only warns about missing tensors
             raise ValueError(problem)
         return loaded
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise InputError(
-            f"{folder}: the adapter does not fit the base ({' '.join(str(error).split())[:300]})"
+            f"{folder}: the adapter does not fit the base model ({' '.join(str(error).split())[:300]})"
         ) from error

@@ -1,8 +1,8 @@
-"""Cross-entropy of every position, with a backward pass that works in the buffer of the forward pass.
+"""Cross-entropy of every position, with a backward pass that reuses the buffer of the forward pass.
 
-``loss_i = − log softmax(logits_i)[target_i]`` has the gradient ``softmax(logits_i) − onehot(target_i)``. torch's own
-pair of operations makes a zero matrix for the one-hot part and another for the result; with few positions and a large
-vocabulary those passes over memory are what the loss costs.
+``loss_i = − log softmax(logits_i)[target_i]`` has the gradient ``softmax(logits_i) − onehot(target_i)``. torch's
+operations allocate a zero matrix for the one-hot part and another for the result; with few positions and a large
+vocabulary, these passes over memory take most of the time of the loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         log_probabilities, targets = ctx.saved_tensors
-        gradient = log_probabilities.exp_()  # nothing needs them any more
+        gradient = log_probabilities.exp_()  # in place: they are not needed again
         gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
         return gradient.mul_(grads[0][:, None]).to(ctx.dtype), None
 

@@ -1,4 +1,4 @@
-"""A base model and one of its LoRA adapters made into one model: a folder that plain transformers loads."""
+"""Merges a LoRA adapter into its base model: a folder that transformers loads without PEFT."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ MODEL_FILES = re.compile(
     r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja|README\.md"
     r"|(vocab|merges)\.txt|[\w.]+\.model|(configuration|modeling|tokenization)_\w+\.py|additional_chat_templates"
 )
-"""What transformers and PEFT write for a model, its tokenizer or an adapter, and a model card."""
+"""Files that transformers and PEFT write for a model, a tokenizer or an adapter, and the model card."""
 TEMPLATES = "additional_chat_templates"
-"""The one folder among it."""
+"""The only folder among them."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A merged model on the disk.
+class MergedModel:
+    """A merged model on disk.
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
         dtype: of its weights: fp32, bf16 or fp16.
-        size: bytes of its weights.
-        rounding: what rounding the adapted weights to `dtype` changed, over what the adapter changed (Frobenius norms).
+        size: of its weights, in bytes.
+        rounding: change by rounding the adapted weights to `dtype`, divided by the change by the adapter (Frobenius
+            norms).
     """
 
     folder: Path
@@ -50,32 +51,32 @@ class Merged:
 
 def merge_adapter(
     config: ModelConfig, adapter: Path, folder: Path, *, dtype: str = "auto", copies: int = 1, card: str = ""
-) -> Merged:
-    """Write base + adapter as one model: safetensors, config, generation config, tokenizer and chat template.
+) -> MergedModel:
+    """Write base model + adapter as one model: safetensors, config, generation config, tokenizer and chat template.
 
-    ``W + s B A`` is worked out in fp32 and rounded once. The folder is written whole or not at all.
+    ``W + s B A`` is computed in fp32 and rounded once. The folder is written atomically.
 
     Args:
-        config: the ``model`` block; of a base in 4 bits its unquantised weights are taken.
+        config: the ``model`` block; for a 4-bit base model the unquantized weights are used.
         adapter: a folder in PEFT's format.
-        folder: where to; a merged model that stands there is replaced.
-        dtype: of the weights written: auto (as the base's own files have them), fp32, bf16 or fp16.
-        copies: how many models of this size the disk must have room for.
-        card: text of a README.md beside it; none where empty.
+        folder: where to write; an existing merged model is replaced.
+        dtype: of the written weights: auto (as in the base model's files), fp32, bf16 or fp16.
+        copies: number of models of this size that must fit on the disk.
+        card: text of a README.md in the folder; empty writes none.
 
     Returns:
-        What was written.
+        A description of the written model.
 
     Raises:
-        InputError: if base or adapter cannot be used, the folder holds something else, or the disk has no room.
+        InputError: if base model or adapter cannot be loaded, the folder holds other files, or the disk is too full.
 
     Example:
         >>> import tempfile
         >>> from fl_lightning import create_lora_model, export_lora_adapter
         >>> base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
-        >>> place = Path(tempfile.mkdtemp())
-        >>> adapter = export_lora_adapter(create_lora_model(base), place / "hr")
-        >>> merged = merge_adapter(ModelConfig(), adapter, place / "out")
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> adapter = export_lora_adapter(create_lora_model(base), folder / "hr")
+        >>> merged = merge_adapter(ModelConfig(), adapter, folder / "out")
         >>> merged.dtype, sorted(path.name for path in merged.folder.glob("*.safetensors"))
         ('bf16', ['model.safetensors'])
     """
@@ -83,25 +84,25 @@ def merge_adapter(
     target = stored_dtype(config) if dtype == "auto" else DTYPES[dtype]
     names = {value: name for name, value in DTYPES.items()}
     if target not in names:
-        raise InputError(f"--dtype: the base's weights are in {target}; wanted fp32, bf16 or fp16 named")
+        raise InputError(f"--dtype: expected fp32, bf16 or fp16, since auto would give the base model's {target}")
     if config.load_in_4bit:
-        log.info("the base was quantised to 4 bits for training; the adapter is merged into its unquantised weights")
+        log.info("the base model was quantized to 4 bits for training; merging into its unquantized weights")
     base, tokenizer = load_base_model(replace(config, load_in_4bit=False), dtype=torch.float32)
     model, rounding = _merged(load_adapter_model(base, adapter), target)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    check_room(folder, size * copies)
+    check_disk_space(folder, size * copies)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
         share_files(temporary)
-    return Merged(folder, names[target], size, rounding)
+    return MergedModel(folder, names[target], size, rounding)
 
 
 @torch.no_grad()
 def _merged(model: Any, dtype: torch.dtype) -> tuple[Any, float]:
-    """(base with the adapter in its weights, in `dtype`; what rounding changed over what the adapter changed)."""
+    """(base model with the adapter in its weights, in `dtype`; change by rounding divided by change by the adapter)."""
     layers = list(lora_layers(model).values())
     change = _norm(layer.get_delta_weight(ADAPTER) for layer in layers)
     bases = [layer.get_base_layer() for layer in layers]
@@ -110,12 +111,12 @@ def _merged(model: Any, dtype: torch.dtype) -> tuple[Any, float]:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise InputError(f"the adapter cannot be merged: {' '.join(str(error).split())[:300]}") from error
-    error_ = _norm(base.weight - base.weight.to(dtype) for base in bases)
+    rounding = _norm(base.weight - base.weight.to(dtype) for base in bases)
     merged.to(dtype)
     for name, parameter in merged.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise InputError(f"--dtype: {name} has values that {dtype} cannot hold; wanted bf16 or fp32")
-    return merged, error_ / change if change else 0.0
+            raise InputError(f"--dtype: expected bf16 or fp32, since {name} has values that {dtype} cannot hold")
+    return merged, rounding / change if change else 0.0
 
 
 def _norm(matrices: Iterable[torch.Tensor]) -> float:
@@ -123,7 +124,7 @@ def _norm(matrices: Iterable[torch.Tensor]) -> float:
 
 
 def _untie(model: Any, bases: list[Any]) -> None:
-    """Give an adapted layer whose weight is another layer's as well (tied embeddings) a weight of its own."""
+    """Copy the weight of an adapted layer that shares it with another layer (tied embeddings)."""
     owners = [module for module in model.modules() if "weight" in module._parameters and module not in bases]
     others = {id(module.weight) for module in owners}
     for base in bases:
@@ -132,25 +133,25 @@ def _untie(model: Any, bases: list[Any]) -> None:
             model.config.tie_word_embeddings = False
 
 
-def check_room(folder: Path, wanted: int) -> None:
-    """Check that the disk of a folder, which need not be there, has so many bytes left.
+def check_disk_space(folder: Path, required: int) -> None:
+    """Check that `required` bytes are free on the disk of a folder, which need not exist.
 
     Raises:
-        InputError: if it has not.
+        InputError: if they are not.
     """
-    place = folder.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if wanted > free:
+    existing = folder.absolute()
+    while not existing.is_dir():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if required > free:
         raise InputError(
-            f"{place}: {wanted / 2**30:.1f} GiB are to be written and {free / 2**30:.1f} GiB are free; choose another "
-            "--to, fewer --models or --dtype bf16"
+            f"{existing}: expected {required / 2**30:.1f} GiB of free space, got {free / 2**30:.1f} GiB; "
+            "choose another --to, fewer --models or --dtype bf16"
         )
 
 
 def check_replaceable(folder: Path) -> None:
-    """Check that a folder is not there, or holds nothing but a model or an adapter, which may be replaced.
+    """Check that a folder does not exist, or holds only a model or an adapter, which may be replaced.
 
     Raises:
         InputError: if it holds anything else.
@@ -160,5 +161,5 @@ def check_replaceable(folder: Path) -> None:
     for path in folder.iterdir() if folder.exists() else ():
         if (path.is_dir() and path.name != TEMPLATES) or not MODEL_FILES.fullmatch(path.name):
             raise InputError(
-                f"{folder}: holds {path.name}, which is no file of a model; choose another --to, or remove it"
+                f"{folder}: holds {path.name}, which does not belong to a model; choose another --to, or remove it"
             )

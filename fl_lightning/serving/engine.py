@@ -47,7 +47,7 @@ class Answering:
         digest = hashlib.sha256()
         for name in sorted(adapter.state):
             digest.update(adapter.state[name].numpy().tobytes())
-        return self.bank.take(adapter.state, adapter.relative_scaling, f"fp_{digest.hexdigest()[:12]}")
+        return self.bank.prepare(adapter.state, adapter.relative_scaling, f"fp_{digest.hexdigest()[:12]}")
 
     def decoder(self) -> Decoder:
         """A new decoder without rows."""

@@ -20,7 +20,7 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.packing import epoch_order, pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, OnStep
-from fl_lightning.modeling.activation_checkpointing import recomputed
+from fl_lightning.modeling.activation_checkpointing import recompute_layers
 from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
@@ -155,7 +155,7 @@ class CohortFit:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._cohort.attached())
             if self.training.gradient_checkpointing:
-                stack.enter_context(recomputed(self._module.model.get_base_model(), self._cohort))
+                stack.enter_context(recompute_layers(self._module.model.get_base_model(), self._cohort))
             yield
 
     def _step(
@@ -188,7 +188,7 @@ class CohortFit:
                 local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
             if any(local):
                 row = pack(local).to(device)
-                self._cohort.arrange(row.client_tokens, generators)
+                self._cohort.set_segments(row.client_tokens, generators)
                 losses = weight * self._forward(row).loss / (window_sizes * torch.tensor(targets, device=device))
                 self._memory.check()  # most of a step's memory is in use now
                 self._fabric.backward(losses.sum())
@@ -198,7 +198,7 @@ class CohortFit:
         # fp16: clip the true gradients, not the scaled ones; the scaler knows the inner optimizer only.
         self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
         if self.training.proximal_mu:
-            self._cohort.pull_gradients(starts, self.training.proximal_mu)
+            self._cohort.add_proximal_gradients(starts, self.training.proximal_mu)
         self._cohort.clip_gradients(self.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -24,6 +24,7 @@ from typing import Any
 from fl_lightning import bundled
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
+from fl_lightning.training.cohorts import STEP_TOKENS
 
 RESPONSE_SHARE = 0.5
 """Assumed share of response tokens; ``inspect`` shows the real one of a data folder."""
@@ -31,8 +32,6 @@ MARGIN = {"cpu": 700 * 2**20, "cuda": 1200 * 2**20}
 """Bytes. CPU: a process with the libraries loaded, as measured. CUDA: context and fragmentation, as estimated."""
 MIN_RECORD_TOKENS = 16
 """Tokens of the shortest records; limits the number of clients whose batches fit into a step."""
-STEP_TOKENS = {"cpu": 1000, "cuda": 16384}
-"""As in `fl_lightning.training.local_clients`; a test checks that they are equal."""
 
 _QWEN = {
     "vocab_size": 151936,

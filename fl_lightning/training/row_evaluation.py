@@ -54,7 +54,7 @@ class RowEvaluation:
         with self._cohort.attached():
             for examples in batch_rows(record_sets, self._row_tokens):
                 row = pack(examples)
-                self._cohort.arrange(row.client_tokens)
+                self._cohort.set_segments(row.client_tokens)
                 sums = self._forward(row.to(self._device))
                 loss += sums.loss.double().cpu()
                 correct += sums.correct.double().cpu()
@@ -89,7 +89,7 @@ class RowEvaluation:
                     stop += 1
                 indices, start = by_length[start:stop], stop
                 row = pack([[examples[i]] for i in indices])
-                self._cohort.arrange((row.num_tokens,))
+                self._cohort.set_segments((row.num_tokens,))
                 record_sums = self._forward(row.to(self._device))
                 sums[indices] = torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
         return sums
@@ -98,7 +98,7 @@ class RowEvaluation:
     def with_adapter(self, state: Mapping[str, torch.Tensor], relative_scaling: float = 1.0) -> Iterator[Any]:
         """The model with an adapter of any rank on it while this block runs, for generation in batches of any size."""
         self._cohort.load([state], self._device, relative_scalings=[relative_scaling])
-        self._cohort.arrange_one()
+        self._cohort.set_single_client()
         with self._cohort.attached():
             yield self._module.model
 

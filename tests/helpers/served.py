@@ -60,7 +60,7 @@ class MadeRun:
         cohort.load([state], "cpu")
         prompt = torch.tensor(encode_prompt([Turn("user", text)], self.tokenizer))
         with cohort.attached():
-            cohort.arrange_one()
+            cohort.set_single_client()
             (ids,) = generate(self.model, [prompt], max_new_tokens=tokens, end=self.tokenizer.eos_token_id)
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fl_lightning.data.packing import pack
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import NAME, packed_attention, packed_kwargs, use_packed_attention
+from fl_lightning.modeling.attention import ATTENTION_NAME, packed_attention, packed_kwargs, use_packed_attention
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
 from fl_lightning.module import LoraClientModule
 
@@ -27,7 +27,7 @@ TARGETS = {
 
 def attend(query, key, value, lengths, **arguments):
     """`packed_attention` on a row of sequences of the lengths given."""
-    packed = packed_kwargs(SimpleNamespace(_attn_implementation=NAME), lengths, torch.device("cpu"))
+    packed = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, torch.device("cpu"))
     output, weights = packed_attention(torch.nn.Identity(), query, key, value, **packed, **arguments)
     assert weights is None
     return output
@@ -168,7 +168,7 @@ def test_scaling_is_applied_to_the_scores():
 def test_models_of_the_attention_interface_are_switched(micro_model):
     model = micro_model("qwen")
     assert use_packed_attention(model)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == ATTENTION_NAME
 
 
 def test_models_outside_the_attention_interface_are_left_alone(micro_model):
@@ -225,14 +225,14 @@ def test_flash_attention_is_asked_for_what_the_groups_compute(monkeypatch, windo
     key, value = torch.randn(2, 1, key_heads, sum(lengths), 8)
     grouped = attend(query, key, value, lengths, scaling=0.3, sliding_window=window)
     monkeypatch.setattr(attention, "varlen_attn", reference_varlen)
-    monkeypatch.setattr(attention, "takes_any_lengths", lambda query, dropout: True)
+    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: True)
     torch.testing.assert_close(attend(query, key, value, lengths, scaling=0.3, sliding_window=window), grouped)
 
 
 def test_flash_attention_is_left_alone_on_a_cpu():
-    from fl_lightning.modeling.attention import takes_any_lengths
+    from fl_lightning.modeling.attention import can_use_varlen_attention
 
-    assert not takes_any_lengths(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), 0.0)
+    assert not can_use_varlen_attention(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), 0.0)
 
 
 @pytest.mark.gpu
@@ -244,10 +244,10 @@ def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, win
     lengths, device = (70, 1, 33, 64), torch.device("cuda")
     query = torch.randn(1, 8, sum(lengths), 64, device=device, dtype=torch.bfloat16)
     key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
-    if not attention.takes_any_lengths(query, 0.0):
+    if not attention.can_use_varlen_attention(query, 0.0):
         pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
-    arguments = packed_kwargs(SimpleNamespace(_attn_implementation=NAME), lengths, device)
+    arguments = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, device)
     flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
-    monkeypatch.setattr(attention, "takes_any_lengths", lambda query, dropout: False)
+    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: False)
     grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
     torch.testing.assert_close(flash.float(), grouped.float(), atol=2e-2, rtol=2e-2)

@@ -34,7 +34,7 @@ def test_cohort_gives_each_client_the_loss_of_its_own_peft_adapter(adapted, rand
     row = pack(clients)
     with torch.no_grad():
         with cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             together = module(row).loss
         for k, state in enumerate(states):
             load_lora_state(model, state)
@@ -50,7 +50,7 @@ def test_cohort_gives_each_client_the_gradients_of_its_own_peft_adapter(adapted,
     cohort.load(states, "cpu")
     row = pack(clients)
     with cohort.attached():
-        cohort.arrange(row.client_tokens)
+        cohort.set_segments(row.client_tokens)
         module(row).mean_loss().sum().backward()
     gradients = [p.grad for p in cohort.parameters()]
     for k, state in enumerate(states):
@@ -98,7 +98,7 @@ def test_adapter_of_the_model_itself_is_off_while_attached_and_back_afterwards(a
         with model.disable_adapter():
             base = module(row).loss
         with cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             attached = module(row).loss
         after = module(row).loss
     assert torch.equal(attached, base)
@@ -136,7 +136,7 @@ def test_client_without_tokens_in_a_row_gets_no_gradient(adapted, random_state, 
     cohort.load([random_state(model, s) for s in range(2)], "cpu")
     row = pack([[], make_examples(2)])
     with cohort.attached():
-        cohort.arrange(row.client_tokens)
+        cohort.set_segments(row.client_tokens)
         module(row).mean_loss().sum().backward()
     for parameter in cohort.parameters():
         assert not parameter.grad[0].any()
@@ -185,7 +185,7 @@ def test_dropout_of_a_client_follows_its_own_generator(adapted, random_state, ma
         cohort.load([states[k] for k in chosen], "cpu")
         row = pack([clients[k] for k in chosen])
         with torch.no_grad(), cohort.attached():
-            cohort.arrange(row.client_tokens, [dropout_generator(s, torch.device("cpu")) for s in seeds])
+            cohort.set_segments(row.client_tokens, [dropout_generator(s, torch.device("cpu")) for s in seeds])
             return module(row).loss
 
     together = loss([0, 1], [5, 6])
@@ -201,7 +201,7 @@ def test_dropout_is_off_without_generators(adapted, random_state, make_examples)
         cohort.load([random_state(model)], "cpu")
         row = pack([make_examples(2)])
         with torch.no_grad(), cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             losses.append(module(row).loss)
     assert torch.equal(*losses)
 
@@ -210,7 +210,7 @@ def test_dropout_keeps_the_expected_value(adapted, random_state):
     _, model = adapted(dropout=0.25)
     cohort = LoraCohort(model)
     cohort.load([random_state(model)], "cpu")
-    cohort.arrange((1000,), [dropout_generator(0, torch.device("cpu"))])
+    cohort.set_segments((1000,), [dropout_generator(0, torch.device("cpu"))])
     dropped = cohort._drop(torch.ones(1, 1000, 32), 0.25, 0)
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
     assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
@@ -222,7 +222,7 @@ def test_wrong_number_of_segments_or_generators_is_refused(adapted, random_state
     cohort = LoraCohort(model)
     cohort.load([random_state(model, s) for s in range(2)], "cpu")
     with pytest.raises(ValueError, match="2 clients"):
-        cohort.arrange(segments, generators)
+        cohort.set_segments(segments, generators)
 
 
 def test_embedding_layers_are_refused(adapted):
@@ -243,7 +243,7 @@ def test_adapter_on_the_head_is_right_or_refused(adapted, random_state, make_exa
             return
         cohort.load([state, state], "cpu")
         with cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             torch.testing.assert_close(module(row).loss, wanted, atol=1e-4, rtol=0)
 
 
@@ -265,7 +265,7 @@ def test_clients_of_several_ranks_and_scales_train_as_each_would_alone(adapted, 
         row = pack([clients[k] for k in chosen])
         with cohort.attached():
             for _ in range(3):
-                cohort.arrange(row.client_tokens)
+                cohort.set_segments(row.client_tokens)
                 module(row).mean_loss().sum().backward()
                 cohort.clip_gradients(0.5)
                 optimizer.step()
@@ -296,9 +296,9 @@ def test_gain_and_frozen_product_are_as_if_they_were_in_the_adapter(adapted, ran
     ):
         cohort.load(states, "cpu", relative_scalings=gains, frozen_products=frozen)
         with torch.no_grad(), cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             losses.append(module(row).loss)
-            cohort.arrange([*row.client_tokens[:2], 0, sum(row.client_tokens[2:])])  # nobody of the third stretch
+            cohort.set_segments([*row.client_tokens[:2], 0, sum(row.client_tokens[2:])])  # nobody of the third stretch
             module(row)
     torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=0)
 
@@ -315,7 +315,7 @@ def test_frozen_products_get_no_gradient_and_let_it_through(adapted, random_stat
         cohort = LoraCohort(model)
         cohort.load([state], "cpu", frozen_products=frozen)
         with cohort.attached():
-            cohort.arrange(row.client_tokens)
+            cohort.set_segments(row.client_tokens)
             module(row).loss.sum().backward()
         gradients.append([p.grad[0] for p in cohort.parameters()])
     # The losses of a dozen tokens are summed in two orders of fp32: rounding is relative to the largest gradient.

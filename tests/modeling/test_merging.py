@@ -13,7 +13,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling import merging
 from fl_lightning.modeling.base_model import load_base_model, stored_dtype
 from fl_lightning.modeling.lora import create_lora_model, export_lora_adapter, load_adapter_model, load_lora_state
-from fl_lightning.modeling.merging import check_replaceable, check_room, merge_adapter
+from fl_lightning.modeling.merging import check_disk_space, check_replaceable, merge_adapter
 
 IDS = torch.tensor([[5, 17, 200, 31, 8, 999, 40, 3]])
 
@@ -118,7 +118,7 @@ def test_converter_to_gguf_finds_what_it_reads(make_adapter, tmp_path):
     assert words.chat_template == (folder / "chat_template.jinja").read_text()
 
 
-def test_base_in_4_bits_is_merged_into_its_unquantised_weights(make_adapter, tmp_path, log_messages):
+def test_base_in_4_bits_is_merged_into_its_unquantized_weights(make_adapter, tmp_path, log_messages):
     adapter = make_adapter()
     plain = merge_adapter(ModelConfig(), adapter, tmp_path / "plain").folder
     assert log_messages == []
@@ -126,11 +126,11 @@ def test_base_in_4_bits_is_merged_into_its_unquantised_weights(make_adapter, tmp
     assert (folder / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert len(log_messages) == 1
-    assert "unquantised weights" in log_messages[0]
+    assert "unquantized weights" in log_messages[0]
 
 
 def test_values_that_fp16_cannot_hold_are_refused(make_adapter, tmp_path):
-    with pytest.raises(InputError, match="cannot hold; wanted bf16 or fp32"):
+    with pytest.raises(InputError, match="expected bf16 or fp32, since .* cannot hold"):
         merge_adapter(ModelConfig(), make_adapter(scale=300.0), tmp_path / "hr", dtype="fp16")
     assert not (tmp_path / "hr").exists()
 
@@ -169,11 +169,11 @@ def test_write_that_fails_leaves_what_was_there(make_adapter, tmp_path, monkeypa
 
 def test_disk_without_room_is_refused_before_anything_is_written(make_adapter, tmp_path, monkeypatch):
     adapter, asked = make_adapter(), []
-    monkeypatch.setattr(merging, "check_room", lambda folder, wanted: asked.append((folder, wanted)))
+    monkeypatch.setattr(merging, "check_disk_space", lambda folder, wanted: asked.append((folder, wanted)))
     merged = merge_adapter(ModelConfig(), adapter, tmp_path / "a", copies=3)
     assert asked == [(tmp_path / "a", 3 * merged.size)]
-    with pytest.raises(InputError, match=r"are to be written and .* are free; choose another --to"):
-        check_room(tmp_path / "not" / "there", 2**60)
+    with pytest.raises(InputError, match=r"expected .* of free space, got .*; choose another --to"):
+        check_disk_space(tmp_path / "not" / "there", 2**60)
     assert not (tmp_path / "not").exists()
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
-from fl_lightning.modeling.supervised_positions import last_mlp, last_mlp_at
+from fl_lightning.modeling.supervised_positions import last_mlp, last_mlp_on
 
 TARGETS = {"qwen": ["q_proj", "v_proj"], "llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
 
@@ -43,7 +43,7 @@ def test_loss_and_gradients_are_those_of_the_whole_mlp(adapted, kind):
     ids = torch.randint(5, 4000, (1, 11), generator=torch.Generator().manual_seed(0))
     keep = torch.tensor([3, 4, 9])
     loss, gradients = loss_and_gradients(model, ids, keep)
-    with last_mlp_at(model.get_base_model(), keep):
+    with last_mlp_on(model.get_base_model(), keep):
         got, got_gradients = loss_and_gradients(model, ids, keep)
     torch.testing.assert_close(got, loss, atol=1e-6, rtol=1e-6)
     for one, other in zip(got_gradients, gradients, strict=True):
@@ -57,7 +57,7 @@ def test_only_the_last_mlp_sees_fewer_positions_and_only_inside_the_block(adapte
     seen = widths(first), widths(last)
     ids = torch.arange(5, 12)[None]
     with torch.no_grad():
-        with last_mlp_at(model.get_base_model(), torch.tensor([2, 6])):
+        with last_mlp_on(model.get_base_model(), torch.tensor([2, 6])):
             model(input_ids=ids)
         model(input_ids=ids)
     assert seen == ([7, 7], [2, 7])
@@ -68,7 +68,7 @@ def test_output_is_zero_at_the_other_positions(adapted):
     mlp, x = last_mlp(model.get_base_model()), torch.randn(1, 4, 32)
     with torch.no_grad():
         whole = mlp(x)
-        with last_mlp_at(model.get_base_model(), torch.tensor([1, 3])):
+        with last_mlp_on(model.get_base_model(), torch.tensor([1, 3])):
             part = mlp(x)
     torch.testing.assert_close(part[:, [1, 3]], whole[:, [1, 3]])
     assert not part[:, [0, 2]].any()
@@ -77,7 +77,7 @@ def test_output_is_zero_at_the_other_positions(adapted):
 def test_an_error_inside_the_block_takes_the_hooks_off(adapted):
     model = adapted()
     seen = widths(last_mlp(model.get_base_model()).down_proj)
-    with pytest.raises(ZeroDivisionError), last_mlp_at(model.get_base_model(), torch.tensor([0])):
+    with pytest.raises(ZeroDivisionError), last_mlp_on(model.get_base_model(), torch.tensor([0])):
         raise ZeroDivisionError
     model(input_ids=torch.arange(5, 12)[None])
     assert seen == [7]
@@ -99,7 +99,7 @@ class Decoder(torch.nn.Module):
 
 def test_router_scores_are_passed_on_as_they_are():
     decoder, x = Decoder(), torch.arange(1.0, 4.0).view(1, 3, 1)
-    with last_mlp_at(decoder, torch.tensor([2])):
+    with last_mlp_on(decoder, torch.tensor([2])):
         output, scores = decoder.layers[0].mlp(x)
     assert output.flatten().tolist() == [0.0, 0.0, 6.0]
     assert scores.tolist() == [[3.0]]
@@ -107,7 +107,7 @@ def test_router_scores_are_passed_on_as_they_are():
 
 def test_mlp_that_takes_more_than_the_hidden_states_sees_them_all():
     decoder, x = Decoder(), torch.arange(1.0, 4.0).view(1, 3, 1)
-    with last_mlp_at(decoder, torch.tensor([2])):
+    with last_mlp_on(decoder, torch.tensor([2])):
         by_name, by_place = decoder.layers[0].mlp(x, previous=x), decoder.layers[0].mlp(x, x)
     assert torch.equal(by_name[0], 2 * x)
     assert torch.equal(by_place[0], 2 * x)
@@ -118,7 +118,7 @@ def test_mlp_with_lora_layers_is_left_alone(adapted):
     assert last_mlp(model.get_base_model()) is None
     ids, keep = torch.arange(5, 12)[None], torch.tensor([2])
     loss, _ = loss_and_gradients(model, ids, keep)
-    with last_mlp_at(model.get_base_model(), keep):
+    with last_mlp_on(model.get_base_model(), keep):
         assert torch.equal(loss_and_gradients(model, ids, keep)[0], loss)
 
 

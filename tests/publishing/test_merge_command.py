@@ -66,7 +66,7 @@ def test_stopping_says_what_is_written_and_leaves_no_half_model(make_run, capsys
     from fl_lightning.modeling import merging
     from fl_lightning.signals import Stopped
 
-    real, seen = merging.check_room, []
+    real, seen = merging.check_disk_space, []
 
     def stop(folder, wanted):
         seen.append(folder)
@@ -74,7 +74,7 @@ def test_stopping_says_what_is_written_and_leaves_no_half_model(make_run, capsys
             raise Stopped(15)
         real(folder, wanted)
 
-    monkeypatch.setattr(merging, "check_room", stop)
+    monkeypatch.setattr(merging, "check_disk_space", stop)
     run = make_run()
     assert merge(run) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; written: finance"

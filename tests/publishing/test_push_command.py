@@ -290,7 +290,7 @@ def test_folder_with_something_else_in_it_is_not_touched(make_run, hub, tmp_path
     (tmp_path / "bots-hr").mkdir()
     (tmp_path / "bots-hr/train.jsonl").write_text("mine")
     assert push(make_run(), *ONE, "--dry-run", "--to", str(tmp_path)) == 2
-    assert "holds train.jsonl, which is no file of a model" in capsys.readouterr().err
+    assert "holds train.jsonl, which does not belong to a model" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "bots-hr").iterdir()] == ["train.jsonl"]
 
 

@@ -26,7 +26,7 @@ def answering(micro_qwen, tokenizer):
 @pytest.fixture
 def models(answering, random_state):
     own = {name: random_state(answering.model, seed) for seed, name in enumerate(("hr", "finance"))}
-    banked = {name: answering.bank.take(state, fingerprint=f"fp_{name}") for name, state in own.items()}
+    banked = {name: answering.bank.prepare(state, fingerprint=f"fp_{name}") for name, state in own.items()}
     return {"base": BankedAdapter({}, "fp_base"), **banked}
 
 
@@ -76,7 +76,7 @@ def office(answering, models):
 def alone(answering, models, model, prompt, length=4):
     """What transformers' own generation answers, with the adapter's update folded into no cache of ours."""
     with answering.bank.attached():
-        answering.bank.arrange([models[model]])
+        answering.bank.set_rows([models[model]])
         (got,) = generate(answering.model, [torch.tensor(prompt)], max_new_tokens=length, end=None)
     return got.tolist()
 
@@ -245,7 +245,7 @@ def test_a_newer_adapter_answers_new_prompts_only(office, answering, models, ran
     before, wanted = models["hr"], alone(answering, models, "hr", (5, 6, 7), 6)
     office.ask("a", length=6)
     office.turn(2)
-    models["hr"] = answering.bank.take(random_state(answering.model, 9), fingerprint="fp_newer")
+    models["hr"] = answering.bank.prepare(random_state(answering.model, 9), fingerprint="fp_newer")
     office.ask("b", length=6)
     office.turn(9)
     assert office.tokens("a") == wanted

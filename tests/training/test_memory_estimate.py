@@ -4,7 +4,7 @@ import torch
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
-from fl_lightning.training import local_clients, memory_estimate
+from fl_lightning.training import memory_estimate
 from fl_lightning.training.memory_estimate import BaseSizes, base_sizes, estimate_memory
 
 BASE = BaseSizes(1000, 800, 10, 8, layers=3, hidden=4, key_value=2, mlp=8, vocabulary=16)
@@ -37,7 +37,6 @@ def test_four_bits_are_half_a_byte_and_a_scale_for_each_64():
 
 
 def test_auto_goes_by_the_devices_step_and_one_client_always_fits():
-    assert memory_estimate.STEP_TOKENS == local_clients.STEP_TOKENS
     assert estimate("--data.max_length", "1024").step_tokens == 4 * 1024
     few = estimate("--data.max_length", "8", clients=2)
     assert (few.clients_at_once, few.step_tokens) == (2, 2 * 4 * 8)

@@ -1,6 +1,6 @@
-"""Many adapters on one base model: each row of a batch goes through its own.
+"""Many adapters on one base model: each row of a batch uses one of them.
 
-The base is computed once for all rows; row b of adapter k gets ``h = W0 x + s_k B_k A_k x``. The factors of the
+The base is computed once for all rows; a row with adapter k gets ``h = W0 x + s_k B_k A_k x``. The factors of the
 adapters in a batch are concatenated, ``A`` of shape (R, in_features) and ``B`` of shape (out_features, R) with R the
 sum of their ranks, so a layer costs two more matrix products however many adapters there are. Each row keeps the inner
 values of its own adapter; a mask sets the others to 0.
@@ -36,20 +36,20 @@ class BankedAdapter:
 class AdapterBank:
     """Puts several adapters on the LoRA layers of a PEFT model at once, for inference.
 
-    Usage: `take` adapters, then inside `attached()` call `arrange` before each forward pass whose rows differ from
+    Usage: `prepare` adapters, then inside `attached()` call `set_rows` before each forward pass whose rows differ from
     those of the pass before.
 
     Args:
-        model: as `create_lora_model` gives it; its built-in adapter is off while the bank is attached.
+        model: from `create_lora_model`; its built-in adapter is off while the bank is attached.
 
     Example:
         >>> import torch
         >>> from fl_lightning import ModelConfig, collect_lora_state, create_lora_model, load_base_model
         >>> model = create_lora_model(load_base_model(ModelConfig(), dtype=torch.float32)[0])
         >>> bank = AdapterBank(model)
-        >>> hr, base = bank.take(collect_lora_state(model)), BankedAdapter({})
+        >>> hr, base = bank.prepare(collect_lora_state(model)), BankedAdapter({})
         >>> with bank.attached(), torch.inference_mode():
-        ...     bank.arrange([hr, base])
+        ...     bank.set_rows([hr, base])
         ...     model(torch.ones(2, 3, dtype=torch.long)).logits.shape
         torch.Size([2, 3, 4096])
     """
@@ -62,23 +62,25 @@ class AdapterBank:
         self._stacked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._mask: torch.Tensor | None = None
 
-    def take(self, state: Mapping[str, torch.Tensor], gain: float = 1.0, fingerprint: str = "") -> BankedAdapter:
+    def prepare(
+        self, state: Mapping[str, torch.Tensor], relative_scaling: float = 1.0, fingerprint: str = ""
+    ) -> BankedAdapter:
         """Prepare an adapter.
 
         Args:
             state: its tensors, of any rank, as `read_lora_adapter` returns them.
-            gain: its scale lora_alpha / r over that of the model.
+            relative_scaling: its lora_alpha / r divided by the model's.
             fingerprint: see `BankedAdapter`.
         """
         factors = {}
         for name, layer in self._layers.items():
             a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-            scale = float(layer.scaling[ADAPTER]) * gain
+            scale = float(layer.scaling[ADAPTER]) * relative_scaling
             b = b.to(self._device, torch.float32, copy=True)  # the caller keeps its state
             factors[name] = scale * a.to(self._device, torch.float32), b
         return BankedAdapter(factors, fingerprint)
 
-    def arrange(self, rows: Sequence[BankedAdapter]) -> None:
+    def set_rows(self, rows: Sequence[BankedAdapter]) -> None:
         """Set the adapters of the rows of the next forward passes; does nothing if they are the same as before.
 
         Args:
@@ -102,8 +104,11 @@ class AdapterBank:
             self._mask = None
         else:
             name = next(iter(self._layers))
-            owners = [adapter for adapter in adapters for _ in range(adapter.factors[name][0].shape[0])]
-            mask = torch.tensor([[row is owner for owner in owners] for row in rows], dtype=torch.float32)
+            ranks = torch.tensor([adapter.factors[name][0].shape[0] for adapter in adapters])
+            numbers = {adapter: number for number, adapter in enumerate(adapters)}
+            owners = torch.arange(len(adapters)).repeat_interleave(ranks)  # of each of the R inner values
+            row_adapters = torch.tensor([numbers.get(adapter, -1) for adapter in rows])  # -1: the base model
+            mask = (row_adapters[:, None] == owners).to(torch.float32)
             self._mask = None if bool(mask.all()) else mask[:, None].to(self._device)
         self._rows = tuple(rows)
 

@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
-from fl_lightning.modeling.generation.token_sampling import Sampler, choose_all
+from fl_lightning.modeling.generation.token_sampling import Sampler, sample_tokens
 
 
 @dataclass(eq=False)
@@ -95,7 +95,7 @@ class Decoder:
         rows = self.rows
         if not rows:
             return []
-        self._bank.arrange([row.adapter for row in rows])
+        self._bank.set_rows([row.adapter for row in rows])
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=self._device)
         logits = self._forward(ids, self._mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
@@ -116,7 +116,7 @@ class Decoder:
             ids[row, width - len(answer.prompt) :] = torch.tensor(answer.prompt)
             mask[row, width - len(answer.prompt) :] = 1
         ids, mask, cache = ids.to(self._device), mask.to(self._device), DynamicCache()
-        self._bank.arrange([answer.adapter for answer in new])
+        self._bank.set_rows([answer.adapter for answer in new])
         self._extend(new, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
         unfinished = [i for i, answer in enumerate(new) if answer.finish is None]
         if unfinished:
@@ -132,7 +132,7 @@ class Decoder:
         return logits
 
     def _extend(self, rows: Sequence[Answer], logits: torch.Tensor) -> None:
-        for row, token in zip(rows, choose_all(logits, [row.sampler for row in rows]), strict=True):
+        for row, token in zip(rows, sample_tokens(logits, [row.sampler for row in rows]), strict=True):
             if token in self._ends:
                 row.finish = "stop"
                 continue

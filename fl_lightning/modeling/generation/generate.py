@@ -11,7 +11,7 @@ from fl_lightning.data.tokenization import Example
 
 
 def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt, answer): the last response of a tokenised record, and all that stands before it, 1-D token ids.
+    """(prompt, answer): the last response of a tokenized record and everything before it, as 1-D token ids.
 
     Example:
         >>> e = Example(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([False, True, False, True, True]))
@@ -20,7 +20,7 @@ def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
     """
     gaps = (~example.supervised).nonzero().squeeze(1)
     start = int(gaps[-1]) + 1 if len(gaps) else 0
-    if start == len(example):  # what follows the last response is not the model's
+    if start == len(example):  # text after the last response is no answer
         last = int(example.supervised.nonzero()[-1])
         return split(Example(example.ids[: last + 1], example.supervised[: last + 1]))
     return example.ids[:start], example.ids[start:]
@@ -30,14 +30,14 @@ def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
 def generate(
     model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, end: int | None, batch_size: int = 16
 ) -> list[torch.Tensor]:
-    """The greedy continuation of each prompt, up to the end token, which is left out.
+    """The greedy continuation of each prompt, up to and without the end token.
 
     Args:
-        model: a transformers or PEFT causal language model; its active adapter answers.
+        model: a transformers or PEFT causal language model, with its active adapter.
         prompts: token ids, each 1-D and not empty.
-        max_new_tokens: at most so many tokens of an answer.
-        end: the token that ends an answer; None for none.
-        batch_size: prompts that share a forward pass, the longest first.
+        max_new_tokens: maximum length of an answer.
+        end: the token that ends an answer; None always generates `max_new_tokens`.
+        batch_size: prompts per forward pass, longest first.
 
     Returns:
         Token ids on the CPU, in the order of the prompts.
@@ -46,10 +46,10 @@ def generate(
         ValueError: if a prompt is empty.
     """
     if any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("prompts: got one without tokens, wanted at least one token each")
+        raise ValueError("prompts: expected at least one token in each, got an empty one")
     answers: list[torch.Tensor] = [torch.empty(0, dtype=torch.long)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    device, was = next(model.parameters()).device, model.training
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     filler = 0 if end is None else end
     for start in range(0, len(order), batch_size):
@@ -72,5 +72,5 @@ def generate(
         for row, i in enumerate(batch):
             stop = (out[row] == end).nonzero() if end is not None else []
             answers[i] = out[row][: int(stop[0])] if len(stop) else out[row]
-    model.train(was)
+    model.train(was_training)
     return answers

@@ -42,10 +42,10 @@ def test_each_row_has_the_logits_of_its_own_peft_adapter(adapted, random_state, 
     wanted += [alone(model, state, ids) for state in states]
     assert (wanted[0] - wanted[1]).abs().max() > 1e-2  # or there were nothing to tell apart
     bank = AdapterBank(model)
-    taken = [BASE, *(bank.take(state) for state in states)]
+    taken = [BASE, *(bank.prepare(state) for state in states)]
     order = [2, 0, 1, 3, 1]
     with bank.attached():
-        bank.arrange([taken[i] for i in order])
+        bank.set_rows([taken[i] for i in order])
         got = model(input_ids=ids.expand(5, -1)).logits
     for row, i in enumerate(order):
         torch.testing.assert_close(got[row : row + 1], wanted[i], atol=1e-4, rtol=0)
@@ -57,7 +57,7 @@ def test_ranks_and_scales_may_differ(adapted, random_state, ids):
     state = random_state(model, 0)
     half = {name: t[:2] if "lora_A" in name else t[:, :2] for name, t in state.items()}
     bank = AdapterBank(model)
-    full, low = bank.take(state, gain=0.5), bank.take(half, gain=2.0)
+    full, low = bank.prepare(state, relative_scaling=0.5), bank.prepare(half, relative_scaling=2.0)
     padded = {name: torch.zeros_like(t) for name, t in state.items()}
     for name, t in half.items():
         if "lora_A" in name:
@@ -66,7 +66,7 @@ def test_ranks_and_scales_may_differ(adapted, random_state, ids):
             padded[name][:, :2] = 2 * t
     halved = {name: 0.5 * t if "lora_B" in name else t for name, t in state.items()}
     with bank.attached():
-        bank.arrange([full, low])
+        bank.set_rows([full, low])
         got = model(input_ids=ids.expand(2, -1)).logits
     torch.testing.assert_close(got[:1], alone(model, halved, ids), atol=1e-4, rtol=0)
     torch.testing.assert_close(got[1:], alone(model, padded, ids), atol=1e-4, rtol=0)
@@ -79,7 +79,7 @@ def test_the_model_is_as_before_when_the_bank_is_detached(adapted, random_state,
     before = alone(model, state, ids)
     bank = AdapterBank(model)
     with bank.attached():
-        bank.arrange([bank.take(random_state(model, 2))])
+        bank.set_rows([bank.prepare(random_state(model, 2))])
         assert (model(input_ids=ids).logits - before).abs().max() > 1e-3
     torch.testing.assert_close(model(input_ids=ids).logits, before, atol=0, rtol=0)
 
@@ -91,7 +91,7 @@ def test_rows_of_the_base_alone_are_the_base(adapted, ids):
     with model.disable_adapter():
         wanted = model(input_ids=ids).logits
     with bank.attached():
-        bank.arrange([BASE])
+        bank.set_rows([BASE])
         torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=0, rtol=0)
 
 
@@ -100,24 +100,24 @@ def test_what_was_taken_does_not_change_with_the_state_it_came_from(adapted, ran
     model = adapted()
     state = random_state(model, 0)
     bank = AdapterBank(model)
-    taken = bank.take(state)
+    taken = bank.prepare(state)
     with bank.attached():
-        bank.arrange([taken])
+        bank.set_rows([taken])
         before = model(input_ids=ids).logits
         for tensor in state.values():
             tensor.zero_()
-        bank.arrange([BASE])
-        bank.arrange([taken])
+        bank.set_rows([BASE])
+        bank.set_rows([taken])
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=0, rtol=0)
 
 
 def test_rows_that_stay_cost_nothing_for_the_next_token(adapted, random_state, monkeypatch):
     model = adapted("qwen")
     bank = AdapterBank(model)
-    rows = [bank.take(random_state(model, seed)) for seed in range(2)] * 3
+    rows = [bank.prepare(random_state(model, seed)) for seed in range(2)] * 3
     with bank.attached():
-        bank.arrange(rows)
+        bank.set_rows(rows)
         made = []
         monkeypatch.setattr(torch, "tensor", lambda *args, **options: made.append(args))
-        bank.arrange(list(rows))
+        bank.set_rows(list(rows))
         assert made == []

@@ -65,7 +65,7 @@ def run(decoder, bank, answers, room=4, between=lambda step: None):
 @pytest.mark.parametrize("kind", list(TARGETS))
 def test_answers_are_those_of_each_adapter_alone(served, kind):
     model, bank, states = served(kind)
-    taken = [bank.take(state) for state in states]
+    taken = [bank.prepare(state) for state in states]
     lengths = [1, 5, 9, 3, 7, 2, 8, 6]
     asked = list(zip(prompts(8), lengths, strict=True))
     answers = [Answer(p, taken[i % 3], n, Sampler(GREEDY)) for i, (p, n) in enumerate(asked)]
@@ -81,7 +81,7 @@ def test_answers_end_at_an_end_token_which_is_left_out(served):
     (prompt,) = prompts(1, seed=4)
     whole = alone(model, states[0], prompt, 6)
     end = whole[3]
-    answer = Answer(prompt, bank.take(states[0]), 6, Sampler(GREEDY))
+    answer = Answer(prompt, bank.prepare(states[0]), 6, Sampler(GREEDY))
     run(Decoder(model, bank, [end]), bank, [answer])
     assert (answer.tokens, answer.finish) == (whole[: whole.index(end)], "stop")
 
@@ -90,14 +90,14 @@ def test_an_answer_may_be_empty(served):
     model, bank, states = served()
     (prompt,) = prompts(1)
     (first,) = alone(model, states[0], prompt, 1)
-    answer = Answer(prompt, bank.take(states[0]), 6, Sampler(GREEDY))
+    answer = Answer(prompt, bank.prepare(states[0]), 6, Sampler(GREEDY))
     run(Decoder(model, bank, [first]), bank, [answer])
     assert (answer.tokens, answer.finish) == ([], "stop")
 
 
 def test_rows_that_are_dropped_leave_the_others_as_they_were(served):
     model, bank, states = served()
-    taken = bank.take(states[0])
+    taken = bank.prepare(states[0])
     answers = [Answer(p, taken, 8, Sampler(GREEDY)) for p in prompts(4, seed=2)]
     decoder = Decoder(model, bank, [])
     run(decoder, bank, answers, between=lambda step: decoder.drop([answers[1], answers[3]]) if step == 2 else None)
@@ -110,7 +110,7 @@ def test_rows_that_are_dropped_leave_the_others_as_they_were(served):
 def test_what_was_decoded_once_costs_nothing_afterwards(served):
     model, bank, states = served()
     decoder = Decoder(model, bank, [])
-    run(decoder, bank, [Answer(p, bank.take(states[0]), 5, Sampler(GREEDY)) for p in prompts(5)])
+    run(decoder, bank, [Answer(p, bank.prepare(states[0]), 5, Sampler(GREEDY)) for p in prompts(5)])
     assert decoder.rows == []
     assert not decoder._cache.layers
     assert decoder._mask.numel() == 0
@@ -118,7 +118,7 @@ def test_what_was_decoded_once_costs_nothing_afterwards(served):
 
 def test_padding_does_not_outlive_the_longest_row(served):
     model, bank, states = served()
-    taken = bank.take(states[0])
+    taken = bank.prepare(states[0])
     long, short = Answer(list(range(3, 203)), taken, 2, Sampler(GREEDY)), Answer([5, 6], taken, 30, Sampler(GREEDY))
     decoder = Decoder(model, bank, [])
     with bank.attached():
@@ -130,7 +130,7 @@ def test_padding_does_not_outlive_the_longest_row(served):
 
 def test_draws_of_a_row_do_not_depend_on_its_neighbours(served):
     model, bank, states = served()
-    taken = bank.take(states[0])
+    taken = bank.prepare(states[0])
     how = Sampling(temperature=1.0, seed=5)
     first = Answer([5, 6, 7], taken, 8, Sampler(how))
     run(Decoder(model, bank, []), bank, [first])
@@ -151,7 +151,7 @@ def test_a_model_with_a_sliding_window_sees_no_further_in_a_batch(random_state):
     model = create_lora_model(base, r=4, lora_alpha=8, target_modules=["q_proj"]).eval()
     bank, state = AdapterBank(model), random_state(model, 0)
     asked = [[3 + i % 50 for i in range(start, start + length)] for start, length in ((0, 15), (7, 3), (20, 9))]
-    answers = [Answer(p, bank.take(state), 10, Sampler(GREEDY)) for p in asked]
+    answers = [Answer(p, bank.prepare(state), 10, Sampler(GREEDY)) for p in asked]
     run(Decoder(model, bank, []), bank, answers)
     assert [answer.tokens for answer in answers] == [alone(model, state, p, 10) for p in asked]
 
@@ -160,7 +160,7 @@ def test_the_base_answers_beside_adapters(served):
     model, bank, states = served()
     zero = {name: torch.zeros_like(t) for name, t in states[0].items()}
     (prompt,) = prompts(1, seed=3)
-    base, other = (Answer(prompt, who, 6, Sampler(GREEDY)) for who in (BankedAdapter({}), bank.take(states[1])))
+    base, other = (Answer(prompt, who, 6, Sampler(GREEDY)) for who in (BankedAdapter({}), bank.prepare(states[1])))
     run(Decoder(model, bank, []), bank, [base, other])
     assert base.tokens == alone(model, zero, prompt, 6)
     assert other.tokens == alone(model, states[1], prompt, 6) != base.tokens

@@ -60,5 +60,5 @@ def test_an_answer_ends_before_the_end_token(tiny, tokenizer, prompts):
 
 
 def test_an_empty_prompt_is_refused(tiny):
-    with pytest.raises(ValueError, match="without tokens"):
+    with pytest.raises(ValueError, match="expected at least one token in each"):
         generate(tiny, [torch.empty(0, dtype=torch.long)], max_new_tokens=1, end=None)

@@ -4,17 +4,17 @@ from collections import Counter
 import pytest
 import torch
 
-from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling, choose_all
+from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling, sample_tokens
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
 
 def draws(count=4000, **how):
     sampler = Sampler(Sampling(**how))
-    return [sampler.choose(LOGITS) for _ in range(count)]
+    return [sampler.sample(LOGITS) for _ in range(count)]
 
 
-def test_temperature_0_takes_the_likeliest():
+def test_temperature_0_takes_the_most_likely():
     assert draws(5, temperature=0) == [0] * 5
 
 
@@ -44,29 +44,56 @@ def test_a_seed_gives_the_same_draws_and_another_one_others():
 def test_penalties_count_what_was_produced():
     sampler = Sampler(Sampling(temperature=0, frequency_penalty=1.0))
     # 0.5 and 0.3 are ln(5/3) = 0.51 apart: after one 0 the other is likelier, and so on down
-    assert [sampler.choose(LOGITS) for _ in range(4)] == [0, 1, 0, 2]
+    assert [sampler.sample(LOGITS) for _ in range(4)] == [0, 1, 0, 2]
     once = Sampler(Sampling(temperature=0, presence_penalty=0.6))
-    assert [once.choose(LOGITS) for _ in range(4)] == [0, 1, 0, 0]
+    assert [once.sample(LOGITS) for _ in range(4)] == [0, 1, 0, 0]
 
 
 def test_penalties_leave_the_logits_alone():
     before = LOGITS.clone()
     sampler = Sampler(Sampling(temperature=0, presence_penalty=2.0))
     for _ in range(3):
-        sampler.choose(LOGITS)
+        sampler.sample(LOGITS)
     assert torch.equal(before, LOGITS)
+
+
+def test_penalties_equal_a_loop_over_the_tokens():
+    how = {"temperature": 0, "presence_penalty": 0.37, "frequency_penalty": 0.11}
+    sampler, counts = Sampler(Sampling(**how)), Counter()
+    for step in range(200):
+        logits = torch.randn(16, generator=torch.Generator().manual_seed(step))
+        expected = logits.clone()
+        for token, times in counts.items():
+            expected[token] -= 0.37 + times * 0.11
+        token = sampler.sample(logits)
+        assert token == int(expected.argmax())
+        counts[token] += 1
 
 
 def test_a_temperature_near_0_is_finite():
     assert set(draws(100, temperature=1e-6)) == {0}
 
 
-def test_rows_are_chosen_each_in_its_own_way():
+def test_each_row_has_its_sampler():
     rows = torch.stack([LOGITS, LOGITS.flip(0), LOGITS])
     greedy, drawn = Sampler(Sampling(temperature=0)), Sampling(seed=3)
     again = Sampler(drawn)
     for _ in range(20):
-        first, second, third = choose_all(rows, [greedy, greedy, again])
+        first, second, third = sample_tokens(rows, [greedy, greedy, again])
         assert (first, second) == (0, 3)
     other = Sampler(drawn)
-    assert [choose_all(rows[:1], [other])[0] for _ in range(20)][-1] == third
+    assert [sample_tokens(rows[:1], [other])[0] for _ in range(20)][-1] == third
+
+
+def test_all_rows_that_are_drawn_leave_the_device_in_one_transfer(monkeypatch):
+    rows, transfers, to = LOGITS.repeat(8, 1), [], torch.Tensor.to
+
+    def count(tensor, *args, **options):
+        if tensor.numel() > LOGITS.numel():
+            transfers.append(tuple(tensor.shape))
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", count)
+    greedy = Sampler(Sampling(temperature=0))
+    sample_tokens(rows, [greedy, *(Sampler(Sampling(seed=seed)) for seed in range(7))])
+    assert transfers == [(7, 4)]
