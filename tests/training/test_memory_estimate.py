@@ -99,7 +99,7 @@ def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, tar
         return tensor
 
     with cohort.attached(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        cohort.arrange(row.client_tokens, [dropout_generator(0, torch.device("cpu"))])
+        cohort.set_segments(row.client_tokens, [dropout_generator(0, torch.device("cpu"))])
         loss = module(row).loss.sum()
     measured = sum(storage.nbytes() for storage in kept.values())
     argv = ["--batch-size", "4", "--data.max_length", "128", "--training.clients_at_once", "1"]
