@@ -6,6 +6,7 @@
 `flower/`           Flower's processes on both sides, and the apps that they run
 `compatibility.py`  what the configs of server and sites must have in common
 `validation.py`     how large a reply may be, what it must repeat, and what it must hold
+`compression.py`    updates in 16 or 8 bits (Seide et al. 2014; Karimireddy et al. 2019)
 `frames.py`         a JSON header and bytes, between processes of one machine
 `tls.py`            certificate authority, the server's certificate, the sites' keys
 ==================  =============================================================================

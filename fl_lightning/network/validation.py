@@ -14,8 +14,8 @@ from typing import Any
 
 from fl_lightning.config.network import Transport
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
-from fl_lightning.network.site.compression import decode as decode_update
-from fl_lightning.network.site.compression import encoded_num_bytes
+from fl_lightning.network.compression import decode as decode_update
+from fl_lightning.network.compression import encoded_num_bytes
 from fl_lightning.state import Factor, LoraState, select
 from fl_lightning.storage.messages import decode
 

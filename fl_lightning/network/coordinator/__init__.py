@@ -6,6 +6,5 @@
 `remote_clients.py`   tasks to sites and updates back, with a deadline and a quorum
 `requests.py`         pairs replies with requests, and counts bytes
 `transport.py`        numbered messages to the owner of a key
-`reverse_proxy.py`    the one port that other machines can reach
 ====================  ==========================================================================
 """

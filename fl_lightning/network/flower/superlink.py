@@ -1,6 +1,6 @@
 """Flower's server side as child processes: a SuperLink with TLS and node authentication, and one run on it.
 
-The SuperLink listens only on the loopback interface; `fl_lightning.network.coordinator.reverse_proxy` listens on the
+The SuperLink listens only on the loopback interface; `fl_lightning.network.flower.reverse_proxy` listens on the
 server's address and passes on what sites may ask.
 
 The run's bundle is a single pyproject.toml that names apps of the installed package, so no code is sent. Its ServerApp
@@ -80,7 +80,7 @@ class SuperLink:
         max_message_mb: float = 1024.0,
         bundle_text: str = BUNDLE,
     ) -> None:
-        from fl_lightning.network.coordinator.reverse_proxy import Settings  # needs the extra flower
+        from fl_lightning.network.flower.reverse_proxy import Settings  # needs the extra flower
 
         self.home, self.log = folder.path / "flower", folder.path / "superlink.log"
         self.nodes: dict[str, int] = {}
@@ -108,7 +108,7 @@ class SuperLink:
                 max_bytes=int(max_message_mb * 2**20) + MESSAGE_OVERHEAD,
             )
             path = settings.write(folder.path / "reverse_proxy.json")
-            module = "fl_lightning.network.coordinator.reverse_proxy"
+            module = "fl_lightning.network.flower.reverse_proxy"
             command = [sys.executable, "-m", module, str(path)]
             self._proxy = subprocesses.start(command, self._environment, self.log)
             loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # reached here when it listens on all interfaces

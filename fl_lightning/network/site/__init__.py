@@ -5,7 +5,6 @@
 `listener.py`     takes in requests while the site works
 `site.py`         answers them: fit, evaluate, finish
 `store.py`        the site's factor and rounding error of the last rounds, on its disk
-`compression.py`  updates in 16 or 8 bits              Seide et al. 2014; Karimireddy et al. 2019
 `local_dp.py`     clipping and noise at the site       Kasiviswanathan et al. 2011
 ================  ===================================  ===============================================
 """

@@ -23,7 +23,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
-from fl_lightning.network.site.compression import encode as encode_update
+from fl_lightning.network.compression import encode as encode_update
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.state import LoraState, select

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fl_lightning.network.site.compression import SCALE_SUFFIX, decode, encode, encoded_num_bytes, layout
+from fl_lightning.network.compression import SCALE_SUFFIX, decode, encode, encoded_num_bytes, layout
 from fl_lightning.state import distance, norm
 from fl_lightning.storage.messages import decode as decode_message
 from fl_lightning.storage.messages import encode as encode_message

@@ -4,7 +4,7 @@ The SuperLink serves sites, and those who submit and stop runs, on one port, and
 it listens only on the loopback interface, and this process on the server's address. It ends TLS, passes on paths under
 ``/v1/fleet/``, for which the SuperLink asks for a registered key, and refuses all others.
 
-Run as ``python -m fl_lightning.network.coordinator.reverse_proxy SETTINGS``, a JSON file with `Settings`.
+Run as ``python -m fl_lightning.network.flower.reverse_proxy SETTINGS``, a JSON file with `Settings`.
 """
 
 from __future__ import annotations

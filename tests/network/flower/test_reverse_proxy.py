@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from fl_lightning.network.coordinator import reverse_proxy
+from fl_lightning.network.flower import reverse_proxy
 from fl_lightning.network.tls import make_certificates
 
 LIMIT = 1000
