@@ -129,7 +129,7 @@ def main() -> None:
     rows: dict[str, dict[str, dict[str, object]]] = {}
     table = Table(title=f"loss over that of the clean mean ({clean:.3f})", title_justify="left")
     table.add_column("guard")
-    cases = [("nobody hostile", "", ()), *((f"{a}, {n} of 8", a, who) for a in ATTACKS for n, who in hostile.items())]
+    cases = [("none malicious", "", ()), *((f"{a}, {n} of 8", a, who) for a in ATTACKS for n, who in hostile.items())]
     for title, _, _ in cases:
         table.add_column(title, justify="right")
     for guard in ("none", *GUARDS):

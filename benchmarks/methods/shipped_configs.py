@@ -73,7 +73,7 @@ def main() -> None:
     title = f"{args.rounds} rounds, {args.clients} clients a department, {args.records} records a client"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    for column in ("department's adapter", "clients' own", "KiB up", "aggregation error", "seconds"):
+    for column in ("department's adapter", "clients' adapters", "KiB up", "aggregation error", "seconds"):
         table.add_column(column, justify="right")
     for name, row in sorted(rows.items(), key=lambda item: item[1]["department"]):
         error = "–" if row["error"] is None else f"{row['error']:.3f}"

@@ -1,38 +1,41 @@
-"""Differential privacy for clients, central: DP-FedAvg with a server that is trusted.
+"""Central differential privacy for clients: DP-FedAvg with a trusted server.
 
-A department's clients send their updates as they are. The server clips them, adds noise to their sum (`noisy_mean`),
-moves the department's shared factor by the result and says what that cost (`epsilon`).
+Clients send exact updates. The server clips them, adds noise to their sum (`noisy_mean`), moves the department's shared
+factor by the result, and reports the cost (`epsilon`).
 
-What is covered is what comes out of the noisy means: the department's shared factor after every round and all that is
-computed from it, server steps with a memory included. Whoever sees it learns little about whether any one client took
-part, whatever the others do. A client is in one department, so departments do not add up.
+Covered: all that is released from the noisy means, that is, the department's shared factor after every round and
+everything computed from it, including server steps with an optimizer state. From it, nobody learns much about whether a
+given client took part, whatever the other clients do. A client belongs to one department, so the costs of departments
+do not add up.
 
-What is not covered:
+Not covered:
 
-- The server, and what else it keeps or writes: clients' updates, their norms, logs, checkpoints.
-- Personal factors, and clusters of clients: both are made from single clients' tensors without noise.
-- Choices by other private figures: the best round by clients' losses, a guard that leaves out one client because of
-  the others. Weights by size or loss: in the mean all clients weigh the same.
-- Who knows the key. Noise comes from a secret key of 256 bits for each department and round (`secrets.token_hex(32)`
-  and a hash of what it is for), never from the run's seed: who knows the key takes the noise off again. The same goes
-  for the draw of clients, if fewer are asked than there are: its amplification counts only while nobody knows it.
-- Attacks on floating point (Mironov 2012): sums and noise are fp64, not exact integers.
+- The server, and what it stores or writes: updates, their norms, logs, checkpoints.
+- Private factors, and clusters of clients: both are computed from single clients' tensors without noise.
+- Decisions based on other private numbers, such as the best round by clients' losses, a guard that rejects one client
+  because of the others, or weights by size or loss. All clients have equal weight in the mean.
+- Anyone who knows the key. Noise is drawn from a secret 256-bit key for each department and round
+  (`secrets.token_hex(32)`, hashed with its purpose), never from the run's seed, because with the key the noise can be
+  subtracted. The same holds for the random choice of clients: it amplifies privacy only while it is secret.
+- Attacks on floating-point arithmetic (Mironov 2012): sums and noise are fp64, not exact integers.
 
-==============================  ========================================================================================
-function                        does
-==============================  ========================================================================================
-`noisy_mean`                    clips, sums, adds noise (McMahan et al. 2018)
-`next_clip`                     the next clip, by a noisy quantile of the norms (Andrew et al. 2021)
-`mean_noise_multiplier`         what the mean's noise must be where the count of clipped updates has some, too
-`epsilon`                       what so many rounds cost
-`noise_multiplier_for`          the noise that costs so much
-==============================  ========================================================================================
+=======================  ============================================================  ==========  ============
+function                 does                                                          paper       file
+=======================  ============================================================  ==========  ============
+`noisy_mean`             clips, sums, adds noise                                       1710.06963  `mechanism`
+`next_clip`              next clipping norm, from a noisy quantile of the norms        1905.03871  `clipping`
+`mean_noise_multiplier`  noise of the mean if the count of clipped updates has some    1905.03871  `clipping`
+`epsilon`                cost of a number of rounds                                    1905.02383  `accountant`
+`noise_multiplier_for`   noise for a given cost                                        1805.06530  `accountant`
+`gaussian`               Gaussian noise from a secret key                              FIPS 202    `noise`
+`Ledger`                 rounds released so far, and the key                                       `ledger`
+=======================  ============================================================  ==========  ============
 
 Example:
     >>> import torch
     >>> residuals = {c: {"lora_A": torch.full((3,), v)} for c, v in {"hr/a": 0.1, "hr/b": 30.0}.items()}
-    >>> found = noisy_mean(residuals, clip=1.0, noise_multiplier=1.0, asked=2, seed="5e" * 32)
-    >>> found.mean["lora_A"].shape, found.below
+    >>> result = noisy_mean(residuals, clip=1.0, noise_multiplier=1.0, asked=2, seed="5e" * 32)
+    >>> result.mean["lora_A"].shape, result.below
     (torch.Size([3]), 1)
 """
 

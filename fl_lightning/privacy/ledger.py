@@ -1,4 +1,4 @@
-"""What has been released so far, and what the noise is drawn from."""
+"""The rounds that have been released so far, and the key from which noise is drawn."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fl_lightning.privacy.accountant import epsilon
 
 @dataclass(frozen=True)
 class Ledger:
-    """A federation's account of privacy.
+    """A federation's privacy account.
 
     Attributes:
-        key: secret; the noise of every round and department is drawn from a hash of it.
+        key: secret; the noise of each round and department is drawn from a hash of it.
         clips: {department: its clipping norm C in the next round}.
-        rounds: {client_id: rounds in which it was asked and something was released}.
+        rounds: {client_id: number of rounds in which it was asked and something was released}.
     """
 
     key: str
@@ -26,7 +26,7 @@ class Ledger:
 
     @classmethod
     def begin(cls, departments: Iterable[str], clip: float, noise_seed: int | None = None) -> Ledger:
-        """An empty account; without a seed the key is drawn from the system's entropy.
+        """An empty account. Without a seed the key is drawn from the system's entropy.
 
         Example:
             >>> Ledger.begin(["hr"], 1.0).key == Ledger.begin(["hr"], 1.0).key
@@ -36,7 +36,7 @@ class Ledger:
         return cls(key, dict.fromkeys(sorted(departments), clip))
 
     def key_of(self, round_num: int, department: str) -> str:
-        """What the noise of one release is drawn from: 64 hexadecimal digits."""
+        """The key of one release, from which its noise is drawn: 64 hexadecimal digits."""
         return hashlib.sha256(f"{self.key}/{round_num}/{department}".encode()).hexdigest()
 
     def released(self, asked: Iterable[str], clips: Mapping[str, float]) -> Ledger:

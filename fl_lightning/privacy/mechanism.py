@@ -1,8 +1,8 @@
 """DP-FedAvg: McMahan, Ramage, Talwar, Zhang 2018 (arXiv 1710.06963).
 
 "Learning Differentially Private Recurrent Language Models". ``(Σ_c Δ_c · min(1, C / ‖Δ_c‖) + N(0, (z C)² I)) / m``:
-norms over all tensors together, every client with the same weight, and divided by how many were asked (their estimator
-f̃_f), a number that does not depend on who answered. One client more or less moves the sum by at most C, whatever it
+norms over all tensors together, equal weights, and division by the number of clients that were asked (their estimator
+f̃_f), which does not depend on who answered. Adding or removing one client changes the sum by at most C, whatever it
 sends; z is the noise multiplier.
 """
 
@@ -21,12 +21,12 @@ from fl_lightning.state import LoraState, norm
 
 @dataclass(frozen=True)
 class NoisyMean:
-    """What one round of one department comes to. Only `mean` may be released: the rest has no noise.
+    """The result of one round of one department. Only `mean` may be released; the rest has no noise.
 
     Attributes:
         mean: fp64 on the CPU, names sorted.
-        clipped: {client_id: C / ‖Δ_c‖} of those whose update was longer than C.
-        below: how many updates were not.
+        clipped: {client_id: C / ‖Δ_c‖} of updates longer than C.
+        below: number of updates not longer than C.
     """
 
     mean: LoraState
@@ -43,46 +43,46 @@ def noisy_mean(
     seed: str,
     like: Mapping[str, torch.Tensor] | None = None,
 ) -> NoisyMean:
-    """Clip every update, add them, add noise to the sum, divide by how many were asked.
+    """Clip every update, sum, add noise, and divide by the number of clients asked.
 
     Args:
-        residuals: {client_id: Δ_c} over what is shared; each tensor is read twice. Who was asked and is not here
-            counts as zero.
-        clip: C > 0, what an update's norm is cut down to.
+        residuals: {client_id: Δ_c} over what is shared; each tensor is read twice. A client that was asked and
+            is missing counts as zero.
+        clip: C > 0, maximum norm of an update after clipping.
         noise_multiplier: z, at least 0: the noise on each coordinate of the sum has standard deviation ``z C``.
-        asked: m, how many clients the round asked; public and the same whoever answers.
-        seed: the noise's key, 64 hexadecimal digits: secret, and for this department and round only.
-        like: the shared factor, for its names and shapes; None takes them from the first client. Give it: a round in
-            which nobody answered must have its noise too.
+        asked: m, number of clients asked in the round; public, and independent of who answers.
+        seed: key of the noise, 64 hexadecimal digits: secret, for this department and round only.
+        like: the shared factor, for names and shapes; None takes them from the first client. Pass it, since a round in
+            which no client answered needs its noise too.
 
     Raises:
-        ValueError: an option is out of range, more updates than were asked for, an update's norm is not finite, names
-            or shapes differ, or neither updates nor `like`.
+        ValueError: if an option is out of range, there are more updates than were asked for, an update's norm is not
+            finite, names or shapes differ, or there are neither updates nor `like`.
 
     Example:
         >>> residuals = {"hr/a": {"lora_A": torch.tensor([6.0, 8.0])}, "hr/b": {"lora_A": torch.tensor([1.0, 0.0])}}
-        >>> found = noisy_mean(residuals, clip=5.0, noise_multiplier=0.0, asked=4, seed="5e" * 32)
-        >>> found.mean["lora_A"].tolist()  # (3 + 1) / 4, (4 + 0) / 4
+        >>> result = noisy_mean(residuals, clip=5.0, noise_multiplier=0.0, asked=4, seed="5e" * 32)
+        >>> result.mean["lora_A"].tolist()  # (3 + 1) / 4, (4 + 0) / 4
         [1.0, 1.0]
-        >>> found.clipped, found.below
+        >>> result.clipped, result.below
         ({'hr/a': 0.5}, 1)
     """
     if not (clip > 0 and math.isfinite(clip)):
-        raise ValueError(f"clip: got {clip}, wanted a positive finite number")
+        raise ValueError(f"clip: expected a positive finite number, got {clip}")
     if not (noise_multiplier >= 0 and math.isfinite(noise_multiplier)):
-        raise ValueError(f"noise_multiplier: got {noise_multiplier}, wanted a finite number of at least 0")
+        raise ValueError(f"noise_multiplier: expected a finite number of at least 0, got {noise_multiplier}")
     if asked < max(1, len(residuals)):
-        raise ValueError(f"asked: got {asked} and {len(residuals)} updates, wanted at least 1 and no more updates")
+        raise ValueError(f"asked: expected at least 1 and the number of updates ({len(residuals)}), got {asked}")
     clients = sorted(residuals)
     if like is None and not clients:
-        raise ValueError("residuals: got none, wanted at least one, or like with the names and shapes")
+        raise ValueError("residuals: expected at least one, or `like` with names and shapes, got none")
     reference = residuals[clients[0]] if like is None else like
     sums: LoraState = {n: torch.zeros(reference[n].shape, dtype=torch.float64) for n in sorted(reference)}
     clipped: dict[str, float] = {}
     for client_id in clients:
         length = norm(residuals[client_id])
         if not math.isfinite(length):
-            raise ValueError(f"{client_id}: the update's norm is {length}, wanted a finite number")
+            raise ValueError(f"{client_id}: expected an update of finite norm, got {length}")
         if length > clip:
             clipped[client_id] = clip / length
         _add(sums, residuals[client_id], clipped.get(client_id, 1.0), client_id)
@@ -94,11 +94,13 @@ def noisy_mean(
 
 def _add(sums: LoraState, update: Mapping[str, torch.Tensor], factor: float, client_id: str) -> None:
     """Add `factor` times an update to the sums."""
-    if odd := sorted(sums.keys() ^ update.keys()):
-        raise ValueError(f"{client_id}: {odd[0]} is not in both its update and the shared factor; wanted equal names")
+    if differing := sorted(sums.keys() ^ update.keys()):
+        where = "the update" if differing[0] in update else "the shared factor"
+        raise ValueError(
+            f"{client_id}: expected equal names in its update and the shared factor, got {differing[0]} in {where} only"
+        )
     for name, total in sums.items():
         tensor = update[name].detach()
         if tensor.shape != total.shape:
-            got, wanted = tuple(tensor.shape), tuple(total.shape)
-            raise ValueError(f"{client_id}: {name} has shape {got}, wanted {wanted}")
+            raise ValueError(f"{client_id}: {name}: expected shape {tuple(total.shape)}, got {tuple(tensor.shape)}")
         total.add_(tensor.to("cpu", torch.float64), alpha=factor)

@@ -312,7 +312,10 @@ BROKEN = {
     "complex": (cast(torch.complex64), "expected floating point of 16 to 64 bits, got torch.complex64"),
     "eight bits": (cast(torch.float8_e4m3fn), "expected floating point of 16 to 64 bits, got torch.float8_e4m3fn"),
     "sparse": (with_tensor(A, torch.Tensor.to_sparse), "expected a dense tensor with data, got torch.sparse_coo"),
-    "on no device": (with_tensor(A, lambda a: a.to("meta")), "expected a dense tensor with data, got meta"),
+    "on no device": (
+        with_tensor(A, lambda a: a.to("meta")),
+        "expected a dense tensor with data, got meta",
+    ),
     "list": (with_tensor(A, torch.Tensor.tolist), "expected a dense tensor with data, got list"),
     "none": (with_tensor(A, lambda a: None), "expected a dense tensor with data, got NoneType"),
     "absurd norm": (

@@ -67,28 +67,28 @@ def test_mean_and_count_together_cost_what_z_does(z, sigma):
 
 @pytest.mark.parametrize("sigma", [0.5, 0.1, 0.0, math.nan, math.inf])
 def test_a_count_with_too_little_noise_is_refused(sigma):
-    with pytest.raises(ValueError, match=f"count_noise: got {sigma} with noise multiplier 1.0, wanted .* above 0.5"):
+    with pytest.raises(ValueError, match=f"count_noise: expected .* above 0.5 with noise multiplier 1.0, got {sigma}"):
         mean_noise_multiplier(1.0, sigma)
 
 
 @pytest.mark.parametrize("z", [-1.0, math.inf, math.nan])
 def test_a_noise_multiplier_out_of_range_is_refused(z):
-    with pytest.raises(ValueError, match=f"noise_multiplier: got {z}"):
+    with pytest.raises(ValueError, match=f"noise_multiplier: expected .*, got {z}"):
         mean_noise_multiplier(z, 1.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip": 0.0}, "clip: got 0.0"),
-        ({"below": 5}, "below, present, asked: got 5, 4, 8, wanted each at most the next"),
-        ({"below": -1}, "below, present, asked: got -1"),
-        ({"present": 9}, "below, present, asked: got 2, 9, 8"),
-        ({"below": 0, "present": 0, "asked": 0}, "below, present, asked: got 0, 0, 0"),
-        ({"quantile": 1.5}, r"quantile: got 1.5, wanted a number in \[0, 1\]"),
-        ({"rate": -0.1}, "rate: got -0.1"),
-        ({"count_noise": -1.0}, "count_noise: got -1.0"),
-        ({"seed": "abc"}, "seed: got 3 characters"),
+        ({"clip": 0.0}, "clip: expected .*, got 0.0"),
+        ({"below": 5}, "below, present, asked: expected each at most the next, got 5, 4, 8"),
+        ({"below": -1}, "below, present, asked: expected .*, got -1"),
+        ({"present": 9}, "below, present, asked: expected .*, got 2, 9, 8"),
+        ({"below": 0, "present": 0, "asked": 0}, "below, present, asked: expected .*, got 0, 0, 0"),
+        ({"quantile": 1.5}, r"quantile: expected a number in \[0, 1\], got 1.5"),
+        ({"rate": -0.1}, "rate: expected .*, got -0.1"),
+        ({"count_noise": -1.0}, "count_noise: expected .*, got -1.0"),
+        ({"seed": "abc"}, "seed: expected .*, got 3 characters"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
