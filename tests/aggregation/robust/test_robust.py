@@ -43,16 +43,20 @@ def test_every_guard_names_its_paper(name):
     assert re.search(r"arXiv \d{4}\.\d{5}|\(\d{4}\.\d{5}\)", " ".join(inspect.getmodule(GUARDS[name]).__doc__.split()))
 
 
-def test_options():
-    assert {name: list(options_of(function)) for name, function in GUARDS.items()} == {
-        "norm_clip": ["max_norm"],
-        "outlier": ["min_cosine", "max_z"],
-        "krum": ["f"],
-        "multi_krum": ["f", "m"],
-        "geometric_median": ["iterations", "smoothing"],
-        "median": [],
-        "trimmed_mean": ["fraction"],
-    }
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("norm_clip", ["max_norm"]),
+        ("outlier", ["min_cosine", "max_z"]),
+        ("krum", ["f"]),
+        ("multi_krum", ["f", "m"]),
+        ("geometric_median", ["iterations", "smoothing"]),
+        ("median", []),
+        ("trimmed_mean", ["fraction"]),
+    ],
+)
+def test_options(name, options):
+    assert list(options_of(GUARDS[name])) == options
 
 
 def test_an_unknown_guard_is_refused_with_the_nearest_name():
@@ -78,6 +82,14 @@ BOUNDS = {
     "trimmed_mean": 0.28,
     "krum": 0.5,  # one client's update: as far as honest clients are from their mean
 }
+
+
+@pytest.mark.parametrize("attack", ATTACKS[:3])
+@every_guard
+def test_one_long_update_does_not_move_the_center_of_any_guard(name, attack, attacked):
+    for seed in range(10):
+        residuals, _, clean = attacked(attack, 1, seed)
+        assert distance(guarded(name, residuals), clean) < 0.5 * norm(clean)
 
 
 @pytest.mark.parametrize("count", [1, 2])
