@@ -18,3 +18,7 @@ def test_update_survives_its_header():
         header = json.loads(json.dumps(header_of(update)))
         assert update_from(header, update.state) == update
     assert update.department == "it"
+
+
+def test_metrics_add_up():
+    assert Metrics(1.0, 2.0, 3, 4) + Metrics(10.0, 20.0, 30, 40) == Metrics(11.0, 22.0, 33, 44)

@@ -19,10 +19,10 @@ def test_auto_is_fp32_on_a_cpu():
     assert choose_precision("auto", "cpu") == "fp32"
 
 
-@pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp16")])
-def test_auto_on_a_gpu_is_bf16_where_it_is_native(monkeypatch, native, wanted):
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_auto_on_a_gpu_is_bf16_where_it_is_native(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert choose_precision("auto", "cuda") == wanted
+    assert choose_precision("auto", "cuda") == expected
 
 
 def test_fp16_on_a_cpu_is_refused():

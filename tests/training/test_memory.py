@@ -31,18 +31,18 @@ def test_memory_that_was_only_kept_for_later_does_not_count(monkeypatch):
 
 def test_real_memory_counts():
     release_free_memory()
-    ceiling = MemoryLimit(int(resident_mib()) + 100, CPU)
-    ceiling.check()
+    limit = MemoryLimit(int(resident_mib()) + 100, CPU)
+    limit.check()
     block = torch.ones(200 * 2**20 // 4)
     with pytest.raises(MemoryError):
-        ceiling.check()
+        limit.check()
     del block
-    ceiling.check()
+    limit.check()
 
 
 @pytest.fixture
 def clients(micro_model, make_examples):
-    """Three clients on a micro model under a ceiling, and their tasks."""
+    """Three clients on a micro model with a memory limit, and their tasks."""
     from lightning.fabric import Fabric
 
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
@@ -57,21 +57,21 @@ def clients(micro_model, make_examples):
     return local, [ClientTask(client_id, 1, start, 7) for client_id in data]
 
 
-def test_a_cohort_above_the_ceiling_is_fitted_in_halves_with_the_same_result(clients, monkeypatch, log_messages):
+def test_cohort_above_the_limit_is_fitted_in_halves_with_the_same_result(clients, monkeypatch, log_messages):
     local, tasks = clients
-    wanted = local.fit_cohort(tasks)
+    expected = local.fit_cohort(tasks)
     monkeypatch.setattr(memory, "resident_mib", lambda: 2e6 if local._fitting._cohort.size == 3 else 1.0)
     got = local.fit_cohort(tasks)
     assert log_messages == ["WARNING out of memory with 3 clients at once; continuing with 2"]
-    for one, other in zip(got, wanted, strict=True):
+    for one, other in zip(got, expected, strict=True):
         assert all(torch.allclose(one.state[n], other.state[n], atol=1e-6) for n in other.state)
 
 
-def test_one_client_above_the_ceiling_ends_the_run_with_what_to_lower(clients, monkeypatch):
+def test_one_client_above_the_limit_ends_the_run_with_advice(clients, monkeypatch):
     local, tasks = clients
     monkeypatch.setattr(memory, "resident_mib", lambda: 2e6)
-    wanted = r"expected at most 1,000,000 MiB .*got 2,000,000 MiB.*lower .*training.gradient_checkpointing: true"
-    with pytest.raises(RunError, match=wanted) as caught:
+    expected = r"expected at most 1,000,000 MiB .*got 2,000,000 MiB.*lower .*training.gradient_checkpointing: true"
+    with pytest.raises(RunError, match=expected) as caught:
         local.fit_cohort(tasks)
     assert "\n" not in str(caught.value)
 

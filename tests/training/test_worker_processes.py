@@ -1,4 +1,4 @@
-"""Several processes: the arithmetic here, whole runs of two processes in tests/test_cli_processes.py."""
+"""Two processes find the same numbers as one; whole runs of several processes are in tests/test_launch.py."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from fl_lightning import Evaluation, FederatedTrainer, LoraClientModule, create_lora_model
 from fl_lightning.config import ClientClustersConfig, FederationConfig, TrainingConfig
-from fl_lightning.data.federation import ClientData
+from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.training.clients import make_clients
 
@@ -36,7 +36,7 @@ fabric = Fabric(accelerator="cpu", devices=1 if parallelism == "one" else 2)
 fabric.launch()
 training = TrainingConfig(learning_rate=1e-2, batch_size=2, accumulate_grad_batches=2, clients_at_once=2)
 kind = {"clients": "clients", "one": "clients"}.get(parallelism, "data")
-# An epsilon of rounding size would let noise in tiny gradients grow to whole steps of AdamW.
+# With AdamW's default epsilon, rounding errors of tiny gradients become whole steps.
 class Steady(LoraClientModule):
     def make_optimizer(self, parameters):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, eps=1e-5)
