@@ -24,7 +24,15 @@ ShareName: TypeAlias = Literal["all", "a", "b", "freeze_a", "alternate", "none",
 WeightingName: TypeAlias = Literal["examples", "tokens", "uniform", "loss_improvement", "contribution"]
 """Functions of `fl_lightning.aggregation.weighting`."""
 GuardName: TypeAlias = Literal[
-    "none", "norm_clip", "outlier", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean", "dp"
+    "none",
+    "norm_clip",
+    "outlier",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+    "median",
+    "trimmed_mean",
+    "dp",
 ]
 """Functions of `fl_lightning.aggregation.robust`; besides them none, and dp, which is `fl_lightning.privacy`."""
 ServerStepName: TypeAlias = Literal["sgd", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]

@@ -262,9 +262,7 @@ def test_a_cohort_of_several_parts_is_recorded_once_and_whole(local_clients, ran
     assert book.events == [("record", "0", "1", "2")]
 
 
-def test_interrupted_round_continues_from_the_journal_on_disk(
-    local_clients, random_state, monkeypatch, tmp_path
-):
+def test_interrupted_round_continues_from_the_journal_on_disk(local_clients, random_state, monkeypatch, tmp_path):
     clients, model = local_clients(at_once=1, dropout=0.1)
     tasks = [replace(task, evaluate=True) for task in tasks_for(model, random_state)]
     expected = list(clients.fit(tasks))
