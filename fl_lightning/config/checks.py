@@ -20,7 +20,7 @@ import types
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from fl_lightning.errors import InputError
+from fl_lightning.errors import InputError, nearest
 
 
 class Constraint(Protocol):
@@ -108,17 +108,24 @@ class Block:
         """
         for name, hint in field_types(type(self)).items():
             value = getattr(self, name)
-            check(_accepts(hint, value), f"{self.block_key}.{name}".lstrip("."), describe(hint), value)
+            key = f"{self.block_key}.{name}".lstrip(".")
+            check(_accepts(hint, value), key, describe(hint), value, nearest_choice(hint, value))
 
 
-def check(ok: bool, key: str, expected: str, got: object) -> None:
+def check(ok: bool, key: str, expected: str, got: object, hint: str = "") -> None:
     """Check a value.
 
     Raises:
         InputError: naming the key, the expected values and the one that is there.
     """
     if not ok:
-        raise InputError(f"{key}: expected {expected}, got {'null' if got is None else repr(got)}")
+        raise InputError(f"{key}: expected {expected}, got {'null' if got is None else repr(got)}{hint}")
+
+
+def nearest_choice(hint: Any, value: object) -> str:
+    """A hint for a misspelled choice: ``"; did you mean 'krum'?"``; empty for other types or if none is similar."""
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return nearest(str(value), map(str, choices))
 
 
 def field_types(cls: type[Block]) -> dict[str, Any]:

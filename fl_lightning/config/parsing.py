@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from fl_lightning.config.checks import describe
+from fl_lightning.config.checks import describe, nearest_choice
 from fl_lightning.config.run import RunConfig
 from fl_lightning.config.shortcuts import SHORTCUTS, expand_shortcuts
 from fl_lightning.config.yaml_checks import check_yaml, known_keys, line_of, type_of
@@ -112,7 +112,8 @@ def _translated(message: str) -> str:
             keys[-1],
         )  # the key of a block and in full its value's, or a mapping's and of a value in it
         key = key if key in known_keys() else f"{outer}.{key}"
-        return f"{key}: expected {describe(type_of(key))}, got {'null' if got == 'None' else got}"
+        kind = type_of(key)
+        return f"{key}: expected {describe(kind)}, got {'null' if got == 'None' else got}{nearest_choice(kind, got)}"
     return text.replace("Parser key ", "").replace('"', "'")
 
 

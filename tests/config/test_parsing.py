@@ -5,9 +5,10 @@ import pytest
 import yaml
 from config_cases import nest, refused
 
-from fl_lightning.config import RunConfig
+from fl_lightning.config import GuardConfig, RunConfig
 from fl_lightning.config.parsing import parse_config, to_yaml
 from fl_lightning.config.shortcuts import SHORTCUTS
+from fl_lightning.errors import InputError
 
 
 def test_no_arguments_give_the_defaults():
@@ -152,3 +153,23 @@ def test_parsing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("federation.guard.name", "multikrum", "multi_krum"),
+        ("federation.weighting", "token", "tokens"),
+        ("federation.server.step", "fedadm", "fedadam"),
+        ("federation.share", "freeze", "freeze_a"),
+        ("federation.combiner", "stak", "stack"),
+    ],
+)
+def test_a_misspelled_choice_is_refused_with_the_nearest(key, value, nearest):
+    with pytest.raises(InputError, match=f"{key}: expected one of .*, got '?{value}'?; did you mean '{nearest}'"):
+        parse_config([f"--{key}={value}"])
+
+
+def test_a_misspelled_choice_from_python_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="federation.guard.name: expected one of .*, got 'krumm'; did you mean 'krum'"):
+        GuardConfig(name="krumm")
