@@ -162,7 +162,7 @@ def test_a_broken_adapter_leaves_the_one_before(made, server):
     wanted = made.says(made.states["sales"], "Why", 6)
     place.write_bytes(whole[:100])
     try:
-        until(lambda: "sales stays as it was" in server[2].read_text(), 30)
+        until(lambda: "sales keeps its previous adapter" in server[2].read_text(), 30)
         assert ask_all(server[0], [("sales", "Why")], 6) == [wanted]
     finally:
         place.write_bytes(whole)
@@ -302,7 +302,7 @@ def test_a_server_whose_worker_dies_ends_and_says_so(made):
         for worker in workers:
             os.kill(int(worker), signal.SIGKILL)
         assert process.wait(60) == 1
-        assert log.read_text().rstrip().endswith("failed: the process that computes has ended")
+        assert log.read_text().rstrip().endswith("failed: the worker process ended")
         until(lambda: not processes_of(process.pid), 20)
 
 
@@ -317,5 +317,5 @@ def test_an_adapter_that_does_not_fit_is_said_in_two_lines(made):
         place.write_text(whole)
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
-    assert first.startswith(f"error: {place}: r 4 and lora_alpha 16")
+    assert first.startswith(f"error: {place}: r: expected the rank of the tensors, 8, got 4")
     assert second == "failed: the model could not be loaded, see the line above"

@@ -120,16 +120,16 @@ def test_only_what_is_sent_counts():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_update_that_is_not_finite_is_refused(value):
     state = {**START, A: torch.full((8, 400), value)}
-    with pytest.raises(ValueError, match="hr/client_0: the update's norm is"):
+    with pytest.raises(ValueError, match="hr/client_0: expected an update of finite norm"):
         noisy(update(state=state))
 
 
 def test_other_layouts_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match=f"{A}: expected a tensor of the same shape in the start"):
         noisy(start={B: START[B]})
-    with pytest.raises(ValueError, match=r"clip: got 0\.0"):
+    with pytest.raises(ValueError, match=r"clip: expected a positive finite number, got 0\.0"):
         noisy(clip=0.0)
-    with pytest.raises(ValueError, match=r"noise_multiplier: got -1\.0"):
+    with pytest.raises(ValueError, match=r"noise_multiplier: expected .*, got -1\.0"):
         noisy(noise_multiplier=-1.0)
 
 
