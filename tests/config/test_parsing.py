@@ -98,7 +98,7 @@ def test_a_stray_word_is_refused():
 def test_a_wrong_type_names_the_key_in_arguments_and_the_line_in_a_file(config_file, key, value):
     message = refused(f"--{key}={value}")
     assert message.startswith(f"{key}: expected ")
-    assert message.endswith(f", got {'True' if value == 'true' else value}")
+    assert message.partition("; did you mean ")[0].endswith(f", got {'True' if value == 'true' else value}")
     parts = key.split(".")
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(parts[:-1]))
     path = config_file(f"{text}{'  ' * (len(parts) - 1)}{parts[-1]}: {value}\n")
