@@ -37,10 +37,10 @@ def test_signal_in_a_run_waits_for_the_next_check(number):
 
 TWICE = """
 import os, signal
-from fl_lightning import stopping
-stopping.install()
+from fl_lightning import signals
+signals.install()
 try:
-    with stopping.at_safe_points():
+    with signals.at_safe_points():
         os.kill(os.getpid(), {first})
         {between}
         os.kill(os.getpid(), {second})
@@ -51,7 +51,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("between", ["pass", "stopping.check()"], ids=["before the safe point", "on the way out"])
+@pytest.mark.parametrize("between", ["pass", "signals.check()"], ids=["before the safe point", "on the way out"])
 @pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGINT", "SIGTERM", 143)])
 def test_second_signal_stops_the_process_at_once(between, first, second, code):
     text = TWICE.format(first=f"signal.{first}", second=f"signal.{second}", between=between)
