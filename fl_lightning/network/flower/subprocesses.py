@@ -108,22 +108,26 @@ def processes_with_home(home: Path) -> list[psutil.Process]:
     ]
 
 
-def last_lines(log: Path, count: int = 5) -> str:
-    """The last lines of a log, on one line."""
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return " | ".join(" ".join(line.split()) for line in lines[-count:] if line.strip())[-600:]
-    return ""
+def last_lines(log: Path, start: int = 0, count: int = 5) -> str:
+    """The last lines of a log, on one line; `start` is the byte at which to begin."""
+    lines = _lines(log, start)
+    return " | ".join(" ".join(line.split()) for line in lines[-count:] if line.strip())[-600:]
 
 
-def exit_reason(log: Path) -> str:
-    """Flower's reason for an exit in its log, on one line; the last lines if it gives none."""
+def exit_reason(log: Path, start: int = 0) -> str:
+    """Flower's reason for an exit in its log from byte `start` on, on one line; the last lines if it gives none."""
+    lines = _lines(log, start)
+    exits = [index for index, line in enumerate(lines) if "Exit Code:" in line]
+    if exits:
+        return " ".join(" ".join(lines[exits[-1] + 1 : exits[-1] + 4]).split())[:600]
+    return last_lines(log, start)
+
+
+def _lines(log: Path, start: int) -> list[str]:
+    """The lines of a log without colours; none if it cannot be read."""
     with contextlib.suppress(OSError):
-        lines = re.sub(r"\x1b\[\d+m", "", log.read_text(encoding="utf-8", errors="replace")).splitlines()
-        exits = [index for index, line in enumerate(lines) if "Exit Code:" in line]
-        if exits:
-            return " ".join(" ".join(lines[exits[-1] + 1 : exits[-1] + 4]).split())[:600]
-    return last_lines(log)
+        return re.sub(r"\x1b\[\d+m", "", log.read_bytes()[start:].decode("utf-8", "replace")).splitlines()
+    return []
 
 
 def free_port() -> int:

@@ -14,9 +14,10 @@ log = logging.getLogger(__name__)
 
 STABLE_SECONDS = 30.0
 """A SuperNode that runs for this long was accepted by the server."""
-RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-"""Seconds before each new try with one that ends sooner: the server may be about to register its keys, or may not know
-yet that an earlier process of this site is gone; or another process took the node's port."""
+RETRY_DELAYS = (1.0, 2.0, 5.0, *8 * (10.0,))
+"""Seconds before each new try with one that ends sooner: the server may be about to register its keys, or another
+process took the node's port, or a killed process of this site counts as connected for another 60 s (Flower's
+heartbeat)."""
 
 
 class SuperNode:
@@ -47,8 +48,13 @@ class SuperNode:
 
     def _start(self) -> None:
         command = [*self._command, "--port", str(subprocesses.free_port())]
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._child, self._started = subprocesses.start(command, self._environment, self.log), time.monotonic()
         self._restart_at: float | None = None
+
+    def delivered(self) -> None:
+        """Note that it has delivered a message, so the server has accepted it: earlier failures no longer count."""
+        self._num_failures = 0
 
     def check(self) -> None:
         """Check that it is running, and start it again if it is not.
@@ -62,7 +68,7 @@ class SuperNode:
             if time.monotonic() > self._restart_at:
                 self._start()
             return
-        reason = subprocesses.exit_reason(self.log)
+        reason = subprocesses.exit_reason(self.log, self._log_start)
         was_stable = time.monotonic() - self._started > STABLE_SECONDS
         self._num_failures = 0 if was_stable else self._num_failures + 1
         if self._num_failures > len(RETRY_DELAYS):

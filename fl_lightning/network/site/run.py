@@ -101,6 +101,7 @@ def _event_loop(site: Site, node: SuperNode, requests: queue.Queue[Request]) -> 
             connection, message = requests.get(timeout=0.2)
         except queue.Empty:
             continue
+        node.delivered()
         with connection, contextlib.suppress(OSError):  # the asking process may be gone
             connection.send_bytes(site.handle(message))
     end = time.monotonic() + LAST_REPLY_SECONDS
