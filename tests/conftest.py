@@ -18,6 +18,11 @@ import random
 import pytest
 
 
+def pytest_xdist_auto_num_workers():
+    """Worker processes for ``-n auto``: one more than cores, since tests of servers mostly wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     import torch

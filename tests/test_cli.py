@@ -61,6 +61,7 @@ def test_missing_gpu_is_bad_input(tmp_path, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_bad_data_in_a_process_of_its_own_is_one_line_too(tmp_path):
     train = write_client(tmp_path / "data", GOOD + '{"prompt": "a", "completion"\n')
     argv = ("fit", "--data", tmp_path / "data", "--output", tmp_path / "out", *SMALL)
@@ -207,6 +208,7 @@ def test_help_loads_neither_torch_nor_lightning(argv):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, code):
     process = Forked(["fit", "--rounds", 500, *SMALL, "--output", tmp_path], tmp_path)

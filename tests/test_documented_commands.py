@@ -97,6 +97,7 @@ def test_what_trains_is_run_with_little(words, little, finished, monkeypatch, ca
         words = [*words[:place], *words[place + 2 :], "--seeds", "1"]
     clients = "4" if "hierarchy" in str(words) else "3"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", "elsewhere"]
+    small += ["--logging.samples", "0"]
     assert main([*at_home(words), *small, "--data", str(little)]) == 0
 
 

@@ -15,23 +15,20 @@ from forked import Forked
 from fl_lightning import launch
 from fl_lightning.federation.checkpoint import checkpoints
 
-SMALL = [
-    "--logging.samples",
-    "0",
-    "--clients-per-dept",
-    "2",
-    "--max-records",
-    "8",
-    "--lora-r",
-    "2",
-    "--learning-rate",
-    "0.005",
-]
+SMALL = ["--logging.samples", 0, "--clients-per-dept", 2, "--lora-r", 2, "--learning-rate", 0.005]
+
+pytestmark = pytest.mark.xdist_group("forked")
 
 
-def start(folder, *arguments, command="fit"):
-    small = SMALL if command == "fit" else []
-    return Forked([command, *small, *arguments], folder, LOCAL_RANK=None, RANK=None, WORLD_SIZE=None)
+@pytest.fixture(scope="module")
+def data(cut_departments, tmp_path_factory):
+    """Four bundled departments, two clients each, 4 training and 2 held-out records."""
+    return cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+
+
+def start(folder, data, *arguments, command="fit"):
+    more = [] if data is None else [*SMALL, "--data", data]
+    return Forked([command, *more, *arguments], folder, LOCAL_RANK=None, RANK=None, WORLD_SIZE=None)
 
 
 def children(pid):
@@ -85,8 +82,8 @@ def test_rank_says_which_process_is_first(monkeypatch, variables, first):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
-    both = [start(tmp_path, "--rounds", 2, "--output", tmp_path / str(n), "--fabric.devices", n) for n in (1, 2)]
+def test_two_processes_write_the_adapters_that_one_writes(data, tmp_path):
+    both = [start(tmp_path, data, "--rounds", 2, "--output", str(n), "--fabric.devices", n) for n in (1, 2)]
     for process in both:
         code, output = process.finish()
         assert code == 0, output
@@ -104,16 +101,14 @@ def test_two_processes_write_the_adapters_that_one_writes(tmp_path):
     figures = tmp_path / "2" / "version_0" / "federated_eval.json"
     before = json.loads(figures.read_text())["mean"]["final"]["loss"]
     figures.unlink()
-    code, output = start(tmp_path, "--run", "last", "--output", tmp_path / "2", command="evaluate").finish()
+    code, output = start(tmp_path, None, "--run", "last", "--output", "2", command="evaluate").finish()
     assert code == 0, output
     assert json.loads(figures.read_text())["mean"]["final"]["loss"] == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_bad_data_is_one_line_from_two_processes(tmp_path):
-    code, output = start(
-        tmp_path, "--data", tmp_path / "nowhere", "--output", tmp_path / "out", "--fabric.devices", 2
-    ).finish()
+    code, output = start(tmp_path, tmp_path / "nowhere", "--output", "out", "--fabric.devices", 2).finish()
     assert code == 2
     lines = output.strip().splitlines()
     assert len(lines) == 1, output
@@ -123,35 +118,29 @@ def test_bad_data_is_one_line_from_two_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
-def test_lost_process_ends_the_run_with_a_reason(tmp_path):
-    process = start(tmp_path, "--rounds", 500, "--output", tmp_path / "out", "--fabric.devices", 2)
-    process.wait_for("round 1 of 500")
-    (other,) = children(process.pid)
+def test_a_run_that_ends_in_any_way_takes_its_processes_with_it_and_resumes(data, tmp_path):
+    def run(*arguments):
+        """(first process, id of the other one) once a round is finished."""
+        process = start(tmp_path, data, "--rounds", 500, "--output", "out", "--fabric.devices", 2, *arguments)
+        process.wait_for("of 500 ·", count=2)  # titles of two rounds' tables: the first is on disk
+        (other,) = children(process.pid)
+        return process, other
+
+    process, other = run()
     os.kill(other, signal.SIGKILL)
     code, output = process.finish()
     assert code == 1, output
     assert "failed: process 1 of the run is lost" in output
     assert "Traceback" not in output
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_run_that_ends_takes_its_processes_with_it_and_resumes(tmp_path, number, code):
-    process = start(tmp_path, "--rounds", 500, "--output", tmp_path / "out", "--fabric.devices", 2)
-    process.wait_for("round 2 of 500")  # round 1 is on disk by then
-    (other,) = children(process.pid)
-    process.send_signal(number)
-    got, output = process.finish()
-    assert got == code, output
-    limit = time.monotonic() + 20
-    while Path(f"/proc/{other}").exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{other}").exists()
-    done = max(checkpoints(tmp_path / "out" / "version_0"))
-    if number == signal.SIGTERM:
-        return
-    again = ["--resume", "last", "--output", tmp_path / "out", "--rounds", done + 1, "--fabric.devices", 2]
-    code, output = start(tmp_path, *again).finish()
-    assert code == 0, output
-    assert (tmp_path / "out" / "version_0" / "checkpoints" / f"round_{done + 1}").exists()
+    rounds = max(checkpoints(tmp_path / "out" / "version_0"))
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        process, other = run("--resume", "last")
+        process.send_signal(number)
+        code, output = process.finish()
+        assert code == expected, output
+        limit = time.monotonic() + 20
+        while Path(f"/proc/{other}").exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{other}").exists()
+        before, rounds = rounds, max(checkpoints(tmp_path / "out" / "version_0"))
+        assert rounds > before

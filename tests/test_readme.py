@@ -21,12 +21,14 @@ def run(code, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("number", range(len(snippets("python.md"))))
 def test_python_in_the_docs_runs(number, tmp_path):
     run(snippets("python.md")[number], tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_adapter_of_a_run_is_used_as_the_readme_says(tmp_path):
     small = ["--rounds", "1", "--clients-per-dept", "1", "--max-records", "2", "--logging.samples", "0"]
     assert Forked(["fit", *small], tmp_path).finish()[0] == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,9 @@ def parse_config(argv: Sequence[str], prog: str = "fl_lightning fit") -> RunConf
         return RunConfig(**{field.name: getattr(values, field.name) for field in fields(RunConfig)})
 
 
+@functools.cache
 def make_parser(prog: str, *, with_docs: bool = False) -> Any:
-    """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``.
+    """The jsonargparse parser of `RunConfig`, with ``--config`` and ``--print_config``; one for each set of arguments.
 
     Args:
         prog: the command, for ``--help``.

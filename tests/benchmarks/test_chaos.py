@@ -23,7 +23,7 @@ from fl_lightning.cli import main
 CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir", "truncate")
 SMALL = ["--clients-per-dept", "2", "--learning-rate", "5e-3", "--device-map", "cpu", "--retention.client_exports=1"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
 
 @pytest.fixture(scope="module")
@@ -208,18 +208,8 @@ def rss_of_rounds(arguments, log, path):
 
 
 def test_thirty_rounds_need_no_more_memory_than_ten(data, life, tmp_path):
-    argv = [
-        "fit",
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "out"),
-        *SMALL,
-        "--rounds",
-        "30",
-        "--max-records",
-        "2",
-    ]
+    argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "30"]
+    argv += ["--max-records", "2", "--logging.samples", "1"]
     assert life(rss_of_rounds, argv, life.log, tmp_path / "rss") == 0
     rss = [float(line) for line in (tmp_path / "rss").read_text().split()]
     assert len(rss) == 30

@@ -30,6 +30,9 @@ TABLE = [
 ]
 
 
+DEFAULTS = RunConfig()
+
+
 def value_at(config, key):
     for part in key.split("."):
         config = getattr(config, part)
@@ -45,12 +48,8 @@ def test_a_shortcut_sets_its_key_and_no_other(arguments, value):
     config = parse_config(arguments)
     key = SHORTCUTS[arguments[0]]
     assert value_at(config, key) == value
-    changed = {k for k, block in known_keys().items() if block is None and value_at(config, k) != default_at(k)}
+    changed = {k for k, block in known_keys().items() if block is None and value_at(config, k) != value_at(DEFAULTS, k)}
     assert changed <= {key}
-
-
-def default_at(key):
-    return value_at(RunConfig(), key)
 
 
 @pytest.mark.parametrize("arguments", [a for a, _ in TABLE if len(a) == 2], ids=[a[0] for a, _ in TABLE if len(a) == 2])

@@ -1,6 +1,6 @@
 """Commands and code in processes forked from one that has done the slow imports: a start takes a tenth of a second.
 
-The imports of Lightning, transformers and PEFT take ten seconds of CPU time in every process that is started afresh.
+The imports of Lightning, transformers and PEFT take ten seconds of CPU time in every new process.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from benchmarks.systems import chaos
 
 
 class Forked:
-    """A process that runs ``fl_lightning`` with arguments, or Python code; its output is in `log`.
+    """A process that runs ``fl_lightning`` with arguments, or Python code; its output is appended to `log`.
 
     Args:
         work: arguments of the command line, or code.
-        folder: where `log` is written, and the working folder of the process.
+        folder: the working folder of the process.
+        log: where its output goes; a new file in `folder` by default.
         **environment: variables besides those of this process; None removes one.
     """
 
-    def __init__(self, work, folder, **environment):
-        self.log = Path(folder) / f"log_{time.monotonic_ns()}"
-        arguments = (work if isinstance(work, str) else [str(a) for a in work], str(folder), str(self.log), environment)
-        self.process = chaos.lives().Process(target=_live, args=arguments)
+    def __init__(self, work, folder, log=None, **environment):
+        self.log = Path(log or Path(folder) / f"log_{time.monotonic_ns()}")
+        work = work if isinstance(work, str) else [str(argument) for argument in work]
+        self.process = chaos.lives().Process(target=_live, args=(work, str(folder), str(self.log), environment))
         self.process.start()
 
     @property
@@ -35,12 +36,13 @@ class Forked:
     def output(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait_for(self, text, timeout=100.0):
-        """Return once the output has a text."""
+    def wait_for(self, text, timeout=100.0, count=1):
+        """Return once the output has a text so many times."""
         end = time.monotonic() + timeout
-        while text not in self.output():
-            assert self.process.is_alive() or text in self.output(), f"ended without {text!r}:\n{self.output()}"
-            assert time.monotonic() < end, f"{text!r} never came:\n{self.output()}"
+        while self.output().count(text) < count:
+            ended = not self.process.is_alive()  # asked first: what it wrote last is in the output then
+            assert not ended or self.output().count(text) >= count, f"ended without {text!r}:\n{self.output()[-3000:]}"
+            assert time.monotonic() < end, f"{text!r} never came:\n{self.output()[-3000:]}"
             time.sleep(0.02)
 
     def send_signal(self, number):
@@ -65,12 +67,13 @@ def _live(work, folder, log, environment):
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()  # the command line does it by a variable, before it is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the fork server ignores
     os.chdir(folder)
     for name, value in environment.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    with open(log, "a") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
+    with open(log, "a") as file, open(os.devnull) as nothing:
+        for source, number in ((nothing, 0), (file, 1), (file, 2)):
+            os.dup2(source.fileno(), number)
     if isinstance(work, str):
         exec(compile(work, "<code>", "exec"), {"__name__": "__main__"})
         return

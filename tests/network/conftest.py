@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fork_server import ForkServer
+from forked import Forked
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 
@@ -22,22 +22,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
-def fork_server():
-    """Processes of fl_lightning without the seconds of its imports."""
-    server = ForkServer()
-    yield server
-    server.close()
-
-
 class Machines:
     """Commands of a run between machines, each a process with its log in a folder."""
 
-    def __init__(self, folder, fork_server):
+    def __init__(self, folder):
         from fl_lightning.network.flower.subprocesses import free_port
 
-        self.folder, self.port, self._fork_server = folder, free_port(), fork_server
-        self.pids = {}
+        self.folder, self.port = folder, free_port()
+        self.processes = {}
 
     def server(self, *arguments):
         self._start("server", ["server", *self._options("out"), *arguments])
@@ -51,32 +43,24 @@ class Machines:
         return ["--config", "run.yaml", f"--network.port={self.port}", f"--output={output}"]
 
     def _start(self, name, arguments):
-        self.pids[name] = self._fork_server.start(self.folder, self._log_path(name), arguments)
-
-    def _log_path(self, name):
-        return self.folder / f"{name.replace('/', '.')}.log"
+        log = self.folder / f"{name.replace('/', '.')}.log"
+        self.processes[name] = Forked(arguments, self.folder, log, FL_TEST_FOLDER=str(self.folder), COLUMNS="400")
 
     def log(self, name):
-        path = self._log_path(name)
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self.processes[name].output()
 
-    def wait_for(self, name, text, timeout=240.0, count=1):
+    def wait_for(self, name, text, count=1):
         """Wait until a process has logged a text."""
-        end = time.monotonic() + timeout
-        while self.log(name).count(text) < count:
-            assert time.monotonic() < end, f"{name}: no {text!r} in {timeout:.0f} s: {self.log(name)[-3000:]}"
-            assert self._fork_server.wait(self.pids[name]) is None, f"{name} ended: {self.log(name)[-3000:]}"
-            time.sleep(0.1)
+        self.processes[name].wait_for(text, 240.0, count)
 
     def wait(self, name, timeout):
-        """The exit code of a process."""
-        return self._fork_server.wait(self.pids[name], timeout)
+        """The exit code of a process; it is killed if it takes longer."""
+        return self.processes[name].finish(timeout)[0]
 
     def kill(self, name):
         """As the kernel does when memory is short: without a chance to clean up."""
-        pid = self.pids.pop(name)
-        os.kill(pid, signal.SIGKILL)
-        assert self._fork_server.wait(pid, 10) == -signal.SIGKILL
+        self.processes[name].send_signal(signal.SIGKILL)
+        assert self.wait(name, 10) == -signal.SIGKILL
 
     def left_over(self, timeout=30.0):
         """{id: command line} of the processes of Flower's that are still there."""
@@ -95,19 +79,18 @@ class Machines:
         return pids
 
     def close(self):
-        for number, timeout in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
-            running = [pid for pid in self.pids.values() if self._fork_server.wait(pid) is None]
-            for pid in running:
-                os.kill(pid, number)
-            for pid in running:
-                self._fork_server.wait(pid, timeout)
+        running = [process for process in self.processes.values() if process.process.is_alive()]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.finish(30)
         for pid in self._flower_pids():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
-def machines(tmp_path, fork_server):
-    machines = Machines(tmp_path, fork_server)
+def machines(tmp_path):
+    machines = Machines(tmp_path)
     yield machines
     machines.close()

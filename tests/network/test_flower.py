@@ -6,7 +6,7 @@ import time
 import pytest
 from flower_runs import adapters, in_process, largest_difference, prepare
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.xdist_group("network")]
 
 SHARE_A = {"rounds": 3, "share": "a", "dept_clusters": {"enabled": False}, "client_clusters": {"num_clusters": 1}}
 

@@ -36,10 +36,11 @@ def test_resume_with_other_departments_is_refused(fit, copied, tmp_path):
         folder.mkdir(parents=True)
         (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
         (folder / "eval.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (copied / ".lock").unlink()  # it has the number of the process that wrote last
     before = {p: p.read_bytes() for p in copied.glob("*.*")}
     with pytest.raises(InputError, match="expected the departments"):
         fit(tmp_path, "--rounds", "3", "--data", str(root), resume=copied)
-    assert {p: p.read_bytes() for p in copied.glob("*.*")} == before
+    assert {p: p.read_bytes() for p in copied.glob("*.*") if p.name != ".lock"} == before
 
 
 def test_resume_with_another_rank_is_bad_input(fit, copied):

@@ -20,7 +20,7 @@ openai = pytest.importorskip("openai", reason="openai is not installed: pip inst
 
 from served import CLIENTS, SHARED, MadeRun, command_of, processes_of, serving, until  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
 QUESTIONS = ("What is due?", "Who takes leave?", "List three colours, please", "Why", "Was kostet das? Ünïcödé 🙂")
 ATTACK = float(os.environ.get("FL_ATTACK_SECONDS", "4"))
@@ -296,16 +296,6 @@ def test_a_killed_server_leaves_no_process(made):
         until(lambda: not processes_of(process.pid), 20)
 
 
-def test_a_server_whose_worker_dies_ends_and_says_so(made):
-    with serving(made.folder, "--no-clients") as (_, process, log):
-        workers = [p for p in processes_of(process.pid) if "spawn_main" in command_of(p)]
-        for worker in workers:
-            os.kill(int(worker), signal.SIGKILL)
-        assert process.wait(60) == 1
-        assert log.read_text().rstrip().endswith("failed: the worker process ended")
-        until(lambda: not processes_of(process.pid), 20)
-
-
 def test_an_adapter_that_does_not_fit_is_said_in_two_lines(made):
     place = made.folder / "adapters" / "hr" / "adapter_config.json"
     whole = place.read_text()
@@ -319,3 +309,13 @@ def test_an_adapter_that_does_not_fit_is_said_in_two_lines(made):
     first, second = done.stderr.splitlines()
     assert first.startswith(f"error: {place}: r: expected the rank of the tensors, 8, got 4")
     assert second == "failed: the model could not be loaded, see the line above"
+
+
+def test_a_server_whose_worker_dies_ends_and_says_so(server):  # the last test of the shared server
+    _, process, log = server
+    workers = [p for p in processes_of(process.pid) if "spawn_main" in command_of(p)]
+    for worker in workers:
+        os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert log.read_text().rstrip().endswith("failed: the worker process ended")
+    until(lambda: not processes_of(process.pid), 20)

@@ -13,6 +13,8 @@ from fl_lightning.federation.checkpoint import checkpoints
 from fl_lightning.runs.evaluate import evaluate
 from fl_lightning.runs.fit import fit as fit_config
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exact_runs")]
+
 DEPARTMENTS = ["customer_support", "engineering", "finance", "hr"]
 PLAIN = ["--num-clusters", "1", "--no-dept-clustering", "--learning-rate", "5e-3", "--device-map", "cpu"]
 MIXED = ["--lora.profiles={hr: {r: 4}, hr/client_1: {r: 32, lora_alpha: 16}, finance/client_0: {r: 2}}"]
@@ -29,7 +31,7 @@ def fit(cut_departments, tmp_path_factory):
     root = cut_departments(tmp_path_factory.mktemp("departments"), 3, 6, 3)
 
     def run_it(name, output, *arguments, resume=None):
-        small = ["--clients-per-dept", "3", "--max-records", "6", "--data", str(root), "--output", str(output)]
+        small = ["--clients-per-dept", "3", "--logging.samples", "0", "--data", str(root), "--output", str(output)]
         return fit_config(parse_config([*PLAIN, *ARGUMENTS[name], *small, *arguments]), resume=resume)
 
     return run_it
@@ -67,7 +69,6 @@ def dense(folder):
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stack", "svd", "residual"])
 @pytest.mark.parametrize("round_num", [1, 2])
 def test_a_departments_adapter_is_the_mean_of_its_clients_adapters(finished, name, round_num):
@@ -85,7 +86,6 @@ def test_a_departments_adapter_is_the_mean_of_its_clients_adapters(finished, nam
             assert (matrix - mean[layer]).norm() <= 1e-5 * mean[layer].norm()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stack", "svd"])
 def test_exported_adapters_give_peft_the_logits_that_the_run_evaluated(finished, name):
     folder = finished(name)
@@ -98,7 +98,6 @@ def test_exported_adapters_give_peft_the_logits_that_the_run_evaluated(finished,
     assert evaluate(folder) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_resumed_run_ends_byte_identical(fit, finished, tmp_path, name):
     first = fit(name, tmp_path, "--rounds", "1")
@@ -107,7 +106,6 @@ def test_a_resumed_run_ends_byte_identical(fit, finished, tmp_path, name):
     assert read(resumed, "federated_eval.json") == read(finished(name), "federated_eval.json")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stack", "svd"])
 def test_a_sample_of_the_clients_goes_on_from_what_all_know(fit, tmp_path, name):
     folder = fit(name, tmp_path, "--rounds", "3", "--federation.clients_per_round", "1")
@@ -118,7 +116,6 @@ def test_a_sample_of_the_clients_goes_on_from_what_all_know(fit, tmp_path, name)
         assert own["moved"] > 0
 
 
-@pytest.mark.slow
 def test_rank_errors_of_mixed_ranks_are_reported_and_logged(finished):
     folder = finished("svd")
     errors = read(folder, "cluster_metadata/round_2_aggregation.json")["departments"]["hr"]["rank_errors"]
@@ -128,14 +125,12 @@ def test_rank_errors_of_mixed_ranks_are_reported_and_logged(finished):
     assert (config["r"], config["lora_alpha"]) == (32, 64)  # at the scale of all, 2: B is a quarter of what it trained
 
 
-@pytest.mark.slow
 def test_what_a_client_of_its_own_rank_sends_is_what_is_counted(finished):
     sent = read(finished("svd"), "cluster_metadata/round_2_aggregation.json")["bytes"]
     assert sent["hr/client_1"] == 8 * sent["hr/client_0"] == 4 * sent["engineering/client_0"]
     assert sent["client/up"] == sum(n for client, n in sent.items() if "client_" in client)
 
 
-@pytest.mark.slow
 def test_central_trains_on_everything_and_gives_every_department_one_adapter(finished):
     folder = finished("central")
     adapters = [(folder / "adapters" / d / "adapter_model.safetensors").read_bytes() for d in DEPARTMENTS]
@@ -151,7 +146,6 @@ def test_central_trains_on_everything_and_gives_every_department_one_adapter(fin
     assert evaluate(folder) == before
 
 
-@pytest.mark.slow
 def test_another_profile_is_another_run(fit, finished, tmp_path):
     first = fit("svd", tmp_path, "--rounds", "1")
     with pytest.raises(ValueError, match=r"lora\.profiles: expected .* with which the run started, got "):

@@ -65,7 +65,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
 
 def test_the_last_lines_of_a_log_on_one_line(tmp_path):
     (tmp_path / "log").write_text("one\n\ntwo\n  three   four\n")
-    assert subprocesses.last_lines(tmp_path / "log", 2) == "two | three four"
+    assert subprocesses.last_lines(tmp_path / "log", count=2) == "two | three four"
     assert subprocesses.last_lines(tmp_path / "none") == ""
 
 

@@ -23,6 +23,8 @@ from fl_lightning.storage.run_folder import locked
 FEDAVG = "training: {learning_rate: 5.0e-3}\nfederation: {combiner: fedavg, dept_clusters: {enabled: false}}\n"
 CLUSTERED = "# with groups\ntraining: {learning_rate: 5.0e-3}\nfederation: {flora: {momentum: 1.0}}\n"
 TINY = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "1", "--device-map", "cpu"]
+TINY += ["--logging.samples", "0"]
+pytestmark = pytest.mark.xdist_group("comparison")
 FILES = {"compare.json", "comparison.csv", "comparison.json", "comparison.png"}
 
 
