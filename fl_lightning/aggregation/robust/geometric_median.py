@@ -27,7 +27,7 @@ _TOLERANCE = 1e-12
 
 
 def geometric_median(
-    residuals: Residuals, weights: Weights, *, iterations: int = 1000, smoothing: float = 1e-6
+    residuals: Residuals, weights: Weights, *, iterations: int = 10_000, smoothing: float = 1e-6
 ) -> Selection:
     """New weights for which the weighted mean of the updates is their geometric median; no client is rejected.
 
@@ -35,7 +35,7 @@ def geometric_median(
         residuals: {client_id: Δ_c}; each tensor is read once.
         weights: {client_id: w_c}.
         iterations: maximum number of Weiszfeld iterations; it stops earlier on convergence. Convergence is slow if the
-            median is at or close to a client; the objective is then still within about 1e-5 of its minimum after the
+            median is at or close to a client; the objective is then still within about 1e-8 of its minimum after the
             default number.
         smoothing: ν, in the unit of the updates: smaller distances count as ν.
 
@@ -65,7 +65,7 @@ def geometric_median(
     return Selection(new, dict.fromkeys(clients, 1.0))
 
 
-def weiszfeld(gram: Array, weights: Array, *, iterations: int = 1000, smoothing: float = 1e-6) -> Array:
+def weiszfeld(gram: Array, weights: Array, *, iterations: int = 10_000, smoothing: float = 1e-6) -> Array:
     """Shares p, summing to one, for which the weighted mean of the points is their geometric median.
 
     It starts from ``p_c ∝ w_c / (median distance of c to the others)``: starting from the weighted mean, a point at

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_lightning.aggregation.robust.geometric_median import geometric_median
@@ -105,11 +105,12 @@ def test_it_is_what_weiszfeld_on_vectors_finds(seed):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(3, 9))
+@example(1699879, 3)  # a client is the median: the iteration converges slowly
 def test_nothing_is_nearer_to_all(seed, n):
     draw = np.random.default_rng(seed)
     vectors, weights = draw.normal(size=(n, 12)), draw.uniform(0.5, 2.0, size=n)
     vectors[0] *= 30
-    least = far(median_of(residuals(*vectors.tolist()), weights.tolist()), vectors, weights) * (1 - 1e-4)
+    least = far(median_of(residuals(*vectors.tolist()), weights.tolist()), vectors, weights) * (1 - 1e-6)
     assert least <= far(reference(vectors, weights, iterations=500), vectors, weights)
     assert all(least <= far(vector, vectors, weights) for vector in vectors)
     assert all(least <= far(z, vectors, weights) for z in draw.dirichlet(np.ones(n), size=50) @ vectors)
