@@ -7,7 +7,7 @@ Accepted: ``{"instruction", "input", "output"}``, ``{"prompt", "completion"}``, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,52 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Turn:
-    """A message: `role` is system, user or assistant, or text for a record without a conversation."""
+    """A message of a conversation.
+
+    Attributes:
+        role: system, developer, user, assistant or tool; text for a record without a conversation.
+        content: its text; may be empty beside tool calls.
+        tool_calls: of an assistant, in OpenAI's form: {"type": "function", "function": {"name", "arguments"}}.
+        name: of the speaker, or of the tool that returned `content`.
+        tool_call_id: the call that a tool turn answers.
+        weight: False excludes an assistant turn from the loss.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    weight: bool = True
 
     @property
     def supervised(self) -> bool:
         """Whether the loss is computed on this turn."""
-        return self.role in ("assistant", "text")
+        return self.weight and self.role in ("assistant", "text")
+
+    def as_message(self) -> dict[str, Any]:
+        """The message as a chat template receives it; keys without a value are left out.
+
+        Example:
+            >>> Turn("tool", "21 °C", name="weather").as_message()
+            {'role': 'tool', 'content': '21 °C', 'name': 'weather'}
+        """
+        optional = {"tool_calls": list(self.tool_calls), "name": self.name, "tool_call_id": self.tool_call_id}
+        return {"role": self.role, "content": self.content, **{k: v for k, v in optional.items() if v}}
 
 
-Record = list[Turn]
+class Record(list[Turn]):
+    """The turns of a conversation.
+
+    Args:
+        turns: in order.
+        tools: JSON schemas of the functions that the assistant may call, as `apply_chat_template` takes them.
+        location: file and line (or index), for messages.
+    """
+
+    def __init__(self, turns: Iterable[Turn], tools: Sequence[Mapping[str, Any]] = (), location: str = "") -> None:
+        super().__init__(turns)
+        self.tools, self.location = list(tools), location
 
 
 def parse_record(value: object) -> Record:
@@ -54,11 +88,11 @@ def parse_record(value: object) -> Record:
         if not isinstance(extra, str):
             raise ValueError(f"'input': expected text, got {type(extra).__name__}")
         prompt = f"{instruction}\n\n{_text(value, 'input')}" if extra.strip() else instruction
-        return [Turn("user", prompt), Turn("assistant", _text(value, "output", "response"))]
+        return Record([Turn("user", prompt), Turn("assistant", _text(value, "output", "response"))])
     if "prompt" in value or "completion" in value:
-        return [Turn("user", _text(value, "prompt")), Turn("assistant", _text(value, "completion", "response"))]
+        return Record([Turn("user", _text(value, "prompt")), Turn("assistant", _text(value, "completion", "response"))])
     if "text" in value:
-        return [Turn("text", _text(value, "text"))]
+        return Record([Turn("text", _text(value, "text"))])
     raise ValueError(f"expected {FORMS}, got keys {str(sorted(value))[:200]}")
 
 
@@ -78,7 +112,7 @@ def _text(value: Mapping[str, Any], key: str, what: str = "text") -> str:
 def _parse_messages(messages: object) -> Record:
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages': expected a list of {role, content} with at least one message")
-    turns: Record = []
+    turns = []
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise ValueError(
@@ -87,7 +121,7 @@ def _parse_messages(messages: object) -> Record:
         turns.append(Turn(message["role"], _text(message, "content")))
     if not any(turn.supervised for turn in turns):
         raise ValueError("no response: expected at least one message with the role assistant")
-    return turns
+    return Record(turns)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -115,10 +149,16 @@ def scan_records(path: Path) -> Iterator[tuple[str, Record | InputError]]:
         InputError: if the file as a whole cannot be read.
     """
     for location, value in scan_values(path):
+        if isinstance(value, InputError):
+            yield location, value
+            continue
         try:
-            yield location, value if isinstance(value, InputError) else parse_record(value)
+            record = parse_record(value)
         except ValueError as error:
             yield location, InputError(f"{location}: {error}")
+            continue
+        record.location = location
+        yield location, record
 
 
 def scan_values(path: Path) -> Iterator[tuple[str, Any]]:
