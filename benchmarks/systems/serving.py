@@ -34,10 +34,10 @@ from benchmarks.common import put_table, write_json
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.records import Turn, read_records
 from fl_lightning.data.tokenization import encode_prompt
-from fl_lightning.evaluation.scoring import read_adapter
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
+from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.serving.engine import load_answering
 from fl_lightning.storage.run_adapters import all_adapters
 from fl_lightning.storage.run_folder import find_run_folder

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.linalg.adapter_algebra import pad_to_common_rank, resize_like
+from fl_lightning.modeling.adapter_config import read_adapter_config, write_adapter_config
 from fl_lightning.state import LoraState, is_lora_a, problem_with, snapshot
 from fl_lightning.storage.files import atomic_folder
 from fl_lightning.storage.tensors import read_state, write_state
@@ -150,15 +151,11 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     tensors = collect_lora_state(model) if state is None else snapshot(pad_to_common_rank(state))
     with atomic_folder(folder) as temporary:
         config = copy.copy(model.peft_config[ADAPTER])
-        config.inference_mode = True
         rank = next(tensor.shape[0] for name, tensor in tensors.items() if is_lora_a(name))
         if rank != config.r:
             config.lora_alpha *= (rank / config.r) ** (0.5 if config.use_rslora else 1)
             config.r = rank
-        for name, value in vars(config).items():  # the order of a set differs between processes
-            if isinstance(value, set):
-                setattr(config, name, sorted(value))
-        config.save_pretrained(str(temporary))
+        write_adapter_config(config, temporary)
         write_state(temporary / "adapter_model.safetensors", tensors)
     return folder
 
@@ -195,8 +192,7 @@ def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:
         InputError: if the folder has no adapter that fits the base model.
     """
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}: no adapter; expected adapter_config.json and adapter_model.safetensors")
+    read_adapter_config(folder)  # PEFT ignores keys that it does not know
     tensors = read_lora_adapter(folder)
     try:
         loaded = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
-from fl_lightning.evaluation.scoring import read_adapter
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
 from fl_lightning.modeling.generation.decoding import Decoder
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
+from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.state import LoraState
 from fl_lightning.training.device import make_fabric
 
