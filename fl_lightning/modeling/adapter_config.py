@@ -123,7 +123,7 @@ def layer_scaling(config: PeftLoraConfig, layer: str, rank: int, path: Path) -> 
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     expected = ranks.get(get_pattern_key(ranks, layer), config.r)
     if expected != rank:
-        raise InputError(f"{path}: r: expected the rank of the tensors of {layer}, {rank}, got {expected!r:.80}")
+        raise InputError(f"{path}: r: expected the rank of the tensors, {rank}, got {expected!r:.80} ({layer})")
     alpha: Any = alphas.get(get_pattern_key(alphas, layer), config.lora_alpha)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise InputError(f"{path}: lora_alpha: expected a number above 0, got {alpha!r:.80}")
