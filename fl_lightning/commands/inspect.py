@@ -34,17 +34,20 @@ def run(argv: list[str]) -> int:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading the tokenizer", total=None)
         from fl_lightning.data.inspection import checks, report
-        from fl_lightning.data.tokenization import encode
+        from fl_lightning.data.tokenization import RecordEncoder
         from fl_lightning.modeling.base_model import load_tokenizer
 
         silence_libraries()
         tokenizer = load_tokenizer(config.model)
+        encoder = RecordEncoder(tokenizer)
         progress.update(task, description="records", completed=0)
 
         def measure(record: Record, where: str) -> tuple[int, int]:
             progress.advance(task)
-            (example,) = encode([record], tokenizer, 2**40, where)
-            return len(example), int(example.supervised.sum())
+            ids, marks = encoder(record, where)
+            if not any(marks[1:]):
+                raise InputError(f"{where}: no response tokens after tokenization; give a longer response")
+            return len(ids), sum(marks[1:])
 
         data = config.data
         found = checks.inspect_folder(

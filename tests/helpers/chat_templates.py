@@ -1,0 +1,84 @@
+"""Chat templates in the logic of public ones (tests/data/templates), and what a conversation may look like."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+from fl_lightning.data.records import Record, Turn
+
+FOLDER = Path(__file__).parents[1] / "data/templates"
+BOS_EOS = {
+    "alpaca": ("<s>", "</s>"), "chatml": (None, "<|im_end|>"), "chatml_marked": (None, "<|im_end|>"),
+    "chatml_with_bos": ("<s>", "</s>"), "command_r": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
+    "deepseek_r1": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "deepseek_v3": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"), "exaone": ("[BOS]", "[|endofturn|]"),
+    "falcon": (None, "<|endoftext|>"), "gemma": ("<bos>", "<eos>"), "gemma3": ("<bos>", "<eos>"),
+    "glm4": (None, "<|endoftext|>"), "gpt_oss": ("<|startoftext|>", "<|return|>"),
+    "granite3": ("<|end_of_text|>", "<|end_of_text|>"), "granite3_2": ("<|end_of_text|>", "<|end_of_text|>"),
+    "hermes": ("<s>", "<|im_end|>"), "llama2": ("<s>", "</s>"), "llama3": ("<|begin_of_text|>", "<|end_of_text|>"),
+    "llama3_1": ("<|begin_of_text|>", "<|eot_id|>"), "llama3_2": ("<|begin_of_text|>", "<|eot_id|>"),
+    "marked_without_end": (None, "</s>"), "minicpm": ("<s>", "</s>"), "mistral_v0_1": ("<s>", "</s>"),
+    "mistral_v0_2": ("<s>", "</s>"), "mistral_v0_3": ("<s>", "</s>"), "nemotron": ("<s>", "</s>"),
+    "olmo2": ("<|endoftext|>", "<|endoftext|>"), "openchat": ("<s>", "<|end_of_turn|>"),
+    "phi3": ("<s>", "<|endoftext|>"),
+    "phi3_first": ("<s>", "<|endoftext|>"), "phi4": ("<|endoftext|>", "<|im_end|>"),
+    "phi4_mini": ("<|endoftext|>", "<|endoftext|>"), "qwen2_5": (None, "<|endoftext|>"),
+    "qwen3": (None, "<|endoftext|>"), "smollm3": (None, "<|im_end|>"), "solar": ("<s>", "</s>"),
+    "starchat": ("<|endoftext|>", "<|endoftext|>"), "vicuna": ("<s>", "</s>"), "zephyr": ("<s>", "</s>"),
+}  # fmt: skip
+"""{template: (beginning, end token) of the tokenizers that come with it}; base models of Qwen and Llama 3 have another
+end token than their templates write."""
+SPECIAL = re.compile(
+    r"<\|/?\w+\|>|<｜[\w▁]+｜>|</?s>|<(?:start|end)_of_turn>|\[/?[A-Z_]{4,}\]|\[gMASK\]|<sop>|<extra_id_\d>|<用户>|<AI>"
+)
+ROLES = ("system", "user", "assistant", "observation")
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather.", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]  # fmt: skip
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+TALK = [
+    Turn("user", "Who was first?"), Turn("assistant", "Ann came first."),
+    Turn("user", "And second?"), Turn("assistant", "Bob."),
+]  # fmt: skip
+KINDS = {
+    "one turn": Record(TALK[:2]),
+    "system": Record([Turn("system", "You are the desk."), *TALK]),
+    "two turns": Record(TALK),
+    "assistant first": Record([Turn("assistant", "Welcome, how can I help?"), *TALK[:2]]),
+    "tools": Record(
+        [
+            Turn("user", "How warm is it in Oslo?"), Turn("assistant", "", (CALL,)),
+            Turn("tool", "21 degrees", name="get_weather", tool_call_id="abcdefghi"), Turn("assistant", "It is warm."),
+        ],
+        TOOLS,
+    ),
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """All templates, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+
+_made: dict[str, Any] = {}
+
+
+def with_template(tokenizer, name):
+    """A copy of the bundled tokenizer with a template and the special tokens that go with it: read it only."""
+    if name not in _made:
+        _made[name] = _with_template(tokenizer, name)
+    return _made[name]
+
+
+def _with_template(tokenizer, name):
+    changed = copy.deepcopy(tokenizer)
+    text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    bos, eos = BOS_EOS[name]
+    roles = [f"{left}{role}{right}" for left, right in (("<|", "|>"), ("[|", "|]")) for role in ROLES]
+    marks = {*roles, *SPECIAL.findall(text), bos, eos} - {None}
+    changed.add_special_tokens({"additional_special_tokens": sorted(marks)})
+    changed.bos_token, changed.eos_token, changed.chat_template = bos, eos, text
+    return changed
