@@ -32,7 +32,8 @@ from rich.table import Table
 
 from benchmarks.common import put_table, write_json
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.data.records import Turn, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate

@@ -3,7 +3,11 @@
 =============  ==================================================================================
 file           does
 =============  ==================================================================================
-records        JSONL and JSON files, and the conversation in a record
+records        a record: the turns of a conversation
+record_forms   JSON values as records: Alpaca, prompt and completion, messages, ShareGPT, text
+messages       messages of a conversation: roles, text parts, tool calls, weights
+record_keys    keys that are not read: errors if they could change what is learned
+record_files   JSONL and JSON files, with file and line
 layout         departments and clients in a folder; the draw of held-out records
 tokenization   records as token ids, with a mark on the supervised ones
 client_data    the tokenized records of all clients, or of some

@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_lightning import bundled
-from fl_lightning.data.records import Record, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.records import Record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.files import check_name, natural_key, read_json
 
 SUFFIX = "_personal_clients"
 ENDINGS = (".jsonl", ".json")
+HELD_OUT = ("eval", "validation", "valid", "val", "dev")
+"""Names of a file of held-out records beside train.jsonl; the first that exists is read. test.jsonl never is:
+results on it would choose rounds and methods, and then say nothing about new records."""
 STRUCTURE = "structure.json"
 TRUE_CLUSTERS = "true_department_clusters"
 
@@ -187,10 +191,10 @@ def client_files_at(entry: Path, department: str) -> ClientFiles | None:
         return None
     if entry.is_dir():
         train = next((entry / f"train{e}" for e in ENDINGS if (entry / f"train{e}").is_file()), None)
-        held_out = next((entry / f"eval{e}" for e in ENDINGS if (entry / f"eval{e}").is_file()), None)
+        held_out = next((p for name in HELD_OUT for e in ENDINGS if (p := entry / f"{name}{e}").is_file()), None)
         if train is None:
             if held_out is not None:
-                raise InputError(f"{entry}: eval file without train.jsonl; add the training records")
+                raise InputError(f"{held_out}: held-out records without train.jsonl; add the training records")
             return None
         client = ClientFiles(department, entry.name, train, held_out)
     elif entry.suffix in ENDINGS:
@@ -201,23 +205,34 @@ def client_files_at(entry: Path, department: str) -> ClientFiles | None:
     return client
 
 
+def unread_files(files: ClientFiles) -> list[Path]:
+    """Files of records in a client's folder that are not read, such as test.jsonl, sorted."""
+    folder = files.train.parent
+    if folder.name != files.client or files.train.stem != "train":
+        return []  # the client is a file
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in ENDINGS and path not in (files.train, files.eval) and not path.name.startswith(".")
+    )
+
+
 def read_splits(
     files: ClientFiles, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
     """(training records, held-out records) of a client.
 
-    Without an eval file, `draw_held_out` chooses. The first `max_records` training records are kept.
+    Without an eval file, `draw_held_out` chooses; a client's only record is then for training. The first `max_records`
+    training records are kept. Both lists may be empty, if the files are.
 
     Raises:
-        InputError: naming file and line, or if one record cannot be split in two.
+        InputError: naming file and line.
     """
-    records = read_records(files.train)
+    records = read_records(files.train, may_be_empty=True)
     if files.eval is not None:
-        return records[:max_records], read_records(files.eval)
+        return records[:max_records], read_records(files.eval, may_be_empty=True)
     if len(records) < 2:
-        raise InputError(
-            f"{files.train}: expected at least 2 records, one to hold out, got 1; add records or an eval.jsonl"
-        )
+        return records[:max_records], []
     held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
     training = [record for index, record in enumerate(records) if index not in held_out]
     return training[:max_records], [records[index] for index in sorted(held_out)]

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.data.records import Turn, parse_record, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.record_forms import parse_record
+from fl_lightning.data.records import Turn
 from fl_lightning.errors import InputError
 
 JSON = st.recursive(

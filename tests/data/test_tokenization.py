@@ -5,7 +5,8 @@ import copy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from fl_lightning.data.records import Record, Turn, parse_record
+from fl_lightning.data.record_forms import parse_record
+from fl_lightning.data.records import Record, Turn
 from fl_lightning.data.tokenization import encode, encode_prompt
 from fl_lightning.errors import InputError
 
