@@ -17,6 +17,9 @@ from fl_lightning.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
+Splits = Mapping[ClientFiles, tuple[list[Record], list[Record]]]
+"""{client: (training records, held-out records)}."""
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -113,7 +116,7 @@ def load_clients(
     else:
         files = [client for clients in find_clients(root, clients_per_dept, department).values() for client in clients]
     records = {c: read_splits(c, max_records=max_records, eval_fraction=eval_fraction, seed=seed) for c in files}
-    _warn(records)
+    _check_departments(records, whole=client_id is None)
     data = {
         client.client_id: ClientData(
             client.department,
@@ -124,11 +127,11 @@ def load_clients(
         for client, (training, held_out) in records.items()
         if training
     }
-    _check_departments(files, data, whole=client_id is None)
+    _warn(records)
     return data
 
 
-def _warn(records: Mapping[ClientFiles, tuple[list[Record], list[Record]]]) -> None:
+def _warn(records: Splits) -> None:
     """One line for each kind of what is left out: clients without records, and files and keys that are not read."""
     empty = [client for client, (training, _) in records.items() if not training]
     unheld = [client for client, (training, held_out) in records.items() if training and not held_out]
@@ -159,18 +162,20 @@ def _first(paths: Iterable[Path]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def _check_departments(files: Sequence[ClientFiles], data: Mapping[str, ClientData], *, whole: bool) -> None:
+def _check_departments(records: Splits, *, whole: bool) -> None:
     """Check that every department can be trained and, if all its clients are here, evaluated.
 
     Raises:
         InputError: naming the first that cannot.
     """
-    for department in dict.fromkeys(client.department for client in files):
-        clients = [client for client in data.values() if client.department == department]
-        first = next(client for client in files if client.department == department)
-        if not clients:
+    departments: dict[str, list[ClientFiles]] = {}
+    for client in records:
+        departments.setdefault(client.department, []).append(client)
+    for department, clients in departments.items():
+        first, trained = clients[0], [client for client in clients if records[client][0]]
+        if not trained:
             raise InputError(f"{first.train}: no records; expected some in department {department}, or remove it")
-        if whole and not any(client.eval for client in clients):
+        if whole and not any(records[client][1] for client in trained):
             raise InputError(
                 f"{first.eval or first.train}: no records to hold out; expected some in department {department}: at "
                 "least 2 records of a client, or an eval.jsonl"
