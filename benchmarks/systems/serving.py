@@ -128,7 +128,7 @@ def reference(folder: Path, pairs: Pairs, tokens: int) -> list[str]:
             cohort.set_single_client()
             for i in (i for i, (own, _) in enumerate(pairs) if own == name):
                 prompt = torch.tensor(encode_prompt([Turn("user", pairs[i][1])], tokenizer))
-                (ids,) = generate(model, [prompt], max_new_tokens=tokens, end=tokenizer.eos_token_id)
+                (ids,) = generate(model, [prompt], max_new_tokens=tokens, ends=[tokenizer.eos_token_id])
                 answers[i] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [answers[i] for i in range(len(pairs))]
 

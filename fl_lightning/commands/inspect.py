@@ -33,12 +33,14 @@ def run(argv: list[str]) -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading the tokenizer", total=None)
+        from fl_lightning.data.chat_template import pin_chat_template
         from fl_lightning.data.inspection import checks, report
         from fl_lightning.data.tokenization import RecordEncoder
         from fl_lightning.modeling.base_model import load_tokenizer
 
         silence_libraries()
         tokenizer = load_tokenizer(config.model)
+        pin_chat_template(tokenizer, config.data)
         encoder = RecordEncoder(tokenizer)
         progress.update(task, description="records", completed=0)
 

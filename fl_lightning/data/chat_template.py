@@ -65,9 +65,14 @@ def pin_chat_template(tokenizer: Any, data: DataConfig) -> None:
         tokenizer.chat_template = _pinned(template, data)
 
 
-def depends_on_date(tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template asks for the current date."""
-    return "strftime_now(" in str(getattr(tokenizer, "chat_template", None) or "")
+def pin_date(data: DataConfig, tokenizer: Any) -> None:
+    """Set `template_date` to today if it is not set and the chat template writes the date.
+
+    The config of a run keeps it, so that a run that resumes on another day has the same tokens.
+    """
+    template = data.chat_template or str(getattr(tokenizer, "chat_template", None))
+    if data.template_date is None and "strftime_now(" in template:
+        data.template_date = date.today().isoformat()
 
 
 def _pinned(template: str, data: DataConfig) -> str:

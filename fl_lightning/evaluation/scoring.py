@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torchmetrics.functional.text import rouge_score
 
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.tokenization import Example
 from fl_lightning.evaluation.bootstrap import ratio_interval
 from fl_lightning.evaluation.metrics import perplexity
@@ -80,9 +81,10 @@ class AdapterScorer:
     def _score_answers(self, adapter: ScaledAdapter, examples: Sequence[Example]) -> tuple[Array, Array]:
         """(exact match, ROUGE-L) of generated answers, each of shape (n,)."""
         parts = [split(example) for example in examples]
-        prompts, end = [prompt for prompt, _ in parts], self._tokenizer.eos_token_id
+        prompts = [prompt for prompt, _ in parts]
         with self._clients.with_adapter(adapter.state, adapter.relative_scaling) as model:
-            answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, end=end)
+            ends = find_end_tokens(self._tokenizer, getattr(model, "generation_config", None))
+            answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, ends=ends)
         exact, rouge = np.zeros((2, len(examples)))
         for i, (answer, (_, reference)) in enumerate(zip(answers, parts, strict=True)):
             answer_text, reference_text = self._decode(answer), self._decode(reference)

@@ -94,7 +94,8 @@ def build_export_folder(
     )
     card = model_card(source.config, facts, subject)
     if merged:
-        merge_adapter(source.config.model, source.adapter, folder, dtype=dtype, copies=copies, card=card)
+        config = source.config
+        merge_adapter(config.model, source.adapter, folder, data=config.data, dtype=dtype, copies=copies, card=card)
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         return ExportFolder(source, folder, files, facts)
     check_replaceable(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ from fl_lightning.callbacks import (
 from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
+from fl_lightning.data.chat_template import pin_chat_template, pin_date
 from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.federation.fingerprint import fingerprint_model
 from fl_lightning.federation.protocol import ClientTransport
@@ -42,6 +45,8 @@ from fl_lightning.storage.run_folder import check_output
 from fl_lightning.storage.run_layout import CONFIG
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.device import launch_fabric, make_fabric
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -102,6 +107,13 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
     fabric, dtype = make_fabric(config.fabric)
     launch_fabric(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    pin_date(config.data, tokenizer)
+    pin_chat_template(tokenizer, config.data)
+    if not find_end_tokens(tokenizer):
+        log.warning(
+            "answers will not end: the base has no token that ends them, neither in its chat template nor in its "
+            "tokenizer; data.chat_template takes a file with a template that has one"
+        )
     base_fingerprint = fingerprint_model(base) if launch.is_first() else ""
     base_precision = "4bit" if config.model.load_in_4bit else str(dtype).removeprefix("torch.")
     model = create_lora_model(

@@ -121,8 +121,7 @@ class Message(_Strict):
         """The message as the tokenizer expects it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         calls = tuple(call.model_dump(exclude_none=True) for call in self.tool_calls)
-        role = "system" if self.role == "developer" else self.role
-        return Turn(role, text, calls, self.name, self.tool_call_id)
+        return Turn(self.role, text, calls, self.name, self.tool_call_id)
 
 
 class StreamOptions(_Strict):

@@ -6,7 +6,7 @@ from datetime import date
 import pytest
 
 from fl_lightning.config.data import DataConfig
-from fl_lightning.data.chat_template import depends_on_date, pin_chat_template, render
+from fl_lightning.data.chat_template import pin_chat_template, pin_date, render
 from fl_lightning.data.records import Record, Turn
 from fl_lightning.data.tokenization import encode, encode_prompt
 from fl_lightning.errors import InputError
@@ -93,11 +93,21 @@ def test_refuse_refuses_system_turns_only(pinned, role):
 @pytest.mark.parametrize("name", ["llama3_2", "gpt_oss", "granite3_2", "smollm3"])
 def test_a_template_with_a_clock_writes_the_date_that_is_pinned(pinned, tokenizer, name):
     today = date.today()
-    assert depends_on_date(pinned(name))
     used = pinned(name, template_date=today.isoformat())
-    assert not depends_on_date(used)
+    assert "strftime_now(" not in used.chat_template
     assert render(TALK, used, "here") == plain(tokenizer, name, TALK)
     assert "2024" in render(TALK, pinned(name, template_date="2024-02-29"), "here")
+
+
+def test_a_run_keeps_the_date_only_where_the_template_writes_it(tokenizer):
+    data = DataConfig()
+    pin_date(data, with_template(tokenizer, "chatml"))
+    assert data.template_date is None
+    pin_date(data, with_template(tokenizer, "llama3_2"))
+    assert data.template_date == date.today().isoformat()
+    kept = DataConfig(template_date="2024-02-29")
+    pin_date(kept, with_template(tokenizer, "llama3_2"))
+    assert kept.template_date == "2024-02-29"
 
 
 def test_a_clock_that_cannot_be_pinned_is_refused(pinned, tokenizer):

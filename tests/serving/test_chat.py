@@ -54,7 +54,7 @@ def reference(loaded_tiny_base, folders):
     def answer(model, *turns):
         said = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(turns)]
         prompt = torch.tensor(encode_prompt(said, tokenizer))
-        (got,) = generate(models[model], [prompt], max_new_tokens=8, end=tokenizer.eos_token_id)
+        (got,) = generate(models[model], [prompt], max_new_tokens=8, ends=[tokenizer.eos_token_id])
         return tokenizer.decode(got, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     return answer

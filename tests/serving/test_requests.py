@@ -163,10 +163,10 @@ def test_an_echo_is_refused_and_a_chat_has_no_prompt():
         complete(prompt="Hi", messages=[USER])
 
 
-def test_a_developer_is_the_system_and_parts_of_text_are_joined():
+def test_a_developer_keeps_the_role_and_parts_of_text_are_joined():
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]
     asked = read_request(body(messages=[{"role": "developer", "content": parts}, USER]))
-    assert asked.turns == [Turn("system", "Be short."), Turn("user", "Hello")]
+    assert asked.turns == [Turn("developer", "Be short."), Turn("user", "Hello")]
 
 
 def test_one_stop_is_a_list_of_one():

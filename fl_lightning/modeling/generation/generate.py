@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def generate(
-    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, end: int | None, batch_size: int = 16
+    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, ends: Collection[int], batch_size: int = 16
 ) -> list[torch.Tensor]:
     """The greedy continuation of each prompt, up to and without the end token.
 
@@ -36,7 +36,7 @@ def generate(
         model: a transformers or PEFT causal language model, with its active adapter.
         prompts: token ids, each 1-D and not empty.
         max_new_tokens: maximum length of an answer.
-        end: the token that ends an answer; None always generates `max_new_tokens`.
+        ends: tokens that end an answer, see `fl_lightning.data.end_tokens`; none always generates `max_new_tokens`.
         batch_size: prompts per forward pass, longest first.
 
     Returns:
@@ -51,7 +51,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    filler = 0 if end is None else end
+    filler = next(iter(ends), 0)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = len(prompts[batch[0]])
@@ -66,11 +66,11 @@ def generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
-            eos_token_id=end,
+            eos_token_id=list(ends) or None,
             pad_token_id=filler,
         )[:, width:].cpu()
         for row, i in enumerate(batch):
-            stop = (out[row] == end).nonzero() if end is not None else []
-            answers[i] = out[row][: int(stop[0])] if len(stop) else out[row]
+            stop = next((place for place, token in enumerate(out[row].tolist()) if token in ends), None)
+            answers[i] = out[row][:stop]
     model.train(was_training)
     return answers
