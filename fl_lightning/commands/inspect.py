@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         from fl_lightning.data.chat_template import pin_chat_template
         from fl_lightning.data.inspection import checks, report
         from fl_lightning.data.tokenization import RecordEncoder
-        from fl_lightning.modeling.base_model import load_tokenizer
+        from fl_lightning.modeling.base_model import context_length, load_tokenizer
 
         silence_libraries()
         tokenizer = load_tokenizer(config.model)
@@ -52,8 +52,9 @@ def run(argv: list[str]) -> int:
             return len(ids), sum(marks[1:])
 
         data = config.data
+        max_length = min(data.max_length, context_length(config.model) or data.max_length)
         found = checks.inspect_folder(
-            root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
+            root, measure, max_length=max_length, eval_fraction=data.eval_fraction, seed=config.seed
         )
     if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))

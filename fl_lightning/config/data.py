@@ -21,8 +21,9 @@ class DataConfig(Block, key="data"):
 
     root: str = EXAMPLE_DEPARTMENTS
     """A folder of departments, or bundled:departments."""
-    clients_per_dept: PositiveInt = 3
-    """Use the first n clients of each department, in natural sort order."""
+    clients_per_dept: PositiveInt | Literal["all"] = 3
+    """Use the first n clients of each department, in natural sort order; all uses every client, in departments of any
+    size."""
     max_records: PositiveInt = 128
     """Use at most n training records of each client."""
     max_length: Annotated[int, Interval(8)] = 512
@@ -51,6 +52,11 @@ class DataConfig(Block, key="data"):
             check(ok, "data.chat_template_kwargs", "names of variables of the chat template", name)
         if self.template_date is not None:
             check(_is_date(self.template_date), "data.template_date", "a date such as 2026-11-28", self.template_date)
+
+    @property
+    def max_clients(self) -> int | None:
+        """`clients_per_dept` as a number; None for all."""
+        return None if self.clients_per_dept == "all" else self.clients_per_dept
 
 
 def _is_date(text: str) -> bool:

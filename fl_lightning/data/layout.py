@@ -21,6 +21,7 @@ from fl_lightning.data.records import Record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.files import check_name, natural_key, read_json
+from fl_lightning.storage.run_adapters import BASE
 
 SUFFIX = "_personal_clients"
 ENDINGS = (".jsonl", ".json")
@@ -106,7 +107,7 @@ def find_clients(
             clients = _clients_in(path, name)
         if not clients:
             continue
-        check_name(name, f"{path}: department")
+        check_department_name(name, path)
         if name in departments:
             raise InputError(f"{path}: department {name!r} has two folders; keep one of them")
         departments[name] = clients
@@ -121,7 +122,7 @@ def find_clients(
         if len(clients) < clients_per_dept:
             raise InputError(
                 f"data.clients_per_dept: expected {clients_per_dept} clients or more in every department, got "
-                f"{len(clients)} in department {name} of {root}; ask for fewer or add clients"
+                f"{len(clients)} in department {name} of {root}; ask for fewer or for all, or add clients"
             )
     return {name: departments[name][:clients_per_dept] for name in sorted(departments)}
 
@@ -179,6 +180,17 @@ def _clients_in(folder: Path, department: str) -> list[ClientFiles]:
             raise InputError(f"{entry}: client {client.client!r} is there twice; keep one of them")
         clients[client.client] = client
     return [clients[name] for name in sorted(clients, key=natural_key)]
+
+
+def check_department_name(name: str, folder: Path) -> None:
+    """Check the name of a department: safe for a folder, and not that of the base model in commands and files.
+
+    Raises:
+        InputError: if it is not.
+    """
+    check_name(name, f"{folder}: department")
+    if name == BASE:
+        raise InputError(f"{folder}: expected another name than {BASE!r}, which is the base model's; rename the folder")
 
 
 def client_files_at(entry: Path, department: str) -> ClientFiles | None:

@@ -149,7 +149,7 @@ def parse_tools(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ValueError("'tools': expected a list of {type: function, function: {name, parameters}}")
-        schemas.append({"type": "function", **tool} if function is not tool else {"type": "function", "function": tool})
+        schemas.append({**({} if function is tool else tool), "type": "function", "function": function})
     _check_json(schemas, "tools")
     return schemas
 

@@ -17,6 +17,7 @@ from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import use_packed_attention
+from fl_lightning.modeling.limits import max_positions
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,7 @@ def context_length(config: ModelConfig) -> int | None:
     Raises:
         InputError: if the model cannot be loaded; says what was tried.
     """
-    model_config = _model_config(config)
-    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    return int(length) if length else None
+    return max_positions(_model_config(config))
 
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:

@@ -37,6 +37,7 @@ from fl_lightning.data.layout import true_clusters
 from fl_lightning.federation.fingerprint import fingerprint_model
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.modeling.base_model import load_base_model
+from fl_lightning.modeling.limits import check_token_ids, limit_length
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
@@ -78,13 +79,13 @@ def build_components(config: RunConfig) -> RunComponents:
     """
     groups = config.federation.hierarchy.groups
 
-    def load_data(tokenizer: Any) -> dict[str, ClientData]:
+    def load_data(tokenizer: Any, max_length: int) -> dict[str, ClientData]:
         data = load_clients(
             config.data.root,
             tokenizer,
-            clients_per_dept=config.data.clients_per_dept,
+            clients_per_dept=config.data.max_clients,
             max_records=config.data.max_records,
-            max_length=config.data.max_length,
+            max_length=max_length,
             eval_fraction=config.data.eval_fraction,
             seed=config.seed,
         )
@@ -96,8 +97,8 @@ def build_components(config: RunConfig) -> RunComponents:
     return components
 
 
-def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[str, ClientData]]) -> RunComponents:
-    """Load the base model, and the data by a function of its tokenizer, without writing anything.
+def build_model_components(config: RunConfig, load_data: Callable[[Any, int], dict[str, ClientData]]) -> RunComponents:
+    """Load the base model, and the data by a function of its tokenizer and the tokens per record; nothing is written.
 
     Raises:
         InputError: if config, data and machine do not fit together.
@@ -125,7 +126,8 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
         use_rslora=config.lora.use_rslora,
         seed=derive_seed(config.seed, "lora_A"),
     )
-    data = load_data(tokenizer)
+    data = load_data(tokenizer, limit_length(config.data.max_length, base))
+    check_token_ids(data, base, tokenizer)
     if config.federation.guard.name == "dp":  # a missing dp-accounting fails here, not after the first round
         privacy = config.federation.privacy
         epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)

@@ -93,7 +93,7 @@ def open_run(
     """
     loggers_config = config.logging.loggers
     if resume is not None:
-        state, extra = load_resume_state(components, resume, run_fingerprint)
+        state, extra = load_resume_state(components, resume, run_fingerprint, config.federation.rounds)
         service_runs = read_service_runs(loggers_config, resume)
         loggers = make_loggers(loggers_config, resume, fresh=False)
         continued = [logger for logger, service_run in zip(loggers, service_runs, strict=True) if service_run]

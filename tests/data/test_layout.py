@@ -241,3 +241,9 @@ def test_a_malformed_structure_is_refused_with_its_file(tmp_path, text, message)
     (tmp_path / "structure.json").write_text(text)
     with pytest.raises(InputError, match=rf"structure\.json: .*{message}"):
         true_clusters(tmp_path)
+
+
+def test_a_department_called_base_is_refused(tmp_path, write_jsonl):
+    write_jsonl(tmp_path / "base" / "ann.jsonl", texts(3))
+    with pytest.raises(InputError, match="/base: expected another name than 'base', which is the base model's"):
+        find_clients(tmp_path)

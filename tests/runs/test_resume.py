@@ -42,6 +42,17 @@ def test_resume_with_other_departments_is_refused(fit, copied, tmp_path):
     assert {p: p.read_bytes() for p in copied.glob("*.*")} == before
 
 
+def test_resume_with_fewer_rounds_than_done_is_refused_and_changes_nothing(fit, copied):
+    def contents():
+        files = [p for p in copied.rglob("*") if p.is_file() and p.name != ".lock"]
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+    before = contents()
+    with pytest.raises(InputError, match=r"federation.rounds: expected at least 2, the rounds that .* got 1"):
+        fit(copied.parent, "--rounds", "1", resume=copied)
+    assert contents() == before
+
+
 def test_resume_with_another_rank_is_bad_input(fit, copied):
     # otherwise adapter_config.json says r = 4 beside tensors of rank 8, and PEFT cannot open the adapters
     with pytest.raises(InputError):

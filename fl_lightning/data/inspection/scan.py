@@ -13,6 +13,7 @@ from fl_lightning.data.layout import (
     STRUCTURE,
     SUFFIX,
     ClientFiles,
+    check_department_name,
     client_files_at,
     department_folders,
     draw_held_out,
@@ -22,7 +23,7 @@ from fl_lightning.data.layout import (
 from fl_lightning.data.record_files import scan_records
 from fl_lightning.data.records import Record
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import check_name, natural_key
+from fl_lightning.storage.files import natural_key
 
 IGNORED = (STRUCTURE, "partition.json", "partition.png", "README.md", "LICENCES.md")
 """Files in the root that are expected there and hold no records."""
@@ -82,7 +83,7 @@ def scan_clients(root: Path, findings: Findings) -> list[ClientFiles]:
         if not _scan_department(folder, department, clients, findings):
             continue
         try:
-            check_name(department, f"{folder}: department")
+            check_department_name(department, folder)
             if department in departments:
                 raise InputError(f"{folder}: department {department!r} has two folders; keep one of them")
             departments.add(department)

@@ -10,6 +10,7 @@ from fl_lightning.data.partition.reader import Row, column_names
 from fl_lightning.data.record_forms import FORMS, INSTRUCTION_KEYS, PROMPT_KEYS, parse_record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name
+from fl_lightning.storage.run_adapters import BASE
 
 KEYS = ("messages", "conversations", *dict.fromkeys((*INSTRUCTION_KEYS, *PROMPT_KEYS)), "text")
 """Keys of a record, see `fl_lightning.data.record_forms`."""
@@ -115,6 +116,8 @@ def folder_names(values: Sequence[str], option: str) -> dict[str, str]:
             raise InputError(
                 f"{option}: {value!r} has no letter that a folder's name may have; rename it in the source"
             )
+        if name == BASE and option == "--by":
+            raise InputError(f"{option}: a department cannot be called {BASE!r}, as the base model is; rename it")
         if clash := next((other for other, taken in names.items() if taken.lower() == name.lower()), None):
             raise InputError(f"{option}: {clash!r} and {value!r} would share the folder {name!r}; rename one of them")
         names[value] = name
