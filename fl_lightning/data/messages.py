@@ -146,10 +146,11 @@ def parse_tools(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     tools = _from_json(tools, "tools") if isinstance(tools, str) else tools
     schemas: list[Mapping[str, Any]] = []
     for tool in tools if isinstance(tools, list) else [None]:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        schema: dict[str, Any] = tool if isinstance(tool, dict) else {}
+        function = schema.get("function", schema)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ValueError("'tools': expected a list of {type: function, function: {name, parameters}}")
-        schemas.append({**({} if function is tool else tool), "type": "function", "function": function})
+        schemas.append({**({} if function is schema else schema), "type": "function", "function": function})
     _check_json(schemas, "tools")
     return schemas
 
