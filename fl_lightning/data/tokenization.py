@@ -111,12 +111,11 @@ class RecordEncoder:
         return ids, marks
 
     def _encode_conversation(self, record: Record, location: str) -> tuple[list[int], list[bool]]:
-        self._answers.check_complete(record, location)
         last = max((i for i, turn in enumerate(record) if turn.supervised), default=-1)
         record = Record(record[: last + 1], record.tools)
         if not record:
             return [], []
-        text = render(record, self._tokenizer, location, tools=record.tools)
+        text = self._answers.text(record, location)
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         if has_answer_marks(self._tokenizer, record.tools):
@@ -212,7 +211,7 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any, tools: Sequence[Mapping
     ids: list[int] = []
     if getattr(tokenizer, "chat_template", None):
         record = Record(turns, tools)
-        AnswerFinder(tokenizer, ()).check_complete(record, "messages")
+        AnswerFinder(tokenizer, ()).check_prompt(record, "messages")
         text = render(record, tokenizer, "messages", tools=tools, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:

@@ -63,6 +63,9 @@ def test_tokens_are_those_of_the_template_and_answers_alone_are_supervised(token
         with pytest.raises(InputError, match=r"records: record 0: the tokenizer's chat template refuses these turns"):
             encode([record], used, 4096)
         return
+    if name == "mistral_v0_3" and kind == "system":  # only a prompt has the system turn
+        answer = used(" Bob.</s>", add_special_tokens=False)["input_ids"]
+        expected = reference(Record(record[:-1]), used) + answer
     text = used.decode(expected)
     lost = any(turn.content.strip() not in text for turn in record)
     if record.tools:
