@@ -6,6 +6,7 @@ It runs under this package's Fabric loop (`fl_lightning.training.local_clients`)
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -14,9 +15,11 @@ import torch
 from fl_lightning.data.packing import PackedBatch, pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
+from fl_lightning.modeling.attention import restore_attention, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.supervised_positions import last_mlp_on
+from fl_lightning.modeling.row_layout import TOLERANCES, RowLayout, check_lengths, supported_arguments, target_logits
+
+log = logging.getLogger(__name__)
 
 
 class ClientSums(NamedTuple):
@@ -62,7 +65,7 @@ class LoraClientModule(L.LightningModule):
         if learning_rate is not None and not learning_rate > 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         self.model = model
-        use_packed_attention(self._base())
+        self.layout: RowLayout = "packed" if use_packed_attention(self._base()) else "masked"
         self._given_rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
         self.learning_rate = 2e-4 if learning_rate is None else learning_rate
         self.weight_decay = 0.0 if weight_decay is None else weight_decay
@@ -73,15 +76,8 @@ class LoraClientModule(L.LightningModule):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def forward(self, batch: PackedBatch) -> ClientSums:
-        """Losses and correct targets of each client in a row; last MLP and head see supervised positions only."""
-        with last_mlp_on(self._base(), batch.keep):
-            logits = self.model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                logits_to_keep=batch.keep,
-                use_cache=False,
-                **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
-            ).logits[0]
+        """Losses and correct targets of each client in a row; the head sees supervised positions only."""
+        logits = target_logits(self.model, self._base(), batch, self.layout)
         losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
         correct = zeros
@@ -108,40 +104,59 @@ class LoraClientModule(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
     @torch.no_grad()
-    def check_packing(self) -> None:
-        """Check that this architecture keeps the sequences of a packed row separate.
+    def choose_layout(self) -> None:
+        """Choose how the model gets the sequences of a batch: the first layout that gives each its loss alone.
+
+        The losses alone are those of the model as transformers gave it, with its own attention, one sequence at a time.
 
         Raises:
-            InputError: if the loss of a sequence changes when it follows another one in the row, as in recurrent and
-                ALiBi models.
+            InputError: if there is no such layout.
         """
-        was_training, device = self.model.training, next(self.model.parameters()).device
+        base, device = self._base(), next(self.model.parameters()).device
+        was_training, embeddings = self.model.training, self.model.get_input_embeddings()
         self.model.eval()
-        vocabulary = self.model.get_input_embeddings().num_embeddings
         draws = torch.Generator().manual_seed(0)
-        first, second = (
-            Example(torch.randint(vocabulary, (length,), generator=draws), torch.arange(length) > 0)
-            for length in (12, 3)
-        )
-        # Only the later sequence can see the other one, and its first tokens are affected most.
-        packed_loss = float(self(pack([[first], [second]]).to(device)).loss[1])
-        ids = second.ids.to(device)
-        separate_loss = float(
-            token_cross_entropy(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]).sum()
-        )
-        self.model.train(was_training)
-        # In half precision, GPU kernels round differently for rows of different lengths.
-        half = self.model.get_input_embeddings().weight.dtype in (torch.bfloat16, torch.float16)
-        if not abs(packed_loss - separate_loss) <= (1e-2 if half else 1e-3) * abs(separate_loss):
+        examples = [
+            Example(torch.randint(embeddings.num_embeddings, (n,), generator=draws), torch.arange(n) > 0)
+            for n in check_lengths(base.config)
+        ]
+        restore_attention(base)
+        alone = torch.stack([self._loss_alone(example.ids.to(device)) for example in examples])
+        row, failures = pack([[example] for example in examples]).to(device), []
+        layouts: list[RowLayout] = ["padded"]
+        if "position_ids" in supported_arguments(base):
+            layouts.insert(0, "masked")
+        if use_packed_attention(base):
+            layouts.insert(0, "packed")
+        for self.layout in layouts:
+            if self.layout != "packed":
+                restore_attention(base)
+            try:
+                losses = self(row).loss
+            except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+                failures.append(f"{self.layout}: {' '.join(str(error).split())[:120]}")
+                continue
+            difference = float(((losses - alone).abs() / alone.abs().clamp(min=1e-6)).max())
+            if difference <= TOLERANCES.get(embeddings.weight.dtype, 1e-2):
+                break
+            failures.append(f"{self.layout}: a loss differs by {difference:.1%}")
+        else:
             raise InputError(
-                f"model.name_or_path: {type(self.model.get_base_model()).__name__} mixes the sequences of a packed row "
-                f"(expected loss {separate_loss:.4f}, got {packed_loss:.4f}); use a model with attention and rotary or "
-                "learned positions"
+                f"model.name_or_path: {type(base).__name__}: expected the loss of each sequence alone, got "
+                f"{'; '.join(failures)}; choose another base model"
             )
+        self.model.train(was_training)
+        if self.layout != "packed":
+            reason = f" ({'; '.join(failures)})" if failures else ""
+            log.info("%s trains with %s rows%s", type(base).__name__, self.layout, reason)
+
+    def _loss_alone(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        return token_cross_entropy(logits, ids[1:]).sum()
 
     def on_fit_start(self) -> None:
-        """Under `lightning.Trainer`: reject architectures that mix packed sequences."""
-        self.check_packing()
+        """Under `lightning.Trainer`: choose the layout before the first step."""
+        self.choose_layout()
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""

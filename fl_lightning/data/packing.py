@@ -49,6 +49,16 @@ class PackedBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
+def real_tokens(lengths: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """Where the tokens of a row are if its sequences are padded on the right: True there, shape (sequences, longest).
+
+    Example:
+        >>> real_tokens([1, 2], "cpu").tolist()
+        [[True, False], [True, True]]
+    """
+    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+
+
 def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     """Pack the examples of K clients into one row, client after client.
 

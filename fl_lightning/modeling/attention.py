@@ -26,10 +26,28 @@ except ImportError:
     HAS_VARLEN_ATTENTION = False
 
 ATTENTION_NAME = "fl_packed"
+ORIGINAL = "sdpa"
+"""The only attention that is replaced: the one that calls without a packed row are passed on to."""
+UNUSED_ARGUMENTS = frozenset(
+    (
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "is_causal",
+        "output_attentions",
+        "output_router_logits",
+        "past_key_values",
+    )
+)
+"""Arguments of attention functions that make no difference to a packed row."""
 MIN_LENGTH_RATIO = 0.8
 """Sequences share a call if the shortest has at least this share of the tokens of the longest."""
 LENGTH_SLACK = 8
 """Sequences also share a call if the shortest has at most this many tokens less than the longest."""
+
+
+class UnsupportedAttention(ValueError):
+    """The model asks for something that attention over a packed row does not compute."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +158,17 @@ def packed_attention(
 
     Returns:
         (output of shape (1, T, heads, head_dim), None).
+
+    Raises:
+        UnsupportedAttention: for a packed row with an argument that is not known, such as ``softcap``.
     """
     if packed_layout is None:
         result: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return result
+    if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in UNUSED_ARGUMENTS):
+        raise UnsupportedAttention(f"attention with {', '.join(unknown)}")
     grouped_queries = query.shape[1] != key.shape[1]
     if can_use_varlen_attention(query, dropout):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -205,11 +228,26 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def use_packed_attention(model: Any) -> bool:
-    """Switch a transformers model to packed attention; returns False if its architecture does not support that."""
+    """Switch a transformers model to packed attention.
+
+    Returns:
+        Whether it was switched. It is not if its architecture looks up its attention elsewhere, or has another one than
+        `ORIGINAL`, or has layers that attend in another way than to all or the last tokens.
+    """
     if not getattr(model, "_supports_attention_backend", False):
+        return False
+    current = getattr(model.config, "_attn_implementation", None)
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if current not in (ORIGINAL, ATTENTION_NAME) or not kinds <= {"full_attention", "sliding_attention"}:
         return False
     model.set_attn_implementation(ATTENTION_NAME)
     return True
+
+
+def restore_attention(model: Any) -> None:
+    """Switch a model back to the attention that it had before `use_packed_attention`."""
+    if getattr(model.config, "_attn_implementation", None) == ATTENTION_NAME:
+        model.set_attn_implementation(ORIGINAL)
 
 
 def packed_kwargs(config: Any, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import use_packed_attention
 from fl_lightning.modeling.limits import max_positions
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,6 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     model.eval()
-    use_packed_attention(model)
     return model, tokenizer
 
 

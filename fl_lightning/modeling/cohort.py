@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import linear
 
+from fl_lightning.data.packing import real_tokens
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import ADAPTER, lora_layers
 from fl_lightning.state import Factor, LoraState
@@ -62,6 +63,7 @@ class LoraCohort:
         self.size = 0
         self._sites: list[_Site] = []
         self._segments: tuple[int, ...] | None = ()
+        self._lengths: tuple[int, ...] = ()
         self._runs: list[int] = []
         self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
         for name, layer in lora_layers(model).items():
@@ -158,13 +160,17 @@ class LoraCohort:
             g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
 
     def set_segments(
-        self, segments: Sequence[int], generators: Sequence[torch.Generator | np.random.Generator] | None = None
+        self,
+        segments: Sequence[int],
+        generators: Sequence[torch.Generator | np.random.Generator] | None = None,
+        lengths: Sequence[int] = (),
     ) -> None:
         """Set the clients' segments of the next row: `segments[k]` tokens of client k, in order.
 
         Args:
             segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
             generators: one per client, for its dropout; None turns dropout off.
+            lengths: of the row's sequences, for models that get them padded on the right instead of in a row.
 
         Raises:
             ValueError: if there are not exactly K of each.
@@ -174,7 +180,7 @@ class LoraCohort:
             raise ValueError(
                 f"expected one segment and one generator for each of the {self.size} clients, got {counts}"
             )
-        self._segments, self._generators = tuple(segments), generators
+        self._segments, self._generators, self._lengths = tuple(segments), generators, tuple(lengths)
 
     def set_single_client(self) -> None:
         """Give all rows of the next inputs, of any shape, to the only client, without dropout; for generation.
@@ -208,7 +214,10 @@ class LoraCohort:
 
     def _hook(self, site: _Site) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + self._update(site, inputs[0]).to(output.dtype)
+            x = inputs[0]
+            is_row = self._segments is None or x.shape[:-1] == (1, sum(self._segments))
+            update = self._update(site, x) if is_row else self._update_of_tokens(site, x)
+            return output + update.to(output.dtype)
 
         return add_update
 
@@ -234,6 +243,22 @@ class LoraCohort:
             if all(pair is None for pair in site.frozen_products)
             else update + self._frozen_update(site, x, update)
         )
+
+    def _update_of_tokens(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
+        """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""
+        tokens, total = x.flatten(0, -2), sum(self._segments or ())
+        if self._lengths and len(tokens) == len(self._lengths) * max(self._lengths) != total:
+            index = real_tokens(self._lengths, x.device).flatten().nonzero().squeeze(1)
+            update = self._update(site, tokens.index_select(0, index)[None])[0]
+            update = update.new_zeros(len(tokens), update.shape[-1]).index_copy(0, index, update)
+        elif len(tokens) == total:
+            update = self._update(site, tokens[None])[0]
+        else:
+            raise InputError(
+                f"lora.target_modules: {site.name} sees {len(tokens)} of {total} tokens of a row, expected all; "
+                "remove it"
+            )
+        return update.reshape(*x.shape[:-1], -1)
 
     def _frozen_update(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         """The contribution of the frozen products."""

@@ -118,7 +118,15 @@ def merge_adapter(
 @torch.no_grad()
 def _merged(model: Any, dtype: torch.dtype) -> tuple[Any, float]:
     """(base model with the adapter in its weights, in `dtype`; change by rounding divided by change by the adapter)."""
-    layers = list(lora_layers(model).values())
+    named_layers = lora_layers(model)
+    owners: dict[int, str] = {}
+    for name, layer in named_layers.items():
+        if (owner := owners.setdefault(id(layer.get_base_layer().weight), name)) != name:
+            raise InputError(
+                f"the adapter cannot be merged: {owner} and {name} share a weight of the base model, and each has an "
+                "update; use base model and adapter as they are"
+            )
+    layers = list(named_layers.values())
     change = _norm(layer.get_delta_weight(ADAPTER) for layer in layers)
     bases = [layer.get_base_layer() for layer in layers]
     _untie(model, bases)

@@ -188,7 +188,7 @@ class CohortFit:
                 local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
             if any(local):
                 row = pack(local).to(device)
-                self._cohort.set_segments(row.client_tokens, generators)
+                self._cohort.set_segments(row.client_tokens, generators, row.lengths)
                 losses = weight * self._forward(row).loss / (window_sizes * torch.tensor(targets, device=device))
                 self._memory.check()  # most of a step's memory is in use now
                 self._fabric.backward(losses.sum())

@@ -80,7 +80,7 @@ class LocalClients:
         self._evaluation = RowEvaluation(module, forward, cohort, fabric.device)
         if training.gradient_checkpointing:
             check_layers(module.model.get_base_model())
-        module.check_packing()
+        module.choose_layout()
 
     def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None

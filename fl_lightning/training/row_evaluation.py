@@ -54,7 +54,7 @@ class RowEvaluation:
         with self._cohort.attached():
             for examples in batch_rows(record_sets, self._row_tokens):
                 row = pack(examples)
-                self._cohort.set_segments(row.client_tokens)
+                self._cohort.set_segments(row.client_tokens, lengths=row.lengths)
                 sums = self._forward(row.to(self._device))
                 loss += sums.loss.double().cpu()
                 correct += sums.correct.double().cpu()
@@ -89,7 +89,7 @@ class RowEvaluation:
                     stop += 1
                 indices, start = by_length[start:stop], stop
                 row = pack([[examples[i]] for i in indices])
-                self._cohort.set_segments((row.num_tokens,))
+                self._cohort.set_segments((row.num_tokens,), lengths=row.lengths)
                 record_sums = self._forward(row.to(self._device))
                 sums[indices] = torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
         return sums

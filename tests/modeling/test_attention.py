@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,14 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fl_lightning.data.packing import pack
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import ATTENTION_NAME, packed_attention, packed_kwargs, use_packed_attention
+from fl_lightning.modeling.attention import (
+    ATTENTION_NAME,
+    UnsupportedAttention,
+    packed_attention,
+    packed_kwargs,
+    restore_attention,
+    use_packed_attention,
+)
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
 from fl_lightning.module import LoraClientModule
 
@@ -82,79 +88,57 @@ def test_packed_row_gives_the_gradients_of_the_sequences_alone(micro_model, rand
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [("qwen", "packed"), ("llama", "packed"), ("gpt2", "packed"), ("stablelm", "masked"), ("bloom", "padded"),
+     ("mamba", "padded")],
+)  # fmt: skip
+def test_the_first_layout_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind, layout, dtype):
+    module, _ = packed_and_plain(micro_model, random_state, kind)
+    module.to(dtype)
+    module.choose_layout()
+    assert module.layout == layout
+
+
 @pytest.mark.parametrize("kind", ["bloom", "mamba"])
-def test_architecture_that_mixes_sequences_is_refused(micro_model, random_state, kind, dtype):
-    module, _ = packed_and_plain(micro_model, random_state, kind)
-    module.to(dtype)
-    with pytest.raises(InputError, match="packed row"):
-        module.check_packing()
+def test_padded_rows_give_the_loss_and_gradients_of_each_sequence_alone(micro_model, random_state, make_examples, kind):
+    module, plain = packed_and_plain(micro_model, random_state, kind)
+    module.choose_layout()
+    examples = make_examples(5, seed=3)
+    losses = module(pack([[example] for example in examples])).loss
+    torch.testing.assert_close(losses, alone(plain, examples), atol=1e-4, rtol=0)
+    losses.sum().backward()
+    alone(plain, examples).sum().backward()
+    wanted = {n: p.grad for n, p in plain.named_parameters() if p.requires_grad}
+    for name, parameter in module.model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["qwen", "llama", "gpt2"])
-def test_architecture_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind, dtype):
-    module, _ = packed_and_plain(micro_model, random_state, kind)
-    module.to(dtype)
-    assert module.check_packing() is None
+def test_a_layout_that_is_not_packed_is_said_in_the_log(micro_model, random_state, log_messages):
+    module, _ = packed_and_plain(micro_model, random_state, "bloom")
+    module.choose_layout()
+    assert log_messages == ["INFO BloomForCausalLM trains with padded rows"]
 
 
-def test_bundled_base_packed_equals_alone(tiny_base, loaded_tiny_base, make_examples):
-    examples = make_examples(4, seed=6, low=20, high=60)
-    module = LoraClientModule(create_lora_model(tiny_base[0])).eval()
-    plain = create_lora_model(copy.deepcopy(loaded_tiny_base[0])).eval()
-    plain.get_base_model().set_attn_implementation("eager")
-    with torch.no_grad():
-        got = module(pack([[e] for e in examples])).loss
-        torch.testing.assert_close(got, alone(plain, examples), atol=1e-3, rtol=0)
-
-
-def test_sequences_of_a_row_do_not_see_each_other(micro_model, random_state, make_examples):
+def test_a_model_that_no_layout_suits_is_refused(micro_model, random_state):
     module, _ = packed_and_plain(micro_model, random_state, "qwen")
-    first, second, other = make_examples(3, seed=8)
-    with torch.no_grad():
-        before = module(pack([[first], [second]])).loss
-        after = module(pack([[other], [second]])).loss
-    assert before[1].item() == pytest.approx(after[1].item(), abs=1e-5)
-    assert before[0].item() != pytest.approx(after[0].item(), abs=1e-3)
+    batches = []
+
+    def disturb(_, arguments, keywords, output):  # the loss depends on the call
+        batches.append(0)
+        output.logits = output.logits * (1 + len(batches))
+
+    module._base().register_forward_hook(disturb, with_kwargs=True)
+    with pytest.raises(InputError, match="expected the loss of each sequence alone, got packed: a loss differs by"):
+        module.choose_layout()
 
 
-def test_grouped_queries_equal_repeated_keys_and_values():
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 4, 7, 8, generator=generator)
-    key, value = (torch.randn(1, 2, 7, 8, generator=generator) for _ in range(2))
-    got = attend(query, key, value, (3, 4))
-    wide = [t.repeat_interleave(2, dim=1) for t in (key, value)]
-    wanted = attend(query, *wide, (3, 4))
-    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("lengths", [(40, 3, 21, 39, 1), (5, 5, 5), (1, 1), (2, 60)])
-def test_packed_attention_equals_a_block_causal_mask(lengths):
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, sum(lengths), 4, generator=generator, requires_grad=True) for _ in range(3))
-    blocks = torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]).bool()
-    wanted = scaled_dot_product_attention(query, key, value, attn_mask=blocks).transpose(1, 2)
-    got = attend(query, key, value, lengths)
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
-    weights = torch.randn(wanted.shape, generator=generator)
-    for one, other in zip(
-        torch.autograd.grad((got * weights).sum(), (query, key, value)),
-        torch.autograd.grad((wanted * weights).sum(), (query, key, value)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 50])
-def test_sliding_window_hides_tokens_further_back(window):
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 1, 5, 4, generator=generator) for _ in range(3))
-    got = attend(query, key, value, (5,), sliding_window=window)
-    scores = (query @ key.transpose(2, 3) / 2)[0, 0]
-    for row in range(5):
-        seen = slice(max(0, row - window + 1), row + 1)
-        wanted = scores[row, seen].softmax(0) @ value[0, 0, seen]
-        torch.testing.assert_close(got[0, row, 0], wanted, atol=1e-6, rtol=0)
+def test_an_argument_of_attention_that_is_not_known_is_refused():
+    query = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(UnsupportedAttention, match="attention with softcap"):
+        attend(query, query, query, (2,), softcap=50.0)
+    attend(query, query, query, (2,), softcap=None, position_ids=torch.zeros(1, 2))
 
 
 def test_scaling_is_applied_to_the_scores():
@@ -169,6 +153,21 @@ def test_models_of_the_attention_interface_are_switched(micro_model):
     model = micro_model("qwen")
     assert use_packed_attention(model)
     assert model.config._attn_implementation == ATTENTION_NAME
+
+
+def test_another_attention_than_sdpa_is_not_replaced(micro_model):
+    model = micro_model("qwen")
+    model.set_attn_implementation("eager")
+    assert not use_packed_attention(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_switched_model_is_switched_back(micro_model):
+    model = micro_model("qwen")
+    before = model.config._attn_implementation
+    use_packed_attention(model)
+    restore_attention(model)
+    assert model.config._attn_implementation == before
 
 
 def test_models_outside_the_attention_interface_are_left_alone(micro_model):

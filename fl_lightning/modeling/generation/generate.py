@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,9 @@ def generate(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     filler = next(iter(ends), 0)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    # Padding on the left would change the state of a recurrent model.
+    same_length = bool(getattr(model, "_is_stateful", False))
+    for batch in _batches(order, prompts, batch_size, same_length=same_length):
         width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), filler)
         mask = torch.zeros_like(ids)
@@ -74,3 +75,17 @@ def generate(
             answers[i] = out[row][:stop]
     model.train(was_training)
     return answers
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[torch.Tensor], batch_size: int, *, same_length: bool
+) -> Iterator[list[int]]:
+    """Cut the indices of prompts into batches, of prompts of one length if `same_length`."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or (same_length and len(prompts[i]) != len(prompts[batch[0]]))):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
