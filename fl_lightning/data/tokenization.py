@@ -102,6 +102,7 @@ class RecordEncoder:
         """
         if self._has_template and record[0].role != "text":
             return self._encode_conversation(record, location)
+        check_no_tools(record, location)
         ids: list[int] = []
         marks: list[bool] = []
         for text, supervised in _pieces(record, self._tokenizer):
@@ -215,11 +216,25 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any, tools: Sequence[Mapping
         text = render(record, tokenizer, "messages", tools=tools, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
+        check_no_tools(Record(turns, tools), "messages")
         for text, _ in _pieces(turns, tokenizer):
             ids += _tokens(text, tokenizer, first=not ids)
     if not ids:
         raise InputError("messages: expected at least one word, got no tokens")
     return ids
+
+
+def check_no_tools(record: Record, location: str) -> None:
+    """Check that a conversation for a base without a chat template has no tools, which only a template can write.
+
+    Raises:
+        InputError: if it has some.
+    """
+    if record.tools or any(turn.tool_calls or turn.role == "tool" for turn in record):
+        raise InputError(
+            f"{location}: expected a conversation without tools, since the base model has no chat template; give one "
+            "as data.chat_template, or remove the tools"
+        )
 
 
 def _pieces(record: Sequence[Turn], tokenizer: Any) -> list[tuple[str, bool]]:

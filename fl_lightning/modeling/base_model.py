@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.limits import max_positions
+from fl_lightning.modeling.limits import max_positions, vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,15 @@ def context_length(config: ModelConfig) -> int | None:
         InputError: if the model cannot be loaded; says what was tried.
     """
     return max_positions(_model_config(config))
+
+
+def embedding_size(config: ModelConfig) -> int | None:
+    """Number of token ids that the model knows; the tokenizer may have more. None if its config does not state it.
+
+    Raises:
+        InputError: if the model cannot be loaded; says what was tried.
+    """
+    return vocabulary_size(_model_config(config))
 
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:

@@ -26,6 +26,19 @@ def max_positions(model_config: Any) -> int | None:
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
+def vocabulary_size(model_config: Any) -> int | None:
+    """The number of token ids that a model knows, from its transformers config; None if it does not state one.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> vocabulary_size(GPT2Config(vocab_size=300))
+        300
+    """
+    text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    size = getattr(text_config, "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def limit_length(max_length: int, model: Any) -> int:
     """`max_length`, or the model's number of positions if that is smaller, which is logged.
 

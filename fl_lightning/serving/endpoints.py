@@ -44,6 +44,7 @@ class Limits:
         prompt_tokens: tokens in a prompt.
         new_tokens: tokens in an answer; also the default of a request.
         context: tokens of prompt and answer together, the model's number of positions; None if unknown.
+        vocabulary: number of token ids that the model knows; the tokenizer may have more. None if unknown.
         seconds: time limit of an answer.
         answers: running or waiting at once; a request may ask for several.
     """
@@ -51,6 +52,7 @@ class Limits:
     prompt_tokens: int = 2048
     new_tokens: int = 256
     context: int | None = None
+    vocabulary: int | None = None
     seconds: float = 300.0
     answers: int = 256
 
@@ -209,6 +211,9 @@ class ChatSpec(LitSpec):
                 413, f"{key}: expected at most {limit} tokens, got {len(prompt)}", param=key,
                 code="context_length_exceeded",
             )  # fmt: skip
+        vocabulary = self._limits.vocabulary
+        if vocabulary is not None and max(prompt, default=0) >= vocabulary:
+            raise _not_a_token(key, max(prompt), vocabulary)
         return tuple(prompt)
 
     def _length(self, asked: GenerationRequest, prompt: int) -> int:

@@ -261,3 +261,15 @@ def test_prompt_has_the_beginning_mark_once(tokenizer, plain_tokenizer, plain):
     assert ids[1] != marked.bos_token_id
     if plain:
         assert ids.count(marked.bos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    "turn", [{"tool_calls": [{"function": {"name": "now", "arguments": {}}}]}, {"role": "tool", "content": "noon"}]
+)
+def test_tools_without_a_chat_template_are_refused(plain_tokenizer, turn):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **turn}]
+    record = parse_record({"messages": [*messages, {"role": "assistant", "content": "b"}]})
+    with pytest.raises(InputError, match=r"train\.jsonl: record 0: expected a conversation without tools"):
+        encode([record], plain_tokenizer, 64, "train.jsonl")
+    with pytest.raises(InputError, match="messages: expected a conversation without tools"):
+        encode_prompt(record[:2], plain_tokenizer)

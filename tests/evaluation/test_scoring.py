@@ -1,6 +1,7 @@
 """Figures of adapters on departments, worked out by hand from record-wise answers."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,8 @@ class Fake:
         said = state[A].flatten().long()
 
         class Model(torch.nn.Module):
+            config = SimpleNamespace()  # with no number of positions
+
             def __init__(self):
                 super().__init__()
                 self.p = torch.nn.Parameter(torch.zeros(1))

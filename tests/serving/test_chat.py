@@ -91,6 +91,14 @@ def test_what_is_too_long_is_refused_and_not_kept(conversation):
     assert conversation.turns == before == [Turn("user", "One?"), Turn("assistant", answer)]
 
 
+def test_a_token_beyond_the_embedding_is_refused(conversation, monkeypatch):
+    from fl_lightning.serving import chat
+
+    monkeypatch.setattr(chat, "encode_prompt", lambda *_, **__: [5, 4096])
+    with pytest.raises(InputError, match="token ids below 4096, .* got 4096"):
+        list(conversation.say("One?"))
+
+
 def test_an_answer_ends_where_the_model_has_no_more_positions(conversation, monkeypatch, tokenizer):
     prompt = len(encode_prompt([Turn("user", "One?")], tokenizer))
     monkeypatch.setattr(conversation, "_context", prompt + 2)

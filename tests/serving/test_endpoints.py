@@ -294,6 +294,13 @@ def test_figures_are_shown_to_prometheus(served):
     assert f'fl_generated_tokens_total{{model="hr"}} {served.tokens("one two")}.0\n' in reply.body.decode()
 
 
+def test_a_token_that_the_model_does_not_know_is_refused(make):
+    served = make(vocabulary=40)
+    reply = served.ask(messages=[{"role": "user", "content": "word"}])
+    assert (reply.status, reply.json["error"]["param"]) == (400, "messages")
+    assert "from 0 to 39" in reply.json["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_refused_is_never_posted(make, stream):
     served = make(prompt_tokens=20, new_tokens=10)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from fl_lightning.data.tokenization import Example
+from fl_lightning.modeling.limits import max_positions
 
 
 def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +32,7 @@ def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
 def generate(
     model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, ends: Collection[int], batch_size: int = 16
 ) -> list[torch.Tensor]:
-    """The greedy continuation of each prompt, up to and without the end token.
+    """The greedy continuation of each prompt, up to and without the end token, or to the model's last position.
 
     Args:
         model: a transformers or PEFT causal language model, with its active adapter.
@@ -52,9 +54,16 @@ def generate(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     filler = next(iter(ends), 0)
+    positions = max_positions(model.config) or math.inf
+    room = {i: min(max_new_tokens, positions - len(prompts[i])) for i in order}
+    cut = [i for i in order if 0 < room[i] < max_new_tokens]  # by length, so that no other answer is cut
+    whole = [i for i in order if room[i] == max_new_tokens]
     # Padding on the left would change the state of a recurrent model.
     same_length = bool(getattr(model, "_is_stateful", False))
-    for batch in _batches(order, prompts, batch_size, same_length=same_length):
+    for batch in (
+        *_batches(cut, prompts, batch_size, same_length=True),
+        *_batches(whole, prompts, batch_size, same_length=same_length),
+    ):
         width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), filler)
         mask = torch.zeros_like(ids)
@@ -64,7 +73,7 @@ def generate(
         out = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=int(room[batch[0]]),
             do_sample=False,
             num_beams=1,
             eos_token_id=list(ends) or None,

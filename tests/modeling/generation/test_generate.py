@@ -62,3 +62,12 @@ def test_an_answer_ends_before_the_end_token(tiny, tokenizer, prompts):
 def test_an_empty_prompt_is_refused(tiny):
     with pytest.raises(ValueError, match="expected at least one token in each"):
         generate(tiny, [torch.empty(0, dtype=torch.long)], max_new_tokens=1, ends=[])
+
+
+def test_answers_stop_at_the_last_position_and_others_are_not_shortened(micro_model):
+    model = micro_model("gpt2")  # 512 learned positions
+    lengths = (512, 508, 300)
+    prompts = [torch.arange(length) % 100 + 5 for length in lengths]
+    answers = generate(model, prompts, max_new_tokens=8, ends=())
+    assert [len(answer) for answer in answers] == [0, 4, 8]
+    assert answers[2].tolist() == generate(model, prompts[2:], max_new_tokens=8, ends=())[0].tolist()
