@@ -75,10 +75,16 @@ def with_template(tokenizer, name):
 
 def _with_template(tokenizer, name):
     changed = copy.deepcopy(tokenizer)
+    marks, bos, eos = special_tokens(name)
+    changed.add_special_tokens({"additional_special_tokens": marks})
+    changed.bos_token, changed.eos_token = bos, eos
+    changed.chat_template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    return changed
+
+
+def special_tokens(name):
+    """(all special tokens, beginning token, end token) of a tokenizer with this template."""
     text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     bos, eos = BOS_EOS[name]
     roles = [f"{left}{role}{right}" for left, right in (("<|", "|>"), ("[|", "|]")) for role in ROLES]
-    marks = {*roles, *SPECIAL.findall(text), bos, eos} - {None}
-    changed.add_special_tokens({"additional_special_tokens": sorted(marks)})
-    changed.bos_token, changed.eos_token, changed.chat_template = bos, eos, text
-    return changed
+    return sorted({*roles, *SPECIAL.findall(text), bos, eos} - {None}), bos, eos
