@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.records import Record, Turn
+from fl_lightning.data.tokenization import encode
+from fl_lightning.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "data/templates"
 BOS_EOS = {
@@ -88,3 +91,24 @@ def special_tokens(name):
     bos, eos = BOS_EOS[name]
     roles = [f"{left}{role}{right}" for left, right in (("<|", "|>"), ("[|", "|]")) for role in ROLES]
     return sorted({*roles, *SPECIAL.findall(text), bos, eos} - {None}), bos, eos
+
+
+def table(tokenizer):
+    """The Markdown table of docs/models.md: what becomes of each kind of conversation."""
+    lines = [f"| template | an answer ends with | {' | '.join(KINDS)} |", "|---" * (len(KINDS) + 2) + "|"]
+    for name in names():
+        used = with_template(tokenizer, name)
+        end = used.convert_ids_to_tokens(find_end_tokens(used)[0]).replace("|", "\\|")
+        cells = [outcome(used, record) for record in KINDS.values()]
+        lines.append(f"| {name} | `{end}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def outcome(tokenizer, record):
+    """``trains``, or why the record is refused."""
+    try:
+        encode([record], tokenizer, 4096)
+    except InputError as error:
+        reason = re.search(r"refuses these turns \((.*?)\)|(leaves out .*?)(?: \(\w+\))?;", str(error))
+        return f"refused: {reason[1] or reason[2]}"
+    return "trains"
