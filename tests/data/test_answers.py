@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.records import Record
 from fl_lightning.data.tokenization import encode
 from fl_lightning.errors import InputError
-from tests.helpers.chat_templates import KINDS, names, with_template
+from tests.helpers.chat_templates import KINDS, names, table, with_template
 
 ENDS = {
     "alpaca": "</s>", "chatml": "<|im_end|>", "chatml_marked": "<|im_end|>", "chatml_with_bos": "<|im_end|>",
@@ -91,3 +93,8 @@ def test_tokens_are_those_of_the_template_and_answers_alone_are_supervised(token
             assert label.count(end) == 1 or answer.tool_calls
     unsupervised = used.decode(example.ids[~example.supervised])
     assert not any(answer.content in unsupervised for answer in answers if answer.content)
+
+
+def test_the_table_in_the_documentation_is_what_happens(tokenizer):
+    docs = Path(__file__).parents[2] / "docs/models.md"
+    assert table(tokenizer) in docs.read_text(encoding="utf-8")
