@@ -9,12 +9,15 @@ from typing import Any
 MEANINGFUL_WORDS = {
     "system", "sys", "developer", "context", "document", "passage", "history", "tool", "function",
     "weight", "loss", "mask", "masked", "unmasked", "train", "training", "trainable", "trained", "skip",
-    "label", "score", "reward", "rating", "rank", "kto", "preference", "preferred", "dispreferred", "chosen",
+    "label", "reward", "kto", "preference", "preferred", "dispreferred", "chosen",
     "ignore", "rejected", "reject", "negative", "correct", "incorrect", "wrong", "refusal", "advantage",
     "image", "video", "audio", "prefix", "suffix", "prefill", "think", "thinking", "thought", "reasoning", "rationale",
 }  # fmt: skip
 """A key with one of these words, as in ``chosen_score``, may say what to learn, what not, or what the model sees. Names
 with ``id``, as in ``document_id``, do not."""
+
+GRADE_KEYS = {"score", "scores", "rating", "ratings", "rank", "grade"}
+"""Keys that may say how good an answer is; ``language_score`` and the like do not."""
 
 CONTENT_KEYS = {
     "messages", "conversations", "conversation", "dialog", "dialogue", "turns", "instruction", "input", "output",
@@ -44,7 +47,8 @@ def check_unread_keys(value: Mapping[str, Any], read: Collection[str], contents:
         if key in read or item is None or item in ("", [], {}):
             continue
         words = _words(key)
-        if "id" not in words and (told := sorted(words & MEANINGFUL_WORDS)):
+        told = sorted(words & MEANINGFUL_WORDS) or sorted({key.lower()} & GRADE_KEYS)
+        if told and "id" not in words:
             raise ValueError(
                 f"key {_shown(key)}: expected no key that says {told[0]!r} here, since it could change what is "
                 "learned; remove or rename it"

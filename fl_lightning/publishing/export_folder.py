@@ -119,5 +119,7 @@ def _public_adapter_config(source: ExportSource) -> dict[str, Any]:
         raise InputError(f"{path}: expected the config of a LoRA adapter, as fit writes it, got something else")
     model = source.config.model
     value["base_model_name_or_path"] = public_base_name(model, source.base)
-    value["revision"] = model.revision if source.base == model.name_or_path else None
+    value.pop("revision", None)
+    if source.base == model.name_or_path and model.revision is not None:
+        value["revision"] = model.revision
     return value

@@ -145,6 +145,7 @@ REFUSED = {
     "DPO beside a completion": ({"prompt": "q", "completion": "a", "rejected": "b"}, "rejected: expected one response"),
     "KTO": ({"prompt": "q", "completion": "a", "label": False}, "key 'label'"),
     "scores": ({"prompt": "q", "completion": "a", "chosenScore": 0.1}, "key 'chosenScore'"),
+    "a rating": ({"prompt": "q", "completion": "a", "rating": 1}, "key 'rating'"),
     "a weight of the record": ({"prompt": "q", "completion": "a", "weight": 0}, "key 'weight'"),
     "a context": ({"instruction": "q", "output": "a", "context": "c"}, "key 'context'"),
     "images": ({**messages(), "images": ["x.png"]}, "key 'images'"),
@@ -204,6 +205,7 @@ def test_what_is_not_understood_is_refused_with_its_key_and_line(tmp_path, value
 
 UNREAD = {
     "identifiers": ({"prompt": "q", "completion": "a", "id": 7, "document_id": "x"}, ["id", "document_id"]),
+    "a web page": ({"text": "a", "url": "u", "language_score": 0.9}, ["url", "language_score"]),
     "empty columns": ({"prompt": "q", "completion": "a", "label": None, "rejected": "", "images": []}, []),
     "Alpaca's rendered text": ({"instruction": "q1", "input": "", "output": "a1", "text": "### q1\n### a1"}, ["text"]),
     "the first prompt again": ({"prompt": "q", "prompt_id": "x", **messages()}, ["prompt", "prompt_id"]),
