@@ -78,27 +78,20 @@ class RecordEncoder:
 
     Args:
         tokenizer: a transformers tokenizer.
-
-    Raises:
-        InputError: if the tokenizer does not say which characters its tokens stand for.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._ends = tokenizer, find_end_tokens(tokenizer)
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
         if self._has_template:
-            if not tokenizer.is_fast:
-                raise InputError(
-                    f"model.name_or_path: expected a tokenizer with offsets, got {type(tokenizer).__name__}, in which "
-                    "the answers of a conversation cannot be located; give a base with tokenizer.json"
-                )
             self._answers = AnswerFinder(tokenizer, self._ends)
 
     def __call__(self, record: Record, location: str) -> tuple[list[int], list[bool]]:
         """Token ids of a record, and whether each is supervised.
 
         Raises:
-            InputError: if the chat template cannot render the record, or an answer cannot be located.
+            InputError: if the chat template cannot render the record, or an answer cannot be located, as with a
+                tokenizer that does not say which characters its tokens stand for.
         """
         if self._has_template and record[0].role != "text":
             return self._encode_conversation(record, location)
@@ -112,6 +105,11 @@ class RecordEncoder:
         return ids, marks
 
     def _encode_conversation(self, record: Record, location: str) -> tuple[list[int], list[bool]]:
+        if not self._tokenizer.is_fast:
+            raise InputError(
+                f"{location}: expected a tokenizer with offsets, got {type(self._tokenizer).__name__}, in whose tokens "
+                "an answer cannot be located; give a base with tokenizer.json as model.name_or_path"
+            )
         last = max((i for i, turn in enumerate(record) if turn.supervised), default=-1)
         record = Record(record[: last + 1], record.tools)
         if not record:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
@@ -77,6 +77,19 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return _tokenizer(source, arguments)
     except Exception as error:  # as above
         raise InputError(_load_error(config.name_or_path, source, error)) from error
+
+
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The generation config of the base model, or what its config says about generation.
+
+    Raises:
+        InputError: if the model cannot be loaded; says what was tried.
+    """
+    source, arguments = _locate(config)
+    try:
+        return GenerationConfig.from_pretrained(source, revision=arguments.get("revision"))
+    except OSError:  # it has no generation_config.json
+        return GenerationConfig.from_model_config(_model_config(config))
 
 
 def context_length(config: ModelConfig) -> int | None:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.config import RunConfig
+from fl_lightning.data.chat_template import pin_chat_template
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.errors import InputError
+from fl_lightning.modeling.base_model import load_generation_config, load_tokenizer
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.modeling.merging import check_replaceable, merge_adapter
 from fl_lightning.publishing.model_card import CardSubject, model_card
@@ -91,6 +94,7 @@ def build_export_folder(
         merged,
         int(adapter_config["r"]),
         tuple(sorted(map(str, targets))) if isinstance(targets, list) else (str(targets),),
+        () if merged else _unknown_end_tokens(source.config),
     )
     card = model_card(source.config, facts, subject)
     if merged:
@@ -105,6 +109,18 @@ def build_export_folder(
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return ExportFolder(source, folder, list(ADAPTER_FILES), facts)
+
+
+def _unknown_end_tokens(config: RunConfig) -> tuple[int, ...]:
+    """The tokens that end an answer if the base's generation config lacks one of them; none if it cannot be loaded."""
+    try:
+        tokenizer, generation = load_tokenizer(config.model), load_generation_config(config.model)
+        pin_chat_template(tokenizer, config.data)
+    except InputError:
+        return ()
+    ends, configured = find_end_tokens(tokenizer, generation), generation.eos_token_id
+    known = configured if isinstance(configured, list) else [configured]
+    return () if set(ends) <= set(known) else ends
 
 
 def _public_adapter_config(source: ExportSource) -> dict[str, Any]:

@@ -141,5 +141,8 @@ def test_a_tokenizer_without_offsets_is_refused(tokenizer):
         def apply_chat_template(self, *args, **options):
             return "x"
 
-    with pytest.raises(InputError, match="expected a tokenizer with offsets, got Slow"):
+        def convert_ids_to_tokens(self, token):
+            return "e"
+
+    with pytest.raises(InputError, match=r"records: record 0: expected a tokenizer with offsets, got Slow"):
         encode([Record(turns("a", "b"))], Slow(), 64)
