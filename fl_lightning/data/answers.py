@@ -32,7 +32,7 @@ class AnswerFinder:
     """
 
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
-        self._tokenizer, self._special = tokenizer, special_pattern(tokenizer)
+        self._tokenizer = tokenizer
         marks = [re.escape(tokenizer.convert_ids_to_tokens(token)) for token in ends]
         self._end = re.compile("|".join(marks) if marks else r"(?!)")
         self._whole: dict[str, bool] = {}
@@ -170,9 +170,10 @@ class AnswerFinder:
             closing = closing[: end.end()]
         if text.startswith(closing, position):
             position += len(closing)
-        if end or re.search(rf"(?:{self._special})$", closing):
+        special = special_pattern(self._tokenizer)
+        if end or re.search(rf"(?:{special})$", closing):
             return position
-        mark = re.compile(rf"\s*(?:{self._special})").match(text, position)
+        mark = re.compile(rf"\s*(?:{special})").match(text, position)
         return mark.end() if mark else position
 
     def _render(self, record: Record, location: str, *, add_generation_prompt: bool = False) -> str:

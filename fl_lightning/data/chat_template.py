@@ -55,6 +55,11 @@ def pin_chat_template(tokenizer: Any, data: DataConfig) -> None:
         tokenizer.chat_template = data.chat_template
     template = getattr(tokenizer, "chat_template", None)
     if not template:
+        if type(tokenizer).__name__ == "MistralCommonBackend":  # it renders conversations without a template
+            raise InputError(
+                "model.name_or_path: the tokenizer is that of mistral-common, which has no chat template; expected "
+                "tokenizer.json, which transformers reads in an environment without mistral-common"
+            )
         if data.chat_template_kwargs or data.system_turns != "template":
             key = "chat_template_kwargs" if data.chat_template_kwargs else "system_turns"
             raise InputError(f"data.{key}: the tokenizer has no chat template; give one with data.chat_template")

@@ -138,6 +138,12 @@ def test_choices_about_a_template_need_one(tokenizer, choices):
         pin_chat_template(used, DataConfig(**choices))
 
 
+def test_a_tokenizer_that_renders_without_a_template_is_refused():
+    backend = type("MistralCommonBackend", (), {})()
+    with pytest.raises(InputError, match="mistral-common, which has no chat template"):
+        pin_chat_template(backend, DataConfig())
+
+
 def test_a_developer_turn_is_a_system_turn_unless_the_template_knows_the_role(tokenizer):
     developer, system = ([Turn(role, "Be short."), *TALK[:2]] for role in ("developer", "system"))
     qwen, gpt_oss = (with_template(tokenizer, name) for name in ("qwen2_5", "gpt_oss"))
