@@ -177,11 +177,12 @@ class CohortFit:
             The mean loss of each client, shape (K,).
         """
         device = self._fabric.device
-        window_sizes = torch.tensor([max(1, len(batches)) for batches in windows], device=device)
+        # Every target counts the same: micro-batches of other sizes or answer lengths give the gradient of one batch.
+        targets = [max(1, sum(int(e.supervised.sum()) for batch in window for e in batch)) for window in windows]
+        num_targets = torch.tensor(targets, device=device)
         total = torch.zeros(len(windows), device=device)
         for index in range(max(map(len, windows))):
             batches = [window[index] if index < len(window) else [] for window in windows]
-            targets = [max(1, sum(int(e.supervised.sum()) for e in batch)) for batch in batches]
             local = batches if self._shard is None else self._shard.local_batch(batches)
             weight = 1.0
             if self._shard is not None and self._shard.shards_base_model and not any(local):
@@ -189,7 +190,7 @@ class CohortFit:
             if any(local):
                 row = pack(local).to(device)
                 self._cohort.set_segments(row.client_tokens, generators, row.lengths)
-                losses = weight * self._forward(row).loss / (window_sizes * torch.tensor(targets, device=device))
+                losses = weight * self._forward(row).loss / num_targets
                 self._memory.check()  # most of a step's memory is in use now
                 self._fabric.backward(losses.sum())
                 total += losses.detach()

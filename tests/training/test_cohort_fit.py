@@ -57,7 +57,7 @@ def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, w
                 places = example.supervised.nonzero().squeeze(1)
                 logits = model(input_ids=example.ids[None]).logits[0]
                 total = total + cross_entropy(logits[places - 1], example.ids[places], reduction="sum")
-            loss = total / sum(int(e.supervised.sum()) for e in batch) / len(group)
+            loss = total / sum(int(e.supervised.sum()) for other in group for e in other)
             loss.backward()
             losses[-1] += loss.item()
         if mu:
@@ -105,6 +105,16 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
     for name, tensor in update.state.items():
         trained = trains == "all" or f"lora_{trains.upper()}" in name
         assert torch.equal(tensor, task.start[name]) is not trained
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_accumulated_micro_batches_are_one_batch(local_clients, random_state, at_once):
+    clients, model = local_clients(at_once=at_once, batch_size=2, accumulate_grad_batches=4)
+    tasks = tasks_for(model, random_state)
+    whole = local_clients(at_once=at_once, batch_size=8)[0]
+    for accumulated, one in zip(clients.fit(tasks), whole.fit(tasks), strict=True):
+        assert_states_close(accumulated.state, one.state, atol=1e-5)
+        assert accumulated.losses == pytest.approx(one.losses, rel=1e-5)
 
 
 def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients, random_state):

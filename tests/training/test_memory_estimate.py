@@ -69,7 +69,7 @@ def test_qwen_is_known_without_the_hub():
 def test_unknown_base_and_layers_are_bad_input():
     with pytest.raises(InputError, match="got nobody/nothing, whose config.json is not on this machine"):
         base_sizes(parse_config(["--model.name_or_path", "nobody/nothing"]))
-    with pytest.raises(InputError, match=r"lora.target_modules: expected .* got \['q'\]"):
+    with pytest.raises(InputError, match="lora.target_modules: 'q' matches no module"):
         base_sizes(parse_config(["--target-modules", "q"]))
 
 
