@@ -7,17 +7,16 @@ It runs under this package's Fabric loop (`fl_lightning.training.local_clients`)
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import lightning as L
 import torch
 
 from fl_lightning.data.packing import PackedBatch, pack
-from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import restore_attention, use_packed_attention
+from fl_lightning.modeling.attention import UnsupportedAttention, restore_attention, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.row_layout import TOLERANCES, RowLayout, check_lengths, supported_arguments, target_logits
+from fl_lightning.modeling.row_layout import LAYOUTS, RowLayout, check_examples, target_logits, tolerance
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,11 @@ class LoraClientModule(L.LightningModule):
         if learning_rate is not None and not learning_rate > 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         self.model = model
-        self.layout: RowLayout = "packed" if use_packed_attention(self._base()) else "masked"
+        self.layout: RowLayout = "packed"
+        try:
+            use_packed_attention(self._base())
+        except UnsupportedAttention:
+            self.layout = "padded"
         self._given_rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
         self.learning_rate = 2e-4 if learning_rate is None else learning_rate
         self.weight_decay = 0.0 if weight_decay is None else weight_decay
@@ -77,6 +80,8 @@ class LoraClientModule(L.LightningModule):
 
     def forward(self, batch: PackedBatch) -> ClientSums:
         """Losses and correct targets of each client in a row; the head sees supervised positions only."""
+        if self.layout == "single" and len(batch.lengths) > 1:
+            return ClientSums(*(torch.stack(sums).sum(0) for sums in zip(*map(self, batch.split()), strict=True)))
         logits = target_logits(self.model, self._base(), batch, self.layout)
         losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
@@ -103,52 +108,55 @@ class LoraClientModule(L.LightningModule):
                 )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
+    def parts(self, batch: PackedBatch) -> list[PackedBatch]:
+        """The batches of a batch's forward passes: itself, or its sequences if the model gets them one by one."""
+        return batch.split() if self.layout == "single" else [batch]
+
     @torch.no_grad()
     def choose_layout(self) -> None:
         """Choose how the model gets the sequences of a batch: the first layout that gives each its loss alone.
 
-        The losses alone are those of the model as transformers gave it, with its own attention, one sequence at a time.
+        The loss alone is that of the model as transformers gave it, with its own attention. Call it in the precision of
+        the run. If sequences do not share a row, the reason is logged.
 
         Raises:
             InputError: if there is no such layout.
         """
-        base, device = self._base(), next(self.model.parameters()).device
-        was_training, embeddings = self.model.training, self.model.get_input_embeddings()
+        base, embeddings, was_training = self._base(), self.model.get_input_embeddings(), self.model.training
+        device = embeddings.weight.device
         self.model.eval()
-        draws = torch.Generator().manual_seed(0)
-        examples = [
-            Example(torch.randint(embeddings.num_embeddings, (n,), generator=draws), torch.arange(n) > 0)
-            for n in check_lengths(base.config)
-        ]
         restore_attention(base)
+        examples = check_examples(base.config, embeddings.num_embeddings)
         alone = torch.stack([self._loss_alone(example.ids.to(device)) for example in examples])
-        row, failures = pack([[example] for example in examples]).to(device), []
-        layouts: list[RowLayout] = ["padded"]
-        if "position_ids" in supported_arguments(base):
-            layouts.insert(0, "masked")
-        if use_packed_attention(base):
-            layouts.insert(0, "packed")
-        for self.layout in layouts:
-            if self.layout != "packed":
-                restore_attention(base)
+        bound = tolerance(embeddings.weight.dtype, device) * alone.abs()
+        row, problems = pack([[example] for example in examples]).to(device), []
+        for layout in get_args(RowLayout):
             try:
-                losses = self(row).loss
+                difference = (self._losses(row, layout) - alone).abs()
+                if bool((difference <= bound).all()):
+                    break
+                problems.append(f"{layout}: losses differ by {float((difference / alone.abs()).max()):.1%}")
             except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
-                failures.append(f"{self.layout}: {' '.join(str(error).split())[:120]}")
-                continue
-            difference = float(((losses - alone).abs() / alone.abs().clamp(min=1e-6)).max())
-            if difference <= TOLERANCES.get(embeddings.weight.dtype, 1e-2):
-                break
-            failures.append(f"{self.layout}: a loss differs by {difference:.1%}")
+                problems.append(f"{layout}: {' '.join(str(error).split())[:100]}")
+            restore_attention(base)
         else:
             raise InputError(
-                f"model.name_or_path: {type(base).__name__}: expected the loss of each sequence alone, got "
-                f"{'; '.join(failures)}; choose another base model"
+                f"model.name_or_path: expected the loss of each sequence alone, got another one from "
+                f"{type(base).__name__} ({'; '.join(problems)}); choose another base model"
             )
         self.model.train(was_training)
-        if self.layout != "packed":
-            reason = f" ({'; '.join(failures)})" if failures else ""
-            log.info("%s trains with %s rows%s", type(base).__name__, self.layout, reason)
+        if problems:
+            log.info(
+                "%s trains %s, which is slower (%s)", type(base).__name__, LAYOUTS[self.layout], "; ".join(problems)
+            )
+
+    def _losses(self, row: PackedBatch, layout: RowLayout) -> torch.Tensor:
+        """The summed loss of each client in a row, with a layout that the module then keeps."""
+        self.layout = layout
+        if layout == "packed":
+            use_packed_attention(self._base())
+        losses: torch.Tensor = self(row).loss
+        return losses
 
     def _loss_alone(self, ids: torch.Tensor) -> torch.Tensor:
         logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
@@ -156,7 +164,8 @@ class LoraClientModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Under `lightning.Trainer`: choose the layout before the first step."""
-        self.choose_layout()
+        with self.trainer.precision_plugin.forward_context():
+            self.choose_layout()
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""

@@ -77,9 +77,10 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         return None
     with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
+        clients = make_local_clients(components, config)  # checks the base model before a run folder exists
         run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
         with open_run(config, components, run_fingerprint, resume) as start:
-            return run_fit(start, config, components, console=console)
+            return run_fit(start, config, components, clients, console=console)
 
 
 @contextlib.contextmanager
@@ -113,8 +114,8 @@ def run_fit(
     start: RunStart,
     config: RunConfig,
     components: RunComponents,
+    clients: ClientTransport,
     *,
-    clients: ClientTransport | None = None,
     console: Console | None = None,
     extra_callbacks: Sequence[FederatedCallback] = (),
     command: str = "fit",
@@ -125,7 +126,7 @@ def run_fit(
         start: from `open_run`.
         config: of the run.
         components: of this config.
-        clients: fit and evaluate adapters; None uses this machine's devices.
+        clients: fit and evaluate adapters.
         console: for progress bars; None is standard error.
         extra_callbacks: see `make_callbacks`.
         command: that continues the run, for error messages.
@@ -163,7 +164,7 @@ def run_fit(
             trainer.fit(
                 components.module,
                 components.data,
-                clients=clients or make_local_clients(components, config),
+                clients=clients,
                 resume_from=state,
                 history=start.extra.history,
                 continued_loggers=start.continued_loggers,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fl_lightning.data.packing import pack
-from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import (
     ATTENTION_NAME,
     UnsupportedAttention,
@@ -33,7 +32,7 @@ TARGETS = {
 
 def attend(query, key, value, lengths, **arguments):
     """`packed_attention` on a row of sequences of the lengths given."""
-    packed = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, torch.device("cpu"))
+    packed = packed_kwargs(lengths, torch.device("cpu"))
     output, weights = packed_attention(torch.nn.Identity(), query, key, value, **packed, **arguments)
     assert weights is None
     return output
@@ -87,58 +86,63 @@ def test_packed_row_gives_the_gradients_of_the_sequences_alone(micro_model, rand
         torch.testing.assert_close(got[name], gradient, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("kind", "layout"),
-    [("qwen", "packed"), ("llama", "packed"), ("gpt2", "packed"), ("stablelm", "masked"), ("bloom", "padded"),
-     ("mamba", "padded")],
-)  # fmt: skip
-def test_the_first_layout_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind, layout, dtype):
-    module, _ = packed_and_plain(micro_model, random_state, kind)
-    module.to(dtype)
-    module.choose_layout()
-    assert module.layout == layout
+def test_bundled_base_packed_equals_alone(tiny_base, loaded_tiny_base, make_examples):
+    examples = make_examples(4, seed=6, low=20, high=60)
+    module = LoraClientModule(create_lora_model(tiny_base[0])).eval()
+    plain = create_lora_model(copy.deepcopy(loaded_tiny_base[0])).eval()
+    plain.get_base_model().set_attn_implementation("eager")
+    with torch.no_grad():
+        got = module(pack([[e] for e in examples])).loss
+        torch.testing.assert_close(got, alone(plain, examples), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "mamba"])
-def test_padded_rows_give_the_loss_and_gradients_of_each_sequence_alone(micro_model, random_state, make_examples, kind):
-    module, plain = packed_and_plain(micro_model, random_state, kind)
-    module.choose_layout()
-    examples = make_examples(5, seed=3)
-    losses = module(pack([[example] for example in examples])).loss
-    torch.testing.assert_close(losses, alone(plain, examples), atol=1e-4, rtol=0)
-    losses.sum().backward()
-    alone(plain, examples).sum().backward()
-    wanted = {n: p.grad for n, p in plain.named_parameters() if p.requires_grad}
-    for name, parameter in module.model.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4)
-
-
-def test_a_layout_that_is_not_packed_is_said_in_the_log(micro_model, random_state, log_messages):
-    module, _ = packed_and_plain(micro_model, random_state, "bloom")
-    module.choose_layout()
-    assert log_messages == ["INFO BloomForCausalLM trains with padded rows"]
-
-
-def test_a_model_that_no_layout_suits_is_refused(micro_model, random_state):
+def test_sequences_of_a_row_do_not_see_each_other(micro_model, random_state, make_examples):
     module, _ = packed_and_plain(micro_model, random_state, "qwen")
-    batches = []
-
-    def disturb(_, arguments, keywords, output):  # the loss depends on the call
-        batches.append(0)
-        output.logits = output.logits * (1 + len(batches))
-
-    module._base().register_forward_hook(disturb, with_kwargs=True)
-    with pytest.raises(InputError, match="expected the loss of each sequence alone, got packed: a loss differs by"):
-        module.choose_layout()
+    first, second, other = make_examples(3, seed=8)
+    with torch.no_grad():
+        before = module(pack([[first], [second]])).loss
+        after = module(pack([[other], [second]])).loss
+    assert before[1].item() == pytest.approx(after[1].item(), abs=1e-5)
+    assert before[0].item() != pytest.approx(after[0].item(), abs=1e-3)
 
 
-def test_an_argument_of_attention_that_is_not_known_is_refused():
-    query = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(UnsupportedAttention, match="attention with softcap"):
-        attend(query, query, query, (2,), softcap=50.0)
-    attend(query, query, query, (2,), softcap=None, position_ids=torch.zeros(1, 2))
+def test_grouped_queries_equal_repeated_keys_and_values():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 7, 8, generator=generator)
+    key, value = (torch.randn(1, 2, 7, 8, generator=generator) for _ in range(2))
+    got = attend(query, key, value, (3, 4))
+    wide = [t.repeat_interleave(2, dim=1) for t in (key, value)]
+    wanted = attend(query, *wide, (3, 4))
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [(40, 3, 21, 39, 1), (5, 5, 5), (1, 1), (2, 60)])
+def test_packed_attention_equals_a_block_causal_mask(lengths):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, sum(lengths), 4, generator=generator, requires_grad=True) for _ in range(3))
+    blocks = torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]).bool()
+    wanted = scaled_dot_product_attention(query, key, value, attn_mask=blocks).transpose(1, 2)
+    got = attend(query, key, value, lengths)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    weights = torch.randn(wanted.shape, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad((got * weights).sum(), (query, key, value)),
+        torch.autograd.grad((wanted * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 50])
+def test_sliding_window_hides_tokens_further_back(window):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 5, 4, generator=generator) for _ in range(3))
+    got = attend(query, key, value, (5,), sliding_window=window)
+    scores = (query @ key.transpose(2, 3) / 2)[0, 0]
+    for row in range(5):
+        seen = slice(max(0, row - window + 1), row + 1)
+        wanted = scores[row, seen].softmax(0) @ value[0, 0, seen]
+        torch.testing.assert_close(got[0, row, 0], wanted, atol=1e-6, rtol=0)
 
 
 def test_scaling_is_applied_to_the_scores():
@@ -149,32 +153,62 @@ def test_scaling_is_applied_to_the_scores():
     assert got[0, 1, 0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=1e-6)
 
 
-def test_models_of_the_attention_interface_are_switched(micro_model):
+def test_models_of_the_attention_interface_are_switched_and_back(micro_model):
     model = micro_model("qwen")
-    assert use_packed_attention(model)
+    use_packed_attention(model)
     assert model.config._attn_implementation == ATTENTION_NAME
+    restore_attention(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
-def test_another_attention_than_sdpa_is_not_replaced(micro_model):
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("stablelm", "cannot be replaced"), ("bloom", "cannot be replaced"), ("mamba", "recurrent")]
+)
+def test_models_with_another_attention_are_left_alone(micro_model, kind, reason):
+    model = micro_model(kind)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedAttention, match=reason):
+        use_packed_attention(model)
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_with_eager_attention_of_its_own_is_left_alone(micro_model):
     model = micro_model("qwen")
     model.set_attn_implementation("eager")
-    assert not use_packed_attention(model)
-    assert model.config._attn_implementation == "eager"
+    with pytest.raises(UnsupportedAttention, match="eager"):
+        use_packed_attention(model)
 
 
-def test_a_switched_model_is_switched_back(micro_model):
-    model = micro_model("qwen")
-    before = model.config._attn_implementation
-    use_packed_attention(model)
-    restore_attention(model)
-    assert model.config._attn_implementation == before
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(2)}, "s_aux"),
+        ({"position_bias": torch.zeros(1)}, "position_bias"),
+        ({"is_causal": False}, "not causal"),
+    ],
+)
+def test_an_argument_that_is_not_known_is_refused(arguments, reason):
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    with pytest.raises(UnsupportedAttention, match=reason):
+        attend(query, key, value, (1, 3), **arguments)
+    assert attend(query, key, value, (1, 3), softcap=None, position_ids=torch.zeros(1, 4)).shape == (1, 4, 2, 4)
 
 
-def test_models_outside_the_attention_interface_are_left_alone(micro_model):
-    model = micro_model("stablelm")
-    before = model.config._attn_implementation
-    assert not use_packed_attention(model)
-    assert model.config._attn_implementation == before
+def test_a_mask_that_the_model_made_itself_is_refused():
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    arguments = {**packed_kwargs((4,), torch.device("cpu")), "attention_mask": torch.zeros(1, 1, 4, 4)}
+    with pytest.raises(UnsupportedAttention, match="mask"):
+        packed_attention(torch.nn.Identity(), query, key, value, **arguments)
+
+
+def test_a_window_that_the_config_does_not_name_is_refused(micro_model):
+    module = micro_model("qwen").model.layers[0].self_attn
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    packed = packed_kwargs((4,), torch.device("cpu"))
+    packed_attention(module, query, key, value, **packed)
+    with pytest.raises(UnsupportedAttention, match="last 3 tokens, its config says None"):
+        packed_attention(module, query, key, value, **packed, sliding_window=3)
 
 
 def test_ordinary_calls_of_a_switched_model_still_work(micro_model):
@@ -245,7 +279,7 @@ def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, win
     key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
     if not attention.can_use_varlen_attention(query, 0.0):
         pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
-    arguments = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, device)
+    arguments = packed_kwargs(lengths, device)
     flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
     monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: False)
     grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]

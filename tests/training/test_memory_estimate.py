@@ -81,7 +81,8 @@ def test_free_memory_is_some_of_the_machines():
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]])
 def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, targets):
     from fl_lightning.data.packing import pack
-    from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+    from fl_lightning.modeling.cohort import LoraCohort
+    from fl_lightning.modeling.dropout import dropout_generator
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
     from fl_lightning.module import LoraClientModule
 
