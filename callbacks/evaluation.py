@@ -52,6 +52,8 @@ class Evaluation(FederatedCallback):
         metrics = update.metrics
         if metrics is None or client in trainer.report.departments[department].rejected:
             return
+        if not any(vars(metrics).values()):  # the client has no held-out records
+            return
         values = _client_metrics(metrics)
         if values is None:
             log.warning("round %d: ignoring impossible metrics of %s: %s", update.round_num, update.client_id, metrics)

@@ -6,17 +6,19 @@ It runs under this package's Fabric loop (`fl_lightning.training.local_clients`)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import logging
+from typing import Any, NamedTuple, get_args
 
 import lightning as L
 import torch
 
 from fl_lightning.data.packing import PackedBatch, pack
-from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
+from fl_lightning.modeling.attention import UnsupportedAttention, restore_attention, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.supervised_positions import last_mlp_on
+from fl_lightning.modeling.row_layout import LAYOUTS, RowLayout, check_examples, target_logits, tolerance
+
+log = logging.getLogger(__name__)
 
 
 class ClientSums(NamedTuple):
@@ -62,7 +64,11 @@ class LoraClientModule(L.LightningModule):
         if learning_rate is not None and not learning_rate > 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         self.model = model
-        use_packed_attention(self._base())
+        self.layout: RowLayout = "packed"
+        try:
+            use_packed_attention(self._base())
+        except UnsupportedAttention:
+            self.layout = "padded"
         self._given_rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
         self.learning_rate = 2e-4 if learning_rate is None else learning_rate
         self.weight_decay = 0.0 if weight_decay is None else weight_decay
@@ -73,15 +79,10 @@ class LoraClientModule(L.LightningModule):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def forward(self, batch: PackedBatch) -> ClientSums:
-        """Losses and correct targets of each client in a row; last MLP and head see supervised positions only."""
-        with last_mlp_on(self._base(), batch.keep):
-            logits = self.model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                logits_to_keep=batch.keep,
-                use_cache=False,
-                **packed_kwargs(self.model.config, batch.lengths, batch.input_ids.device),
-            ).logits[0]
+        """Losses and correct targets of each client in a row; the head sees supervised positions only."""
+        if self.layout == "single" and len(batch.lengths) > 1:
+            return ClientSums(*(torch.stack(sums).sum(0) for sums in zip(*map(self, batch.split()), strict=True)))
+        logits = target_logits(self.model, self._base(), batch, self.layout)
         losses = token_cross_entropy(logits, batch.targets)
         zeros = losses.new_zeros(len(batch.client_targets))
         correct = zeros
@@ -107,41 +108,64 @@ class LoraClientModule(L.LightningModule):
                 )
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
+    def parts(self, batch: PackedBatch) -> list[PackedBatch]:
+        """The batches of a batch's forward passes: itself, or its sequences if the model gets them one by one."""
+        return batch.split() if self.layout == "single" else [batch]
+
     @torch.no_grad()
-    def check_packing(self) -> None:
-        """Check that this architecture keeps the sequences of a packed row separate.
+    def choose_layout(self) -> None:
+        """Choose how the model gets the sequences of a batch: the first layout that gives each its loss alone.
+
+        The loss alone is that of the model as transformers gave it, with its own attention. Call it in the precision of
+        the run. If sequences do not share a row, the reason is logged.
 
         Raises:
-            InputError: if the loss of a sequence changes when it follows another one in the row, as in recurrent and
-                ALiBi models.
+            InputError: if there is no such layout.
         """
-        was_training, device = self.model.training, next(self.model.parameters()).device
+        base, embeddings, was_training = self._base(), self.model.get_input_embeddings(), self.model.training
+        device = embeddings.weight.device
         self.model.eval()
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        draws = torch.Generator().manual_seed(0)
-        first, second = (
-            Example(torch.randint(vocabulary, (length,), generator=draws), torch.arange(length) > 0)
-            for length in (12, 3)
-        )
-        # Only the later sequence can see the other one, and its first tokens are affected most.
-        packed_loss = float(self(pack([[first], [second]]).to(device)).loss[1])
-        ids = second.ids.to(device)
-        separate_loss = float(
-            token_cross_entropy(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]).sum()
-        )
-        self.model.train(was_training)
-        # In half precision, GPU kernels round differently for rows of different lengths.
-        half = self.model.get_input_embeddings().weight.dtype in (torch.bfloat16, torch.float16)
-        if not abs(packed_loss - separate_loss) <= (1e-2 if half else 1e-3) * abs(separate_loss):
+        restore_attention(base)
+        examples = check_examples(base.config, embeddings.num_embeddings)
+        alone = torch.stack([self._loss_alone(example.ids.to(device)) for example in examples])
+        bound = tolerance(embeddings.weight.dtype, device) * alone.abs()
+        row, problems = pack([[example] for example in examples]).to(device), []
+        for layout in get_args(RowLayout):
+            try:
+                difference = (self._losses(row, layout) - alone).abs()
+                if bool((difference <= bound).all()):
+                    break
+                problems.append(f"{layout}: losses differ by {float((difference / alone.abs()).max()):.1%}")
+            except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+                problems.append(f"{layout}: {' '.join(str(error).split())[:100]}")
+            restore_attention(base)
+        else:
             raise InputError(
-                f"model.name_or_path: {type(self.model.get_base_model()).__name__} mixes the sequences of a packed row "
-                f"(expected loss {separate_loss:.4f}, got {packed_loss:.4f}); use a model with attention and rotary or "
-                "learned positions"
+                f"model.name_or_path: expected the loss of each sequence alone, got another one from "
+                f"{type(base).__name__} ({'; '.join(problems)}); choose another base model"
+            )
+        self.model.train(was_training)
+        if problems:
+            log.info(
+                "%s trains %s, which is slower (%s)", type(base).__name__, LAYOUTS[self.layout], "; ".join(problems)
             )
 
+    def _losses(self, row: PackedBatch, layout: RowLayout) -> torch.Tensor:
+        """The summed loss of each client in a row, with a layout that the module then keeps."""
+        self.layout = layout
+        if layout == "packed":
+            use_packed_attention(self._base())
+        losses: torch.Tensor = self(row).loss
+        return losses
+
+    def _loss_alone(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        return token_cross_entropy(logits, ids[1:]).sum()
+
     def on_fit_start(self) -> None:
-        """Under `lightning.Trainer`: reject architectures that mix packed sequences."""
-        self.check_packing()
+        """Under `lightning.Trainer`: choose the layout before the first step."""
+        with self.trainer.precision_plugin.forward_context():
+            self.choose_layout()
 
     def training_step(self, batch: PackedBatch, batch_idx: int = 0) -> torch.Tensor:
         """Each client's mean loss, summed over the clients of the row; one client under `lightning.Trainer`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,6 +118,7 @@ class FederatedTrainer:
         clients: ClientTransport | None = None,
         resume_from: FederationState | None = None,
         history: Sequence[tuple[int, Mapping[str, float]]] = (),
+        continued_loggers: Collection[Any] = (),
         journal: Journal | None = None,
     ) -> FederationState:
         """Run the rounds.
@@ -127,7 +128,8 @@ class FederatedTrainer:
             datamodule: a `FederatedDataModule`, or {client_id: ClientData}.
             clients: train and evaluate; None takes the clients in this process.
             resume_from: the state after the last complete round.
-            history: the rows logged before; they are logged again, since loggers of a resumed run start empty.
+            history: the rows logged before; they are logged again, since most loggers of a resumed run start empty.
+            continued_loggers: loggers that have these rows; they only get the last one again, in case it was lost.
             journal: keeps the results of a round until its checkpoint is written; None keeps nothing.
 
         Returns:
@@ -161,7 +163,7 @@ class FederatedTrainer:
                 products={name: product for name, product in products.items() if product},
             )
         with signals.at_safe_points():
-            self._run(history)
+            self._run(history, continued_loggers)
         if isinstance(self.clients, WorkerProcesses):
             factors = [self.federation.departments[name] for name in sorted(departments)]
             self.clients.stop([*factors, *(self.federation.products.get(name, {}) for name in sorted(departments))])
@@ -172,12 +174,12 @@ class FederatedTrainer:
         training = self.training or TrainingConfig(learning_rate=module.learning_rate, weight_decay=module.weight_decay)
         return make_clients(self.fabric, module, self.data, training, is_central=self.policy.is_central)
 
-    def _run(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def _run(self, history: Sequence[tuple[int, Mapping[str, float]]], continued_loggers: Collection[Any]) -> None:
         error: BaseException | None = None
         try:
-            for step, row in history:
+            for number, (step, row) in enumerate(history, start=1):
                 self.log(row)
-                self._flush_row(step)
+                self._flush_row(step, without=continued_loggers if number < len(history) else ())
             self._call("on_federation_start")
             self._flush_row(self.round_num)
             for round_num in range(self.round_num + 1, self.federation_config.rounds + 1):
@@ -237,16 +239,16 @@ class FederatedTrainer:
             log.warning("round %d: %s is %s", self.round_num, name, metrics[name])
         self._row.update(finite)
 
-    def _flush_row(self, step: int) -> None:
+    def _flush_row(self, step: int, without: Collection[Any] = ()) -> None:
         if self._row:
             row, self._row = self._row, {}
             self.history.append((step, row))
-            self.writer.submit(lambda: self._write_row(step, row))
+            self.writer.submit(lambda: self._write_row(step, row, without))
 
-    def _write_row(self, step: int, row: dict[str, float]) -> None:
-        self.fabric.log_dict(row, step=step)
-        for logger in self.fabric.loggers:  # else CSV rows would wait for a hundred more
-            if hasattr(logger, "save"):
+    def _write_row(self, step: int, row: dict[str, float], without: Collection[Any]) -> None:
+        for logger in (logger for logger in self.fabric.loggers if logger not in without):
+            logger.log_metrics(metrics=row, step=step)
+            if hasattr(logger, "save"):  # else CSV rows would wait for a hundred more
                 logger.save()
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:

@@ -329,6 +329,17 @@ def test_resume_from_states_of_another_layout_is_refused(data):
         make_trainer().fit(make_module(), data, clients=NudgingClients(), resume_from=first)
 
 
+class Recorder:
+    """A logger that keeps its rows."""
+
+    def __init__(self, trainer):
+        self.rows = []
+        trainer.fabric._loggers.append(self)
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, dict(metrics)))
+
+
 def test_figures_of_a_round_go_out_as_one_row_with_its_number_as_step(data):
     class Talk(FederatedCallback):
         def on_client_end(self, *, trainer, update):
@@ -338,21 +349,20 @@ def test_figures_of_a_round_go_out_as_one_row_with_its_number_as_step(data):
             trainer.log({"end": float(trainer.round_num)})
 
     trainer = make_trainer(callbacks=[Talk()])
-    sent = []
-    trainer.fabric.log_dict = lambda metrics, step: sent.append((step, dict(metrics)))
+    logger = Recorder(trainer)
     trainer.fit(make_module(), data, clients=NudgingClients())
     clients = dict.fromkeys(CLIENTS, 1.0)
-    assert sent == [(1, {**clients, "end": 1.0}), (2, {**clients, "end": 2.0})]
-    assert trainer.rows() == sent
+    assert logger.rows == [(1, {**clients, "end": 1.0}), (2, {**clients, "end": 2.0})]
+    assert trainer.rows() == logger.rows
 
 
 def test_rows_of_the_run_before_are_logged_again_first(data):
     trainer = make_trainer(rounds=1)
-    sent = []
-    trainer.fabric.log_dict = lambda metrics, step: sent.append((step, dict(metrics)))
+    logger, continued = Recorder(trainer), Recorder(trainer)
     history = [(0, {"eval/loss": 3.0}), (1, {"eval/loss": 2.0})]
-    trainer.fit(make_module(), data, clients=NudgingClients(), history=history)
-    assert sent[:2] == history
+    trainer.fit(make_module(), data, clients=NudgingClients(), history=history, continued_loggers=[continued])
+    assert logger.rows[:2] == history
+    assert continued.rows == logger.rows[1:]
 
 
 def test_datamodule_is_asked_for_its_federation(data):

@@ -32,12 +32,13 @@ from rich.table import Table
 
 from benchmarks.common import put_table, write_json
 from fl_lightning.config.parsing import parse_config
-from fl_lightning.data.records import Turn, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
-from fl_lightning.evaluation.scoring import read_adapter
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
+from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.serving.engine import load_answering
 from fl_lightning.storage.run_adapters import all_adapters
 from fl_lightning.storage.run_folder import find_run_folder
@@ -127,7 +128,7 @@ def reference(folder: Path, pairs: Pairs, tokens: int) -> list[str]:
             cohort.set_single_client()
             for i in (i for i, (own, _) in enumerate(pairs) if own == name):
                 prompt = torch.tensor(encode_prompt([Turn("user", pairs[i][1])], tokenizer))
-                (ids,) = generate(model, [prompt], max_new_tokens=tokens, end=tokenizer.eos_token_id)
+                (ids,) = generate(model, [prompt], max_new_tokens=tokens, ends=[tokenizer.eos_token_id])
                 answers[i] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [answers[i] for i in range(len(pairs))]
 

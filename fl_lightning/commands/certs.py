@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         from fl_lightning.config.parsing import parse_config
 
         data = parse_config(["--config", str(args.config)]).data
-        sites = list_sites(data.root, data.clients_per_dept)
+        sites = list_sites(data.root, data.max_clients)
     days = 365 if args.days is None else args.days
     _show(args.out, make_certificates(args.out, sites, args.hosts or DEFAULT_HOSTS, days))
     return 0

@@ -33,22 +33,28 @@ def run(argv: list[str]) -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading the tokenizer", total=None)
+        from fl_lightning.data.chat_template import pin_chat_template
         from fl_lightning.data.inspection import checks, report
-        from fl_lightning.data.tokenization import encode
-        from fl_lightning.modeling.base_model import load_tokenizer
+        from fl_lightning.data.tokenization import RecordEncoder
+        from fl_lightning.modeling.base_model import context_length, load_tokenizer
 
         silence_libraries()
         tokenizer = load_tokenizer(config.model)
+        pin_chat_template(tokenizer, config.data)
+        encoder = RecordEncoder(tokenizer)
         progress.update(task, description="records", completed=0)
 
         def measure(record: Record, where: str) -> tuple[int, int]:
             progress.advance(task)
-            (example,) = encode([record], tokenizer, 2**40, where)
-            return len(example), int(example.supervised.sum())
+            ids, marks = encoder(record, where)
+            if not any(marks[1:]):
+                raise InputError(f"{where}: no response tokens after tokenization; give a longer response")
+            return len(ids), sum(marks[1:])
 
         data = config.data
+        max_length = min(data.max_length, context_length(config.model) or data.max_length)
         found = checks.inspect_folder(
-            root, measure, max_length=data.max_length, eval_fraction=data.eval_fraction, seed=config.seed
+            root, measure, max_length=max_length, eval_fraction=data.eval_fraction, seed=config.seed
         )
     if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=help_)
     args = parser.read(argv)
     folder = find_run_folder(args.run, Path(args.output))
-    model = parse_config(["--config", str(folder / CONFIG)]).model
+    config = parse_config(["--config", str(folder / CONFIG)])
     adapters = chosen_adapters(folder, args.models)
     names = folder_names(adapters)
     setup_logging()
@@ -41,7 +41,8 @@ def run(argv: list[str]) -> int:
         with locked(folder):
             for name, adapter in adapters.items():
                 left = len(adapters) - len(written)
-                merged = merge_adapter(model, adapter, root / names[name], dtype=args.dtype, copies=left)
+                target = root / names[name]
+                merged = merge_adapter(config.model, adapter, target, data=config.data, dtype=args.dtype, copies=left)
                 rounded = f"; rounding is {merged.rounding:.1%} of the adapter's change" if merged.rounding else ""
                 print(f"{name}: {merged.folder} ({merged.dtype}, {format_bytes(merged.size)}{rounded})", flush=True)
                 written.append(name)

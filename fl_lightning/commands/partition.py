@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     options = {"--by": args.by, "--clients-by": args.clients_by, "--label": args.label}
     options |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORD}
     check_columns(rows, options)
-    records = to_records(rows, columns)
+    records = to_records(rows, columns, [column for column in (args.by, args.clients_by, args.label) if column])
     labels = values_of(rows, args.label, "--label") if args.label else None
 
     def scheme(name: SchemeName, sizes: list[float]) -> Scheme:

@@ -14,8 +14,9 @@ from fl_lightning.storage.run_folder import find_run_folder
 from fl_lightning.storage.run_layout import CONFIG
 
 KEY = "FL_LIGHTNING_API_KEY"
-DESCRIPTION = """Serve POST /v1/chat/completions and GET /v1/models, with a model for every department (hr), group and
-client (hr/client_0) of a run, and base; and /health and /metrics. Adapters of a new round are taken up as they land.
+DESCRIPTION = """Serve POST /v1/chat/completions, POST /v1/completions and GET /v1/models, with a model for every
+department (hr), group and client (hr/client_0) of a run, and base; and /health and /metrics. Adapters of a new round
+are taken up as they land.
 
 The API key that clients must show is in --api-key-file or in the environment variable FL_LIGHTNING_API_KEY; without
 one the server is on the loopback address only."""

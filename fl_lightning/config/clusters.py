@@ -14,6 +14,7 @@ from fl_lightning.config.checks import (
     PositiveInt,
     check,
 )
+from fl_lightning.storage.run_adapters import BASE
 
 
 @dataclass
@@ -84,4 +85,5 @@ class HierarchyConfig(Block, key="federation.hierarchy"):
         """Check the ranges, and that no group is empty."""
         super().__post_init__()
         for name, members in self.groups.items():
+            check(name != BASE, f"{self.block_key}.groups", "names other than that of the base model", name)
             check(bool(members), f"{self.block_key}.groups.{name}", "a list of at least one member", members)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from fl_lightning.config.checks import Block, Interval, OpenFraction, PositiveInt
+from fl_lightning.config.checks import Block, Interval, OpenFraction, PositiveInt, check
+from fl_lightning.storage.files import read_text
 
 EXAMPLE_DEPARTMENTS = "bundled:departments"
 """Name of the example data inside the package."""
@@ -17,11 +21,46 @@ class DataConfig(Block, key="data"):
 
     root: str = EXAMPLE_DEPARTMENTS
     """A folder of departments, or bundled:departments."""
-    clients_per_dept: PositiveInt = 3
-    """Use the first n clients of each department, in natural sort order."""
+    clients_per_dept: PositiveInt | Literal["all"] = 3
+    """Use the first n clients of each department, in natural sort order; all uses every client, in departments of any
+    size."""
     max_records: PositiveInt = 128
     """Use at most n training records of each client."""
     max_length: Annotated[int, Interval(8)] = 512
     """Tokens per record; longer records are cut, first at the beginning of the prompt."""
     eval_fraction: OpenFraction = 0.2
     """Share of the records held out for evaluation if a client is a single file without an eval split, in (0, 1)."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template, or its text; null uses the tokenizer's. The run keeps the text."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking: false}; chat, serve and merged models use them too."""
+    system_turns: Literal["template", "merge", "refuse"] = "template"
+    """Who writes a system turn: the template; or merge puts it into the first user turn; refuse makes it an error."""
+    template_date: str | None = None
+    """YYYY-MM-DD, for a chat template that writes the date; null uses the day on which the run started."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges and read the file of the chat template."""
+        super().__post_init__()
+        if self.chat_template is not None and not re.search(r"{[{%]", self.chat_template):
+            self.chat_template = read_text(Path(self.chat_template).expanduser(), "data.chat_template: a Jinja file")
+        if self.chat_template is not None:
+            ok = re.search(r"{[{%]", self.chat_template) is not None
+            check(ok, "data.chat_template", "a Jinja template with {{ }} or {% %}", self.chat_template[:80])
+        for name in self.chat_template_kwargs:
+            ok = name.isidentifier() and name not in ("messages", "tools", "documents", "add_generation_prompt")
+            check(ok, "data.chat_template_kwargs", "names of variables of the chat template", name)
+        if self.template_date is not None:
+            check(_is_date(self.template_date), "data.template_date", "a date such as 2026-11-28", self.template_date)
+
+    @property
+    def max_clients(self) -> int | None:
+        """`clients_per_dept` as a number; None for all."""
+        return None if self.clients_per_dept == "all" else self.clients_per_dept
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -33,7 +33,7 @@ class LoraConfig(Block, key="lora"):
     lora_dropout: FractionBelowOne = 0.05
     """Dropout on the input of A, in [0, 1)."""
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get an adapter."""
+    """Linear layers that get an adapter: names, regular expressions for whole names, or all-linear."""
     profiles: dict[str, LoraProfile] = field(default_factory=dict)
     """Another rank or scale for a department (hr) or a client (hr/client_0); a client's profile has priority."""
 

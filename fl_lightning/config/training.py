@@ -19,7 +19,7 @@ class TrainingConfig(Block, key="training"):
     batch_size: PositiveInt = 4
     """Records in a micro-batch."""
     accumulate_grad_batches: PositiveInt = 1
-    """Micro-batches per optimizer step; an incomplete last window makes a step too."""
+    """Micro-batches per optimizer step, whose targets all count the same; an incomplete last window is a step too."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Clip each client's gradient to this norm; 0 turns clipping off."""
     weight_decay: NonNegativeFloat = 0.0

@@ -3,9 +3,16 @@
 =============  ==================================================================================
 file           does
 =============  ==================================================================================
-records        JSONL and JSON files, and the conversation in a record
+records        a record: the turns of a conversation
+record_forms   JSON values as records: Alpaca, prompt and completion, messages, ShareGPT, text
+messages       messages of a conversation: roles, text parts, tool calls, weights
+record_keys    keys that are not read: errors if they could change what is learned
+record_files   JSONL and JSON files, with file and line
 layout         departments and clients in a folder; the draw of held-out records
 tokenization   records as token ids, with a mark on the supervised ones
+chat_template  the template of a run, its variables, date and system turns
+answers        where the answers are in the text of a conversation
+end_tokens     the tokens that end an answer
 client_data    the tokenized records of all clients, or of some
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.layout import ClientFiles, find_client, find_clients, read_splits
+from fl_lightning.data.layout import ClientFiles, find_client, find_clients, read_splits, unread_files
+from fl_lightning.data.record_keys import describe_unread_keys
+from fl_lightning.data.records import Record
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.errors import InputError, nearest
+
+log = logging.getLogger(__name__)
+
+Splits = Mapping[ClientFiles, tuple[list[Record], list[Record]]]
+"""{client: (training records, held-out records)}."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ def load_clients(
 ) -> dict[str, ClientData]:
     """{client_id: data}, departments sorted, clients in natural order. Only the chosen clients' records are read.
 
+    A client without training records is left out. What is left out, or not read, is logged once.
+
     Args:
         root: folder of departments, or ``bundled:departments``; see `fl_lightning.data.layout`.
         tokenizer: a transformers tokenizer.
@@ -98,24 +109,74 @@ def load_clients(
         seed: the run seed, for that split.
 
     Raises:
-        InputError: naming folder, file or line.
+        InputError: naming folder, file or line; or if a department has no training or no held-out records.
     """
     if client_id is not None:
         files = [find_client(root, client_id, clients_per_dept)]
     else:
         files = [client for clients in find_clients(root, clients_per_dept, department).values() for client in clients]
-    return {
-        client.client_id: _load(client, tokenizer, max_records, max_length, eval_fraction, seed) for client in files
+    records = {c: read_splits(c, max_records=max_records, eval_fraction=eval_fraction, seed=seed) for c in files}
+    _check_departments(records, whole=client_id is None)
+    data = {
+        client.client_id: ClientData(
+            client.department,
+            client.client,
+            encode(training, tokenizer, max_length, str(client.train)),
+            encode(held_out, tokenizer, max_length, str(client.eval or client.train)),
+        )
+        for client, (training, held_out) in records.items()
+        if training
     }
+    _warn(records)
+    return data
 
 
-def _load(
-    files: ClientFiles, tokenizer: Any, max_records: int | None, max_length: int, eval_fraction: float, seed: int
-) -> ClientData:
-    training, held_out = read_splits(files, max_records=max_records, eval_fraction=eval_fraction, seed=seed)
-    return ClientData(
-        files.department,
-        files.client,
-        encode(training, tokenizer, max_length, str(files.train)),
-        encode(held_out, tokenizer, max_length, str(files.eval or files.train)),
-    )
+def _warn(records: Splits) -> None:
+    """One line for each kind of what is left out: clients without records, and files and keys that are not read."""
+    empty = [client for client, (training, _) in records.items() if not training]
+    unheld = [client for client, (training, held_out) in records.items() if training and not held_out]
+    unread = [path for client in records for path in unread_files(client)]
+    keys = Counter(key for splits in records.values() for split in splits for r in split for key in r.unread_keys)
+    if empty:
+        log.warning(
+            "%s without training records, left out: %s", _count(empty, "client"), _first(c.train for c in empty)
+        )
+    if unheld:
+        log.warning(
+            "%s without held-out records, trained on but not evaluated: %s",
+            _count(unheld, "client"),
+            _first(c.train for c in unheld),
+        )
+    if unread:
+        log.warning("%s not read, beside train.jsonl and its held-out file: %s", _count(unread, "file"), _first(unread))
+    if keys:
+        log.warning("%s", describe_unread_keys(keys))
+
+
+def _count(things: Sequence[object], what: str) -> str:
+    return f"{len(things):,} {what}{'' if len(things) == 1 else 's'}"
+
+
+def _first(paths: Iterable[Path]) -> str:
+    names = [str(path) for path in paths]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _check_departments(records: Splits, *, whole: bool) -> None:
+    """Check that every department can be trained and, if all its clients are here, evaluated.
+
+    Raises:
+        InputError: naming the first that cannot.
+    """
+    departments: dict[str, list[ClientFiles]] = {}
+    for client in records:
+        departments.setdefault(client.department, []).append(client)
+    for department, clients in departments.items():
+        first, trained = clients[0], [client for client in clients if records[client][0]]
+        if not trained:
+            raise InputError(f"{first.train}: no records; expected some in department {department}, or remove it")
+        if whole and not any(records[client][1] for client in trained):
+            raise InputError(
+                f"{first.eval or first.train}: no records to hold out; expected some in department {department}: at "
+                "least 2 records of a client, or an eval.jsonl"
+            )

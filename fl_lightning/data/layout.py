@@ -16,13 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_lightning import bundled
-from fl_lightning.data.records import Record, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.records import Record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.files import check_name, natural_key, read_json
+from fl_lightning.storage.run_adapters import BASE
 
 SUFFIX = "_personal_clients"
 ENDINGS = (".jsonl", ".json")
+HELD_OUT = ("eval", "validation", "valid", "val", "dev")
+"""Names of a file of held-out records beside train.jsonl; the first that exists is read. test.jsonl never is:
+results on it would choose rounds and methods, and then say nothing about new records."""
 STRUCTURE = "structure.json"
 TRUE_CLUSTERS = "true_department_clusters"
 
@@ -102,7 +107,7 @@ def find_clients(
             clients = _clients_in(path, name)
         if not clients:
             continue
-        check_name(name, f"{path}: department")
+        check_department_name(name, path)
         if name in departments:
             raise InputError(f"{path}: department {name!r} has two folders; keep one of them")
         departments[name] = clients
@@ -117,7 +122,7 @@ def find_clients(
         if len(clients) < clients_per_dept:
             raise InputError(
                 f"data.clients_per_dept: expected {clients_per_dept} clients or more in every department, got "
-                f"{len(clients)} in department {name} of {root}; ask for fewer or add clients"
+                f"{len(clients)} in department {name} of {root}; ask for fewer or for all, or add clients"
             )
     return {name: departments[name][:clients_per_dept] for name in sorted(departments)}
 
@@ -177,6 +182,17 @@ def _clients_in(folder: Path, department: str) -> list[ClientFiles]:
     return [clients[name] for name in sorted(clients, key=natural_key)]
 
 
+def check_department_name(name: str, folder: Path) -> None:
+    """Check the name of a department: safe for a folder, and not that of the base model in commands and files.
+
+    Raises:
+        InputError: if it is not.
+    """
+    check_name(name, f"{folder}: department")
+    if name == BASE:
+        raise InputError(f"{folder}: expected another name than {BASE!r}, which is the base model's; rename the folder")
+
+
 def client_files_at(entry: Path, department: str) -> ClientFiles | None:
     """The client in a file or folder of a department's folder; None if it is something else.
 
@@ -187,10 +203,10 @@ def client_files_at(entry: Path, department: str) -> ClientFiles | None:
         return None
     if entry.is_dir():
         train = next((entry / f"train{e}" for e in ENDINGS if (entry / f"train{e}").is_file()), None)
-        held_out = next((entry / f"eval{e}" for e in ENDINGS if (entry / f"eval{e}").is_file()), None)
+        held_out = next((p for name in HELD_OUT for e in ENDINGS if (p := entry / f"{name}{e}").is_file()), None)
         if train is None:
             if held_out is not None:
-                raise InputError(f"{entry}: eval file without train.jsonl; add the training records")
+                raise InputError(f"{held_out}: held-out records without train.jsonl; add the training records")
             return None
         client = ClientFiles(department, entry.name, train, held_out)
     elif entry.suffix in ENDINGS:
@@ -201,23 +217,34 @@ def client_files_at(entry: Path, department: str) -> ClientFiles | None:
     return client
 
 
+def unread_files(files: ClientFiles) -> list[Path]:
+    """Files of records in a client's folder that are not read, such as test.jsonl, sorted."""
+    folder = files.train.parent
+    if folder.name != files.client or files.train.stem != "train":
+        return []  # the client is a file
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in ENDINGS and path not in (files.train, files.eval) and not path.name.startswith(".")
+    )
+
+
 def read_splits(
     files: ClientFiles, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
     """(training records, held-out records) of a client.
 
-    Without an eval file, `draw_held_out` chooses. The first `max_records` training records are kept.
+    Without an eval file, `draw_held_out` chooses; a client's only record is then for training. The first `max_records`
+    training records are kept. Both lists may be empty, if the files are.
 
     Raises:
-        InputError: naming file and line, or if one record cannot be split in two.
+        InputError: naming file and line.
     """
-    records = read_records(files.train)
+    records = read_records(files.train, may_be_empty=True)
     if files.eval is not None:
-        return records[:max_records], read_records(files.eval)
+        return records[:max_records], read_records(files.eval, may_be_empty=True)
     if len(records) < 2:
-        raise InputError(
-            f"{files.train}: expected at least 2 records, one to hold out, got 1; add records or an eval.jsonl"
-        )
+        return records[:max_records], []
     held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
     training = [record for index, record in enumerate(records) if index not in held_out]
     return training[:max_records], [records[index] for index in sorted(held_out)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -47,6 +48,42 @@ class PackedBatch:
         """The batch on another device."""
         names = ("input_ids", "position_ids", "keep", "targets", "owners")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def split(self) -> list[PackedBatch]:
+        """The batch as batches of one sequence each, of the same K clients."""
+        starts = [0, *accumulate(self.lengths)]
+        owners = torch.arange(len(self.client_tokens)).repeat_interleave(torch.tensor(self.client_tokens))
+        parts = []
+        for start, stop in pairwise(starts):
+            chosen = (self.keep >= start) & (self.keep < stop)
+            owner = int(owners[start])
+            counts = [0] * len(self.client_tokens)
+            counts[owner] = int(chosen.sum())
+            tokens = [0] * len(self.client_tokens)
+            tokens[owner] = stop - start
+            parts.append(
+                PackedBatch(
+                    self.input_ids[:, start:stop],
+                    self.position_ids[:, start:stop],
+                    self.keep[chosen] - start,
+                    self.targets[chosen],
+                    self.owners[chosen],
+                    (stop - start,),
+                    tuple(tokens),
+                    tuple(counts),
+                )
+            )
+        return parts
+
+
+def real_tokens(lengths: Sequence[int]) -> torch.Tensor:
+    """Where the tokens of a row are if its sequences are padded on the right: True there, shape (sequences, longest).
+
+    Example:
+        >>> real_tokens([1, 2]).tolist()
+        [[True, False], [True, True]]
+    """
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:

@@ -1,15 +1,18 @@
-"""Records as token ids: by the tokenizer's chat template if it has one, with loss on responses only."""
+"""Records as token ids: by the tokenizer's chat template if it has one, with loss on answers only."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, overload
 
 import torch
 
+from fl_lightning.data.answers import AnswerFinder
+from fl_lightning.data.chat_template import has_answer_marks, render, to_messages
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.records import Record, Turn
 from fl_lightning.errors import InputError
 
@@ -65,15 +68,104 @@ class Examples(Sequence[Example]):
         return len(self._ends)
 
 
+class RecordEncoder:
+    """Turns records into token ids and marks what is supervised.
+
+    The text of a conversation is that of the tokenizer's chat template, tokenized in one piece, so the ids equal those
+    of `apply_chat_template`. Supervised are the answers and their end tokens: by the marks of the template
+    (``{% generation %}``) if it has them, else as `fl_lightning.data.answers` finds them. An end token is appended if
+    the template writes none behind the last answer. What follows the last supervised token is left out.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._ends = tokenizer, find_end_tokens(tokenizer)
+        self._has_template = bool(getattr(tokenizer, "chat_template", None))
+        if self._has_template:
+            self._answers = AnswerFinder(tokenizer, self._ends)
+
+    def __call__(self, record: Record, location: str) -> tuple[list[int], list[bool]]:
+        """Token ids of a record, and whether each is supervised.
+
+        Raises:
+            InputError: if the chat template cannot render the record, or an answer cannot be located, as with a
+                tokenizer that does not say which characters its tokens stand for.
+        """
+        if self._has_template and record[0].role != "text":
+            return self._encode_conversation(record, location)
+        check_no_tools(record, location)
+        ids: list[int] = []
+        marks: list[bool] = []
+        for text, supervised in _pieces(record, self._tokenizer):
+            piece = _tokens(text, self._tokenizer, first=not ids)
+            ids += piece
+            marks += [supervised] * len(piece)
+        return ids, marks
+
+    def _encode_conversation(self, record: Record, location: str) -> tuple[list[int], list[bool]]:
+        if not self._tokenizer.is_fast:
+            raise InputError(
+                f"{location}: expected a tokenizer with offsets, got {type(self._tokenizer).__name__}, in whose tokens "
+                "an answer cannot be located; give a base with tokenizer.json as model.name_or_path"
+            )
+        last = max((i for i, turn in enumerate(record) if turn.supervised), default=-1)
+        record = Record(record[: last + 1], record.tools)
+        if not record:
+            return [], []
+        text = self._answers.text(record, location)
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        if has_answer_marks(self._tokenizer, record.tools):
+            marks = self._marks_of_template(record, ids, location)
+        else:
+            spans = self._answers.find(record, text, location)
+            marks = [any(end > a and start < b for a, b in spans) for start, end in encoded["offset_mapping"]]
+        stop = max((i + 1 for i, mark in enumerate(marks) if mark), default=0)
+        ids, marks = ids[:stop], marks[:stop]
+        if ids and self._ends and not self._is_ended(record, ids):
+            ids, marks = [*ids, self._ends[0]], [*marks, True]
+        return ids, marks
+
+    def _marks_of_template(self, record: Record, ids: list[int], location: str) -> list[bool]:
+        """Supervised tokens by ``{% generation %}``, each answer with the end token behind it."""
+        messages = to_messages(record, self._tokenizer)
+        encoded = self._tokenizer.apply_chat_template(
+            messages, tools=record.tools or None, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        marks = [bool(mark) for mark in encoded["assistant_masks"]]
+        starts = [i for i, mark in enumerate(marks) if mark and not (i and marks[i - 1])]
+        answers = [turn for turn in record if turn.role == "assistant"]
+        if not all(turn.weight for turn in answers) and len(starts) != len(answers):
+            raise InputError(
+                f"{location}: weight: the chat template marks {len(starts)} answers, expected {len(answers)}; leave "
+                "weight out, or give a template that marks every answer as data.chat_template"
+            )
+        for number, start in enumerate(starts):
+            stop = next((i for i in range(start, len(ids)) if not marks[i]), len(ids))
+            end = max((i + 1 for i in range(start, stop) if ids[i] in self._ends), default=0)
+            if end:  # text that the template marks behind the end token is not learned
+                marks[end:stop] = [False] * (stop - end)
+            elif stop < len(ids) and ids[stop] in self._ends:
+                marks[stop], stop = True, stop + 1
+            if number < len(answers) and not answers[number].weight:
+                marks[start:stop] = [False] * (stop - start)
+        return marks
+
+    def _is_ended(self, record: Record, ids: Sequence[int]) -> bool:
+        return ids[-1] in self._ends or bool(record[-1].tool_calls and ids[-1] in self._tokenizer.added_tokens_decoder)
+
+
 def encode(records: Sequence[Record], tokenizer: Any, max_length: int, location: str = "records") -> Examples:
-    """Tokenize records; prompt and response are tokenized separately, as they are in generation.
+    """Tokenize records.
 
     Args:
         records: conversations, see `fl_lightning.data.records`.
         tokenizer: a transformers tokenizer.
         max_length: longer records are cut: the prompt's beginning first (at most half of `max_length` of it is kept),
             then the end of the response.
-        location: of the records, for messages.
+        location: of the records, for messages; a record's own location is preferred.
 
     Returns:
         One example per record, in order.
@@ -81,18 +173,13 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, location:
     Raises:
         InputError: if the chat template cannot render a record or a response comes out empty.
     """
+    encoder = RecordEncoder(tokenizer)
     all_ids: list[list[int]] = []
     all_marks: list[list[bool]] = []
     cut = 0
     for index, record in enumerate(records):
-        ids: list[int] = []
-        marks: list[bool] = []
-        templated = bool(getattr(tokenizer, "chat_template", None)) and record[0].role != "text"
-        for text, supervised in _pieces(record, tokenizer, f"{location}: record {index}"):
-            # A chat template writes the beginning mark itself.
-            piece = tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
-            ids += piece
-            marks += [supervised] * len(piece)
+        where = record.location or f"{location}: record {index}"
+        ids, marks = encoder(record, where)
         if len(ids) > max_length:
             first = next((i for i, mark in enumerate(marks) if mark), 0)
             start = max(0, min(len(ids) - max_length, first - max_length // 2))
@@ -101,9 +188,7 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, location:
         if marks:
             marks[0] = False  # no token before it predicts it
         if not any(marks):
-            raise InputError(
-                f"{location}: record {index}: no response tokens after tokenization; give a longer response"
-            )
+            raise InputError(f"{where}: no response tokens after tokenization; give a longer response")
         all_ids.append(ids)
         all_marks.append(marks)
     if cut:
@@ -111,65 +196,61 @@ def encode(records: Sequence[Record], tokenizer: Any, max_length: int, location:
     return Examples(all_ids, all_marks)
 
 
-def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
-    """Token ids of a conversation for the model to answer, tokenized in the same pieces as by `encode`.
+def encode_prompt(turns: Sequence[Turn], tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Token ids of a conversation for the model to answer, as `apply_chat_template` gives them.
 
     Args:
         turns: all messages so far.
         tokenizer: a transformers tokenizer.
+        tools: JSON schemas of functions that the model may call.
 
     Raises:
-        InputError: if the chat template cannot render them, or the result is empty.
+        InputError: if the chat template cannot render them or leaves one out, or the result is empty.
     """
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    if templated:
-        prompt = _render(turns, tokenizer, "messages", add_generation_prompt=True)
-        try:
-            pieces = _pieces(turns, tokenizer, "messages")
-        except InputError:  # the template rewrites earlier turns, so there are no common pieces
-            pieces = []
-        done = "".join(text for text, _ in pieces)
-        pieces = [*pieces, (prompt[len(done) :], False)] if prompt.startswith(done) else [(prompt, False)]
-    else:
-        pieces = _pieces(turns, tokenizer, "messages")
     ids: list[int] = []
-    for text, _ in pieces:
-        ids += tokenizer(text, add_special_tokens=not ids and not templated)["input_ids"]
+    if getattr(tokenizer, "chat_template", None):
+        record = Record(turns, tools)
+        AnswerFinder(tokenizer, ()).check_prompt(record, "messages")
+        text = render(record, tokenizer, "messages", tools=tools, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        check_no_tools(Record(turns, tools), "messages")
+        for text, _ in _pieces(turns, tokenizer):
+            ids += _tokens(text, tokenizer, first=not ids)
     if not ids:
         raise InputError("messages: expected at least one word, got no tokens")
     return ids
 
 
-def _pieces(record: Sequence[Turn], tokenizer: Any, location: str) -> list[tuple[str, bool]]:
-    """Consecutive pieces of a record's text, and whether each is supervised."""
+def check_no_tools(record: Record, location: str) -> None:
+    """Check that a conversation for a base without a chat template has no tools, which only a template can write.
+
+    Raises:
+        InputError: if it has some.
+    """
+    if record.tools or any(turn.tool_calls or turn.role == "tool" for turn in record):
+        raise InputError(
+            f"{location}: expected a conversation without tools, since the base model has no chat template; give one "
+            "as data.chat_template, or remove the tools"
+        )
+
+
+def _pieces(record: Sequence[Turn], tokenizer: Any) -> list[tuple[str, bool]]:
+    """Pieces of a text without a chat template, and whether each is supervised.
+
+    They are tokenized one by one, as prompt and answer are in generation.
+    """
     end = tokenizer.eos_token or ""
     if record[0].role == "text":
         return [(record[0].content + end, True)]
-    if not getattr(tokenizer, "chat_template", None):
-        return [(t.content + end, True) if t.supervised else (t.content + "\n\n", False) for t in record]
-    pieces, done = [], ""
-    for number, turn in enumerate(record):
-        if not turn.supervised:
-            continue
-        prompt = _render(record[:number], tokenizer, location, add_generation_prompt=True)
-        answered = _render(record[: number + 1], tokenizer, location, add_generation_prompt=False)
-        if not answered.startswith(prompt) or not prompt.startswith(done):
-            raise InputError(
-                f"{location}: the tokenizer's chat template rewrites earlier turns; expected one that only appends"
-            )
-        response = answered[len(prompt) :]
-        if end and end in response:  # text that a template puts after the end mark is not learned
-            response = response[: response.rindex(end) + len(end)]
-        pieces += [(prompt[len(done) :], False), (response, True)]
-        done = prompt + response
-    return pieces
+    return [(t.content + end, t.supervised) if t.role == "assistant" else (t.content + "\n\n", False) for t in record]
 
 
-def _render(turns: Sequence[Turn], tokenizer: Any, location: str, *, add_generation_prompt: bool) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except Exception as error:  # a template can raise anything
-        raise InputError(
-            f"{location}: the tokenizer's chat template refuses these turns ({error}); expected turns that it supports"
-        ) from error
+def _tokens(text: str, tokenizer: Any, *, first: bool) -> list[int]:
+    """Token ids of a piece; the first begins with the tokenizer's beginning mark, if it has one."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not first:
+        return ids
+    marked: list[int] = tokenizer(text)["input_ids"]
+    begin = next((i for i in range(len(marked) - len(ids) + 1) if marked[i : i + len(ids)] == ids), 0)
+    return marked[:begin] + ids

@@ -62,7 +62,7 @@ def _pool(names: Sequence[str], results: Sequence[Metrics]) -> dict[str, MetricV
     sums: dict[str, Metrics] = {}
     for name, metrics in zip(names, results, strict=True):
         if not metrics.num_tokens:
-            continue  # the client did not answer
+            continue  # the client did not answer, or has no held-out records
         sums[name] = sums[name] + metrics if name in sums else metrics
     for name, metrics in sums.items():
         if not math.isfinite(metrics.loss_sum):
@@ -166,5 +166,6 @@ def _evaluate_client_exports(
             rounds.setdefault(str(round_num), {})[department] = {
                 client: {**compute_metrics(metrics), "num_examples": metrics.num_examples}
                 for client, metrics in zip(paths, results, strict=True)
+                if metrics.num_tokens
             }
     return rounds

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.tokenization import Example
 from fl_lightning.modeling.generation.generate import generate, split
 from fl_lightning.state import LoraState
@@ -84,11 +85,8 @@ def take_samples(
         answers: list[list[torch.Tensor]] = []
         for state in (initial, adapter):
             with clients.with_adapter(state) as model:
-                answers.append(
-                    generate(model, prompts, max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
-                    if prompts
-                    else []
-                )
+                ends = find_end_tokens(tokenizer, getattr(model, "generation_config", None))
+                answers.append(generate(model, prompts, max_new_tokens=max_new_tokens, ends=ends) if prompts else [])
         for (client_id, _), (prompt, reference), *tokens in zip(records, parts, *answers, strict=True):
             texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (prompt, reference, *tokens)]
             samples.append(Sample(client_id, *texts))

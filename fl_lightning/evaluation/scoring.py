@@ -8,10 +8,8 @@ same weight.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,61 +17,18 @@ import numpy.typing as npt
 from torchmetrics.functional.text import rouge_score
 
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.tokenization import Example
-from fl_lightning.errors import InputError
 from fl_lightning.evaluation.bootstrap import ratio_interval
 from fl_lightning.evaluation.metrics import perplexity
 from fl_lightning.modeling.generation.generate import generate, split
-from fl_lightning.modeling.lora import read_lora_adapter
+from fl_lightning.modeling.scaled_adapter import ScaledAdapter
 from fl_lightning.seeding import derive_seed
-from fl_lightning.state import LoraState
-from fl_lightning.storage.files import read_json
-from fl_lightning.storage.run_layout import ADAPTER_CONFIG
 from fl_lightning.training.local_clients import LocalClients
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ScaledAdapter:
-    """An adapter for a model with another scaling.
-
-    Attributes:
-        state: its tensors, of any rank.
-        relative_scaling: its lora_alpha / r divided by that of the model.
-    """
-
-    state: LoraState
-    relative_scaling: float = 1.0
-
-
-def read_adapter(folder: Path, initial: LoraState, scaling: float) -> ScaledAdapter:
-    """Read an adapter in PEFT's format, of any rank and scaling.
-
-    Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        initial: an adapter of the model.
-        scaling: the model's lora_alpha / r.
-
-    Raises:
-        InputError: if there is no adapter, or it does not fit the model.
-    """
-    state = read_lora_adapter(folder, initial, any_rank=True)
-    path = folder / ADAPTER_CONFIG
-    config = read_json(path)
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        use_rslora = bool(config.get("use_rslora", False))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected r and lora_alpha, as in PEFT's config of a LoRA adapter") from error
-    ranks = {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name}
-    if ranks != {rank}:
-        raise InputError(f"{path}: r: expected the rank of the tensors, {max(ranks)}, got {rank}")
-    if not math.isfinite(alpha) or alpha <= 0:
-        raise InputError(f"{path}: lora_alpha: expected a number above 0, got {alpha}")
-    return ScaledAdapter(state, alpha / (math.sqrt(rank) if use_rslora else rank) / scaling)
 
 
 @dataclass(frozen=True)
@@ -126,9 +81,10 @@ class AdapterScorer:
     def _score_answers(self, adapter: ScaledAdapter, examples: Sequence[Example]) -> tuple[Array, Array]:
         """(exact match, ROUGE-L) of generated answers, each of shape (n,)."""
         parts = [split(example) for example in examples]
-        prompts, end = [prompt for prompt, _ in parts], self._tokenizer.eos_token_id
+        prompts = [prompt for prompt, _ in parts]
         with self._clients.with_adapter(adapter.state, adapter.relative_scaling) as model:
-            answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, end=end)
+            ends = find_end_tokens(self._tokenizer, getattr(model, "generation_config", None))
+            answers = generate(model, prompts, max_new_tokens=self._max_new_tokens, ends=ends)
         exact, rouge = np.zeros((2, len(examples)))
         for i, (answer, (_, reference)) in enumerate(zip(answers, parts, strict=True)):
             answer_text, reference_text = self._decode(answer), self._decode(reference)

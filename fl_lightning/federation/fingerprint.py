@@ -42,7 +42,7 @@ MUTABLE_KEYS = (
 )
 """Keys that a resumed run may change. Data and base model are compared by content, wherever their paths lead."""
 
-USER_KEYED = ("lora.profiles", "federation.hierarchy.groups")
+USER_KEYED = ("lora.profiles", "federation.hierarchy.groups", "data.chat_template_kwargs")
 """Mappings whose keys the user chooses; they are compared as a whole."""
 
 

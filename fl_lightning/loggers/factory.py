@@ -6,13 +6,14 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import Logger
 
 from fl_lightning.errors import InputError
+from fl_lightning.loggers.service_runs import read_service_runs, save_service_runs
 from fl_lightning.storage.run_layout import METRICS, MLFLOW, TENSORBOARD
 
 ENVIRONMENT = {
@@ -30,8 +31,8 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
     Args:
         specs: mappings with ``class_path`` and optional ``init_args``.
         run_folder: the run's folder.
-        fresh: whether the run is new. All rows of a resumed run are logged again, so the files that TensorBoard's and
-            CSV loggers wrote into its folder are removed first.
+        fresh: whether the run is new. A resumed run continues its runs at tracking services. To other loggers it logs
+            all rows again, so the files that TensorBoard's and CSV loggers wrote into its folder are removed first.
 
     Raises:
         InputError: naming the logger that cannot be made, and why.
@@ -40,9 +41,10 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
         os.environ.setdefault(name, value)
     locations = [f"logging.loggers[{index}]: {spec['class_path']}" for index, spec in enumerate(specs)]
     classes = [_import(location, spec["class_path"]) for location, spec in zip(locations, specs, strict=True)]
+    continued: Sequence[Mapping[str, str]] = [{}] * len(specs) if fresh else read_service_runs(specs, run_folder)
     loggers: list[Logger] = []
-    for location, spec, cls in zip(locations, specs, classes, strict=True):
-        arguments = dict(spec.get("init_args", {}))
+    for location, spec, cls, service_run in zip(locations, specs, classes, continued, strict=True):
+        arguments = {**service_run, **spec.get("init_args", {})}
         parameters = inspect.signature(cls).parameters
         if "save_dir" in parameters and "save_dir" not in arguments:
             arguments["save_dir"] = str(run_folder)
@@ -63,6 +65,7 @@ def make_loggers(specs: Sequence[dict[str, Any]], run_folder: Path, *, fresh: bo
                 getattr(loggers[-1], "experiment", None)  # opens its files, so that a bad folder is refused now
         except Exception as error:  # a logger's service may raise anything
             raise InputError(f"{location}: {' '.join(str(error).split())[:300]}") from error
+    save_service_runs(specs, loggers, run_folder)
     return loggers
 
 

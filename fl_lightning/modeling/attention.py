@@ -26,10 +26,25 @@ except ImportError:
     HAS_VARLEN_ATTENTION = False
 
 ATTENTION_NAME = "fl_packed"
+ORIGINAL = "sdpa"
+"""The only attention that is replaced: the one that calls without a packed row are passed on to."""
+UNUSED_ARGUMENTS = {
+    *("position_ids", "cache_position", "use_cache", "past_key_values", "is_causal"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+}
+"""Arguments that models pass to their attention function and that make no difference to a packed row."""
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+"""Names in transformers' ``layer_types`` of layers that `packed_attention` computes."""
+PLACEHOLDER_SHAPE = (1, 1, 1, 1)
+"""Of the mask that a model gets with a packed row, see `packed_kwargs`."""
 MIN_LENGTH_RATIO = 0.8
 """Sequences share a call if the shortest has at least this share of the tokens of the longest."""
 LENGTH_SLACK = 8
 """Sequences also share a call if the shortest has at most this many tokens less than the longest."""
+
+
+class UnsupportedAttention(ValueError):
+    """A model's attention is another one than `packed_attention` computes."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +155,16 @@ def packed_attention(
 
     Returns:
         (output of shape (1, T, heads, head_dim), None).
+
+    Raises:
+        UnsupportedAttention: for a packed row, if the model asks for anything else, such as soft caps or sinks.
     """
     if packed_layout is None:
         result: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return result
+    _check_call(module, attention_mask, sliding_window, kwargs)
     grouped_queries = query.shape[1] != key.shape[1]
     if can_use_varlen_attention(query, dropout):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -176,6 +195,30 @@ def packed_attention(
     return _Ungroup.apply(joined, packed_layout)[None], None  # type: ignore[no-untyped-call]
 
 
+def _check_call(
+    module: torch.nn.Module, mask: torch.Tensor | None, sliding_window: int | None, arguments: dict[str, Any]
+) -> None:
+    """Check that a call asks for causal attention inside each sequence, perhaps in a sliding window, and no more.
+
+    Raises:
+        UnsupportedAttention: if it does not.
+    """
+    if unknown := sorted(k for k, v in arguments.items() if v is not None and k not in UNUSED_ARGUMENTS):
+        raise UnsupportedAttention(f"its attention uses {', '.join(unknown)}")
+    if arguments.get("is_causal") is False:
+        raise UnsupportedAttention("its attention is not causal")
+    if mask is not None and mask.shape != PLACEHOLDER_SHAPE:
+        raise UnsupportedAttention("its attention has a mask that depends on its inputs")
+    config = getattr(module, "config", None)
+    if config is not None:
+        kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+        expected = window if kinds is None or kinds[module.layer_idx] == "sliding_attention" else None
+        if sliding_window != expected:
+            raise UnsupportedAttention(
+                f"its layers attend to the last {sliding_window} tokens, its config says {expected}"
+            )
+
+
 def can_use_varlen_attention(query: torch.Tensor, dropout: float) -> bool:
     """Whether torch's variable-length Flash Attention (Dao 2023, arXiv 2307.08691) can be used.
 
@@ -204,23 +247,39 @@ AttentionInterface.register(ATTENTION_NAME, packed_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def use_packed_attention(model: Any) -> bool:
-    """Switch a transformers model to packed attention; returns False if its architecture does not support that."""
-    if not getattr(model, "_supports_attention_backend", False):
-        return False
-    model.set_attn_implementation(ATTENTION_NAME)
-    return True
+def use_packed_attention(model: Any) -> None:
+    """Switch a transformers model to packed attention.
 
-
-def packed_kwargs(config: Any, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Keyword arguments for running a transformers model on a packed row.
-
-    transformers passes a four-dimensional mask on unchanged, so a placeholder avoids a T × T mask. Other models get no
-    mask and derive the block-causal one from ``position_ids``.
+    Raises:
+        UnsupportedAttention: if its attention is another one; the model is unchanged.
     """
-    if getattr(config, "_attn_implementation", None) != ATTENTION_NAME:
-        return {}
+    text = model.config.get_text_config()
+    current = getattr(text, "_attn_implementation", None)
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedAttention("it is recurrent")
+    if others := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
+        raise UnsupportedAttention(f"it has layers of {', '.join(others)}")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedAttention("its attention cannot be replaced")
+    if current not in (ORIGINAL, ATTENTION_NAME):
+        raise UnsupportedAttention(f"its attention is transformers' {current}, not {ORIGINAL}")
+    if not {"position_ids", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys():
+        raise UnsupportedAttention("it takes no position_ids or no logits_to_keep")
+    model.set_attn_implementation(ATTENTION_NAME)
+
+
+def restore_attention(model: Any) -> None:
+    """Switch a model back to the attention that it had before `use_packed_attention`."""
+    if getattr(model.config, "_attn_implementation", None) == ATTENTION_NAME:
+        model.set_attn_implementation(ORIGINAL)
+
+
+def packed_kwargs(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """Keyword arguments for running a switched transformers model on a packed row.
+
+    transformers passes a four-dimensional mask on unchanged, so a placeholder avoids a T × T mask.
+    """
     return {
         "packed_layout": PackedLayout.from_lengths(lengths, device),
-        "attention_mask": torch.empty(1, 1, 1, 1, device=device),
+        "attention_mask": torch.empty(PLACEHOLDER_SHAPE, device=device),
     }

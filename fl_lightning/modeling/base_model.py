@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import use_packed_attention
+from fl_lightning.modeling.limits import max_positions, vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     model.eval()
-    use_packed_attention(model)
     return model, tokenizer
 
 
@@ -80,15 +79,35 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise InputError(_load_error(config.name_or_path, source, error)) from error
 
 
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The generation config of the base model, or what its config says about generation.
+
+    Raises:
+        InputError: if the model cannot be loaded; says what was tried.
+    """
+    source, arguments = _locate(config)
+    try:
+        return GenerationConfig.from_pretrained(source, revision=arguments.get("revision"))
+    except OSError:  # it has no generation_config.json
+        return GenerationConfig.from_model_config(_model_config(config))
+
+
 def context_length(config: ModelConfig) -> int | None:
     """Maximum number of tokens of prompt and answer together; None if the model's config does not state it.
 
     Raises:
         InputError: if the model cannot be loaded; says what was tried.
     """
-    model_config = _model_config(config)
-    length = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    return int(length) if length else None
+    return max_positions(_model_config(config))
+
+
+def embedding_size(config: ModelConfig) -> int | None:
+    """Number of token ids that the model knows; the tokenizer may have more. None if its config does not state it.
+
+    Raises:
+        InputError: if the model cannot be loaded; says what was tried.
+    """
+    return vocabulary_size(_model_config(config))
 
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:

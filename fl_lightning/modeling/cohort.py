@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.functional import linear
 
+from fl_lightning.data.packing import real_tokens
 from fl_lightning.errors import InputError
+from fl_lightning.modeling.dropout import Generator, keep_mask
 from fl_lightning.modeling.lora import ADAPTER, lora_layers
 from fl_lightning.state import Factor, LoraState
 
@@ -33,6 +34,7 @@ class _Site:
         relative_scalings: s_k of the clients divided by the model's, shape (K, 1, 1); None if all are 1.
         ranks: of the clients.
         frozen_products: (A, B) for each run of neighboring clients with the same frozen product, or None.
+        is_used: whether tokens have passed it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class _Site:
     relative_scalings: torch.Tensor | None = None
     ranks: tuple[int, ...] = ()
     frozen_products: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...] = ()
+    is_used: bool = False
 
 
 class LoraCohort:
@@ -62,8 +65,9 @@ class LoraCohort:
         self.size = 0
         self._sites: list[_Site] = []
         self._segments: tuple[int, ...] | None = ()
+        self._lengths: tuple[int, ...] = ()
         self._runs: list[int] = []
-        self._generators: Sequence[torch.Generator | np.random.Generator] | None = None
+        self._generators: Sequence[Generator] | None = None
         for name, layer in lora_layers(model).items():
             if layer.lora_embedding_A or layer.lora_variant:
                 raise InputError(f"lora.target_modules: {name} is not a plain LoRA linear layer; choose linear layers")
@@ -122,6 +126,10 @@ class LoraCohort:
         """The trainable A and B of every layer; the first dimension of each is the client."""
         return [p for site in self._sites for p in (site.a, site.b) if p.requires_grad]
 
+    def unused_layers(self) -> list[str]:
+        """Names of the layers that no token has passed in any forward pass."""
+        return [site.name for site in self._sites if not site.is_used]
+
     def state(self, index: int) -> LoraState:
         """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
         state = {}
@@ -158,13 +166,17 @@ class LoraCohort:
             g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
 
     def set_segments(
-        self, segments: Sequence[int], generators: Sequence[torch.Generator | np.random.Generator] | None = None
+        self,
+        segments: Sequence[int],
+        generators: Sequence[Generator] | None = None,
+        lengths: Sequence[int] = (),
     ) -> None:
         """Set the clients' segments of the next row: `segments[k]` tokens of client k, in order.
 
         Args:
             segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
             generators: one per client, for its dropout; None turns dropout off.
+            lengths: of the row's sequences, for models that get them padded on the right instead of in a row.
 
         Raises:
             ValueError: if there are not exactly K of each.
@@ -174,7 +186,7 @@ class LoraCohort:
             raise ValueError(
                 f"expected one segment and one generator for each of the {self.size} clients, got {counts}"
             )
-        self._segments, self._generators = tuple(segments), generators
+        self._segments, self._generators, self._lengths = tuple(segments), generators, tuple(lengths)
 
     def set_single_client(self) -> None:
         """Give all rows of the next inputs, of any shape, to the only client, without dropout; for generation.
@@ -187,7 +199,7 @@ class LoraCohort:
         self._segments, self._generators = None, None
 
     @property
-    def generators(self) -> Sequence[torch.Generator | np.random.Generator]:
+    def generators(self) -> Sequence[Generator]:
         """The generator of each client's dropout; empty if dropout is off."""
         return self._generators or ()
 
@@ -208,7 +220,10 @@ class LoraCohort:
 
     def _hook(self, site: _Site) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + self._update(site, inputs[0]).to(output.dtype)
+            x, site.is_used = inputs[0], True
+            is_row = self._segments is None or x.shape[:-1] == (1, sum(self._segments))
+            update = self._update(site, x) if is_row else self._update_of_tokens(site, x)
+            return output + update.to(output.dtype)
 
         return add_update
 
@@ -235,6 +250,22 @@ class LoraCohort:
             else update + self._frozen_update(site, x, update)
         )
 
+    def _update_of_tokens(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
+        """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""
+        tokens, total = x.flatten(0, -2), sum(self._segments or ())
+        if self._lengths and len(tokens) == len(self._lengths) * max(self._lengths) != total:
+            index = real_tokens(self._lengths).flatten().nonzero().squeeze(1).to(x.device)
+            update = self._update(site, tokens.index_select(0, index)[None])[0]
+            update = update.new_zeros(len(tokens), update.shape[-1]).index_copy(0, index, update)
+        elif len(tokens) == total:
+            update = self._update(site, tokens[None])[0]
+        else:
+            raise InputError(
+                f"lora.target_modules: {site.name} sees {len(tokens)} of {total} tokens of a row, expected all; "
+                "remove it"
+            )
+        return update.view(*x.shape[:-1], update.shape[-1])
+
     def _frozen_update(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         """The contribution of the frozen products."""
         if self._segments is None:
@@ -260,24 +291,3 @@ def _padded(factor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
     if not missing:
         return factor
     return torch.nn.functional.pad(factor, (0, 0, 0, missing) if dim == 0 else (0, missing))
-
-
-def keep_mask(x: torch.Tensor, p: float, generator: torch.Generator | np.random.Generator) -> torch.Tensor:
-    """The dropout mask for x: 0 with probability p, else 1 / (1 − p); only `generator` is used.
-
-    On a CPU the generator is NumPy's: raw 16-bit draws take a fifth of the time of torch's Bernoulli draws. p is then
-    rounded to a multiple of 1/65536.
-    """
-    if isinstance(generator, torch.Generator):
-        return torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
-    words = (x.numel() + 3) // 4
-    draws = generator.bit_generator.random_raw(words).view(np.uint16)[: x.numel()]
-    keep = torch.from_numpy(draws >= round(p * 65536)).view(x.shape)
-    return keep.to(x.dtype).mul_(1 / (1 - p))
-
-
-def dropout_generator(seed: int, device: torch.device) -> torch.Generator | np.random.Generator:
-    """A client's generator for `keep_mask` on this device."""
-    if device.type == "cpu":
-        return np.random.Generator(np.random.SFC64(seed))
-    return torch.Generator(device).manual_seed(seed)

@@ -12,8 +12,10 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from fl_lightning.errors import InputError, nearest
+from fl_lightning.errors import InputError
 from fl_lightning.linalg.adapter_algebra import pad_to_common_rank, resize_like
+from fl_lightning.modeling.adapter_config import read_adapter_config, write_adapter_config
+from fl_lightning.modeling.target_modules import expand_targets
 from fl_lightning.state import LoraState, is_lora_a, problem_with, snapshot
 from fl_lightning.storage.files import atomic_folder
 from fl_lightning.storage.tensors import read_state, write_state
@@ -38,7 +40,7 @@ def create_lora_model(
         r: rank.
         lora_alpha: scale; the update is ``(lora_alpha / r) B A x``.
         lora_dropout: dropout on the input of A.
-        target_modules: names of the linear layers.
+        target_modules: of the linear layers: names, regular expressions for whole names, or ``all-linear``.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
         seed: of A₀; the same seed always gives the same A₀, whatever was drawn before.
 
@@ -46,22 +48,13 @@ def create_lora_model(
         The PEFT model; only A and B require gradients.
 
     Raises:
-        InputError: if a name matches no linear layer.
+        InputError: if a target matches no layer, or one that cannot get an adapter.
     """
-    suffixes = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
-    names = [name for name, _ in model.named_modules()]
-    for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = sorted(s for s in suffixes if s.endswith(("proj", "attn", "fc", "fc1", "fc2", "query_key_value")))
-            raise InputError(
-                f"lora.target_modules: {target!r} matches no module of the base model{nearest(target, suffixes)}"
-                f"; expected one of {', '.join(known)}"
-            )
     config = PeftLoraConfig(
         r=r,
         lora_alpha=int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,  # else 16 would be written as 16.0
         lora_dropout=lora_dropout,
-        target_modules=sorted(target_modules),
+        target_modules=expand_targets(model, target_modules),
         use_rslora=use_rslora,
         task_type="CAUSAL_LM",
     )
@@ -150,15 +143,11 @@ def export_lora_adapter(model: PeftModel, folder: str | Path, state: Mapping[str
     tensors = collect_lora_state(model) if state is None else snapshot(pad_to_common_rank(state))
     with atomic_folder(folder) as temporary:
         config = copy.copy(model.peft_config[ADAPTER])
-        config.inference_mode = True
         rank = next(tensor.shape[0] for name, tensor in tensors.items() if is_lora_a(name))
         if rank != config.r:
             config.lora_alpha *= (rank / config.r) ** (0.5 if config.use_rslora else 1)
             config.r = rank
-        for name, value in vars(config).items():  # the order of a set differs between processes
-            if isinstance(value, set):
-                setattr(config, name, sorted(value))
-        config.save_pretrained(str(temporary))
+        write_adapter_config(config, temporary)
         write_state(temporary / "adapter_model.safetensors", tensors)
     return folder
 
@@ -195,8 +184,7 @@ def load_adapter_model(model: Any, folder: str | Path) -> PeftModel:
         InputError: if the folder has no adapter that fits the base model.
     """
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}: no adapter; expected adapter_config.json and adapter_model.safetensors")
+    read_adapter_config(folder)  # PEFT ignores keys that it does not know
     tensors = read_lora_adapter(folder)
     try:
         loaded = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)

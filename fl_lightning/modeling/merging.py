@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from fl_lightning.config import ModelConfig
+from fl_lightning.config import DataConfig, ModelConfig
+from fl_lightning.data.chat_template import pin_chat_template
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.base_model import load_base_model, stored_dtype
 from fl_lightning.modeling.lora import ADAPTER, load_adapter_model, lora_layers
@@ -50,16 +52,25 @@ class MergedModel:
 
 
 def merge_adapter(
-    config: ModelConfig, adapter: Path, folder: Path, *, dtype: str = "auto", copies: int = 1, card: str = ""
+    config: ModelConfig,
+    adapter: Path,
+    folder: Path,
+    *,
+    data: DataConfig | None = None,
+    dtype: str = "auto",
+    copies: int = 1,
+    card: str = "",
 ) -> MergedModel:
     """Write base model + adapter as one model: safetensors, config, generation config, tokenizer and chat template.
 
-    ``W + s B A`` is computed in fp32 and rounded once. The folder is written atomically.
+    ``W + s B A`` is computed in fp32 and rounded once. The folder is written atomically. The generation config names
+    all tokens that end an answer. The chat template is that of the run, with a clock if it has one.
 
     Args:
         config: the ``model`` block; for a 4-bit base model the unquantized weights are used.
         adapter: a folder in PEFT's format.
         folder: where to write; an existing merged model is replaced.
+        data: the ``data`` block, with the choices about the chat template; None leaves the template as it is.
         dtype: of the written weights: auto (as in the base model's files), fp32, bf16 or fp16.
         copies: number of models of this size that must fit on the disk.
         card: text of a README.md in the folder; empty writes none.
@@ -88,6 +99,10 @@ def merge_adapter(
     if config.load_in_4bit:
         log.info("the base model was quantized to 4 bits for training; merging into its unquantized weights")
     base, tokenizer = load_base_model(replace(config, load_in_4bit=False), dtype=torch.float32)
+    if data is not None:
+        pin_chat_template(tokenizer, replace(data, template_date=None))
+    if ends := find_end_tokens(tokenizer, base.generation_config):
+        base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     model, rounding = _merged(load_adapter_model(base, adapter), target)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     check_disk_space(folder, size * copies)
@@ -103,7 +118,15 @@ def merge_adapter(
 @torch.no_grad()
 def _merged(model: Any, dtype: torch.dtype) -> tuple[Any, float]:
     """(base model with the adapter in its weights, in `dtype`; change by rounding divided by change by the adapter)."""
-    layers = list(lora_layers(model).values())
+    named_layers = lora_layers(model)
+    owners: dict[int, str] = {}
+    for name, layer in named_layers.items():
+        if (owner := owners.setdefault(id(layer.get_base_layer().weight), name)) != name:
+            raise InputError(
+                f"the adapter cannot be merged: {owner} and {name} share a weight of the base model, and each has an "
+                "update; use base model and adapter as they are"
+            )
+    layers = list(named_layers.values())
     change = _norm(layer.get_delta_weight(ADAPTER) for layer in layers)
     bases = [layer.get_base_layer() for layer in layers]
     _untie(model, bases)

@@ -10,6 +10,10 @@ from fl_lightning.config import RunConfig
 
 MUST_MATCH = (
     "seed",
+    "data.chat_template",
+    "data.chat_template_kwargs",
+    "data.system_turns",
+    "data.template_date",
     "lora.r",
     "lora.lora_alpha",
     "lora.lora_dropout",

@@ -135,6 +135,7 @@ def parse_metrics(header: Mapping[str, Any], count: int) -> list[Metrics]:
         complete = isinstance(entry, Mapping) and entry.keys() == METRIC_NAMES
         if not complete or not all(type(v) in (int, float) and abs(v) < 1e15 for v in entry.values()):
             raise RejectedReply(f"expected finite numbers as metrics, got {str(entry)[:200]}")
-        if type(entry["num_tokens"]) is not int or entry["num_tokens"] < 1:
+        is_empty = not any(entry.values())  # a site without held-out records
+        if not is_empty and (type(entry["num_tokens"]) is not int or entry["num_tokens"] < 1):
             raise RejectedReply(f"expected metrics over at least 1 token, got {entry['num_tokens']}")
     return [Metrics(**entry) for entry in entries]

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.config import RunConfig
+from fl_lightning.data.chat_template import pin_chat_template
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.errors import InputError
+from fl_lightning.modeling.base_model import load_generation_config, load_tokenizer
 from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.modeling.merging import check_replaceable, merge_adapter
 from fl_lightning.publishing.model_card import CardSubject, model_card
@@ -91,10 +94,12 @@ def build_export_folder(
         merged,
         int(adapter_config["r"]),
         tuple(sorted(map(str, targets))) if isinstance(targets, list) else (str(targets),),
+        () if merged else _unknown_end_tokens(source.config),
     )
     card = model_card(source.config, facts, subject)
     if merged:
-        merge_adapter(source.config.model, source.adapter, folder, dtype=dtype, copies=copies, card=card)
+        config = source.config
+        merge_adapter(config.model, source.adapter, folder, data=config.data, dtype=dtype, copies=copies, card=card)
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         return ExportFolder(source, folder, files, facts)
     check_replaceable(folder)
@@ -104,6 +109,18 @@ def build_export_folder(
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return ExportFolder(source, folder, list(ADAPTER_FILES), facts)
+
+
+def _unknown_end_tokens(config: RunConfig) -> tuple[int, ...]:
+    """The tokens that end an answer if the base's generation config lacks one of them; none if it cannot be loaded."""
+    try:
+        tokenizer, generation = load_tokenizer(config.model), load_generation_config(config.model)
+        pin_chat_template(tokenizer, config.data)
+    except InputError:
+        return ()
+    ends, configured = find_end_tokens(tokenizer, generation), generation.eos_token_id
+    known = configured if isinstance(configured, list) else [configured]
+    return () if set(ends) <= set(known) else ends
 
 
 def _public_adapter_config(source: ExportSource) -> dict[str, Any]:
@@ -118,5 +135,7 @@ def _public_adapter_config(source: ExportSource) -> dict[str, Any]:
         raise InputError(f"{path}: expected the config of a LoRA adapter, as fit writes it, got something else")
     model = source.config.model
     value["base_model_name_or_path"] = public_base_name(model, source.base)
-    value["revision"] = model.revision if source.base == model.name_or_path else None
+    value.pop("revision", None)
+    if source.base == model.name_or_path and model.revision is not None:
+        value["revision"] = model.revision
     return value

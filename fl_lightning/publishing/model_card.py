@@ -34,6 +34,7 @@ class CardSubject:
         merged: whether the repository has a merged model instead of an adapter.
         r: the adapter's rank.
         targets: names of the adapted layers.
+        ends: ids of the tokens that end an answer, if the base's own generation config does not have all of them.
     """
 
     repository: str
@@ -42,6 +43,7 @@ class CardSubject:
     merged: bool
     r: int
     targets: tuple[str, ...]
+    ends: tuple[int, ...] = ()
 
 
 def model_card(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> str:
@@ -120,12 +122,13 @@ def _snippet(config: RunConfig, subject: CardSubject) -> str:
     bundled = subject.base is None and public_base_name(config.model, None) != UNNAMED_BASE
     bundled_import = "from fl_lightning.bundled import resolve\n" if bundled else ""
     name = f'resolve("{config.model.name_or_path}")' if bundled else f'"{subject.base or UNNAMED_BASE}"'
+    ends = f"\nmodel.generation_config.eos_token_id = {list(subject.ends)}" if subject.ends else ""
     note = "  # put the base model here" if name == f'"{UNNAMED_BASE}"' else ""
     return (
         f"{bundled_import}from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"base = {name}{note}\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "{subject.repository}")\n'
-        "tokenizer = AutoTokenizer.from_pretrained(base)"
+        f"tokenizer = AutoTokenizer.from_pretrained(base){ends}"
     )
 
 

@@ -145,7 +145,7 @@ def _held_out_records(config: RunConfig) -> dict[str, list[Record]]:
 
     team_of, data = client_teams(config.federation.hierarchy.groups), config.data
     records = {}
-    for department, clients in find_clients(data.root, data.clients_per_dept).items():
+    for department, clients in find_clients(data.root, data.max_clients).items():
         for files in clients:
             _, held_out = read_splits(files, eval_fraction=data.eval_fraction, seed=config.seed)
             records[f"{team_of.get(files.client_id, department)}/{files.client}"] = held_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,14 @@ from fl_lightning.callbacks import (
 from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
+from fl_lightning.data.chat_template import pin_chat_template, pin_date
 from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.federation.fingerprint import fingerprint_model
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.modeling.base_model import load_base_model
+from fl_lightning.modeling.limits import check_token_ids, limit_length
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
@@ -42,6 +46,8 @@ from fl_lightning.storage.run_folder import check_output
 from fl_lightning.storage.run_layout import CONFIG
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.device import launch_fabric, make_fabric
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,13 +79,13 @@ def build_components(config: RunConfig) -> RunComponents:
     """
     groups = config.federation.hierarchy.groups
 
-    def load_data(tokenizer: Any) -> dict[str, ClientData]:
+    def load_data(tokenizer: Any, max_length: int) -> dict[str, ClientData]:
         data = load_clients(
             config.data.root,
             tokenizer,
-            clients_per_dept=config.data.clients_per_dept,
+            clients_per_dept=config.data.max_clients,
             max_records=config.data.max_records,
-            max_length=config.data.max_length,
+            max_length=max_length,
             eval_fraction=config.data.eval_fraction,
             seed=config.seed,
         )
@@ -91,8 +97,8 @@ def build_components(config: RunConfig) -> RunComponents:
     return components
 
 
-def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[str, ClientData]]) -> RunComponents:
-    """Load the base model, and the data by a function of its tokenizer, without writing anything.
+def build_model_components(config: RunConfig, load_data: Callable[[Any, int], dict[str, ClientData]]) -> RunComponents:
+    """Load the base model, and the data by a function of its tokenizer and the tokens per record; nothing is written.
 
     Raises:
         InputError: if config, data and machine do not fit together.
@@ -102,6 +108,13 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
     fabric, dtype = make_fabric(config.fabric)
     launch_fabric(fabric)
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    pin_date(config.data, tokenizer)
+    pin_chat_template(tokenizer, config.data)
+    if not find_end_tokens(tokenizer):
+        log.warning(
+            "answers will not end: the base has no token that ends them, neither in its chat template nor in its "
+            "tokenizer; data.chat_template takes a file with a template that has one"
+        )
     base_fingerprint = fingerprint_model(base) if launch.is_first() else ""
     base_precision = "4bit" if config.model.load_in_4bit else str(dtype).removeprefix("torch.")
     model = create_lora_model(
@@ -113,7 +126,8 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any], dict[st
         use_rslora=config.lora.use_rslora,
         seed=derive_seed(config.seed, "lora_A"),
     )
-    data = load_data(tokenizer)
+    data = load_data(tokenizer, limit_length(config.data.max_length, base))
+    check_token_ids(data, base, tokenizer)
     if config.federation.guard.name == "dp":  # a missing dp-accounting fails here, not after the first round
         privacy = config.federation.privacy
         epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)

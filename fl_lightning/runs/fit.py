@@ -25,6 +25,7 @@ from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.federation.state import FederationState
 from fl_lightning.loggers.factory import make_loggers
+from fl_lightning.loggers.service_runs import read_service_runs
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents, build_components, make_callbacks, make_local_clients
 from fl_lightning.runs.resume import load_resume_state
@@ -48,6 +49,7 @@ class RunStart:
         loggers: that write into the run folder.
         state: to continue from; None starts at round 1.
         extra: what the checkpoint holds besides the state.
+        continued_loggers: those of `loggers` that go on in the tracking service's run, so they have the rows already.
     """
 
     run_folder: Path
@@ -55,6 +57,7 @@ class RunStart:
     loggers: list[Any]
     state: FederationState | None = None
     extra: CheckpointExtra = field(default_factory=CheckpointExtra)
+    continued_loggers: Sequence[Any] = ()
 
 
 def fit(config: RunConfig, *, resume: Path | None = None, console: Console | None = None) -> Path | None:
@@ -74,9 +77,10 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         return None
     with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
+        clients = make_local_clients(components, config)  # checks the base model before a run folder exists
         run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
         with open_run(config, components, run_fingerprint, resume) as start:
-            return run_fit(start, config, components, console=console)
+            return run_fit(start, config, components, clients, console=console)
 
 
 @contextlib.contextmanager
@@ -90,10 +94,11 @@ def open_run(
     """
     loggers_config = config.logging.loggers
     if resume is not None:
-        state, extra = load_resume_state(components, resume, run_fingerprint)
-        # A continued run logs its whole history again, from the row of the base model.
+        state, extra = load_resume_state(components, resume, run_fingerprint, config.federation.rounds)
+        service_runs = read_service_runs(loggers_config, resume)
         loggers = make_loggers(loggers_config, resume, fresh=False)
-        yield RunStart(resume, run_fingerprint, loggers, state, extra)
+        continued = [logger for logger, service_run in zip(loggers, service_runs, strict=True) if service_run]
+        yield RunStart(resume, run_fingerprint, loggers, state, extra, continued)
         return
     run_folder = create_run_folder(Path(config.output), to_yaml(config))
     with locked(run_folder):
@@ -109,8 +114,8 @@ def run_fit(
     start: RunStart,
     config: RunConfig,
     components: RunComponents,
+    clients: ClientTransport,
     *,
-    clients: ClientTransport | None = None,
     console: Console | None = None,
     extra_callbacks: Sequence[FederatedCallback] = (),
     command: str = "fit",
@@ -121,7 +126,7 @@ def run_fit(
         start: from `open_run`.
         config: of the run.
         components: of this config.
-        clients: fit and evaluate adapters; None uses this machine's devices.
+        clients: fit and evaluate adapters.
         console: for progress bars; None is standard error.
         extra_callbacks: see `make_callbacks`.
         command: that continues the run, for error messages.
@@ -153,14 +158,16 @@ def run_fit(
         try:
             write_text(run_folder / CONFIG, to_yaml(config))
             for logger in start.loggers:
-                logger.log_hyperparams(config.to_dict())
+                if logger not in start.continued_loggers:  # MLflow refuses another value, such as more rounds
+                    logger.log_hyperparams(config.to_dict())
             warn_low_disk(run_folder, _estimate_disk_bytes(config, components))
             trainer.fit(
                 components.module,
                 components.data,
-                clients=clients or make_local_clients(components, config),
+                clients=clients,
                 resume_from=state,
                 history=start.extra.history,
+                continued_loggers=start.continued_loggers,
                 journal=Journal(run_folder / CHECKPOINTS, trainer.writer),
             )
         except OSError as error:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def load_resume_state(
-    components: RunComponents, run_folder: Path, run_fingerprint: Mapping[str, Any]
+    components: RunComponents, run_folder: Path, run_fingerprint: Mapping[str, Any], rounds: int
 ) -> tuple[FederationState | None, CheckpointExtra]:
     """The newest complete checkpoint of a run.
 
@@ -33,6 +33,7 @@ def load_resume_state(
         components: as the config of now asks for them.
         run_folder: of the run, locked by this process.
         run_fingerprint: of this config, base model and data.
+        rounds: of the run in all; fewer than it has done are refused.
 
     Returns:
         As `newest_checkpoint`; (None, nothing) for a run that was stopped before its first checkpoint.
@@ -56,6 +57,11 @@ def load_resume_state(
             "start a new run"
         )
     check_fingerprint(extra.identity, run_fingerprint)
+    if state.round_num > rounds:
+        raise InputError(
+            f"federation.rounds: expected at least {state.round_num}, the rounds that {run_folder} has done, got "
+            f"{rounds}; give more, or start a new run"
+        )
     initial = collect_lora_state(components.module.model)
     problem = problem_with(initial, state.initial)
     if problem or any(not torch.equal(initial[name], tensor) for name, tensor in state.initial.items()):

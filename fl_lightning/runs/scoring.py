@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_lightning.config import RunConfig
+from fl_lightning.config import LoraConfig, RunConfig
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.evaluation.scoring import AdapterScorer, ScaledAdapter, read_adapter, score_all
+from fl_lightning.evaluation.scoring import AdapterScorer, score_all
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
+from fl_lightning.modeling.scaled_adapter import ScaledAdapter, adapted_layers, read_adapter
 from fl_lightning.runs.build import build_components
 from fl_lightning.storage.files import write_json, write_text
 from fl_lightning.storage.run_adapters import BASE, shared_adapters
@@ -64,6 +65,7 @@ def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
     config = replace(config, fabric=config.fabric.alone())
     if request.data is not None:
         config = replace(config, data=replace(config.data, root=request.data))
+    config = replace(config, lora=_with_layers_of(config.lora, request.adapters))
     components = build_components(config)
     run_adapters = {} if request.run_folder is None else shared_adapters(request.run_folder)
     folders = {**run_adapters, **request.adapters}
@@ -91,6 +93,14 @@ def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
         "adapters": {name: str(folder) for name, folder in folders.items()},
         "figures": metrics,
     }
+
+
+def _with_layers_of(lora: LoraConfig, adapters: Mapping[str, Path]) -> LoraConfig:
+    """The ``lora`` block with the layers of further adapters; on layers that an adapter leaves out it is zero."""
+    layers = {layer for folder in adapters.values() for layer in adapted_layers(folder)}
+    names = lora.target_modules
+    missing = sorted(layer for layer in layers if not any(f".{layer}".endswith(f".{name}") for name in names))
+    return replace(lora, target_modules=[*names, *missing])
 
 
 def _pairs(name: str, department: str, request: ScoringRequest) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 from litserve import LitServer
 
 from fl_lightning.config import RunConfig
+from fl_lightning.data.chat_template import pin_chat_template
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.modeling.base_model import context_length, load_tokenizer
+from fl_lightning.modeling.base_model import context_length, embedding_size, load_tokenizer
 from fl_lightning.serving.endpoints import ChatSpec, Limits
 from fl_lightning.serving.metrics import ServingMetrics
 from fl_lightning.serving.middleware import AccessMiddleware, digest
@@ -139,7 +140,13 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
     registry = ModelRegistry(options.run_folder, options.clients, options.models)
     folders = registry.refresh()
     tokenizer = load_tokenizer(config.model)
-    limits = replace(options.limits, context=context_length(config.model), answers=options.max_requests)
+    pin_chat_template(tokenizer, config.data)
+    limits = replace(
+        options.limits,
+        context=context_length(config.model),
+        vocabulary=embedding_size(config.model),
+        answers=options.max_requests,
+    )
     metrics = ServingMetrics()
     spec = ChatSpec(tokenizer, registry, limits, metrics, options.watch_seconds)
     api = ChatAPI(config, folders, options.max_batch, spec)

@@ -79,6 +79,11 @@ class Conversation:
         turns = [*self.turns, Turn("user", text)]
         prompt = encode_prompt(turns, self._answering.tokenizer)
         room = self._max_new_tokens if self._context is None else min(self._max_new_tokens, self._context - len(prompt))
+        rows = self._answering.model.get_input_embeddings().num_embeddings
+        if max(prompt) >= rows:
+            raise InputError(
+                f"expected text with token ids below {rows}, the base model's embedding, got {max(prompt)}"
+            )
         if room < 1:
             raise InputError(f"expected fewer than {self._context} tokens, got {len(prompt)}; /clear forgets them")
         seed = derive_seed(self._seed, "chat", len(turns))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.config import RunConfig
+from fl_lightning.data.chat_template import pin_chat_template
+from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.errors import InputError
-from fl_lightning.evaluation.scoring import read_adapter
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
 from fl_lightning.modeling.generation.decoding import Decoder
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
+from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.state import LoraState
 from fl_lightning.training.device import make_fabric
 
@@ -62,6 +64,7 @@ def load_answering(config: RunConfig) -> Answering:
     """
     fabric, dtype = make_fabric(config.fabric.alone())
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
+    pin_chat_template(tokenizer, config.data)
     if getattr(base, "_is_stateful", False):
         raise InputError(
             f"model.name_or_path: {config.model.name_or_path} is a {type(base).__name__}, a recurrent "
@@ -74,11 +77,5 @@ def load_answering(config: RunConfig) -> Answering:
         base, lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules, use_rslora=lora.use_rslora
     )
     model.eval()
-    return Answering(model, tokenizer, AdapterBank(model), end_tokens(base, tokenizer), collect_lora_state(model))
-
-
-def end_tokens(base: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
-    configured = getattr(base.generation_config, "eos_token_id", None)
-    tokens = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*tokens, tokenizer.eos_token_id) if token is not None)
+    ends = find_end_tokens(tokenizer, base.generation_config)
+    return Answering(model, tokenizer, AdapterBank(model), ends, collect_lora_state(model))

@@ -13,8 +13,8 @@ from typing import Any
 from fl_lightning.serving.metrics import ServingMetrics
 from fl_lightning.serving.requests import ApiError, busy
 
-CHAT = "/v1/chat/completions"
-PATHS = {CHAT: "POST", "/v1/models": "GET", "/health": "GET", "/metrics": "GET"}
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PATHS = {CHAT: "POST", COMPLETIONS: "POST", "/v1/models": "GET", "/health": "GET", "/metrics": "GET"}
 MODEL = "/v1/models/"
 OWN_HOSTS = (b"localhost", b"127.0.0.1")
 BODY_SECONDS = 30.0
@@ -35,7 +35,7 @@ class AccessMiddleware:
         key: digest of the API key that every path but ``/health`` requires. None disables the key; then only programs
             on this machine may connect, and requests from web pages are rejected.
         max_body: limit of a body, bytes.
-        max_requests: limit of concurrent chat requests.
+        max_requests: limit of concurrent requests for answers.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class AccessMiddleware:
 
         try:
             self._check(scope, path)
-            if path == CHAT:
-                await self._chat(scope, receive, counted)
+            if path in (CHAT, COMPLETIONS):
+                await self._generate(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         except ApiError as error:
@@ -91,7 +91,7 @@ class AccessMiddleware:
         if len(length) > 20 or int(length) > self._max_body:
             raise self._too_large()
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._running >= self._max_requests:
             raise busy(self._running)
         self._running += 1

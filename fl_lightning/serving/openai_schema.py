@@ -1,4 +1,4 @@
-"""Responses in the format of OpenAI's chat completions: whole, or as chunks of a stream."""
+"""Responses in the formats of OpenAI's chat completions and completions: whole, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -36,53 +36,79 @@ class Choice:
     tokens: int = 0
 
 
-@dataclass(frozen=True)
 class Completion:
-    """The answers to one request.
+    """Formats the answers to one request for text to be continued (``POST /v1/completions``).
 
-    Attributes:
+    Args:
         model: name of the model.
-        id: id of the response.
-        created: seconds since 1970.
     """
 
-    model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    object, chunk_object, prefix = "text_completion", "text_completion", "cmpl"
+
+    def __init__(self, model: str) -> None:
+        self._head = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "object": self.object,
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """The whole response."""
         return {
-            **self._head("chat.completion", choices[0].fingerprint),
+            **self._head,
+            "system_fingerprint": choices[0].fingerprint,
             "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": None,
-                    "finish_reason": choice.finish,
-                }
+                {"index": index, **self._whole(choice.text), "logprobs": None, "finish_reason": choice.finish}
                 for index, choice in enumerate(choices)
             ],
             "usage": usage.body(),
         }
 
-    def chunk(self, index: int, delta: dict[str, str], finish: str | None, fingerprint: str) -> str:
-        """Part of a choice, as an event of the stream."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**self._head("chat.completion.chunk", fingerprint), "choices": [choice]})
+    def chunk(self, index: int, text: str, finish: str | None, fingerprint: str) -> str:
+        """Part of a choice, as an event of the stream; with `finish` the last part, which has no text."""
+        choice = {"index": index, **self._part(text), "logprobs": None, "finish_reason": finish}
+        return self._event([choice], fingerprint)
+
+    def first_chunk(self, index: int) -> str:
+        """What a stream sends before the text of a choice; empty for nothing."""
+        return ""
 
     def usage_chunk(self, usage: Usage, fingerprint: str) -> str:
         """The event with the number of tokens."""
-        return event({**self._head("chat.completion.chunk", fingerprint), "choices": [], "usage": usage.body()})
+        return self._event([], fingerprint, usage=usage.body())
 
-    def _head(self, kind: str, fingerprint: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": fingerprint,
+    def _event(self, choices: Sequence[Any], fingerprint: str, **more: Any) -> str:
+        head = {**self._head, "object": self.chunk_object, "system_fingerprint": fingerprint}
+        return event({**head, "choices": choices, **more})
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+
+class ChatCompletion(Completion):
+    """Formats the answers to one conversation (``POST /v1/chat/completions``)."""
+
+    object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def first_chunk(self, index: int) -> str:
+        """The event that says whose turn it is."""
+        choice = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
         }
+        return self._event([choice], "")
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
 
 
 DONE = "data: [DONE]\n\n"

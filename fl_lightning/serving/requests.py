@@ -1,18 +1,18 @@
-"""Parsing and checking of a chat request, and the error response."""
+"""Parsing and checking of requests for chat answers and for completions of a text, and the error response."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from fl_lightning.data.records import Turn
 from fl_lightning.errors import nearest
 from fl_lightning.modeling.generation.token_sampling import Sampling
 
-MAX_CHOICES, MAX_STOPS, SHOWN = 8, 4, 40
+MAX_CHOICES, MAX_STOPS, MAX_BIASES, SHOWN = 8, 4, 1024, 40
 MAX_MESSAGES = 512
 """Limit of messages in a request: rendering the chat template costs their square."""
 
@@ -38,27 +38,66 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self._param, "code": self._code}}
 
 
-class _Lenient(BaseModel):
-    """Null values count as missing, as with OpenAI; unknown keys are ignored."""
+class _Strict(BaseModel):
+    """Null values count as missing, as with OpenAI; a key that is not understood is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    """Keys that have no influence on an answer."""
+    NEUTRAL: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """{key that is not supported: its values that ask for nothing special}."""
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    def _drop_neutral(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept = {key: item for key, item in value.items() if item is not None and key not in cls.IGNORED}
+        for key in [key for key in kept if key in cls.NEUTRAL]:
+            if not any(kept[key] == neutral and type(kept[key]) is type(neutral) for neutral in cls.NEUTRAL[key]):
+                raise ApiError(400, f"{key}: not supported here; leave it out", param=key, code="unsupported_parameter")
+            del kept[key]
+        return kept
 
 
-class TextPart(_Lenient):
+class TextPart(_Strict):
     """One part of a message with several."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Lenient):
+class Function(_Strict):
+    """The function of a tool call; its arguments, a JSON object in a text, are read."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _read(cls, arguments: Any) -> Any:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+class ToolCall(_Strict):
+    """A call of a tool in an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(_Strict):
     """One message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    NEUTRAL: ClassVar = {"refusal": (), "annotations": ([],), "audio": (), "function_call": ()}
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] = ""
+    name: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_call_id: str | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -69,46 +108,48 @@ class Message(_Lenient):
             raise ValueError(f"expected parts of type 'text', got {str(kind)[:40]!r}")
         return content
 
+    @model_validator(mode="after")
+    def _something_is_said(self) -> Message:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise ValueError("expected content, got none")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"expected tool_calls of an assistant alone, got them of {self.role!r}")
+        return self
+
     @property
     def turn(self) -> Turn:
         """The message as the tokenizer expects it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Turn("system" if self.role == "developer" else self.role, text)
+        calls = tuple(call.model_dump(exclude_none=True) for call in self.tool_calls)
+        return Turn(self.role, text, calls, self.name, self.tool_call_id)
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(_Strict):
     """Options of a stream."""
 
     include_usage: bool = False
 
 
-class ChatRequest(_Lenient):
-    """The supported part of the body of ``POST /v1/chat/completions``."""
+class GenerationRequest(_Strict):
+    """What both kinds of request have in common: how the answers are drawn and sent."""
+
+    IGNORED = frozenset(
+        ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+    )
+    NEUTRAL: ClassVar = {"logprobs": (False, 0), "best_of": (1,)}
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     seed: int | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logprobs: bool = False
-    tools: list[Any] = Field(default_factory=list)
-    functions: list[Any] = Field(default_factory=list)
-    response_format: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("messages")
-    @classmethod
-    def _ends_with_a_question(cls, messages: list[Message]) -> list[Message]:
-        if messages[-1].role == "assistant":
-            raise ValueError("expected a last message from the user, got one from the assistant")
-        return messages
+    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=MAX_BIASES)
 
     @field_validator("stop")
     @classmethod
@@ -118,15 +159,22 @@ class ChatRequest(_Lenient):
             raise ValueError(f"expected at most {MAX_STOPS} texts of 1 to 256 characters")
         return stops
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _bounded(cls, biases: dict[int, float]) -> dict[int, float]:
+        if not all(-100 <= bias <= 100 for bias in biases.values()):
+            raise ValueError("expected numbers from -100 to 100")
+        return biases
+
     @property
     def stops(self) -> Sequence[str]:
         """Stop sequences."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
-    def turns(self) -> list[Turn]:
-        """The conversation so far."""
-        return [message.turn for message in self.messages]
+    def requested_tokens(self) -> int | None:
+        """The requested limit of an answer's tokens."""
+        return self.max_tokens
 
     def sampling(self, choice: int, seed: int) -> Sampling:
         """Sampling parameters of one choice.
@@ -136,19 +184,85 @@ class ChatRequest(_Lenient):
             seed: used if the request has none.
         """
         choice_seed = (self.seed if self.seed is not None else seed) + choice
+        biases = tuple(sorted((token, bias) for token, bias in self.logit_bias.items() if bias))
         return Sampling(
-            self.temperature, self.top_p, self.presence_penalty, self.frequency_penalty, choice_seed % 2**63
+            self.temperature, self.top_p, self.presence_penalty, self.frequency_penalty, choice_seed % 2**63, biases
         )
 
 
-def read_request(body: bytes) -> ChatRequest:
+class ChatRequest(GenerationRequest):
+    """The supported part of the body of ``POST /v1/chat/completions``."""
+
+    NEUTRAL: ClassVar = {
+        **GenerationRequest.NEUTRAL,
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+    }
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @field_validator("messages")
+    @classmethod
+    def _ends_with_a_question(cls, messages: list[Message]) -> list[Message]:
+        if messages[-1].role == "assistant":
+            raise ValueError("expected a last message from the user, got one from the assistant")
+        return messages
+
+    @property
+    def requested_tokens(self) -> int | None:
+        """The requested limit of an answer's tokens."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The conversation so far."""
+        return [message.turn for message in self.messages]
+
+
+class CompletionRequest(GenerationRequest):
+    """The supported part of the body of ``POST /v1/completions``: plain text, or ids of tokens, to be continued."""
+
+    NEUTRAL: ClassVar = {**GenerationRequest.NEUTRAL, "echo": (False,), "suffix": ("",)}
+
+    prompt: str | list[str] | list[NonNegativeInt] | list[list[NonNegativeInt]]
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, prompt: Any) -> Any:
+        if not all(_parts(prompt)):
+            raise ValueError("expected text or tokens, got none")
+        return prompt
+
+    @property
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """The texts or token ids to continue; each gets `n` answers."""
+        return _parts(self.prompt)
+
+
+def _parts(prompt: Any) -> Sequence[Any]:
+    """The prompts of a list; a text, or a list of token ids, is one prompt."""
+    return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+
+
+Request = TypeVar("Request", bound=GenerationRequest)
+
+
+def read_request(kind: type[Request], body: bytes) -> Request:
     """Parse the body of a request.
 
     Raises:
         ApiError: 400, naming the key.
 
     Example:
-        >>> read_request(b'{"model": "hr", "messages": [{"role": "user", "content": "Hello"}]}').turns[0].content
+        >>> body = b'{"model": "hr", "messages": [{"role": "user", "content": "Hello"}]}'
+        >>> read_request(ChatRequest, body).turns[0].content
         'Hello'
     """
     try:
@@ -163,20 +277,15 @@ def read_request(body: bytes) -> ChatRequest:
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON ({error}); expected an object", code="invalid_json") from error
     try:
-        request = ChatRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "body"
+        if first["type"] == "extra_forbidden":
+            known = kind.model_fields if len(first["loc"]) == 1 else ()
+            text = f"{where}: unknown key{nearest(where, known)}; leave it out"
+            raise ApiError(400, text, param=where, code="unsupported_parameter") from error
         raise ApiError(400, f"{where}: {first['msg']}", param=where, code="invalid_value") from error
-    unsupported = {
-        "logprobs": request.logprobs,
-        "tools": bool(request.tools),
-        "functions": bool(request.functions),
-        "response_format": request.response_format.get("type", "text") != "text",
-    }
-    for key in (key for key, asked in unsupported.items() if asked):
-        raise ApiError(400, f"{key}: not supported here; leave it out", param=key, code="unsupported_parameter")
-    return request
 
 
 def unknown_model(name: str, known: Sequence[str]) -> ApiError:

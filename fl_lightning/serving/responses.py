@@ -15,8 +15,8 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 from fl_lightning.serving.detokenizer import TextStream
 from fl_lightning.serving.messages import Cancel, GenerateRequest, TokenChunk
 from fl_lightning.serving.metrics import ServingMetrics
-from fl_lightning.serving.openai_schema import DONE, Choice, Completion, Usage, event
-from fl_lightning.serving.requests import ApiError, ChatRequest
+from fl_lightning.serving.openai_schema import DONE, ChatCompletion, Choice, Completion, Usage, event
+from fl_lightning.serving.requests import ApiError, ChatRequest, GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Answers:
             if not ended:
                 self._post(Cancel(ask.uid))
 
-    async def _texts(self, asked: ChatRequest, ask: GenerateRequest, choice: Choice) -> AsyncGenerator[str, None]:
+    async def _texts(self, asked: GenerationRequest, ask: GenerateRequest, choice: Choice) -> AsyncGenerator[str, None]:
         """The text of an answer as it is produced; `choice` is filled in on the way."""
         stream = TextStream(self._tokenizer, asked.stops)
         try:
@@ -93,7 +93,7 @@ class Answers:
             self._metrics.abandoned.inc()
             raise
 
-    async def whole(self, asked: ChatRequest, asks: Sequence[GenerateRequest]) -> dict[str, Any]:
+    async def whole(self, asked: GenerationRequest, asks: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The body of the response, once all answers are complete.
 
         Raises:
@@ -115,21 +115,22 @@ class Answers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._metrics.seconds.labels(asked.model).observe(time.monotonic() - started)
-        return Completion(asked.model).body(choices, _usage(asks, choices))
+        return _format(asked).body(choices, _usage(asked, asks, choices))
 
-    async def events(self, asked: ChatRequest, asks: Sequence[GenerateRequest]) -> AsyncIterator[str]:
+    async def events(self, asked: GenerationRequest, asks: Sequence[GenerateRequest]) -> AsyncIterator[str]:
         """The events of a stream; chunks of several choices are interleaved as they are produced."""
-        completion, choices = Completion(asked.model), [Choice() for _ in asks]
+        completion, choices = _format(asked), [Choice() for _ in asks]
         events: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
         started, first = time.monotonic(), True
 
         async def produce(index: int, ask: GenerateRequest, choice: Choice) -> None:
             try:
-                await events.put(completion.chunk(index, {"role": "assistant", "content": ""}, None, ""))
+                if start := completion.first_chunk(index):
+                    await events.put(start)
                 async with contextlib.aclosing(self._texts(asked, ask, choice)) as texts:
                     async for text in texts:
-                        await events.put(completion.chunk(index, {"content": text}, None, choice.fingerprint))
-                await events.put(completion.chunk(index, {}, choice.finish, choice.fingerprint))
+                        await events.put(completion.chunk(index, text, None, choice.fingerprint))
+                await events.put(completion.chunk(index, "", choice.finish, choice.fingerprint))
                 await events.put(None)
             except ApiError as error:
                 await events.put(error)
@@ -153,7 +154,7 @@ class Answers:
                     self._metrics.first.labels(asked.model).observe(time.monotonic() - started)
                 yield item
             if asked.stream_options.include_usage:
-                yield completion.usage_chunk(_usage(asks, choices), choices[0].fingerprint)
+                yield completion.usage_chunk(_usage(asked, asks, choices), choices[0].fingerprint)
             self._metrics.seconds.labels(asked.model).observe(time.monotonic() - started)
             yield DONE
         finally:
@@ -162,5 +163,10 @@ class Answers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _usage(asks: Sequence[GenerateRequest], choices: Sequence[Choice]) -> Usage:
-    return Usage(len(asks[0].prompt), sum(choice.tokens for choice in choices))
+def _format(asked: GenerationRequest) -> Completion:
+    return (ChatCompletion if isinstance(asked, ChatRequest) else Completion)(asked.model)
+
+
+def _usage(asked: GenerationRequest, asks: Sequence[GenerateRequest], choices: Sequence[Choice]) -> Usage:
+    prompts = asks[:: asked.n]  # the n answers to a prompt follow each other
+    return Usage(sum(len(ask.prompt) for ask in prompts), sum(choice.tokens for choice in choices))

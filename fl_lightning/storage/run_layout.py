@@ -12,6 +12,7 @@ samples.json                                  answers of base and adapters
 checkpoints/round_R/                          to resume from; round_R_journal/ is for the unfinished round
 network.json                                  sites of a run between machines
 metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
+loggers.json                                  ids of the run at tracking services
 .lock                                         locked while a process writes to the run
 """
 
@@ -26,6 +27,7 @@ LOCK = ".lock"
 METRICS = "metrics.csv"
 TENSORBOARD = "events.out.tfevents.*"
 MLFLOW = "mlruns"
+LOGGERS = "loggers.json"
 EVALUATION = "federated_eval.json"
 CLIENT_EVALUATION = "client_eval_all_rounds.json"
 SAMPLES = "samples.json"

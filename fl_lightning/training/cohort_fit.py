@@ -21,7 +21,8 @@ from fl_lightning.data.packing import epoch_order, pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, OnStep
 from fl_lightning.modeling.activation_checkpointing import recompute_layers
-from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.modeling.dropout import dropout_generator
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
@@ -174,22 +175,23 @@ class CohortFit:
             starts: the parameters when the fit began; needed by the proximal term only.
 
         Returns:
-            The mean loss of each client, shape (K,).
+            The mean loss over each client's targets, shape (K,).
         """
         device = self._fabric.device
-        window_sizes = torch.tensor([max(1, len(batches)) for batches in windows], device=device)
+        # Every target counts the same: micro-batches of other sizes or answer lengths give the gradient of one batch.
+        targets = [max(1, sum(int(e.supervised.sum()) for batch in window for e in batch)) for window in windows]
+        num_targets = torch.tensor(targets, device=device)
         total = torch.zeros(len(windows), device=device)
         for index in range(max(map(len, windows))):
             batches = [window[index] if index < len(window) else [] for window in windows]
-            targets = [max(1, sum(int(e.supervised.sum()) for e in batch)) for batch in batches]
             local = batches if self._shard is None else self._shard.local_batch(batches)
             weight = 1.0
             if self._shard is not None and self._shard.shards_base_model and not any(local):
                 local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
-            if any(local):
-                row = pack(local).to(device)
-                self._cohort.set_segments(row.client_tokens, generators)
-                losses = weight * self._forward(row).loss / (window_sizes * torch.tensor(targets, device=device))
+            for part in self._module.parts(pack(local)) if any(local) else ():
+                row = part.to(device)
+                self._cohort.set_segments(row.client_tokens, generators, row.lengths)
+                losses = weight * self._forward(row).loss / num_targets
                 self._memory.check()  # most of a step's memory is in use now
                 self._fabric.backward(losses.sum())
                 total += losses.detach()

@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
-from fl_lightning.errors import RunError
+from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, CohortJournal, EvaluationJob, Metrics, OnStep
 from fl_lightning.modeling.activation_checkpointing import check_layers
 from fl_lightning.modeling.cohort import LoraCohort
@@ -80,7 +80,13 @@ class LocalClients:
         self._evaluation = RowEvaluation(module, forward, cohort, fabric.device)
         if training.gradient_checkpointing:
             check_layers(module.model.get_base_model())
-        module.check_packing()
+        with fabric.autocast():
+            module.choose_layout()
+        if self.shards_base_model and module.layout == "single":
+            raise InputError(
+                "fabric.strategy: expected auto or ddp for a base that trains one record at a time, got fsdp"
+            )
+        self._evaluation.check()
 
     def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None

@@ -107,6 +107,8 @@ def base_sizes(config: RunConfig) -> BaseSizes:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from fl_lightning.modeling.target_modules import expand_targets
+
     base_config = _base_config(config.model.name_or_path, config.model.revision)
     try:
         with torch.device("meta"):
@@ -116,17 +118,17 @@ def base_sizes(config: RunConfig) -> BaseSizes:
             f"model.name_or_path: expected a config.json of a causal LM, got one without a model ({str(error)[:200]})"
         ) from error
     linear = adapter = inputs = 0
-    targets, rank = set(config.lora.target_modules), config.lora.r
+    targets, rank = expand_targets(model, config.lora.target_modules), config.lora.r
     for name, module in model.named_modules():
         shape: Any = getattr(getattr(module, "weight", None), "shape", ())
         if type(module).__name__ not in ("Linear", "Conv1D"):
             continue
         linear += 0 if name.rsplit(".", 1)[-1] in ("lm_head", "embed_out") else shape.numel()
-        if name.rsplit(".", 1)[-1] in targets:
+        if any(f".{name}".endswith(f".{target}") for target in targets):
             adapter += rank * sum(shape)
             inputs += shape[0] if type(module).__name__ == "Conv1D" else shape[1]
     if not adapter:
-        raise InputError(f"lora.target_modules: expected names of linear layers of the base, got {sorted(targets)}")
+        raise InputError(f"lora.target_modules: expected names of linear layers of the base, got {targets}")
     text = base_config.get_text_config()
     hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
     head_size = int(getattr(text, "head_dim", None) or hidden // heads)

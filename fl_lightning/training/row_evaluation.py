@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from fl_lightning.data.packing import pack
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import Metrics
 from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.modeling.row_layout import check_examples
 from fl_lightning.module import LoraClientModule
+
+log = logging.getLogger(__name__)
 
 EVAL_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens per row of an evaluation, which keeps nothing for a backward pass."""
@@ -53,12 +58,12 @@ class RowEvaluation:
         self._cohort.load(states, self._device)
         with self._cohort.attached():
             for examples in batch_rows(record_sets, self._row_tokens):
-                row = pack(examples)
-                self._cohort.set_segments(row.client_tokens)
-                sums = self._forward(row.to(self._device))
-                loss += sums.loss.double().cpu()
-                correct += sums.correct.double().cpu()
-                targets = [total + new for total, new in zip(targets, row.client_targets, strict=True)]
+                for row in self._module.parts(pack(examples)):
+                    self._cohort.set_segments(row.client_tokens, lengths=row.lengths)
+                    sums = self._forward(row.to(self._device))
+                    loss += sums.loss.double().cpu()
+                    correct += sums.correct.double().cpu()
+                    targets = [total + new for total, new in zip(targets, row.client_targets, strict=True)]
         return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(r)) for k, r in enumerate(record_sets)]
 
     @torch.no_grad()
@@ -88,11 +93,25 @@ class RowEvaluation:
                     tokens += len(examples[by_length[stop]])
                     stop += 1
                 indices, start = by_length[start:stop], stop
-                row = pack([[examples[i]] for i in indices])
-                self._cohort.set_segments((row.num_tokens,))
-                record_sums = self._forward(row.to(self._device))
-                sums[indices] = torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
+                for row in self._module.parts(pack([[examples[i]] for i in indices])):
+                    self._cohort.set_segments((row.num_tokens,), lengths=row.lengths)
+                    record_sums = self._forward(row.to(self._device))
+                    sums[indices] += torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
         return sums
+
+    def check(self) -> None:
+        """Check that every layer with an adapter sees all tokens of a batch; layers that see none are logged.
+
+        Raises:
+            InputError: if one sees a part of them only.
+        """
+        state = collect_lora_state(self._module.model)
+        embeddings = self._module.model.get_input_embeddings()
+        examples = check_examples(self._module.model.config, embeddings.num_embeddings)
+        self.evaluate([state, state], [examples[:1], examples[1:]])
+        if unused := self._cohort.unused_layers():
+            message = "lora.target_modules: text does not pass %d layers such as %s; they stay as they are"
+            log.warning(message, len(unused), unused[0])
 
     @contextlib.contextmanager
     def with_adapter(self, state: Mapping[str, torch.Tensor], relative_scaling: float = 1.0) -> Iterator[Any]:

@@ -150,7 +150,6 @@ NO_FIGURES = [
     Metrics(1e308, 1.0, 2, 2),  # a finite sum, but no finite mean in fp32
     Metrics(1.0, 10**300, 2, 2),
     Metrics(10**400, 1.0, 2, 2),
-    Metrics(0.0, 0.0, 0, 0),
     Metrics(1.0, 1.0, 0, 2),
     Metrics(1.0, 1.0, -3, 2),
     Metrics(1.0, 1.0, NAN, 2),
@@ -162,6 +161,12 @@ NO_FIGURES = [
     Metrics("1", 1.0, 2, 2),
     Metrics(1.0, [1.0], 2, 2),
 ]
+
+
+def test_a_client_without_held_out_records_has_no_metrics_and_no_log_line(play, script, tmp_path, log_messages):
+    trainer, _ = files_of_a_run(play, script, Tamper("hr/c1", metrics=Metrics(0.0, 0.0, 0, 0)), tmp_path)
+    assert not [message for message in log_messages if "impossible" in message]
+    assert not any("hr/c1/eval" in key for _, row in trainer.history for key in row)
 
 
 @pytest.mark.parametrize("metrics", NO_FIGURES, ids=lambda m: str(tuple(vars(m).values()))[:30])

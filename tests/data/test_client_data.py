@@ -95,3 +95,29 @@ def test_one_client_is_loaded_as_among_the_others(root, tokenizer):
 def test_a_client_that_is_not_there_is_named(root, tokenizer):
     with pytest.raises(InputError, match=r"data\.root: expected a client of .*, got 'nobody/x'"):
         load_clients(root, tokenizer, client_id="nobody/x")
+
+
+def test_clients_with_too_few_records_are_warned_of_and_the_others_load(tmp_path, write_jsonl, tokenizer, log_messages):
+    for client, count in (("empty", 0), ("one", 1), ("three", 3)):
+        write_jsonl(tmp_path / "hr" / f"{client}.jsonl", [{"text": f"record {i}", "id": i} for i in range(count)])
+    data = load_clients(tmp_path, tokenizer)
+    assert {name: (len(c.train), len(c.eval)) for name, c in data.items()} == {"hr/one": (1, 0), "hr/three": (2, 1)}
+    assert log_messages == [
+        f"WARNING 1 client without training records, left out: {tmp_path}/hr/empty.jsonl",
+        f"WARNING 1 client without held-out records, trained on but not evaluated: {tmp_path}/hr/one.jsonl",
+        "WARNING keys of records that are not read: 'id' (4 records)",
+    ]
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "c.jsonl: no records; "), (1, "c.jsonl: no records to hold out")])
+def test_a_department_with_nothing_to_train_or_to_hold_out_is_refused(tmp_path, write_jsonl, tokenizer, count, message):
+    write_jsonl(tmp_path / "hr" / "c.jsonl", [{"text": "a"}] * count)
+    write_jsonl(tmp_path / "it" / "c.jsonl", [{"text": "a"}] * 3)
+    with pytest.raises(InputError, match=message):
+        load_clients(tmp_path, tokenizer)
+
+
+def test_a_site_with_one_record_needs_none_to_hold_out(tmp_path, write_jsonl, tokenizer):
+    write_jsonl(tmp_path / "hr" / "c.jsonl", [{"text": "a"}])
+    (client,) = load_clients(tmp_path, tokenizer, client_id="hr/c").values()
+    assert (len(client.train), len(client.eval)) == (1, 0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.layout import find_client, find_clients, read_splits, true_clusters
+from fl_lightning.data.layout import find_client, find_clients, read_splits, true_clusters, unread_files
 from fl_lightning.errors import InputError
 
 
@@ -94,11 +94,28 @@ def test_split_leaves_at_least_one_record_on_each_side(tmp_path, write_jsonl, fr
     assert (len(training), len(held_out)) == (count - held, held)
 
 
-def test_single_record_cannot_be_split(tmp_path, write_jsonl):
-    path = write_jsonl(tmp_path / "hr" / "c.jsonl", texts(1))
-    with pytest.raises(InputError, match="at least 2") as caught:
-        read_splits(find_clients(tmp_path)["hr"][0])
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_only_record_is_for_training_and_none_is_held_out(tmp_path, write_jsonl, count):
+    write_jsonl(tmp_path / "hr" / "c.jsonl", texts(count))
+    training, held_out = read_splits(find_clients(tmp_path)["hr"][0])
+    assert (len(training), held_out) == (count, [])
+
+
+@pytest.mark.parametrize("name", ["validation.jsonl", "valid.json", "val.jsonl", "dev.jsonl"])
+def test_a_validation_file_is_held_out_and_a_test_file_never_is(tmp_path, write_jsonl, name):
+    train = write_jsonl(tmp_path / "hr" / "c" / "train.jsonl", texts(4))
+    test = write_jsonl(train.parent / "test.jsonl", texts(3))
+    (client,) = find_clients(tmp_path)["hr"]
+    assert (client.eval, unread_files(client)) == (None, [test])
+    held_out = train.parent / name
+    held_out.write_text('[{"text": "a"}]' if name.endswith(".json") else '{"text": "a"}\n')
+    (client,) = find_clients(tmp_path)["hr"]
+    assert (client.eval, unread_files(client)) == (held_out, [test])
+    assert [len(split) for split in read_splits(client)] == [4, 1]
+    write_jsonl(train.parent / "eval.jsonl", texts(2))
+    (client,) = find_clients(tmp_path)["hr"]
+    assert {path.name for path in unread_files(client)} == {"test.jsonl", name}
+    assert [len(split) for split in read_splits(client)] == [4, 2]
 
 
 def test_departments_are_sorted_and_clients_come_in_natural_order(tmp_path, write_jsonl):
@@ -224,3 +241,9 @@ def test_a_malformed_structure_is_refused_with_its_file(tmp_path, text, message)
     (tmp_path / "structure.json").write_text(text)
     with pytest.raises(InputError, match=rf"structure\.json: .*{message}"):
         true_clusters(tmp_path)
+
+
+def test_a_department_called_base_is_refused(tmp_path, write_jsonl):
+    write_jsonl(tmp_path / "base" / "ann.jsonl", texts(3))
+    with pytest.raises(InputError, match="/base: expected another name than 'base', which is the base model's"):
+        find_clients(tmp_path)

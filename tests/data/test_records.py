@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.data.records import Turn, parse_record, read_records
+from fl_lightning.data.record_files import read_records
+from fl_lightning.data.record_forms import parse_record
+from fl_lightning.data.records import Turn
 from fl_lightning.errors import InputError
 
 JSON = st.recursive(
@@ -50,6 +52,22 @@ def test_text_record_is_one_supervised_turn():
 
 def test_only_assistant_and_text_turns_are_supervised():
     assert [Turn(r, "x").supervised for r in ("system", "user", "assistant", "text")] == [False, False, True, True]
+
+
+def test_weight_false_excludes_an_assistant_turn_from_the_loss():
+    assert not Turn("assistant", "x", weight=False).supervised
+
+
+def test_a_turn_gives_a_template_only_the_keys_that_it_has():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    assert Turn("user", "x", weight=False).as_message() == {"role": "user", "content": "x"}
+    assert Turn("assistant", "", (call,)).as_message() == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_a_record_knows_its_file_and_line(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n')
+    assert [record.location for record in read_records(path)] == [f"{path}:2", f"{path}:4"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import copy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from fl_lightning.data.records import Turn, parse_record
+from fl_lightning.data.record_forms import parse_record
+from fl_lightning.data.records import Record, Turn
 from fl_lightning.data.tokenization import encode, encode_prompt
 from fl_lightning.errors import InputError
 
@@ -135,7 +136,7 @@ def test_no_example_is_longer_than_max_length_and_each_has_targets(tokenizer, ma
 def test_record_of_a_single_token_is_refused_with_its_place(plain_tokenizer):
     plain_tokenizer.eos_token = None
     with pytest.raises(InputError, match=r"train\.jsonl: record 1: no response tokens"):
-        encode([[Turn("text", "a long text")], [Turn("text", "a")]], plain_tokenizer, 64, "train.jsonl")
+        encode([Record([Turn("text", "a long text")]), Record([Turn("text", "a")])], plain_tokenizer, 64, "train.jsonl")
 
 
 def test_chat_template_that_raises_is_an_input_error(tokenizer):
@@ -145,11 +146,11 @@ def test_chat_template_that_raises_is_an_input_error(tokenizer):
         one(QUESTION, strict)
 
 
-def test_chat_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_chat_template_that_rewrites_earlier_turns_is_rendered_once(tokenizer):
     rewriting = copy.deepcopy(tokenizer)
-    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(InputError, match="rewrites earlier turns"):
-        one(QUESTION, rewriting)
+    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    example = one(TALK, rewriting)
+    assert rewriting.decode(example.ids) == "5[Be short.][One?][First answer][Two?][Second answer<|im_end|>"
 
 
 def test_beginning_mark_written_by_the_chat_template_is_not_doubled(tokenizer):
@@ -232,7 +233,9 @@ def test_prompt_of_a_template_that_rewrites_earlier_turns_is_that_of_the_templat
 
 def test_prompt_of_a_template_that_raises_is_an_input_error(tokenizer):
     strict = copy.deepcopy(tokenizer)
-    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    )
     assert encode_prompt(turns("Hi"), strict)
     with pytest.raises(InputError, match=r"messages: the tokenizer's chat template refuses these turns \(no system\)"):
         encode_prompt(turns("Hi", system="Be short."), strict)
@@ -258,3 +261,15 @@ def test_prompt_has_the_beginning_mark_once(tokenizer, plain_tokenizer, plain):
     assert ids[1] != marked.bos_token_id
     if plain:
         assert ids.count(marked.bos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    "turn", [{"tool_calls": [{"function": {"name": "now", "arguments": {}}}]}, {"role": "tool", "content": "noon"}]
+)
+def test_tools_without_a_chat_template_are_refused(plain_tokenizer, turn):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **turn}]
+    record = parse_record({"messages": [*messages, {"role": "assistant", "content": "b"}]})
+    with pytest.raises(InputError, match=r"train\.jsonl: record 0: expected a conversation without tools"):
+        encode([record], plain_tokenizer, 64, "train.jsonl")
+    with pytest.raises(InputError, match="messages: expected a conversation without tools"):
+        encode_prompt(record[:2], plain_tokenizer)

@@ -4,7 +4,7 @@ from lightning.fabric import Fabric
 from fl_lightning import LoraClientModule, create_lora_model
 from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import ClientData
-from fl_lightning.data.records import parse_record
+from fl_lightning.data.record_forms import parse_record
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.evaluation.samples import Sample, as_json, as_markdown, split_prompt, take_samples
 from fl_lightning.modeling.lora import collect_lora_state

@@ -61,7 +61,7 @@ class MadeRun:
         prompt = torch.tensor(encode_prompt([Turn("user", text)], self.tokenizer))
         with cohort.attached():
             cohort.set_single_client()
-            (ids,) = generate(self.model, [prompt], max_new_tokens=tokens, end=self.tokenizer.eos_token_id)
+            (ids,) = generate(self.model, [prompt], max_new_tokens=tokens, ends=[self.tokenizer.eos_token_id])
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

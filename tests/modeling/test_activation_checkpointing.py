@@ -11,7 +11,8 @@ from fl_lightning.data.packing import pack
 from fl_lightning.errors import InputError
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.modeling.activation_checkpointing import recompute_layers
-from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+from fl_lightning.modeling.cohort import LoraCohort
+from fl_lightning.modeling.dropout import dropout_generator
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.modeling.supervised_positions import decoder_layers
 from fl_lightning.module import LoraClientModule

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fl_lightning.data.packing import pack
-from fl_lightning.errors import InputError
-from fl_lightning.modeling.attention import ATTENTION_NAME, packed_attention, packed_kwargs, use_packed_attention
+from fl_lightning.modeling.attention import (
+    ATTENTION_NAME,
+    UnsupportedAttention,
+    packed_attention,
+    packed_kwargs,
+    restore_attention,
+    use_packed_attention,
+)
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
 from fl_lightning.module import LoraClientModule
 
@@ -27,7 +32,7 @@ TARGETS = {
 
 def attend(query, key, value, lengths, **arguments):
     """`packed_attention` on a row of sequences of the lengths given."""
-    packed = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, torch.device("cpu"))
+    packed = packed_kwargs(lengths, torch.device("cpu"))
     output, weights = packed_attention(torch.nn.Identity(), query, key, value, **packed, **arguments)
     assert weights is None
     return output
@@ -79,23 +84,6 @@ def test_packed_row_gives_the_gradients_of_the_sequences_alone(micro_model, rand
     assert all(g.abs().max() > 0 for g in wanted.values())
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["bloom", "mamba"])
-def test_architecture_that_mixes_sequences_is_refused(micro_model, random_state, kind, dtype):
-    module, _ = packed_and_plain(micro_model, random_state, kind)
-    module.to(dtype)
-    with pytest.raises(InputError, match="packed row"):
-        module.check_packing()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["qwen", "llama", "gpt2"])
-def test_architecture_that_keeps_sequences_apart_is_taken(micro_model, random_state, kind, dtype):
-    module, _ = packed_and_plain(micro_model, random_state, kind)
-    module.to(dtype)
-    assert module.check_packing() is None
 
 
 def test_bundled_base_packed_equals_alone(tiny_base, loaded_tiny_base, make_examples):
@@ -165,17 +153,62 @@ def test_scaling_is_applied_to_the_scores():
     assert got[0, 1, 0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=1e-6)
 
 
-def test_models_of_the_attention_interface_are_switched(micro_model):
+def test_models_of_the_attention_interface_are_switched_and_back(micro_model):
     model = micro_model("qwen")
-    assert use_packed_attention(model)
+    use_packed_attention(model)
     assert model.config._attn_implementation == ATTENTION_NAME
+    restore_attention(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
-def test_models_outside_the_attention_interface_are_left_alone(micro_model):
-    model = micro_model("stablelm")
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("stablelm", "cannot be replaced"), ("bloom", "cannot be replaced"), ("mamba", "recurrent")]
+)
+def test_models_with_another_attention_are_left_alone(micro_model, kind, reason):
+    model = micro_model(kind)
     before = model.config._attn_implementation
-    assert not use_packed_attention(model)
+    with pytest.raises(UnsupportedAttention, match=reason):
+        use_packed_attention(model)
     assert model.config._attn_implementation == before
+
+
+def test_a_model_with_eager_attention_of_its_own_is_left_alone(micro_model):
+    model = micro_model("qwen")
+    model.set_attn_implementation("eager")
+    with pytest.raises(UnsupportedAttention, match="eager"):
+        use_packed_attention(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(2)}, "s_aux"),
+        ({"position_bias": torch.zeros(1)}, "position_bias"),
+        ({"is_causal": False}, "not causal"),
+    ],
+)
+def test_an_argument_that_is_not_known_is_refused(arguments, reason):
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    with pytest.raises(UnsupportedAttention, match=reason):
+        attend(query, key, value, (1, 3), **arguments)
+    assert attend(query, key, value, (1, 3), softcap=None, position_ids=torch.zeros(1, 4)).shape == (1, 4, 2, 4)
+
+
+def test_a_mask_that_the_model_made_itself_is_refused():
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    arguments = {**packed_kwargs((4,), torch.device("cpu")), "attention_mask": torch.zeros(1, 1, 4, 4)}
+    with pytest.raises(UnsupportedAttention, match="mask"):
+        packed_attention(torch.nn.Identity(), query, key, value, **arguments)
+
+
+def test_a_window_that_the_config_does_not_name_is_refused(micro_model):
+    module = micro_model("qwen").model.layers[0].self_attn
+    query, key, value = torch.zeros(3, 1, 2, 4, 4)
+    packed = packed_kwargs((4,), torch.device("cpu"))
+    packed_attention(module, query, key, value, **packed)
+    with pytest.raises(UnsupportedAttention, match="last 3 tokens, its config says None"):
+        packed_attention(module, query, key, value, **packed, sliding_window=3)
 
 
 def test_ordinary_calls_of_a_switched_model_still_work(micro_model):
@@ -246,7 +279,7 @@ def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, win
     key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
     if not attention.can_use_varlen_attention(query, 0.0):
         pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
-    arguments = packed_kwargs(SimpleNamespace(_attn_implementation=ATTENTION_NAME), lengths, device)
+    arguments = packed_kwargs(lengths, device)
     flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
     monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: False)
     grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]

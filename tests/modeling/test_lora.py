@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import (
@@ -175,6 +175,19 @@ def test_export_writes_config_and_safetensors_only(micro_qwen, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 12, True)
+
+
+@pytest.mark.parametrize("lora", [{"r": 4, "lora_alpha": 12}, {"use_rslora": True, "lora_dropout": 0.3}])
+def test_exported_config_has_the_keys_of_old_peft_and_says_what_the_model_has(micro_qwen, tmp_path, lora):
+    model = create_lora_model(micro_qwen, **lora)
+    folder = export_lora_adapter(model, tmp_path / "hr")
+    keys = {
+        "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "lora_alpha",
+        "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type",
+    }  # fmt: skip
+    assert json.loads((folder / "adapter_config.json").read_text()).keys() == keys | ({"use_rslora"} & lora.keys())
+    expected = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    assert PeftConfig.from_pretrained(str(folder)).to_dict() == expected
 
 
 def test_model_can_still_train_after_an_export(micro_qwen, tmp_path):

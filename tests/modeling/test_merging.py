@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,6 +62,53 @@ def test_merged_model_gives_the_logits_of_base_and_adapter(make_adapter, tmp_pat
     merged = merge_adapter(ModelConfig(), adapter, tmp_path / "hr", dtype="fp32")
     assert (merged.folder, merged.dtype, merged.rounding) == (tmp_path / "hr", "fp32", 0.0)
     assert_same_model(ModelConfig(), adapter, tmp_path / "hr")
+
+
+@pytest.fixture
+def peft_adapter(tmp_path):
+    """Factory of adapters of the bundled base that PEFT alone has made and written; no tensor is zero."""
+
+    def make(**lora):
+        base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+        config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"], **lora})
+        model = get_peft_model(base, config)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+        model.save_pretrained(str(tmp_path / "adapter"))
+        return tmp_path / "adapter"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"layers.0.self_attn.q_proj": 32}, "use_rslora": True},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1]},
+    ],
+    ids=lambda lora: ",".join(lora),
+)
+@torch.no_grad()
+def test_an_adapter_of_peft_is_merged_as_peft_reads_it(peft_adapter, tmp_path, lora):
+    adapter = peft_adapter(**lora)
+    merged = merge_adapter(ModelConfig(), adapter, tmp_path / "out", dtype="fp32")
+    plain = AutoModelForCausalLM.from_pretrained(resolve("bundled:tiny_base"), dtype=torch.float32)
+    expected = PeftModel.from_pretrained(plain, str(adapter)).eval()(IDS).logits
+    got = AutoModelForCausalLM.from_pretrained(merged.folder).eval()(IDS).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_an_adapter_with_a_key_that_peft_does_not_know_is_not_merged(peft_adapter, tmp_path):
+    path = peft_adapter() / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "a_new_key": 1}))
+    with pytest.raises(InputError, match="a_new_key: expected keys of PEFT's LoraConfig"):
+        merge_adapter(ModelConfig(), path.parent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_conv1d_layers_are_merged_too(micro_model, tokenizer, make_adapter, tmp_path):

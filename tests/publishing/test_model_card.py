@@ -1,10 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from fl_lightning.bundled import resolve
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.publishing.export_folder import ExportSource, build_export_folder
 from fl_lightning.publishing.repo_names import UNNAMED_BASE, hub_id
@@ -120,7 +122,7 @@ def test_nothing_of_the_machine_or_of_others_is_told(card_of, tmp_path):
     }
     card, settings, folder = card_of(network={"host": "10.1.2.3", "certificates": SECRET}, **config)
     assert settings["base_model_name_or_path"] == UNNAMED_BASE
-    assert settings["revision"] is None
+    assert "revision" not in settings
     assert f'base = "{UNNAMED_BASE}"  # put the base model here' in card.text
     assert "base_model" not in card.data.to_dict()
     for path in folder.iterdir():
@@ -132,7 +134,7 @@ def test_nothing_of_the_machine_or_of_others_is_told(card_of, tmp_path):
 def test_revision_of_the_base_is_kept_where_it_is_the_configs(card_of):
     model = {"name_or_path": "acme/base", "revision": "v2"}
     assert card_of(model=model)[1]["revision"] == "v2"
-    assert card_of(model=model, base="acme/other")[1]["revision"] is None
+    assert "revision" not in card_of(model=model, base="acme/other")[1]
 
 
 def test_snippet_of_the_bundled_base_runs(card_of, monkeypatch):
@@ -143,6 +145,18 @@ def test_snippet_of_the_bundled_base_runs(card_of, monkeypatch):
     exec(code.replace('"acme/bots-hr"', repr(str(folder))), found)
     assert found["model"].peft_config["default"].r == 2
     assert found["tokenizer"].chat_template
+
+
+def test_snippet_sets_the_tokens_that_end_an_answer_if_the_base_does_not_know_them(card_of, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(resolve("bundled:tiny_base"), base)
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        path = base / name
+        values = json.loads(path.read_text())
+        values |= {"eos_token_id": 0} if name.startswith("generation") else {"eos_token": "<|endoftext|>"}
+        path.write_text(json.dumps(values))
+    assert "eos_token_id" not in card_of()[0].text
+    assert "model.generation_config.eos_token_id = [2, 0]\n" in card_of(model={"name_or_path": str(base)})[0].text
 
 
 def test_card_reads_back_as_yaml_and_ends_with_one_line(card_of):

@@ -43,7 +43,29 @@ def test_resume_with_other_departments_is_refused(fit, copied, tmp_path):
     assert {p: p.read_bytes() for p in copied.glob("*.*") if p.name != ".lock"} == before
 
 
+def test_resume_with_fewer_rounds_than_done_is_refused_and_changes_nothing(fit, copied):
+    def contents():
+        files = [p for p in copied.rglob("*") if p.is_file() and p.name != ".lock"]
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+    before = contents()
+    with pytest.raises(InputError, match=r"federation.rounds: expected at least 2, the rounds that .* got 1"):
+        fit(copied.parent, "--rounds", "1", resume=copied)
+    assert contents() == before
+
+
 def test_resume_with_another_rank_is_bad_input(fit, copied):
     # otherwise adapter_config.json says r = 4 beside tensors of rank 8, and PEFT cannot open the adapters
     with pytest.raises(InputError):
         fit(copied.parent, "--rounds", "3", "--lora-r", "4", resume=copied)
+
+
+@pytest.mark.slow
+def test_a_tracking_service_gets_every_row_of_a_resumed_run_once(fit, tmp_path):
+    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed; the test extra has it")
+    mlflow = ['--logging.loggers=[{"class_path": "lightning.pytorch.loggers.MLFlowLogger"}]', "--logging.samples=0"]
+    folder = fit(tmp_path, "--rounds", "2", *mlflow)
+    fit(tmp_path, "--rounds", "3", *mlflow, resume=folder)
+    (metric,) = folder.glob("mlruns/*/*/metrics/hr/eval/loss")
+    steps = [int(line.split()[2]) for line in metric.read_text().splitlines()]
+    assert steps == [0, 1, 2, 2, 3]  # the last row before the end might have been lost

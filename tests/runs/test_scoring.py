@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from fl_lightning.bundled import resolve
 from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
@@ -123,3 +124,77 @@ def test_an_adapter_is_named_by_its_folder_unless_a_name_is_given(tmp_path):
     assert parse_adapter_options([str(tmp_path / "hr"), f"b={tmp_path}"]) == {"hr": tmp_path / "hr", "b": tmp_path}
     with pytest.raises(InputError, match="taken"):
         parse_adapter_options([f"b={tmp_path}", f"b={tmp_path}"])
+
+
+@pytest.fixture
+def peft_adapter(tmp_path):
+    """Factory of adapters of the bundled base that PEFT alone has made; no tensor is zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(**lora):
+        base = AutoModelForCausalLM.from_pretrained(resolve("bundled:tiny_base"), dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **lora}))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+        model.save_pretrained(str(tmp_path / "peft"))
+        return tmp_path / "peft"
+
+    return make
+
+
+def peft_loss(adapter, data):
+    """Mean loss per response token of a client's held-out records, by transformers and PEFT alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:tiny_base"))
+    base = AutoModelForCausalLM.from_pretrained(resolve("bundled:tiny_base"), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    nats, count = 0.0, 0
+    for line in data.read_text().splitlines():
+        record = json.loads(line)
+        turns = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["completion"]}]
+        asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        whole = whole[: whole.rindex(tokenizer.eos_token) + len(tokenizer.eos_token)]
+        start = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
+        ids = torch.tensor([tokenizer(whole, add_special_tokens=False)["input_ids"]])
+        labels = ids.clone()
+        labels[:, :start] = -100
+        with torch.no_grad():
+            nats += float(model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - start)
+        count += ids.shape[1] - start
+    return nats / count
+
+
+def test_an_adapter_of_peft_with_other_layers_and_ranks_has_the_loss_that_peft_has(peft_adapter, write_jsonl, tmp_path):
+    records = [{"prompt": f"What is {i} plus {i}?", "completion": f"It is {2 * i}."} for i in range(6)]
+    for client in ("hr/a", "hr/b"):
+        write_jsonl(tmp_path / "data" / client / "train.jsonl", records)
+        held_out = write_jsonl(tmp_path / "data" / client / "eval.jsonl", records[:4])
+    adapter = peft_adapter(
+        target_modules=["q_proj", "k_proj", "down_proj"], rank_pattern={"k_proj": 3}, alpha_pattern={"q_proj": 40}
+    )
+    options = ["--data", str(tmp_path / "data"), "--resamples", "0"]
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {clients_per_dept: 2}\n")
+    result, _ = judged(tmp_path, "--config", str(config), "--adapter", f"mine={adapter}", *options)
+    got = {name: figures["hr"]["loss"]["mean"] for name, figures in result["figures"].items()}
+    assert got["mine"] == pytest.approx(peft_loss(adapter, held_out), rel=1e-5)
+    assert abs(got["mine"] - got["base"]) > 0.01
+
+
+def test_an_adapter_that_is_more_than_lora_is_refused_in_one_line(peft_adapter, tmp_path, capsys):
+    adapter = peft_adapter(use_dora=True)
+    arguments = ["evaluate", "--adapter", f"mine={adapter}", "--json", str(tmp_path / "x.json")]
+    (tmp_path / "config.yaml").write_text("data: {clients_per_dept: 1}\n")
+    capsys.readouterr()
+    assert main([*arguments, "--config", str(tmp_path / "config.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "adapter_config.json: use_dora: expected False" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.json").exists()

@@ -174,7 +174,7 @@ def test_what_is_too_much_is_refused(server):
     long = [{"role": "user", "content": "word " * 2500}]
     asked = {
         "too many tokens": ({"model": "hr", "messages": long}, 413),
-        "too long an answer": ({"model": "hr", "messages": message, "max_tokens": 201}, 400),
+        "an unknown key": ({"model": "hr", "messages": message, "top_k": 3}, 400),
         "no such model": ({"model": "hrr", "messages": message}, 404),
         "a path": ({"model": "../../etc/passwd", "messages": message}, 404),
         "too large": ({"model": "hr", "messages": [{"role": "user", "content": "x" * 70_000}]}, 413),

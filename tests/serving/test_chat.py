@@ -54,7 +54,7 @@ def reference(loaded_tiny_base, folders):
     def answer(model, *turns):
         said = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(turns)]
         prompt = torch.tensor(encode_prompt(said, tokenizer))
-        (got,) = generate(models[model], [prompt], max_new_tokens=8, end=tokenizer.eos_token_id)
+        (got,) = generate(models[model], [prompt], max_new_tokens=8, ends=[tokenizer.eos_token_id])
         return tokenizer.decode(got, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     return answer
@@ -89,6 +89,14 @@ def test_what_is_too_long_is_refused_and_not_kept(conversation):
     with pytest.raises(InputError, match=r"expected fewer than 2048 tokens, got \d+; /clear forgets them"):
         list(conversation.say("word " * 3000))
     assert conversation.turns == before == [Turn("user", "One?"), Turn("assistant", answer)]
+
+
+def test_a_token_beyond_the_embedding_is_refused(conversation, monkeypatch):
+    from fl_lightning.serving import chat
+
+    monkeypatch.setattr(chat, "encode_prompt", lambda *_, **__: [5, 4096])
+    with pytest.raises(InputError, match="token ids below 4096, .* got 4096"):
+        list(conversation.say("One?"))
 
 
 def test_an_answer_ends_where_the_model_has_no_more_positions(conversation, monkeypatch, tokenizer):

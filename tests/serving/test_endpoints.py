@@ -101,6 +101,10 @@ class Served:
     def ask(self, **keys):
         return asyncio.run(self.chat(**keys))
 
+    def ask_path(self, path, **keys):
+        content = json.dumps({"model": "hr", **keys}).encode()
+        return asyncio.run(self._call(self.app, path, messages=[{"type": "http.request", "body": content}]))
+
     def get(self, path):
         return asyncio.run(self._call(self.app, path, "GET", messages=[{"type": "http.request", "body": b""}]))
 
@@ -290,14 +294,21 @@ def test_figures_are_shown_to_prometheus(served):
     assert f'fl_generated_tokens_total{{model="hr"}} {served.tokens("one two")}.0\n' in reply.body.decode()
 
 
+def test_a_token_that_the_model_does_not_know_is_refused(make):
+    served = make(vocabulary=40)
+    reply = served.ask(messages=[{"role": "user", "content": "word"}])
+    assert (reply.status, reply.json["error"]["param"]) == (400, "messages")
+    assert "from 0 to 39" in reply.json["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_refused_is_never_posted(make, stream):
     served = make(prompt_tokens=20, new_tokens=10)
     for keys, status, code, where in (
         ({"model": "legal"}, 404, "model_not_found", "model"),
-        ({"max_tokens": 11}, 400, "invalid_value", "max_tokens"),
-        ({"max_completion_tokens": 11, "max_tokens": 1}, 400, "invalid_value", "max_completion_tokens"),
-        ({"max_tokens": 10**300}, 400, "invalid_value", "max_tokens"),
+        ({"max_tokens": -1}, 400, "invalid_value", "max_tokens"),
+        ({"logit_bias": {str(len(served.tokenizer)): 1}}, 400, "invalid_value", "logit_bias"),
+        ({"top_k": 5}, 400, "unsupported_parameter", "top_k"),
         ({"n": 9}, 400, "invalid_value", "n"),
         ({"messages": [{"role": "user", "content": "word " * 50}]}, 413, "context_length_exceeded", "messages"),
     ):
@@ -307,6 +318,50 @@ def test_what_is_refused_is_never_posted(make, stream):
     assert served.worker.posted == []
     assert served.figure("fl_prompt_tokens_total", model="hr") == 0
     assert "legal" not in served.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize(
+    "keys", [{"max_tokens": 11}, {"max_completion_tokens": 12, "max_tokens": 1}, {"max_tokens": 10**300}, {}]
+)
+def test_a_longer_answer_than_the_limit_is_cut_to_it(make, keys):
+    served = make(new_tokens=10)
+    served.answers("x", finish="length")
+    assert served.ask(**keys).json["choices"][0]["finish_reason"] == "length"
+    assert served.worker.asked[0].max_new_tokens == 10
+
+
+def test_a_text_is_continued_without_the_chat_template(served):
+    served.answers(" morning", " evening", "b", "c")
+    reply = served.ask_path("/v1/completions", prompt=["Good", "A"], n=2, seed=5, max_tokens=7)
+    body = reply.json
+    assert body.pop("id").startswith("cmpl-")
+    assert (body["object"], body["model"]) == ("text_completion", "hr")
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [
+        (0, " morning", "stop"), (1, " evening", "stop"), (2, "b", "stop"), (3, "c", "stop"),
+    ]  # fmt: skip
+    good, a = (tuple(served.tokenizer(text)["input_ids"]) for text in ("Good", "A"))
+    assert [ask.prompt for ask in served.worker.asked] == [good, good, a, a]
+    assert {ask.max_new_tokens for ask in served.worker.asked} == {7}
+    assert len({ask.sampling.seed for ask in served.worker.asked}) == 4
+    assert body["usage"]["prompt_tokens"] == len(good) + len(a)
+
+
+def test_a_continued_text_is_streamed(served):
+    served.answers(" morning, all")
+    got = events(served.ask_path("/v1/completions", prompt=[9, 8], stream=True))
+    assert got.pop() == "data: [DONE]"
+    assert {chunk["object"] for chunk in got} == {"text_completion"}
+    assert "".join(chunk["choices"][0]["text"] for chunk in got) == " morning, all"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None] * (len(got) - 1) + ["stop"]
+    assert served.worker.asked[0].prompt == (9, 8)
+
+
+def test_a_prompt_of_unknown_tokens_or_with_too_many_answers_is_refused(make):
+    served = make(answers=4)
+    for keys, where in (({"prompt": [len(served.tokenizer)]}, "prompt"), ({"prompt": ["a", "b", "c"], "n": 2}, "n")):
+        reply = served.ask_path("/v1/completions", **keys)
+        assert (reply.status, reply.json["error"]["param"]) == (400, where)
+    assert served.worker.posted == []
 
 
 def test_the_longest_prompt_is_taken_and_one_token_more_is_not(make, tokenizer):
@@ -553,5 +608,5 @@ def test_every_ending_releases_the_slots_of_a_request(make, stream):
 def test_answers_are_counted_and_not_requests_alone(make):
     served = make(answers=3, seconds=5)
     served.worker.script += [[TokenChunk((5,), "length", "fp_1")]] * 3
-    assert served.ask(n=4).status == 429
+    assert served.ask(n=4).status == 400  # waiting would not help
     assert served.ask(n=3).status == 200

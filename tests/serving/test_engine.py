@@ -1,5 +1,4 @@
 import dataclasses
-import types
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.generation.decoding import Answer
 from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling
 from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.serving.engine import end_tokens, load_answering
+from fl_lightning.serving.engine import load_answering
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +45,6 @@ def test_an_adapter_of_another_base_is_refused(answering, tmp_path, micro_model)
     export_lora_adapter(create_lora_model(micro_model("llama")), tmp_path / "x")
     with pytest.raises(InputError):
         answering.read(tmp_path / "x")
-
-
-@pytest.mark.parametrize(
-    ("config", "tokenizer", "ends"),
-    [(2, 2, {2}), ([3, 4], 2, {2, 3, 4}), (None, 2, {2}), (7, None, {7}), (None, None, set())],
-)
-def test_an_answer_ends_at_every_end_token_there_is(config, tokenizer, ends):
-    base = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=config))
-    assert end_tokens(base, types.SimpleNamespace(eos_token_id=tokenizer)) == ends
 
 
 def test_a_model_without_keys_and_values_is_refused(micro_model, tokenizer, tmp_path):

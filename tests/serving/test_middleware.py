@@ -10,7 +10,7 @@ pytest.importorskip("prometheus_client", reason="prometheus_client is not instal
 
 from fl_lightning.serving import middleware as gates
 from fl_lightning.serving.metrics import ServingMetrics
-from fl_lightning.serving.middleware import CHAT, AccessMiddleware
+from fl_lightning.serving.middleware import CHAT, COMPLETIONS, AccessMiddleware
 
 KEY = "correct-horse-battery"
 BEARER = [("Authorization", f"Bearer {KEY}")]
@@ -94,7 +94,8 @@ def test_the_right_key_passes(make, behind, asgi, value):
     ],
 )
 @pytest.mark.parametrize(
-    ("path", "method"), [(CHAT, "POST"), ("/v1/models", "GET"), ("/metrics", "GET"), ("/x", "GET")]
+    ("path", "method"),
+    [(CHAT, "POST"), (COMPLETIONS, "POST"), ("/v1/models", "GET"), ("/metrics", "GET"), ("/x", "GET")],
 )
 def test_without_the_right_key_nothing_passes(make, behind, asgi, headers, path, method):
     gate = make(KEY)
@@ -131,7 +132,7 @@ def test_the_key_is_nowhere_to_be_read(make):
         "/",
         "/v1",
         "/v1/chat/completions/",
-        "/v1/completions",
+        "/v1/completions/",
         "/docs",
         "/openapi.json",
         "/info",
@@ -148,7 +149,10 @@ def test_other_paths_are_not_there(make, behind, asgi, path):
     assert counted(gate, "other", 404) == 3  # whatever is asked for, one series
 
 
-@pytest.mark.parametrize(("path", "wanted"), [(CHAT, "POST"), ("/v1/models", "GET"), ("/v1/models/hr/client_0", "GET")])
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [(CHAT, "POST"), (COMPLETIONS, "POST"), ("/v1/models", "GET"), ("/v1/models/hr/client_0", "GET")],
+)
 def test_other_methods_are_refused(make, behind, asgi, path, wanted):
     gate = make()
     for method in {"GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"} - {wanted}:

@@ -10,10 +10,15 @@ from fl_lightning.data.records import Turn
 
 pytest.importorskip("pydantic", reason="pydantic is not installed: pip install 'fl_lightning[serve]'")
 
-from fl_lightning.serving.requests import MAX_MESSAGES, ApiError, ChatRequest, read_request, unknown_model
+from fl_lightning.serving import requests
+from fl_lightning.serving.requests import MAX_MESSAGES, ApiError, ChatRequest, CompletionRequest, unknown_model
 
 USER = {"role": "user", "content": "Hello"}
 quick = settings(deadline=None, max_examples=150)
+
+
+def read_request(content):
+    return requests.read_request(ChatRequest, content)
 
 
 def body(**keys):
@@ -71,25 +76,97 @@ def test_nulls_count_as_left_out_at_every_level():
     keys = ("temperature", "top_p", "n", "max_tokens", "stop", "stream", "seed", "tools", "logprobs", "stream_options")
     assert read_request(body(**dict.fromkeys(keys))) == read_request(body())
     assert not read_request(body(stream_options={"include_usage": None})).stream_options.include_usage
-    assert read_request(body(messages=[{**USER, "name": None, "tool_calls": None}])).turns == [Turn("user", "Hello")]
+    assert read_request(body(messages=[{**USER, "name": None, "refusal": None}])).turns == [Turn("user", "Hello")]
 
 
-def test_unknown_keys_are_passed_over():
-    keys = {
-        "user": "x",
-        "store": True,
-        "metadata": {"a": 1},
-        "service_tier": "auto",
-        "__class__": "x",
-        "model_config": 1,
-    }
+def test_keys_without_influence_on_an_answer_are_accepted():
+    keys = {"user": "x", "store": True, "metadata": {"a": 1}, "service_tier": "auto"}
     assert read_request(body(**keys)) == read_request(body())
+    echoed = {**USER, "refusal": None, "annotations": []}
+    assert read_request(body(messages=[echoed])).turns == [Turn("user", "Hello")]
 
 
-def test_a_developer_is_the_system_and_parts_of_text_are_joined():
+def test_earlier_tool_calls_and_their_results_are_turns():
+    call = {"id": "c1", "type": "function", "function": {"name": "due", "arguments": '{"day": "Friday"}'}}
+    asked = read_request(
+        body(
+            messages=[
+                USER,
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "two invoices"},
+            ]
+        )
+    )
+    read = {"id": "c1", "type": "function", "function": {"name": "due", "arguments": {"day": "Friday"}}}
+    assert asked.turns[1:] == [
+        Turn("assistant", "", (read,)),
+        Turn("tool", "two invoices", tool_call_id="c1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "due", "arguments": "{"}}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "due", "arguments": "[]"}}]},
+        {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]},
+        {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "due", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c1"},
+    ],
+)
+def test_a_tool_call_that_cannot_be_read_is_refused(message):
+    error = refused(body(messages=[USER, message, USER]))
+    assert error["param"].startswith("messages.1")
+
+
+@pytest.mark.parametrize("key", ["top_k", "repetition_penalty", "reasoning_effort", "__class__", "model_config"])
+def test_a_key_that_is_not_understood_is_refused(key):
+    error = refused(body(**{key: 1}))
+    assert (error["code"], error["param"]) == ("unsupported_parameter", key)
+    assert error["message"].startswith(f"{key}: unknown key")
+
+
+def test_a_misspelled_key_is_refused_with_the_right_one():
+    assert "did you mean 'temperature'" in refused(body(temperatur=0))["message"]
+    where = refused(body(messages=[{**USER, "weight": 0}]))
+    assert where["param"] == "messages.0.weight"
+
+
+def test_biases_of_tokens_reach_the_sampler_in_order():
+    how = read_request(body(logit_bias={"9": -100, "3": 2.5, "5": 0})).sampling(0, seed=0)
+    assert how.logit_bias == ((3, 2.5), (9, -100.0))
+
+
+def complete(**keys):
+    return requests.read_request(CompletionRequest, json.dumps({"model": "hr", **keys}).encode())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("Hi", ["Hi"]), (["Hi", "Why"], ["Hi", "Why"]), ([5, 6], [[5, 6]]), ([[5], [6, 7]], [[5], [6, 7]])],
+)
+def test_a_prompt_is_text_or_tokens_or_several_of_them(prompt, prompts):
+    assert complete(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["Hi", ""], [-1], None, {"a": 1}])
+def test_a_prompt_of_nothing_is_refused(prompt):
+    with pytest.raises(ApiError, match=r"^prompt"):
+        complete(prompt=prompt)
+
+
+def test_an_echo_is_refused_and_a_chat_has_no_prompt():
+    assert complete(prompt="Hi", echo=False).prompts == ["Hi"]
+    with pytest.raises(ApiError, match="echo: not supported"):
+        complete(prompt="Hi", echo=True)
+    with pytest.raises(ApiError, match="messages: unknown key"):
+        complete(prompt="Hi", messages=[USER])
+
+
+def test_a_developer_keeps_the_role_and_parts_of_text_are_joined():
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]
     asked = read_request(body(messages=[{"role": "developer", "content": parts}, USER]))
-    assert asked.turns == [Turn("system", "Be short."), Turn("user", "Hello")]
+    assert asked.turns == [Turn("developer", "Be short."), Turn("user", "Hello")]
 
 
 def test_one_stop_is_a_list_of_one():
@@ -132,9 +209,8 @@ def test_a_body_that_is_no_object_is_refused(content):
         ({"messages": "Hello"}, "messages"),
         ({"messages": [None]}, "messages.0"),
         ({"messages": [USER, "Hello"]}, "messages.1"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "User", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "text", "content": "x"}]}, "messages.0.role"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
@@ -167,8 +243,10 @@ def test_a_body_that_is_no_object_is_refused(content):
         ({"seed": float("inf")}, "seed"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty"),
-        ({"tools": "x"}, "tools"),
-        ({"response_format": "json"}, "response_format"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"1": float("nan")}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_key(keys, where):
@@ -182,10 +260,15 @@ def test_a_wrong_value_is_named_by_its_key(keys, where):
     ("key", "value"),
     [
         ("tools", [{"type": "function"}]),
+        ("tools", "x"),
+        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
+        ("top_logprobs", 3),
+        ("modalities", ["audio"]),
         ("logprobs", True),
         ("response_format", {"type": "json_object"}),
         ("response_format", {"type": ["text"]}),
+        ("response_format", "json"),
     ],
 )
 def test_what_is_not_supported_is_said_rather_than_passed_over(key, value):

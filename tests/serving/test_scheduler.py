@@ -77,7 +77,7 @@ def alone(answering, models, model, prompt, length=4):
     """What transformers' own generation answers, with the adapter's update folded into no cache of ours."""
     with answering.bank.attached():
         answering.bank.set_rows([models[model]])
-        (got,) = generate(answering.model, [torch.tensor(prompt)], max_new_tokens=length, end=None)
+        (got,) = generate(answering.model, [torch.tensor(prompt)], max_new_tokens=length, ends=[])
     return got.tolist()
 
 

@@ -51,13 +51,14 @@ def plain_loop(model, examples, task, *, batch_size, window, epochs, max_norm, w
     for start in range(0, len(batches), window):
         group = batches[start : start + window]
         losses.append(0.0)
+        targets = sum(int(example.supervised.sum()) for batch in group for example in batch)
         for batch in group:
             total = torch.zeros(())
             for example in batch:
                 places = example.supervised.nonzero().squeeze(1)
                 logits = model(input_ids=example.ids[None]).logits[0]
                 total = total + cross_entropy(logits[places - 1], example.ids[places], reduction="sum")
-            loss = total / sum(int(e.supervised.sum()) for e in batch) / len(group)
+            loss = total / targets
             loss.backward()
             losses[-1] += loss.item()
         if mu:
@@ -107,15 +108,20 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
         assert torch.equal(tensor, task.start[name]) is not trained
 
 
-def test_last_partial_window_steps_and_is_divided_by_its_real_size(local_clients, random_state):
-    clients, model = local_clients(batch_size=4, accumulate_grad_batches=2)
-    seen = []
-    task = tasks_for(model, random_state, ids=[2])[0]  # 11 records: batches of 4, 4 and 3, windows of 2 and 1
-    update = clients.fit_cohort([task], on_step=lambda ids, share, tokens: seen.append(share))
-    whole = local_clients(batch_size=4)[0].fit_cohort([task])[0]
-    assert seen == [0.5, 1.0]
-    assert update[0].losses[0] == pytest.approx(sum(whole.losses[:2]) / 2, abs=0.1)
-    assert update[0].losses[1] == pytest.approx(whole.losses[2], abs=0.1)
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("kind", ["qwen", "bloom"])
+def test_accumulation_counts_targets(local_clients, federation, random_state, kind, at_once):
+    """Four micro-batches of 2 are one batch of 8, the incomplete last window included (3 of 11 records)."""
+    settings = {"local_epochs": 2, "at_once": at_once, "max_grad_norm": 0.1}
+    accumulated, model = local_clients(kind, batch_size=2, accumulate_grad_batches=4, **settings)
+    whole, _ = local_clients(kind, batch_size=8, **settings)
+    targets = [int(example.supervised.sum()) for example in federation["hr/client_2"].train]
+    assert max(targets) > 4 * min(targets)
+    tasks = tasks_for(model, random_state)
+    for one, other in zip(accumulated.fit(tasks), whole.fit(tasks), strict=True):
+        assert len(one.losses) == len(other.losses)
+        assert one.losses == pytest.approx(other.losses, rel=1e-5)
+        assert_states_close(one.state, other.state, atol=1e-5)
 
 
 @pytest.mark.parametrize(("window", "steps"), [(1, 6), (2, 4), (4, 2), (100, 2)])

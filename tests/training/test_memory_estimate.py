@@ -69,7 +69,7 @@ def test_qwen_is_known_without_the_hub():
 def test_unknown_base_and_layers_are_bad_input():
     with pytest.raises(InputError, match="got nobody/nothing, whose config.json is not on this machine"):
         base_sizes(parse_config(["--model.name_or_path", "nobody/nothing"]))
-    with pytest.raises(InputError, match=r"lora.target_modules: expected .* got \['q'\]"):
+    with pytest.raises(InputError, match="lora.target_modules: 'q' matches no module"):
         base_sizes(parse_config(["--target-modules", "q"]))
 
 
@@ -81,7 +81,8 @@ def test_free_memory_is_some_of_the_machines():
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]])
 def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, targets):
     from fl_lightning.data.packing import pack
-    from fl_lightning.modeling.cohort import LoraCohort, dropout_generator
+    from fl_lightning.modeling.cohort import LoraCohort
+    from fl_lightning.modeling.dropout import dropout_generator
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
     from fl_lightning.module import LoraClientModule
 

@@ -29,7 +29,6 @@ examples = [
 ]
 ids = ["hr/c0", "hr/c1", "hr/c2", "it/c0", "it/c1"]
 data = {c: ClientData(*c.split("/"), train=examples[: 3 + i], eval=examples[-2 - i :]) for i, c in enumerate(ids)}
-training = TrainingConfig(learning_rate=1e-2, batch_size=2, accumulate_grad_batches=2, clients_at_once=2)
 federation = FederationConfig(rounds=2, client_clusters=ClientClustersConfig(num_clusters=2))
 
 
@@ -39,7 +38,10 @@ class Steady(LoraClientModule):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, eps=1e-5)
 
 
-def run(parallelism, dropout):
+def run(parallelism, dropout, batch_size, window):
+    training = TrainingConfig(
+        learning_rate=1e-2, batch_size=batch_size, accumulate_grad_batches=window, clients_at_once=2
+    )
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
     base = Qwen2ForCausalLM(Qwen2Config(vocab_size=32, num_hidden_layers=1, initializer_range=0.3, **sizes)).eval()
@@ -62,8 +64,9 @@ def run(parallelism, dropout):
 
 
 for mode in modes:
-    parallelism, dropout = mode.split("=")
-    save_file(run(parallelism, float(dropout)), f"{out}/{mode}.rank{fabric.global_rank}.safetensors")
+    parallelism, dropout, batches = mode.split("=")
+    tensors = run(parallelism, float(dropout), *map(int, batches.split("x")))
+    save_file(tensors, f"{out}/{mode}.rank{fabric.global_rank}.safetensors")
 """
 
 
@@ -82,7 +85,8 @@ def results(tmp_path_factory):
     script = folder / "worker.py"
     script.write_text(WORKER)
     environment = {n: v for n, v in os.environ.items() if n not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
-    for devices, modes in ((1, ["one=0.1", "one=0.0"]), (2, ["clients=0.1", "data=0.0", "fsdp=0.0"])):
+    one, two = ["one=0.1=2x2", "one=0.0=2x2", "one=0.0=4x1"], ["clients=0.1=2x2", "clients=0.0=2x2", "data=0.0=2x2"]
+    for devices, modes in ((1, one), (2, [*two, "fsdp=0.0=2x2"])):
         command = [sys.executable, str(script), str(folder), str(devices), *modes]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -92,7 +96,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(results):
-    (one,), two = results["one=0.1"], results["clients=0.1"]
+    (one,), two = results["one=0.1=2x2"], results["clients=0.1=2x2"]
     assert len(two) == 2
     assert one.keys() == two[0].keys()
     for name, tensor in one.items():
@@ -106,7 +110,16 @@ def test_two_processes_find_what_one_finds(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["data", "fsdp"])
 def test_two_processes_on_one_client_sum_to_its_gradients(results, mode):
-    (one,), two = results["one=0.0"], results[f"{mode}=0.0"]
+    (one,), two = results["one=0.0=2x2"], results[f"{mode}=0.0=2x2"]
     assert len(two) == 2
     for name, tensor in one.items():
         assert (two[0][name] - tensor).abs().max() <= 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["one", "clients", "data", "fsdp"])
+def test_accumulation_counts_targets_in_every_mode(results, mode):
+    """Two micro-batches of 2 are one batch of 4."""
+    whole, accumulated = results["one=0.0=4x1"][0], results[f"{mode}=0.0=2x2"][0]
+    for name, tensor in whole.items():
+        assert (accumulated[name] - tensor).abs().max() <= 1e-5, name

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 from fl_lightning import bundled
 from fl_lightning.data.inspection.scan import Measure, ScannedRecord, scan_client, scan_clients
+from fl_lightning.data.record_keys import describe_unread_keys
 from fl_lightning.errors import InputError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Inspection:
     """Problems that `fit` would refuse, each naming file and line."""
     warnings: list[str] = field(default_factory=list)
     """Facts that do not stop `fit`, but deserve a look."""
+    unread_keys: Counter[str] = field(default_factory=Counter)
+    """{key that is not read: number of records}."""
     leaks: list[dict[str, Any]] = field(default_factory=list)
     """{eval: location, train: [location], what: record or prompt}."""
     duplicates: list[list[str]] = field(default_factory=list)
@@ -107,14 +112,26 @@ def inspect_folder(
         summary = _summarize(files.client_id, by_client.get(files.client_id, ()), by_text, by_prompt, max_length)
         inspection.clients.append(summary[0])
         inspection.leaks += summary[1]
+    if not inspection.errors:
+        inspection.errors += _departments_without_records(inspection)
     _warn(inspection, max_length)
     return inspection
 
 
-def _group(records: Iterable[ScannedRecord], key: Callable[[ScannedRecord], str]) -> dict[str, list[ScannedRecord]]:
-    groups: dict[str, list[ScannedRecord]] = defaultdict(list)
-    for record in records:
-        groups[key(record)].append(record)
+def _departments_without_records(inspection: Inspection) -> list[str]:
+    departments = _group(inspection.clients, lambda client: client.client_id.split("/")[0])
+    return [
+        f"{inspection.folder}/{department}: expected {what} records in some client of the department, got none"
+        for department, clients in departments.items()
+        for what, split in (("training", "train"), ("held-out", "eval"))
+        if not any(getattr(client, split) for client in clients)
+    ]
+
+
+def _group(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
     return dict(groups)
 
 
@@ -172,3 +189,5 @@ def _warn(inspection: Inspection, max_length: int) -> None:
         ),
     }
     inspection.warnings += [f"{what}: {count:,}" for what, count in counts.items() if count]
+    if inspection.unread_keys:
+        inspection.warnings.append(describe_unread_keys(inspection.unread_keys))

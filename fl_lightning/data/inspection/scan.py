@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,17 @@ from fl_lightning.data.layout import (
     STRUCTURE,
     SUFFIX,
     ClientFiles,
+    check_department_name,
     client_files_at,
     department_folders,
     draw_held_out,
     true_clusters,
+    unread_files,
 )
-from fl_lightning.data.records import Record, scan_records
+from fl_lightning.data.record_files import scan_records
+from fl_lightning.data.records import Record
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import check_name, natural_key
+from fl_lightning.storage.files import natural_key
 
 IGNORED = (STRUCTURE, "partition.json", "partition.png", "README.md", "LICENCES.md")
 """Files in the root that are expected there and hold no records."""
@@ -56,6 +61,7 @@ class Findings(Protocol):
 
     errors: list[str]
     warnings: list[str]
+    unread_keys: Counter[str]
 
 
 def scan_clients(root: Path, findings: Findings) -> list[ClientFiles]:
@@ -77,7 +83,7 @@ def scan_clients(root: Path, findings: Findings) -> list[ClientFiles]:
         if not _scan_department(folder, department, clients, findings):
             continue
         try:
-            check_name(department, f"{folder}: department")
+            check_department_name(department, folder)
             if department in departments:
                 raise InputError(f"{folder}: department {department!r} has two folders; keep one of them")
             departments.add(department)
@@ -130,10 +136,14 @@ def scan_client(
         held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
         splits["eval"] = [pair for index, pair in enumerate(records) if index in held_out]
         splits["train"] = [pair for index, pair in enumerate(records) if index not in held_out]
-    elif splits["train"]:
-        findings.errors.append(
-            f"{files.train}: expected at least 2 records, one to hold out, got 1; add records or an eval.jsonl"
-        )
+    if not splits["train"]:
+        findings.warnings.append(f"{files.train}: no valid training records; fit leaves the client out")
+    elif not splits.get("eval"):
+        findings.warnings.append(f"{files.eval or files.train}: no held-out records; fit trains the client unevaluated")
+    findings.warnings += [
+        f"{path}: not read, beside train.jsonl and its held-out file; call it eval.jsonl to evaluate on it"
+        for path in unread_files(files)
+    ]
     for split, pairs in splits.items():
         for location, record in pairs:
             try:
@@ -141,26 +151,25 @@ def scan_client(
             except InputError as error:
                 findings.errors.append(str(error))
                 continue
+            findings.unread_keys.update(record.unread_keys)
             prompt = normalize_text([turn.content for turn in record if not turn.supervised])
-            text = normalize_text([f"{turn.role} {turn.content}" for turn in record])
+            text = normalize_text(
+                [f"{t.role} {t.content} {json.dumps(t.tool_calls) if t.tool_calls else ''}" for t in record]
+            )
             yield ScannedRecord(files.client_id, split, location, text, prompt, tokens, supervised)
 
 
 def _valid_records(path: Path, findings: Findings) -> list[tuple[str, Record]]:
     """(location, record) of a file."""
-    records, is_empty = [], True
+    records = []
     try:
         for location, record in scan_records(path):
-            is_empty = False
             if isinstance(record, InputError):
                 findings.errors.append(str(record))
             else:
                 records.append((location, record))
     except InputError as error:
         findings.errors.append(str(error))
-        return []
-    if is_empty:
-        findings.errors.append(f"{path}: no records; expected at least one, or remove the client")
     return records
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fl_lightning.data.partition.reader import Row, column_names
-from fl_lightning.data.records import FORMS, parse_record
+from fl_lightning.data.record_forms import FORMS, INSTRUCTION_KEYS, PROMPT_KEYS, parse_record
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name
+from fl_lightning.storage.run_adapters import BASE
 
-KEYS = ("messages", "instruction", "input", "output", "response", "prompt", "completion", "text")
-"""Keys of a record, see `fl_lightning.data.records`."""
+KEYS = ("messages", "conversations", *dict.fromkeys((*INSTRUCTION_KEYS, *PROMPT_KEYS)), "text")
+"""Keys of a record, see `fl_lightning.data.record_forms`."""
 
 
 def check_columns(rows: Sequence[Row], columns: Mapping[str, str | None]) -> None:
@@ -32,12 +33,13 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str | None]) -> Non
             raise InputError(f"{option}: expected a column of the source, got {column!r}{hint}")
 
 
-def to_records(rows: Sequence[Row], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def to_records(rows: Sequence[Row], columns: Mapping[str, str], dealt_by: Collection[str] = ()) -> list[dict[str, Any]]:
     """The record of each row, with only the keys that `fit` reads.
 
     Args:
         rows: of a source.
         columns: {key of a record: column}; if empty, columns with the names of the keys.
+        dealt_by: columns that say whose a record is; they are no part of it.
 
     Raises:
         InputError: naming the row that is not a record.
@@ -52,20 +54,18 @@ def to_records(rows: Sequence[Row], columns: Mapping[str, str]) -> list[dict[str
         if columns:
             record = {key: _as_text(row.values.get(column)) for key, column in columns.items()}
         else:
-            record = {key: row.values.get(key) for key in KEYS}
-        record = {key: _messages(v) if key == "messages" else v for key, v in record.items() if v is not None}
-        if "messages" in record:
-            record = {"messages": record["messages"]}
+            record = {key: value for key, value in row.values.items() if key not in dealt_by}
+        record = {key: _messages(value) for key, value in record.items() if value is not None}
         try:
-            parse_record(record)
+            unread = parse_record(record).unread_keys
         except ValueError as error:
             hint = (
                 ""
-                if columns or record
+                if columns or record.keys() & set(KEYS)
                 else f"; expected columns of {FORMS}, or options such as --prompt, --instruction, --text"
             )
             raise InputError(f"{row.location}: {error}{hint}") from error
-        records.append(record)
+        records.append({key: value for key, value in record.items() if key in KEYS and key not in unread})
     return records
 
 
@@ -116,6 +116,8 @@ def folder_names(values: Sequence[str], option: str) -> dict[str, str]:
             raise InputError(
                 f"{option}: {value!r} has no letter that a folder's name may have; rename it in the source"
             )
+        if name == BASE and option == "--by":
+            raise InputError(f"{option}: a department cannot be called {BASE!r}, as the base model is; rename it")
         if clash := next((other for other, taken in names.items() if taken.lower() == name.lower()), None):
             raise InputError(f"{option}: {clash!r} and {value!r} would share the folder {name!r}; rename one of them")
         names[value] = name

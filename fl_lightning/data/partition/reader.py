@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.records import scan_values
+from fl_lightning.data.record_files import scan_values
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import read_text
 

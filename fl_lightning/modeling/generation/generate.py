@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from fl_lightning.data.tokenization import Example
+from fl_lightning.modeling.limits import max_positions
 
 
 def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,15 +30,15 @@ def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def generate(
-    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, end: int | None, batch_size: int = 16
+    model: Any, prompts: Sequence[torch.Tensor], *, max_new_tokens: int, ends: Collection[int], batch_size: int = 16
 ) -> list[torch.Tensor]:
-    """The greedy continuation of each prompt, up to and without the end token.
+    """The greedy continuation of each prompt, up to and without the end token, or to the model's last position.
 
     Args:
         model: a transformers or PEFT causal language model, with its active adapter.
         prompts: token ids, each 1-D and not empty.
         max_new_tokens: maximum length of an answer.
-        end: the token that ends an answer; None always generates `max_new_tokens`.
+        ends: tokens that end an answer, see `fl_lightning.data.end_tokens`; none always generates `max_new_tokens`.
         batch_size: prompts per forward pass, longest first.
 
     Returns:
@@ -51,9 +53,17 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    filler = 0 if end is None else end
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    filler = next(iter(ends), 0)
+    positions = max_positions(model.config) or math.inf
+    room = {i: min(max_new_tokens, positions - len(prompts[i])) for i in order}
+    cut = [i for i in order if 0 < room[i] < max_new_tokens]  # by length, so that no other answer is cut
+    whole = [i for i in order if room[i] == max_new_tokens]
+    # Padding on the left would change the state of a recurrent model.
+    same_length = bool(getattr(model, "_is_stateful", False))
+    for batch in (
+        *_batches(cut, prompts, batch_size, same_length=True),
+        *_batches(whole, prompts, batch_size, same_length=same_length),
+    ):
         width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), filler)
         mask = torch.zeros_like(ids)
@@ -63,14 +73,28 @@ def generate(
         out = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=int(room[batch[0]]),
             do_sample=False,
             num_beams=1,
-            eos_token_id=end,
+            eos_token_id=list(ends) or None,
             pad_token_id=filler,
         )[:, width:].cpu()
         for row, i in enumerate(batch):
-            stop = (out[row] == end).nonzero() if end is not None else []
-            answers[i] = out[row][: int(stop[0])] if len(stop) else out[row]
+            stop = next((place for place, token in enumerate(out[row].tolist()) if token in ends), None)
+            answers[i] = out[row][:stop]
     model.train(was_training)
     return answers
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[torch.Tensor], batch_size: int, *, same_length: bool
+) -> Iterator[list[int]]:
+    """Cut the indices of prompts into batches, of prompts of one length if `same_length`."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or (same_length and len(prompts[i]) != len(prompts[batch[0]]))):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

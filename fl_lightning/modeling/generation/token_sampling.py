@@ -20,6 +20,7 @@ class Sampling:
         presence_penalty: subtracted from the logit of a token that was produced before.
         frequency_penalty: subtracted once for each time that it was produced.
         seed: of the draws.
+        logit_bias: (token, number added to its logit) pairs.
     """
 
     temperature: float = 1.0
@@ -27,6 +28,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
@@ -48,7 +50,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether it takes the most likely token of the unchanged logits."""
-        return self._sampling.temperature == 0 and not self._has_penalty
+        return self._sampling.temperature == 0 and not self._has_penalty and not self._sampling.logit_bias
 
     @property
     def _has_penalty(self) -> bool:
@@ -66,6 +68,10 @@ class Sampler:
             penalties = self._sampling.presence_penalty + counts * self._sampling.frequency_penalty
             logits = logits.clone()
             logits[list(self._counts)] -= penalties.to(torch.float32)
+        if self._sampling.logit_bias:
+            tokens, biases = zip(*self._sampling.logit_bias, strict=True)
+            logits = logits.clone()
+            logits[list(tokens)] += torch.tensor(biases, dtype=torch.float32)
         token = int(logits.argmax()) if self._sampling.temperature == 0 else self._draw(logits)
         if self._has_penalty:
             self._counts[token] += 1

@@ -69,7 +69,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         if resume is not None:
             stack.enter_context(locked(resume))
         run_id, known_sites = _read_sites(resume)
-        components = build_model_components(config, lambda tokenizer: {})
+        components = build_model_components(config, lambda tokenizer, max_length: {})
         settings = SharedSettings.of(config, components.base_precision, components.base_fingerprint)
         transport, superlink = stack.enter_context(_flower(config))
         if unknown := [client_id for client_id in known_sites if client_id not in superlink.nodes]:

@@ -68,7 +68,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
         raise InputError(f"this config does not fit the server's: {site.mismatch}")
 
 
-def _load_client(config: RunConfig, client_id: str, tokenizer: Any) -> dict[str, ClientData]:
+def _load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: int) -> dict[str, ClientData]:
     """The records of one client.
 
     A client of a team has the team's name in its id, but its records are in its department's folder.
@@ -80,7 +80,7 @@ def _load_client(config: RunConfig, client_id: str, tokenizer: Any) -> dict[str,
         tokenizer,
         client_id=member_ids.get(client_id, client_id),
         max_records=config.data.max_records,
-        max_length=config.data.max_length,
+        max_length=max_length,
         eval_fraction=config.data.eval_fraction,
         seed=config.seed,
     )

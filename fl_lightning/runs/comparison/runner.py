@@ -24,7 +24,7 @@ from fl_lightning import launch, signals
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.runs import fit as fitting
-from fl_lightning.runs.build import build_components
+from fl_lightning.runs.build import build_components, make_local_clients
 from fl_lightning.runs.comparison.plan import Plan
 from fl_lightning.runs.comparison.report import Comparison
 from fl_lightning.runs.comparison.statistics import read_run_metrics
@@ -47,8 +47,9 @@ def check_plan(plan: Plan, root: Path) -> None:
     check_output(root)
     for name, config in plan.configs.items():
         single_device = replace(config.fabric, devices=1, parallelism="clients", strategy="auto")
+        checked = replace(config, output=str(root), fabric=single_device)
         try:
-            build_components(replace(config, output=str(root), fabric=single_device))
+            make_local_clients(build_components(checked), checked)
         except InputError as error:
             raise InputError(f"{plan.files[name]}: {error}") from error
         gc.collect()

@@ -90,19 +90,40 @@ def test_every_error_is_listed_at_once(tmp_path, write_jsonl):
     for words in (
         "hr/ann/train.jsonl:2: not valid JSON",
         "hr/ann/train.jsonl:4: no response",
-        "hr/ann/eval.jsonl: no records",
         "hr/b b.jsonl: client 'b b'",
-        "hr/one.jsonl: expected at least 2 records",
-        "hr/lost: eval file without train.jsonl",
+        "hr/lost/eval.jsonl: held-out records without train.jsonl",
         "it/ann.json:1: not valid JSON",
         "it_personal_clients: department 'it' has two folders",
         "it_personal_clients/ann.jsonl: client 'ann' is there twice",
     ):
         assert words in errors
-    assert len(found.errors) == 9
+    assert len(found.errors) == 7
+    assert [warning.replace(f"{tmp_path}/", "") for warning in found.warnings] == [
+        "loose.jsonl: ignored, because it is not in a department's folder",
+        "it/notes.txt: ignored; a client is a file of records, or a folder with train.jsonl",
+        "hr/ann/eval.jsonl: no held-out records; fit trains the client unevaluated",
+        "hr/one.jsonl: no held-out records; fit trains the client unevaluated",
+        "it/ann.json: no valid training records; fit leaves the client out",
+    ]
+
+
+@pytest.mark.parametrize("records", [[], [pair("a")]])
+def test_a_department_with_nothing_to_train_or_to_hold_out_is_an_error(tmp_path, write_jsonl, records):
+    write_jsonl(tmp_path / "hr/ann.jsonl", records)
+    errors = inspect_folder(tmp_path, measure).errors
+    assert f"{tmp_path}/hr: expected held-out records in some client of the department, got none" in errors
+
+
+def test_keys_and_files_that_are_not_read_are_named(tmp_path, write_jsonl):
+    write_jsonl(tmp_path / "hr/ann/train.jsonl", [{**pair("a"), "id": 1}, {**pair("b"), "id": 2, "source": "x"}])
+    write_jsonl(tmp_path / "hr/ann/validation.jsonl", [pair("c")])
+    write_jsonl(tmp_path / "hr/ann/test.jsonl", [pair("d")])
+    found = inspect_folder(tmp_path, measure)
+    assert (found.errors, found.clients[0].eval) == ([], 1)
     assert found.warnings == [
-        f"{tmp_path}/loose.jsonl: ignored, because it is not in a department's folder",
-        f"{tmp_path}/it/notes.txt: ignored; a client is a file of records, or a folder with train.jsonl",
+        f"{tmp_path}/hr/ann/test.jsonl: not read, beside train.jsonl and its held-out file; call it eval.jsonl to "
+        "evaluate on it",
+        "keys of records that are not read: 'id' (2 records), 'source' (1 record)",
     ]
 
 
@@ -126,4 +147,4 @@ def test_json_has_everything(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair("a"), pair("b")])
     value = json.loads(json.dumps(inspect_folder(tmp_path, measure).as_json()))
     assert value["clients"][0]["lengths"]["longest"] == 2
-    assert set(value) == {"root", "folder", "clients", "errors", "warnings", "leaks", "duplicates"}
+    assert set(value) == {"root", "folder", "clients", "errors", "warnings", "unread_keys", "leaks", "duplicates"}

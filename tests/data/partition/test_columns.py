@@ -10,8 +10,16 @@ def rows(*values):
 
 
 def test_columns_called_as_the_keys_are_taken_and_others_left():
-    found = to_records(rows({"instruction": "a", "input": None, "output": "b", "label": 3}), {})
-    assert found == [{"instruction": "a", "output": "b"}]
+    row = {"instruction": "a", "input": None, "output": "b", "system": "s", "id": 7, "label": 3}
+    assert to_records(rows(row), {}, ["label"]) == [{"instruction": "a", "output": "b", "system": "s"}]
+
+
+def test_columns_that_could_change_what_is_learned_are_refused_unless_columns_are_named():
+    row = {"prompt": "a", "completion": "b", "label": False}
+    with pytest.raises(InputError, match="pile:1: key 'label'"):
+        to_records(rows(row), {})
+    columns = {"prompt": "prompt", "completion": "completion"}
+    assert to_records(rows(row), columns) == [{"prompt": "a", "completion": "b"}]
 
 
 def test_messages_win_and_lose_what_a_table_fills_in():

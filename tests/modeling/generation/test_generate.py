@@ -48,17 +48,26 @@ def greedy(model, prompt, steps, end):
 def test_answers_are_the_greedy_ones_of_each_prompt_alone(tiny, tokenizer, prompts):
     wanted = [greedy(tiny, prompt, 6, tokenizer.eos_token_id).tolist() for prompt in prompts]
     for size in (1, 2, 16):
-        got = generate(tiny, prompts, max_new_tokens=6, end=tokenizer.eos_token_id, batch_size=size)
+        got = generate(tiny, prompts, max_new_tokens=6, ends=[tokenizer.eos_token_id], batch_size=size)
         assert [answer.tolist() for answer in got] == wanted
 
 
 @torch.no_grad()
 def test_an_answer_ends_before_the_end_token(tiny, tokenizer, prompts):
     wanted = greedy(tiny, prompts[0], 6, None).tolist()
-    (got,) = generate(tiny, prompts[:1], max_new_tokens=6, end=wanted[3])
+    (got,) = generate(tiny, prompts[:1], max_new_tokens=6, ends=[wanted[3]])
     assert got.tolist() == wanted[: wanted.index(wanted[3])]
 
 
 def test_an_empty_prompt_is_refused(tiny):
     with pytest.raises(ValueError, match="expected at least one token in each"):
-        generate(tiny, [torch.empty(0, dtype=torch.long)], max_new_tokens=1, end=None)
+        generate(tiny, [torch.empty(0, dtype=torch.long)], max_new_tokens=1, ends=[])
+
+
+def test_answers_stop_at_the_last_position_and_others_are_not_shortened(micro_model):
+    model = micro_model("gpt2")  # 512 learned positions
+    lengths = (512, 508, 300)
+    prompts = [torch.arange(length) % 100 + 5 for length in lengths]
+    answers = generate(model, prompts, max_new_tokens=8, ends=())
+    assert [len(answer) for answer in answers] == [0, 4, 8]
+    assert answers[2].tolist() == generate(model, prompts[2:], max_new_tokens=8, ends=())[0].tolist()

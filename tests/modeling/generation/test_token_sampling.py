@@ -70,6 +70,15 @@ def test_penalties_equal_a_loop_over_the_tokens():
         counts[token] += 1
 
 
+def test_a_bias_is_added_to_the_logit_of_its_token():
+    logits = torch.tensor([0.0, 3.0, 1.0])
+    assert Sampler(Sampling(temperature=0, logit_bias=((1, -100.0),))).sample(logits) == 2
+    assert Sampler(Sampling(temperature=0, logit_bias=((0, 2.5), (2, 2.25)))).sample(logits) == 2
+    assert Sampler(Sampling(temperature=1, logit_bias=((0, 100.0),))).sample(logits) == 0
+    assert logits.tolist() == [0.0, 3.0, 1.0]
+    assert sample_tokens(logits[None], [Sampler(Sampling(temperature=0, logit_bias=((1, -100.0),)))]) == [2]
+
+
 def test_a_temperature_near_0_is_finite():
     assert set(draws(100, temperature=1e-6)) == {0}
 

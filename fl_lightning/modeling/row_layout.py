@@ -1,0 +1,89 @@
+"""How a model gets the sequences of a batch: the first of three layouts that gives each sequence its loss alone.
+
+==========  ===========================================================================================================
+layout      what the model gets
+==========  ===========================================================================================================
+packed      one row without padding; its attention is replaced by `fl_lightning.modeling.attention`
+padded      one row for each sequence, padded on the right; its own attention, so recurrent models and ALiBi are right
+single      one sequence after another, for models in which the rows of a batch depend on each other
+==========  ===========================================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from fl_lightning.data.packing import PackedBatch, real_tokens
+from fl_lightning.data.tokenization import Example
+from fl_lightning.modeling.attention import packed_kwargs
+from fl_lightning.modeling.supervised_positions import head_on, last_mlp_on
+
+RowLayout = Literal["packed", "padded", "single"]
+
+LAYOUTS: dict[RowLayout, str] = {"packed": "packed", "padded": "padded", "single": "one record at a time"}
+"""How the log names the layouts."""
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""Relative difference of a sequence's loss that is rounding: kernels round differently for rows of another length."""
+LENGTHS = (12, 3, 33)
+"""Tokens of the sequences that a layout is checked with; the later ones can see the earlier ones if it is wrong."""
+MAX_WINDOW = 256
+"""Windows and chunks of attention up to this many tokens are checked with a sequence that is longer."""
+
+
+def target_logits(model: Any, base: Any, batch: PackedBatch, layout: RowLayout) -> torch.Tensor:
+    """Logits at the positions whose next token is a target, shape (S, V).
+
+    Args:
+        model: the PEFT model around `base`, or `base` itself.
+        base: the transformers model.
+        batch: T tokens with S targets; of one sequence if the layout is ``single``.
+        layout: how the model gets them.
+    """
+    if layout != "packed":
+        return _padded_logits(model, base, batch)
+    with last_mlp_on(base, batch.keep):
+        logits: torch.Tensor = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            logits_to_keep=batch.keep,
+            use_cache=False,
+            **packed_kwargs(batch.lengths, batch.input_ids.device),
+        ).logits
+    return logits[0]
+
+
+def _padded_logits(model: Any, base: Any, batch: PackedBatch) -> torch.Tensor:
+    device, real = batch.input_ids.device, real_tokens(batch.lengths)
+    index = real.flatten().nonzero().squeeze(1).to(device)
+    ids = batch.input_ids.new_zeros(real.numel()).index_copy(0, index, batch.input_ids[0]).view(real.shape)
+    mask = {} if len(real) == 1 else {"attention_mask": real.to(device, torch.long)}
+    keep = index.index_select(0, batch.keep)
+    with head_on(base, keep):
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False, **mask).logits
+    return logits[0] if logits.shape[:2] == (1, len(keep)) else logits.flatten(0, 1).index_select(0, keep)
+
+
+def check_examples(config: Any, vocabulary: int) -> list[Example]:
+    """Random sequences that show whether a layout is right: short, long, and longer than a small window."""
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or MAX_WINDOW
+    lengths = [*LENGTHS, *(window + 5 for window in windows if isinstance(window, int) and 0 < window <= MAX_WINDOW)]
+    draws = torch.Generator().manual_seed(0)
+    return [
+        Example(torch.randint(vocabulary, (n,), generator=draws), torch.arange(n) > 0)
+        for n in (min(length, int(longest)) for length in lengths)
+    ]
+
+
+def tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """How much the loss of a sequence may differ, relative to it: `TOLERANCES` of the precision that is computed in.
+
+    Args:
+        dtype: of the model's weights.
+        device: of the model; under autocast its dtype counts.
+    """
+    computed = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+    return TOLERANCES.get(computed, TOLERANCES[torch.bfloat16])
