@@ -18,6 +18,7 @@ import random
 import pytest
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may not be installed
 def pytest_xdist_auto_num_workers():
     """Worker processes for ``-n auto``: one more than cores, since tests of servers mostly wait."""
     return (os.cpu_count() or 1) + 1

@@ -230,7 +230,6 @@ class CompletionRequest(GenerationRequest):
     """The supported part of the body of ``POST /v1/completions``: plain text, or ids of tokens, to be continued."""
 
     NEUTRAL: ClassVar = {**GenerationRequest.NEUTRAL, "echo": (False,), "suffix": ("",)}
-
     prompt: str | list[str] | list[NonNegativeInt] | list[list[NonNegativeInt]]
 
     @field_validator("prompt")
