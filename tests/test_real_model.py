@@ -57,7 +57,7 @@ def test_peft_agrees_on_the_loss_and_answers_end(run, gguf):
     logits = model(input_ids=torch.tensor([whole[:end]])).logits[0, start - 1 : end - 1]
     loss = float(cross_entropy(logits, torch.tensor(whole[start:end])))
     figures = json.loads((run / "federated_eval.json").read_text())
-    assert figures["hr"]["final"]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert figures["departments"]["hr"]["final"]["loss"] == pytest.approx(loss, rel=1e-4)
     code, output = Forked(
         f"import io, sys; sys.stdin = io.StringIO({QUESTION!r} + chr(10))\n"
         "from fl_lightning.cli import main\n"
