@@ -127,6 +127,7 @@ class LoraClientModule(L.LightningModule):
         self.model.eval()
         restore_attention(base)
         examples = check_examples(base.config, embeddings.num_embeddings)
+        self._check_causal(examples[-1].ids.to(device))
         alone = torch.stack([self._loss_alone(example.ids.to(device)) for example in examples])
         bound = tolerance(embeddings.weight.dtype, device) * alone.abs()
         row, problems = pack([[example] for example in examples]).to(device), []
@@ -159,8 +160,18 @@ class LoraClientModule(L.LightningModule):
         return losses
 
     def _loss_alone(self, ids: torch.Tensor) -> torch.Tensor:
-        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        return token_cross_entropy(logits, ids[1:]).sum()
+        """The summed loss of a sequence, from a plain call of the model."""
+        return token_cross_entropy(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]).sum()
+
+    def _check_causal(self, ids: torch.Tensor) -> None:
+        parts = (ids, ids[: len(ids) // 2])
+        whole, half = (self.model(input_ids=part[None], use_cache=False).logits[0] for part in parts)
+        # The mean, since rounding may choose another expert for a few tokens; ten times as much as for a whole loss.
+        if not (whole[: len(half)] - half).abs().mean() <= 10 * tolerance(half.dtype, ids.device) * half.abs().mean():
+            raise InputError(
+                f"model.name_or_path: expected a causal language model, got {type(self._base()).__name__}, in which "
+                "tokens see the ones behind them; choose another base model"
+            )
 
     def on_fit_start(self) -> None:
         """Under `lightning.Trainer`: choose the layout before the first step."""

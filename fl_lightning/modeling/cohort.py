@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.dropout import Generator, keep_mask
 from fl_lightning.modeling.lora import ADAPTER, lora_layers
 from fl_lightning.state import Factor, LoraState
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In names of layers of a single expert, in models that do not keep all experts in one tensor."""
 
 
 @dataclass
@@ -58,7 +62,7 @@ class LoraCohort:
         model: the PEFT model; its built-in adapter is off while the cohort is attached.
 
     Raises:
-        InputError: if a LoRA layer is not linear, or is the output head.
+        InputError: if a LoRA layer is not linear, or is the output head or part of an expert.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -75,6 +79,8 @@ class LoraCohort:
                 raise InputError(
                     f"lora.target_modules: {name} is the output head, which sees responses only; remove it"
                 )
+            if EXPERT.search(name):
+                raise InputError(f"lora.target_modules: {name} is part of an expert, which sees few tokens; remove it")
             dropout = layer.lora_dropout[ADAPTER]
             empty = torch.nn.Parameter(torch.empty(0))
             p = float(getattr(dropout, "p", 0.0))

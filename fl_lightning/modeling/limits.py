@@ -83,3 +83,17 @@ def check_token_ids(data: Mapping[str, ClientData], model: Any, tokenizer: Any) 
                         f"got {highest} ({token!r:.40}) in {split} record {index} of {client.client_id}; the tokenizer "
                         f"has {len(tokenizer)} tokens: take the base model's own, or resize and train the embedding"
                     )
+
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Names in transformers' ``layer_types`` of layers that remember nothing but keys and values."""
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether a transformers model has layers with a state, such as Mamba's, so that padding before a prompt counts.
+
+    Args:
+        model: a transformers or PEFT causal language model.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return bool(getattr(model, "_is_stateful", False)) or not set(kinds) <= ATTENTION_LAYERS

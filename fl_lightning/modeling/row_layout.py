@@ -18,6 +18,7 @@ import torch
 from fl_lightning.data.packing import PackedBatch, real_tokens
 from fl_lightning.data.tokenization import Example
 from fl_lightning.modeling.attention import packed_kwargs
+from fl_lightning.modeling.limits import max_positions
 from fl_lightning.modeling.supervised_positions import head_on, last_mlp_on
 
 RowLayout = Literal["packed", "padded", "single"]
@@ -69,12 +70,12 @@ def check_examples(config: Any, vocabulary: int) -> list[Example]:
     """Random sequences that show whether a layout is right: short, long, and longer than a small window."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
-    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or MAX_WINDOW
+    longest = max_positions(config) or 2 * MAX_WINDOW
     lengths = [*LENGTHS, *(window + 5 for window in windows if isinstance(window, int) and 0 < window <= MAX_WINDOW)]
     draws = torch.Generator().manual_seed(0)
     return [
         Example(torch.randint(vocabulary, (n,), generator=draws), torch.arange(n) > 0)
-        for n in (min(length, int(longest)) for length in lengths)
+        for n in (min(length, longest) for length in lengths)
     ]
 
 

@@ -81,8 +81,12 @@ def _check_name(model: Any, target: str, modules: dict[str, Any], linear: set[st
             f"; expected one of {known}"
         )
     for name in matches:
-        kind = "the output head, which sees responses only" if name.rsplit(".", 1)[-1] in HEADS else ""
-        if isinstance(modules[name], torch.nn.Embedding):
+        kind = ""
+        if name.rsplit(".", 1)[-1] in HEADS:
+            kind = "the output head, which sees responses only"
+        elif isinstance(modules[name], torch.nn.Embedding):
             kind = "an embedding"
+        elif name not in linear:
+            kind = f"of class {type(modules[name]).__name__}"
         if kind:
             raise InputError(f"lora.target_modules: {name} is {kind}, expected a linear layer: one of {known}")

@@ -15,6 +15,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
 from fl_lightning.modeling.generation.decoding import Decoder
+from fl_lightning.modeling.limits import is_recurrent
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
 from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.state import LoraState
@@ -65,7 +66,7 @@ def load_answering(config: RunConfig) -> Answering:
     fabric, dtype = make_fabric(config.fabric.alone())
     base, tokenizer = load_base_model(config.model, dtype=dtype, device=fabric.device)
     pin_chat_template(tokenizer, config.data)
-    if getattr(base, "_is_stateful", False):
+    if is_recurrent(base):
         raise InputError(
             f"model.name_or_path: {config.model.name_or_path} is a {type(base).__name__}, a recurrent "
             "model; expected a model with attention only, to answer several prompts at once"

@@ -235,6 +235,26 @@ def test_adapters_of_peft_on_embeddings_and_heads_are_refused(micro_qwen, layer,
         LoraCohort(model)
 
 
+def test_adapters_on_single_experts_are_refused(micro_qwen):
+    micro_qwen.model.layers[0].mlp.experts = torch.nn.ModuleList([torch.nn.Linear(32, 32)])
+    micro_qwen.model.layers[0].mlp.experts[0].up = torch.nn.Linear(32, 32)
+    model = get_peft_model(micro_qwen, PeftLoraConfig(target_modules=["up"], task_type="CAUSAL_LM"))
+    with pytest.raises(InputError, match=r"mlp\.experts\.0\.up is part of an expert"):
+        LoraCohort(model)
+
+
+def test_layers_that_see_a_part_of_the_tokens_are_refused(adapted, make_examples):
+    module, model = adapted()
+    mlp = model.get_base_model().model.layers[0].mlp
+    mlp.forward = lambda x: x + model.get_base_model().model.layers[0].self_attn.q_proj(x[:, :2]).sum()
+    row = pack([make_examples(2)])
+    cohort = LoraCohort(model)
+    cohort.load([collect_lora_state(model)], "cpu")
+    cohort.set_segments(row.client_tokens, lengths=row.lengths)
+    with cohort.attached(), pytest.raises(InputError, match=f"sees 2 of {row.num_tokens} tokens"):
+        module(row)
+
+
 def cut(state, rank):
     """The first rows of A and columns of B."""
     return {n: (t[:rank] if "lora_A" in n else t[:, :rank]).contiguous() for n, t in state.items()}

@@ -155,6 +155,21 @@ def test_sequences_go_one_by_one_where_the_rows_of_a_batch_depend_on_each_other(
 
 def test_a_model_that_no_layout_fits_is_refused(micro_model):
     module = LoraClientModule(adapted(micro_model("bloom"), "bloom"))
-    module.model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: output * inputs[0].shape[1])
+    calls = []
+
+    def disturb(_, inputs, output):  # all but the calls with one sequence alone: three, and two about causality
+        calls.append(inputs)
+        return output * (2 if len(calls) > 5 else 1)
+
+    module.model.get_output_embeddings().register_forward_hook(disturb)
     with pytest.raises(InputError, match="expected the loss of each sequence alone"):
+        module.choose_layout()
+
+
+def test_a_model_that_sees_the_answer_is_refused():
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = hf.BertConfig(**sizes, num_attention_heads=4, initializer_range=0.2)
+    torch.manual_seed(0)
+    module = LoraClientModule(create_lora_model(hf.BertLMHeadModel(config).eval(), 4, 8, 0.0, ["query"]))
+    with pytest.raises(InputError, match="expected a causal language model, got BertLMHeadModel"):
         module.choose_layout()

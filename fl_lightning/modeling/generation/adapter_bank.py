@@ -134,8 +134,8 @@ class AdapterBank:
                 return output
             a, b = self._stacked[name]
             inner = linear(inputs[0].to(a.dtype), a)
-            if self._mask is not None:
-                inner = inner * self._mask
+            if self._mask is not None:  # some models flatten rows and tokens, or have more dimensions
+                inner = (inner.reshape(len(self._mask), -1, inner.shape[-1]) * self._mask).view(inner.shape)
             return output + linear(inner, b).to(output.dtype)
 
         return add_update

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fl_lightning.data.tokenization import Example
-from fl_lightning.modeling.limits import max_positions
+from fl_lightning.modeling.limits import is_recurrent, max_positions
 
 
 def split(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,11 +58,9 @@ def generate(
     room = {i: min(max_new_tokens, positions - len(prompts[i])) for i in order}
     cut = [i for i in order if 0 < room[i] < max_new_tokens]  # by length, so that no other answer is cut
     whole = [i for i in order if room[i] == max_new_tokens]
-    # Padding on the left would change the state of a recurrent model.
-    same_length = bool(getattr(model, "_is_stateful", False))
     for batch in (
         *_batches(cut, prompts, batch_size, same_length=True),
-        *_batches(whole, prompts, batch_size, same_length=same_length),
+        *_batches(whole, prompts, batch_size, same_length=is_recurrent(model)),
     ):
         width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), filler)

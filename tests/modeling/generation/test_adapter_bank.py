@@ -121,3 +121,18 @@ def test_rows_that_stay_cost_nothing_for_the_next_token(adapted, random_state, m
         monkeypatch.setattr(torch, "tensor", lambda *args, **options: made.append(args))
         bank.set_rows(list(rows))
         assert made == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(3, 5, 32), (15, 32), (3, 1, 5, 32), (3, 5, 1, 32)])
+def test_rows_keep_their_adapters_in_whatever_shape_a_layer_gets_them(adapted, random_state, shape):
+    model = adapted("qwen")
+    bank = AdapterBank(model)
+    rows = [BASE, *(bank.prepare(random_state(model, seed)) for seed in (1, 2))]
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
+    with bank.attached():
+        bank.set_rows(rows)
+        wanted = layer(x)
+        got = layer(x.reshape(shape))
+    torch.testing.assert_close(got.reshape(3, 5, -1), wanted, atol=1e-6, rtol=0)
