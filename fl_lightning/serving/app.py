@@ -133,7 +133,7 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
         options: options of the server.
 
     Raises:
-        InputError: nothing to serve, or an option is invalid.
+        InputError: nothing to serve, an option is invalid, or the base model or an adapter cannot be loaded.
         RunError: the worker process ended.
     """
     options.check()
@@ -167,7 +167,12 @@ def serve(config: RunConfig, options: ServingOptions) -> None:
         server.run, host=options.host, port=options.port, num_api_servers=1, log_level="warning",
         generate_client_file=False, access_log=False, server_header=False, timeout_keep_alive=75, **tls,
     )  # fmt: skip
-    _until_stopped(server, run)
+    try:
+        _until_stopped(server, run)
+    except RunError as error:
+        if api.refusals.empty():
+            raise
+        raise InputError(api.refusals.get()) from error
 
 
 def _until_stopped(server: LitServer, run: Callable[[], None]) -> None:

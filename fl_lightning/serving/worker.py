@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,11 +37,15 @@ class ChatAPI(LitAPI):
         folders: {model name: folder} of the adapters.
         max_batch: answers decoded at once.
         spec: the HTTP endpoints.
+
+    Attributes:
+        refusals: why the worker process could not load the model, for the process that started it.
     """
 
     def __init__(self, config: RunConfig, folders: Mapping[str, Path], max_batch: int, spec: LitSpec) -> None:
         super().__init__(max_batch_size=max_batch, stream=True, spec=spec, loop=ChatLoop())
         self._config, self._folders = config, dict(folders)
+        self.refusals = multiprocessing.get_context("spawn").SimpleQueue()  # LitServe spawns its workers
         self.models: dict[str, BankedAdapter] = {}
 
     def setup(self, device: str) -> None:
@@ -56,8 +60,8 @@ class ChatAPI(LitAPI):
             self.models[BASE] = BankedAdapter({}, "fp_base")
             self.load(self._folders, strict=True)
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would add a traceback
+            self.refusals.put(str(error))
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would print a traceback
             raise
 
     def load(self, folders: Mapping[str, Path], *, strict: bool = False) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import torch
 import yaml
+from forked import Forked
 
 from fl_lightning.config import ModelConfig, RunConfig
 from fl_lightning.data.records import Turn
@@ -65,32 +65,37 @@ class MadeRun:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+class Server(Forked):
+    """``serve`` in a session of its own, so that `processes_of` finds all its processes."""
+
+    def __init__(self, run_folder, *options, **environment):
+        arguments = ["serve", "--run", str(run_folder), *map(str, options)]
+        code = f"import os, sys; os.setsid(); from fl_lightning.cli import main; sys.exit(main({arguments!r}))"
+        super().__init__(code, run_folder.parent, **environment)
+
+    def stop(self):
+        """SIGTERM, and SIGKILL for all its processes if that does not help."""
+        if self.process.is_alive():
+            self.send_signal(signal.SIGTERM)
+            self.process.join(60)
+        if self.process.is_alive():
+            os.killpg(self.pid, signal.SIGKILL)
+
+
 @contextmanager
-def serving(folder, *options, environment=None):
-    """(address, process, log) of a server that is ready; it is stopped in the end."""
+def serving(run_folder, *options, **environment):
+    """(address, server) of a server that is ready; it is stopped in the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = folder.parent / f"serve_{port}.log"
-    command = [sys.executable, "-m", "fl_lightning", "serve", "--run", str(folder), "--port", str(port), *options]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
+    server = Server(run_folder, "--port", port, *options, **environment)
     try:
-        until(lambda: process.poll() is not None or healthy(address), 240)
-        assert process.poll() is None, log.read_text()
-        yield address, process, log
+        until(lambda: not server.process.is_alive() or healthy(address), 240)
+        assert server.process.is_alive(), server.output()
+        yield address, server
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+        server.stop()
 
 
 def healthy(address):

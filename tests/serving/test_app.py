@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -18,7 +17,7 @@ import pytest
 pytest.importorskip("litserve", reason="litserve is not installed: pip install 'fl_lightning[serve]'")
 openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
 
-from served import CLIENTS, SHARED, MadeRun, command_of, processes_of, serving, until  # noqa: E402
+from served import CLIENTS, SHARED, MadeRun, Server, command_of, processes_of, serving, until  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
@@ -162,7 +161,7 @@ def test_a_broken_adapter_leaves_the_one_before(made, server):
     wanted = made.says(made.states["sales"], "Why", 6)
     place.write_bytes(whole[:100])
     try:
-        until(lambda: "sales keeps its previous adapter" in server[2].read_text(), 30)
+        until(lambda: "sales keeps its previous adapter" in server[1].output(), 30)
         assert ask_all(server[0], [("sales", "Why")], 6) == [wanted]
     finally:
         place.write_bytes(whole)
@@ -247,7 +246,7 @@ def memory_of(session):
 
 
 def test_hostile_clients_take_nothing_from_the_others_and_memory_does_not_grow(made, server):
-    address, process, log = server
+    address, process = server
     asked = pairs(12)
     wanted = [made.says(made.states[model], text, 10) for model, text in asked]
 
@@ -266,11 +265,11 @@ def test_hostile_clients_take_nothing_from_the_others_and_memory_does_not_grow(m
     grown = attacked(ATTACK) - before
     print(f"{grown:+.1f} MiB after {ATTACK} s, {metric(address, 'fl_requests_total'):.0f} requests")
     assert grown < 24
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in process.output()
 
 
 def test_a_key_is_asked_for_and_told_nobody(made):
-    with serving(made.folder, "--no-clients", environment={"FL_LIGHTNING_API_KEY": KEY}) as (address, process, log):
+    with serving(made.folder, "--no-clients", FL_LIGHTNING_API_KEY=KEY) as (address, process):
         assert httpx.get(f"{address}/health").status_code == 200
         for key in (None, "wrong-wrong-wrong-wrong", KEY[:-1]):
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -282,40 +281,41 @@ def test_a_key_is_asked_for_and_told_nobody(made):
         for pid in processes_of(process.pid):
             assert KEY not in command_of(pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
-        assert KEY not in log.read_text()
-        assert "Traceback" not in log.read_text()
+        code, output = process.finish(30)
+        assert code == 143
+        assert KEY not in output
+        assert "Traceback" not in output
         until(lambda: not processes_of(process.pid), 10)
 
 
 def test_a_killed_server_leaves_no_process(made):
-    with serving(made.folder, "--no-clients") as (_, process, _):
+    with serving(made.folder, "--no-clients") as (_, process):
         assert len(processes_of(process.pid)) >= 3
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.finish()
         until(lambda: not processes_of(process.pid), 20)
 
 
-def test_an_adapter_that_does_not_fit_is_said_in_two_lines(made):
+def test_an_adapter_that_does_not_fit_is_said_in_one_line(made):
     place = made.folder / "adapters" / "hr" / "adapter_config.json"
     whole = place.read_text()
     place.write_text(whole.replace('"r": 8', '"r": 4'))
     try:
-        command = [sys.executable, "-m", "fl_lightning", "serve", "--run", str(made.folder), "--port", "18437"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        code, output = Server(made.folder, "--port", 18437).finish()
     finally:
         place.write_text(whole)
-    assert done.returncode == 1
-    first, second = done.stderr.splitlines()
-    assert first.startswith(f"error: {place}: r: expected the rank of the tensors, 8, got 4")
-    assert second == "failed: the model could not be loaded, see the line above"
+    assert code == 2
+    *_, last = output.splitlines()
+    assert last.startswith(f"error: {place}: r: expected the rank of the tensors, 8, got 4")
+    assert len(output.splitlines()) == 3, output  # what is served, and where
 
 
 def test_a_server_whose_worker_dies_ends_and_says_so(server):  # the last test of the shared server
-    _, process, log = server
+    _, process = server
     workers = [p for p in processes_of(process.pid) if "spawn_main" in command_of(p)]
     for worker in workers:
         os.kill(int(worker), signal.SIGKILL)
-    assert process.wait(60) == 1
-    assert log.read_text().rstrip().endswith("failed: the worker process ended")
+    code, output = process.finish(60)
+    assert code == 1
+    assert output.rstrip().endswith("failed: the worker process ended")
     until(lambda: not processes_of(process.pid), 20)
