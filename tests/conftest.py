@@ -20,8 +20,15 @@ import pytest
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may not be installed
 def pytest_xdist_auto_num_workers():
-    """Worker processes for ``-n auto``: one more than cores, since tests of servers mostly wait."""
-    return (os.cpu_count() or 1) + 1
+    """Worker processes for ``-n auto``: two more than cores, since tests of servers mostly wait."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_finish(session):
+    """Stop if pytest-xdist does not keep groups together: what a group shares would be made in every worker."""
+    groups = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if session.config.getoption("loadgroup", False) and any("@" not in item.nodeid for item in groups):
+        raise pytest.UsageError("expected groups of tests in one worker (--dist loadgroup), got a pytest without them")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,11 @@
 """Figures of adapters on departments, worked out by hand from record-wise answers."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
@@ -72,7 +72,7 @@ class Fake:
         said = state[A].flatten().long()
 
         class Model(torch.nn.Module):
-            config = SimpleNamespace()  # with no number of positions
+            config = PreTrainedConfig()  # with no number of positions
 
             def __init__(self):
                 super().__init__()

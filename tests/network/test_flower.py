@@ -6,11 +6,12 @@ import time
 import pytest
 from flower_runs import adapters, in_process, largest_difference, prepare
 
-pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.xdist_group("network")]
+pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 SHARE_A = {"rounds": 3, "share": "a", "dept_clusters": {"enabled": False}, "client_clusters": {"num_clusters": 1}}
 
 
+@pytest.mark.xdist_group("flower_four_sites")
 def test_two_departments_of_two_sites_end_with_the_adapters_of_one_process(
     machines, tmp_path, cut_departments, monkeypatch
 ):
@@ -33,6 +34,7 @@ def test_two_departments_of_two_sites_end_with_the_adapters_of_one_process(
     assert sorted(json.loads((run_folder / "network.json").read_text())["sites"]) == sorted(sites)
 
 
+@pytest.mark.xdist_group("flower_kills")
 def test_a_run_in_which_a_site_and_then_the_server_are_killed_ends_as_if_they_were_not(
     machines, tmp_path, cut_departments, monkeypatch
 ):

@@ -14,6 +14,8 @@ from fl_lightning.errors import InputError
 from fl_lightning.runs.fit import fit
 from fl_lightning.runs.scoring import parse_adapter_options
 
+pytestmark = pytest.mark.xdist_group("run_scoring")
+
 
 @pytest.fixture(scope="module")
 def finished(cut_departments, tmp_path_factory):

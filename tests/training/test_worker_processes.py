@@ -8,6 +8,8 @@ import pytest
 
 from fl_lightning.training.worker_processes import balance_load
 
+pytestmark = pytest.mark.xdist_group("worker_processes")
+
 WORKER = """
 import sys
 import torch
