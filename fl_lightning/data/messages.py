@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fl_lightning.data.record_keys import check_unread_keys
+from fl_lightning.data.record_keys import check_one_of, check_unread_keys
 from fl_lightning.data.records import Turn
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -49,9 +49,11 @@ def parse_messages(messages: object, key: str) -> tuple[list[Turn], list[str]]:
 
 
 def _parse_message(message: object) -> Turn:
-    name = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    name = message.get("role") or message.get("from") if isinstance(message, dict) else None
     if not isinstance(message, dict) or not isinstance(name, str) or name not in ROLE_NAMES:
         raise ValueError(f"expected an object with content and one of the roles {', '.join(ROLES)}")
+    for keys in (("role", "from"), ("content", "value"), ("tool_calls", "function_call")):
+        check_one_of(message, *keys)
     role = ROLE_NAMES[name]
     key = "content" if message.get("content") is not None or "value" not in message else "value"
     if name == "function_call":
@@ -166,6 +168,6 @@ def _from_json(text: object, key: str) -> Any:
 
 def _check_json(value: object, key: str) -> None:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{key!r}: expected valid Unicode in values that are not nested deeply") from error
+        raise ValueError(f"{key!r}: expected valid Unicode and no NaN, in values that are not nested deeply") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,20 +74,29 @@ def _scan_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             continue
         location = f"{path}:{number}"
         try:
-            yield location, json.loads(line)
+            yield location, json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             yield location, InputError(f"{location}: not valid JSON ({_reason(error)}); expected one record per line")
 
 
 def _scan_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{path}{line}: not valid JSON ({_reason(error)}); expected a list of records") from error
     if not isinstance(values, list):
         raise InputError(f"{path}: expected a list of records, got {type(values).__name__}")
     return ((f"{path}: record {index}", value) for index, value in enumerate(values))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys may not repeat: `json` would keep the last value without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"key {key!a:.60} twice in one object")
+    return value
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fl_lightning.data.messages import parse_messages, parse_text, parse_tools
-from fl_lightning.data.record_keys import check_unread_keys
+from fl_lightning.data.record_keys import check_one_of, check_unread_keys, is_empty
 from fl_lightning.data.records import Record, Turn
 
 FORMS = "{instruction, input, output}, {prompt, completion}, {messages}, {conversations} or {text}"
@@ -30,24 +30,26 @@ def parse_record(value: object) -> Record:
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object such as {FORMS}, got {type(value).__name__}")
-    if preferences := [key for key in ("chosen", "rejected") if value.get(key)]:
+    if preferences := [key for key in ("chosen", "rejected") if not is_empty(value.get(key))]:
         raise ValueError(
             f"{' and '.join(preferences)}: expected one response to learn, got a record of preferences; keep the "
             "response to learn, as completion, and remove the other"
         )
-    if "messages" in value or "conversations" in value:
-        key = "messages" if value.get("messages") or "conversations" not in value else "conversations"
+    filled = {key for key, item in value.items() if not is_empty(item)}  # tables have null for keys of other forms
+    if filled & {"messages", "conversations"}:
+        key = "messages" if "messages" in filled else "conversations"
         turns, unread = parse_messages(value[key], key)
         read: Sequence[str] = (key, *COMMON_KEYS)
-    elif "instruction" in value or "output" in value:
+    elif filled & {"instruction", "output"}:
         turns, unread, read = _parse_instruction(value), [], INSTRUCTION_KEYS
-    elif "prompt" in value or "completion" in value:
+    elif filled & {"prompt", "completion"}:
         (turns, unread), read = _parse_prompt(value), PROMPT_KEYS
-    elif "text" in value:
+    elif "text" in filled:
         turns, unread, read = [Turn("text", parse_text(value, "text"))], [], ("text",)
     else:
-        raise ValueError(f"expected {FORMS}, got keys {str(sorted(value))[:200]}")
+        raise ValueError(f"expected {FORMS}, got keys {str(sorted(filled))[:200]} with a value")
     if read != ("text",):
+        check_one_of(value, "tools", "functions")
         turns = _with_system(value, turns)
     if not any(turn.supervised for turn in turns):
         raise ValueError("no response: expected at least one message with the role assistant and without weight 0")
@@ -56,10 +58,9 @@ def parse_record(value: object) -> Record:
 
 
 def _parse_instruction(value: Mapping[str, Any]) -> list[Turn]:
-    instruction, extra = parse_text(value, "instruction"), value.get("input") or ""
-    if not isinstance(extra, str):
-        raise ValueError(f"'input': expected text, got {type(extra).__name__}")
-    prompt = f"{instruction}\n\n{parse_text(value, 'input')}" if extra.strip() else instruction
+    instruction = parse_text(value, "instruction")
+    extra = parse_text(value, "input", may_be_empty=True)
+    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
     return [*_history(value), Turn("user", prompt), Turn("assistant", parse_text(value, "output", "response"))]
 
 
@@ -84,7 +85,7 @@ def _parse_prompt(value: Mapping[str, Any]) -> tuple[list[Turn], list[str]]:
 
 def _history(value: Mapping[str, Any]) -> list[Turn]:
     """Earlier questions and answers; the answers are learned too."""
-    history = value.get("history") or []
+    history = [] if is_empty(value.get("history")) else value["history"]
     turns = []
     for pair in history if isinstance(history, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2:
@@ -97,7 +98,7 @@ def _history(value: Mapping[str, Any]) -> list[Turn]:
 
 
 def _with_system(value: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
-    if not value.get("system"):
+    if is_empty(value.get("system")):
         return turns
     if turns[0].role in ("system", "developer"):
         raise ValueError("'system': expected one system turn, got this key and a first message with the role system")

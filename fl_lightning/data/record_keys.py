@@ -11,6 +11,7 @@ MEANINGFUL_WORDS = {
     "weight", "loss", "mask", "masked", "unmasked", "train", "training", "trainable", "trained", "skip",
     "label", "reward", "kto", "preference", "preferred", "dispreferred", "chosen",
     "ignore", "rejected", "reject", "negative", "correct", "incorrect", "wrong", "refusal", "advantage",
+    "accepted", "approved", "desirable", "undesirable", "valid", "invalid",
     "image", "video", "audio", "prefix", "suffix", "prefill", "think", "thinking", "thought", "reasoning", "rationale",
 }  # fmt: skip
 """A key with one of these words, as in ``chosen_score``, may say what to learn, what not, or what the model sees. Names
@@ -25,6 +26,21 @@ CONTENT_KEYS = {
     "content", "value",
 }  # fmt: skip
 """Keys that hold text in some form of a record."""
+
+
+def is_empty(value: object) -> bool:
+    """Whether a JSON value counts as absent; 0 and false do not, since they say something."""
+    return value is None or value in ("", [], {})
+
+
+def check_one_of(value: Mapping[str, Any], first: str, second: str) -> None:
+    """Check that two keys for the same thing do not say different things.
+
+    Raises:
+        ValueError: if both have a value, and not the same.
+    """
+    if not is_empty(value.get(first)) and not is_empty(value.get(second)) and value[first] != value[second]:
+        raise ValueError(f"{first!r} and {second!r}: expected one of them, got both; remove one")
 
 
 def check_unread_keys(value: Mapping[str, Any], read: Collection[str], contents: Collection[str]) -> list[str]:
@@ -44,7 +60,7 @@ def check_unread_keys(value: Mapping[str, Any], read: Collection[str], contents:
     """
     unread = []
     for key, item in value.items():
-        if key in read or item is None or item in ("", [], {}):
+        if key in read or is_empty(item):
             continue
         words = _words(key)
         told = sorted(words & MEANINGFUL_WORDS) or sorted({key.lower()} & GRADE_KEYS)

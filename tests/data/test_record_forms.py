@@ -1,6 +1,7 @@
 """Every form of a record that people bring, after the logic of public data sets: its turns, or why it is refused."""
 
 import json
+import math
 
 import pytest
 
@@ -116,6 +117,18 @@ FORMS = {
         {"instruction": "q", "input": "", "output": "a", "system": "", "history": []},
         turns(("user", "q"), ("assistant", "a")),
     ),
+    "prompt and completion beside empty columns of other forms": (
+        {"messages": None, "conversations": [], "instruction": "", "output": None, "prompt": "q", "completion": "a"},
+        turns(("user", "q"), ("assistant", "a")),
+    ),
+    "messages with empty columns of ShareGPT": (
+        {"messages": [{**USER, "from": None, "value": ""}, {"role": None, "from": "gpt", "value": "a"}]},
+        turns(("user", "q"), ("assistant", "a")),
+    ),
+    "text beside empty columns of other forms": (
+        {"prompt": None, "completion": None, "messages": None, "text": "t"},
+        turns(("text", "t")),
+    ),
     "prompt and completion with system": (
         {"prompt": "q", "completion": "a", "system": "s"},
         turns(("system", "s"), ("user", "q"), ("assistant", "a")),
@@ -154,6 +167,18 @@ REFUSED = {
     "tools of a text": ({"text": "a", "tools": [TOOL]}, "key 'tools'"),
     "two forms": ({"prompt": "q", "completion": "a", "text": "something else"}, "expected one form of a record"),
     "two conversations": ({**messages(), "conversations": [{"from": "gpt", "value": "b"}]}, "expected one form"),
+    "an approval": ({"prompt": "q", "completion": "a", "accepted": False}, "key 'accepted'"),
+    "two contents": ({"messages": [USER, {**ASSISTANT, "value": "b"}]}, "message 1: 'content' and 'value'"),
+    "two roles": ({"messages": [USER, {**ASSISTANT, "from": "human"}]}, "message 1: 'role' and 'from': expected one"),
+    "two kinds of calls": (
+        messages(tool_calls=[CALL], function_call={"name": "then", "arguments": {}}),
+        "message 1: 'tool_calls' and 'function_call': expected one",
+    ),
+    "two lists of tools": ({**messages(), "tools": [TOOL], "functions": [{"name": "then"}]}, "'tools' and 'functions'"),
+    "a call with NaN": (messages(tool_calls=[{"function": {"name": "f", "arguments": {"x": math.nan}}}]), "no NaN"),
+    "an input that is a number": ({"instruction": "Double it", "input": 0, "output": "0"}, "'input': expected text"),
+    "a system that is no text": ({"prompt": "q", "completion": "a", "system": False}, "'system': expected text"),
+    "history that is a number": ({"prompt": "q", "completion": "a", "history": 0}, "'history': expected a list"),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT]},
         "message 0: 'content': expected parts of the type text, got 'image_url'",

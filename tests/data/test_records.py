@@ -258,7 +258,17 @@ def test_unicode_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"text": ', '{"txt": "a"}', "[1]", '{"text": ""}', "[" * 100_000, '{"text": ' + "9" * 5000 + "}"]
+    "line",
+    [
+        '{"text": ',
+        '{"txt": "a"}',
+        "[1]",
+        '{"text": ""}',
+        "[" * 100_000,
+        '{"text": ' + "9" * 5000 + "}",
+        '{"text": "a", "text": "b"}',
+        '{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
+    ],
 )
 def test_malformed_line_names_file_and_line(tmp_path, line):
     path = tmp_path / "train.jsonl"
