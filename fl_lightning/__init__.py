@@ -10,6 +10,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from fl_lightning import openmp
+
+openmp.set_short_waits()  # before anything imports torch
+
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 _IMPORTS = [node for node in _STUB.body if isinstance(node, ast.ImportFrom)]
 _MODULE_OF = {alias.name: str(node.module) for node in _IMPORTS for alias in node.names}

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fl_lightning import openmp
 from fl_lightning.config import RunConfig
 from fl_lightning.data.layout import find_clients
 from fl_lightning.errors import InputError
@@ -37,7 +38,7 @@ class Diagnosis:
 
     Attributes:
         versions: {distribution: version}; None if it is not installed.
-        device: its type, name, count and precision.
+        device: its type, name, count and precision, and how CPU threads wait for each other.
         offline: whether the Hub is switched off.
         model: name and sizes of the base model.
         memory: bytes by use, and those that are free; None if the base model is unknown.
@@ -123,7 +124,14 @@ def _device(config: RunConfig, problems: list[str]) -> dict[str, Any]:
         problems.append(
             f"fabric.devices: expected at most {count}, the CUDA devices of this machine, got {config.fabric.devices}"
         )
-    return {"type": kind, "name": name, "count": count, "precision": precision, "asked": config.fabric.precision}
+    return {
+        "type": kind,
+        "name": name,
+        "count": count,
+        "precision": precision,
+        "asked": config.fabric.precision,
+        "thread_waits": openmp.describe(),
+    }
 
 
 def _num_clients(config: RunConfig, problems: list[str]) -> int:
@@ -156,6 +164,7 @@ def show(result: Diagnosis, console: Console) -> None:
     unit = "devices" if device["type"] == "cuda" else "threads"
     rows.add_row("device", f"{device['type']}: {device['name']}, {device['count']} {unit}")
     rows.add_row("precision", f"{device['precision']} (asked for: {device['asked']})")
+    rows.add_row("CPU threads", escape(device["thread_waits"]))
     rows.add_row("network", "off (HF_HUB_OFFLINE=1)" if result.offline else "used for models on the Hub")
     rows.add_row("disk", f"{result.disk['free'] / GIB:.1f} GiB free for {result.disk['output']}")
     console.print(rows)

@@ -4,6 +4,7 @@ import shutil
 import pytest
 from rich.console import Console
 
+from fl_lightning import openmp
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.runs import diagnosis
 from fl_lightning.training import memory_estimate
@@ -27,6 +28,8 @@ def test_bundled_base_fits_and_nothing_is_written(tmp_path, monkeypatch):
     assert found.disk["free"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
     assert list(tmp_path.iterdir()) == []
     assert "No problems found." in shown(found)
+    assert "CPU threads" in shown(found)
+    assert openmp.describe() in " ".join(shown(found).split())
 
 
 def test_qwen_does_not_fit_into_four_gib_and_the_way_out_is_named(monkeypatch):
@@ -71,8 +74,10 @@ def test_data_that_are_not_there_are_named():
 
 
 def test_missing_extra_says_how_to_get_it():
-    found = diagnosis.Diagnosis({"datasets": None}, {"type": "cpu", "name": "x", "count": 1, "precision": "fp32",
-                             "asked": "auto"}, False, {}, None, {"free": 1, "output": "o"}, [])  # fmt: skip
+    device = {
+        "type": "cpu", "name": "x", "count": 1, "precision": "fp32", "asked": "auto", "thread_waits": "short"
+    }  # fmt: skip
+    found = diagnosis.Diagnosis({"datasets": None}, device, False, {}, None, {"free": 1, "output": "o"}, [])
     text = shown(found)
     assert "missing; pip install 'fl_lightning[data]'" in text
     assert "used for models on the Hub" in text
