@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from datetime import date
@@ -50,6 +51,8 @@ class DataConfig(Block, key="data"):
         for name in self.chat_template_kwargs:
             ok = name.isidentifier() and name not in ("messages", "tools", "documents", "add_generation_prompt")
             check(ok, "data.chat_template_kwargs", "names of variables of the chat template", name)
+        ok = _is_json(self.chat_template_kwargs)
+        check(ok, "data.chat_template_kwargs", "values of JSON, without NaN", self.chat_template_kwargs)
         if self.template_date is not None:
             check(_is_date(self.template_date), "data.template_date", "a date such as 2026-11-28", self.template_date)
 
@@ -57,6 +60,13 @@ class DataConfig(Block, key="data"):
     def max_clients(self) -> int | None:
         """`clients_per_dept` as a number; None for all."""
         return None if self.clients_per_dept == "all" else self.clients_per_dept
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _is_date(text: str) -> bool:

@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
+
 from fl_lightning.config.data import DataConfig
 from fl_lightning.data.records import Turn
 from fl_lightning.errors import InputError, nearest
 
 _CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+_GENERATION = re.compile(r"{%[-+]?\s*(?:end)?generation\s*[-+]?%}")
 _MERGE_SYSTEM = """\
 {%- if messages and messages[0]['role'] in ('system', 'developer') -%}
 {%- set merged = namespace(messages=[], system=messages[0]['content']) -%}
@@ -48,8 +52,8 @@ def pin_chat_template(tokenizer: Any, data: DataConfig) -> None:
             the template keeps its clock.
 
     Raises:
-        InputError: a variable that the template does not have, choices without a template, or a date that cannot be
-            pinned.
+        InputError: a template that is not one, a variable that it does not have, choices without a template, or a date
+            that cannot be pinned.
     """
     if data.chat_template is not None:
         tokenizer.chat_template = data.chat_template
@@ -64,6 +68,13 @@ def pin_chat_template(tokenizer: Any, data: DataConfig) -> None:
             key = "chat_template_kwargs" if data.chat_template_kwargs else "system_turns"
             raise InputError(f"data.{key}: the tokenizer has no chat template; give one with data.chat_template")
         return
+    source = "model.name_or_path: the tokenizer's chat template" if data.chat_template is None else "data.chat_template"
+    named = template if isinstance(template, Mapping) else {"": template}
+    variables = set().union(*(_variables(text, source) for text in named.values()))
+    for name in data.chat_template_kwargs:
+        if name not in variables:
+            hint = nearest(name, variables)
+            raise InputError(f"data.chat_template_kwargs: expected a variable of the chat template, got {name!r}{hint}")
     if isinstance(template, Mapping):  # templates by name: default, tool_use, rag
         tokenizer.chat_template = {name: _pinned(text, data) for name, text in template.items()}
     else:
@@ -80,12 +91,20 @@ def pin_date(data: DataConfig, tokenizer: Any) -> None:
         data.template_date = date.today().isoformat()
 
 
+def _variables(template: str, source: str) -> set[str]:
+    """Names that a template expects from outside; those that it sets itself, or that are only text, are none."""
+    try:
+        environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701  (parses, never renders)
+        tree = environment.parse(_GENERATION.sub("", template))
+    except TemplateSyntaxError as error:
+        reason = " ".join(str(error.message).split())[:200]
+        raise InputError(
+            f"{source}: expected a Jinja template, got a mistake in line {error.lineno} ({reason})"
+        ) from error
+    return find_undeclared_variables(tree)
+
+
 def _pinned(template: str, data: DataConfig) -> str:
-    words = set(re.findall(r"[A-Za-z_]\w*", template))
-    for name in data.chat_template_kwargs:
-        if name not in words:
-            hint = nearest(name, words)
-            raise InputError(f"data.chat_template_kwargs: expected a variable of the chat template, got {name!r}{hint}")
     if data.template_date is not None:
         today = date.fromisoformat(data.template_date)
         template = _CLOCK.sub(lambda call: json.dumps(today.strftime(call["format"]), ensure_ascii=False), template)

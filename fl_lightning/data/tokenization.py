@@ -135,6 +135,11 @@ class RecordEncoder:
             messages, tools=record.tools or None, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         marks = [bool(mark) for mark in encoded["assistant_masks"]]
+        if not any(marks):
+            raise InputError(
+                f"{location}: the chat template has {{% generation %}} and marks no answer with it; expected marks "
+                "around every answer, or none at all, in a template of your own as data.chat_template"
+            )
         starts = [i for i, mark in enumerate(marks) if mark and not (i and marks[i - 1])]
         answers = [turn for turn in record if turn.role == "assistant"]
         if not all(turn.weight for turn in answers) and len(starts) != len(answers):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from datetime import date
 
 import pytest
@@ -56,6 +57,44 @@ def test_a_variable_that_the_template_does_not_have_is_refused(pinned):
     message = r"data\.chat_template_kwargs: .* got 'enable_thinkin'; did you mean 'enable_thinking'"
     with pytest.raises(InputError, match=message):
         pinned("qwen3", chat_template_kwargs={"enable_thinkin": False})
+
+
+@pytest.mark.parametrize("name", ["think", "if", "message", "im_start"])
+def test_a_word_of_the_template_that_it_takes_from_nowhere_is_no_variable(pinned, name):
+    with pytest.raises(InputError, match=rf"data\.chat_template_kwargs: .* got '{name}'"):
+        pinned("qwen3", chat_template_kwargs={name: False})
+
+
+def test_a_variable_that_one_of_several_templates_has_is_taken(tokenizer):
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = {"default": "{{ x }}{{ messages[0].content }}", "rag": "{{ messages[0].content }}"}
+    pin_chat_template(used, DataConfig(chat_template_kwargs={"x": 3}))
+    assert render(TALK[:1], used, "here") == "3Who was first?"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, date(2024, 1, 1), "\ud800", {"a": [{1}]}])
+def test_a_variable_whose_value_is_not_json_is_refused(value):
+    with pytest.raises(InputError, match=r"data\.chat_template_kwargs: expected values of JSON"):
+        DataConfig(chat_template_kwargs={"x": value})
+
+
+def test_a_mistake_in_a_template_is_named_with_its_line_and_no_record_is_blamed(tokenizer):
+    text = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+    used = copy.deepcopy(tokenizer)
+    with pytest.raises(InputError, match=r"^data\.chat_template: .* line 2 "):
+        pin_chat_template(used, DataConfig(chat_template=text))
+    used.chat_template = text
+    with pytest.raises(InputError, match=r"^model\.name_or_path: the tokenizer's chat template: .* line 2 "):
+        pin_chat_template(used, DataConfig())
+
+
+def test_marks_of_a_template_that_mark_nothing_are_named(tokenizer):
+    used = copy.deepcopy(tokenizer)
+    used.chat_template = "{# {% generation %} #}" + tokenizer.chat_template
+    with pytest.raises(
+        InputError, match=r"here: record 0: the chat template has \{% generation %\} and marks no answer"
+    ):
+        encode([Record(TALK[:2])], used, 64, "here")
 
 
 @pytest.mark.parametrize("name", ["gemma", "gpt_oss", "llama3", "mistral_v0_1", "chatml", "qwen3"])
