@@ -7,9 +7,6 @@ use it. Calls without a packed row, such as generation, are passed on to ``sdpa`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from fl_lightning.modeling.packed_layout import PackedLayout, group_by_length, ungroup
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -37,90 +36,10 @@ LAYER_TYPES = {"full_attention", "sliding_attention"}
 """Names in transformers' ``layer_types`` of layers that `packed_attention` computes."""
 PLACEHOLDER_SHAPE = (1, 1, 1, 1)
 """Of the mask that a model gets with a packed row, see `packed_kwargs`."""
-MIN_LENGTH_RATIO = 0.8
-"""Sequences share a call if the shortest has at least this share of the tokens of the longest."""
-LENGTH_SLACK = 8
-"""Sequences also share a call if the shortest has at most this many tokens less than the longest."""
 
 
 class UnsupportedAttention(ValueError):
     """A model's attention is another one than `packed_attention` computes."""
-
-
-@dataclass(frozen=True)
-class PackedLayout:
-    """A packed row of T tokens as groups of sequences of similar length, with P ≥ T positions in total.
-
-    Attributes:
-        groups: (number of sequences, length of the longest) of each group.
-        index: the token at each position, shape (P,); padding repeats the last token of its sequence.
-        inverse: the position of each token, shape (T,).
-        real: False for padding, shape (P, 1, 1); None if there is no padding.
-        starts: the first token of each sequence, then T; int32, for variable-length kernels.
-        longest: number of tokens of the longest sequence.
-    """
-
-    groups: tuple[tuple[int, int], ...]
-    index: torch.Tensor
-    inverse: torch.Tensor
-    real: torch.Tensor | None
-    starts: torch.Tensor
-    longest: int
-
-    @classmethod
-    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
-        """The layout of sequences of these lengths, in row order."""
-        starts = [0, *accumulate(lengths)]
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        members: list[list[int]] = []
-        for i in order:
-            longest = lengths[members[-1][0]] if members else 0
-            if members and (lengths[i] >= MIN_LENGTH_RATIO * longest or longest - lengths[i] <= LENGTH_SLACK):
-                members[-1].append(i)
-            else:
-                members.append([i])
-        index: list[torch.Tensor] = []
-        real: list[torch.Tensor] = []
-        for group in members:
-            steps = torch.arange(lengths[group[0]])
-            begin = torch.tensor([starts[i] for i in group])[:, None]
-            length = torch.tensor([lengths[i] for i in group])[:, None]
-            index.append((begin + torch.minimum(steps, length - 1)).flatten())
-            real.append((steps < length).flatten())
-        flat, mask = torch.cat(index), torch.cat(real)
-        inverse = torch.empty(starts[-1], dtype=torch.long)
-        inverse[flat[mask]] = mask.nonzero().squeeze(1)
-        padded = None if bool(mask.all()) else mask[:, None, None].to(device)
-        groups = tuple((len(group), lengths[group[0]]) for group in members)
-        begins = torch.tensor(starts, dtype=torch.int32, device=device)
-        return cls(groups, flat.to(device), inverse.to(device), padded, begins, max(lengths))
-
-
-class _Group(torch.autograd.Function):
-    """Tokens to positions. Each token has one position besides padding, so the backward pass is a gather too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
-        ctx.layout = layout
-        return x.index_select(0, layout.index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0].index_select(0, ctx.layout.inverse), None
-
-
-class _Ungroup(torch.autograd.Function):
-    """Positions to tokens. Padding is dropped, and its gradient is zero."""
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
-        ctx.layout = layout
-        return y.index_select(0, layout.inverse)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        grad = grads[0].index_select(0, ctx.layout.index)
-        return (grad if ctx.layout.real is None else grad * ctx.layout.real), None
 
 
 def packed_attention(
@@ -173,26 +92,22 @@ def packed_attention(
         options: dict[str, Any] = {"scale": scaling, "window_size": (left, 0), "enable_gqa": grouped_queries}
         flash: torch.Tensor = varlen_attn(q, k, v, starts, starts, longest, longest, **options)  # type: ignore[assignment]
         return flash[None], None
-    sizes = [count * length for count, length in packed_layout.groups]
-    grouped = (_Group.apply(x[0].transpose(0, 1), packed_layout) for x in (query, key, value))  # type: ignore[no-untyped-call]
     outputs = []
-    # split, not slicing: its backward is one concatenation.
-    for (count, length), *parts in zip(packed_layout.groups, *(torch.split(x, sizes) for x in grouped), strict=True):
-        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
-        window = _window(length, sliding_window, query.device)
-        attended = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=window,
-            dropout_p=dropout,
-            is_causal=window is None,
-            scale=scaling,
-            enable_gqa=grouped_queries,
+    for q, k, v in zip(*(group_by_length(x, packed_layout) for x in (query, key, value)), strict=True):
+        window = _window(q.shape[2], sliding_window, query.device)
+        outputs.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=window,
+                dropout_p=dropout,
+                is_causal=window is None,
+                scale=scaling,
+                enable_gqa=grouped_queries,
+            )
         )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return _Ungroup.apply(joined, packed_layout)[None], None  # type: ignore[no-untyped-call]
+    return ungroup(outputs, packed_layout), None
 
 
 def _check_call(

@@ -1,10 +1,11 @@
-"""K clients' adapters on one base model: stacked LoRA factors that train in one forward pass.
+"""K clients' adapters on one base model: LoRA factors that train in one forward pass.
 
 The frozen base is the same for all clients, so they share its forward and backward pass. Each client's tokens, a
-segment of the packed row, go through that client's A and B: ``h = W0 x + s_k B_k A_k x``, with s_k = lora_alpha / r.
-Each layer holds the factors of all clients in one tensor, so one elementwise optimizer (AdamW) steps all clients
-exactly as K optimizers would. Clients of lower rank are padded with zeros in both factors; the gradients of the padding
-are zero, so it stays zero.
+segment of the packed row, go through that client's A and B: ``h = W0 x + s_k B_k A_k x``, with s_k = lora_alpha / r,
+for all clients of a layer in one grouped product. The A of all layers and clients are one parameter, and so are the B
+(`fl_lightning.modeling.stacked_factors`): an elementwise optimizer (AdamW) steps all clients exactly as K optimizers
+would. Clients of lower rank are padded with zeros in both factors; the gradients of the padding are zero, so it stays
+zero.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
-from torch.nn.functional import linear
 
-from fl_lightning.data.packing import real_tokens
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.dropout import Generator, keep_mask
+from fl_lightning.modeling.cohort_row import CohortRow
+from fl_lightning.modeling.dropout import Keys, feature_keys, keep_mask, token_keys
 from fl_lightning.modeling.lora import ADAPTER, lora_layers
+from fl_lightning.modeling.low_rank_product import Segments, low_rank_product
+from fl_lightning.modeling.stacked_factors import StackedFactor, stack_products
 from fl_lightning.state import Factor, LoraState
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -32,12 +35,12 @@ EXPERT = re.compile(r"\.experts\.\d+\.")
 
 @dataclass
 class _Site:
-    """A LoRA layer, with its factors stacked: A of shape (K, r, in_features), B of shape (K, out_features, r).
+    """A LoRA layer.
 
     Attributes:
-        relative_scalings: s_k of the clients divided by the model's, shape (K, 1, 1); None if all are 1.
-        ranks: of the clients.
-        frozen_products: (A, B) for each run of neighboring clients with the same frozen product, or None.
+        factors: A and B of all clients for the next row, scaled; shapes (K, r, in_features), (K, out_features, r).
+        frozen_product: A and B of each run of neighboring clients with the same frozen product, stacked; or None.
+        feature_keys: for its dropout; None without dropout.
         is_used: whether tokens have passed it.
     """
 
@@ -45,11 +48,9 @@ class _Site:
     layer: Any
     scaling: float
     dropout: float
-    a: torch.nn.Parameter
-    b: torch.nn.Parameter
-    relative_scalings: torch.Tensor | None = None
-    ranks: tuple[int, ...] = ()
-    frozen_products: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...] = ()
+    factors: tuple[torch.Tensor, torch.Tensor] | None = None
+    frozen_product: tuple[torch.Tensor, torch.Tensor] | None = None
+    feature_keys: Keys | None = None
     is_used: bool = False
 
 
@@ -68,10 +69,7 @@ class LoraCohort:
     def __init__(self, model: PeftModel) -> None:
         self.size = 0
         self._sites: list[_Site] = []
-        self._segments: tuple[int, ...] | None = ()
-        self._lengths: tuple[int, ...] = ()
-        self._runs: list[int] = []
-        self._generators: Sequence[Generator] | None = None
+        self._row = CohortRow(None)
         for name, layer in lora_layers(model).items():
             if layer.lora_embedding_A or layer.lora_variant:
                 raise InputError(f"lora.target_modules: {name} is not a plain LoRA linear layer; choose linear layers")
@@ -81,10 +79,8 @@ class LoraCohort:
                 )
             if EXPERT.search(name):
                 raise InputError(f"lora.target_modules: {name} is part of an expert, which sees few tokens; remove it")
-            dropout = layer.lora_dropout[ADAPTER]
-            empty = torch.nn.Parameter(torch.empty(0))
-            p = float(getattr(dropout, "p", 0.0))
-            self._sites.append(_Site(name, layer, float(layer.scaling[ADAPTER]), p, empty, empty))
+            p = float(getattr(layer.lora_dropout[ADAPTER], "p", 0.0))
+            self._sites.append(_Site(name, layer, float(layer.scaling[ADAPTER]), p))
 
     def load(
         self,
@@ -105,32 +101,29 @@ class LoraCohort:
             frozen_products: for each client (A, B) of a product that is added at the model's scale and not trained, or
                 an empty mapping. Neighbors with the very same tensors share their computation.
         """
-        self.size = len(states)
+        self.size, self._device = len(states), torch.device(device)
+        names = [(f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight") for site in self._sites]
+        self._a = StackedFactor([[s[a] for a, _ in names] for s in states], 0, device, trainable_factor in ("a", "all"))
+        self._b = StackedFactor([[s[b] for _, b in names] for s in states], 1, device, trainable_factor in ("b", "all"))
+        sizes = torch.tensor(self._a.sizes)
+        scalings, kept = torch.tensor([[site.scaling, 1 - site.dropout] for site in self._sites]).unbind(1)
+        relative = torch.tensor(relative_scalings or [1.0])[:, None]
+        # With dropout what is kept is scaled by 1 / (1 − p): here, once a row, instead of in every layer.
+        self._scalings = (relative * scalings.repeat_interleave(sizes)).to(device)
+        self._dropout_scalings = (relative * (scalings / kept).repeat_interleave(sizes)).to(device)
         products = list(frozen_products or [{}] * self.size)
         same = itertools.groupby(products, key=lambda state: [id(tensor) for tensor in state.values()])
         runs = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
         self._runs = [length for _, length in runs]
-        scaled = relative_scalings is not None and any(scaling != 1.0 for scaling in relative_scalings)
-        for site in self._sites:
-            name_a, name_b = f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight"
-            site.ranks = tuple(state[name_a].shape[0] for state in states)
-            a = torch.stack([_padded(state[name_a], 0, max(site.ranks)) for state in states])
-            b = torch.stack([_padded(state[name_b], 1, max(site.ranks)) for state in states])
-            site.a = torch.nn.Parameter(a.to(device, torch.float32, copy=True), trainable_factor in ("a", "all"))
-            site.b = torch.nn.Parameter(b.to(device, torch.float32, copy=True), trainable_factor in ("b", "all"))
-            site.relative_scalings = (
-                torch.tensor(relative_scalings, dtype=torch.float32, device=device).view(-1, 1, 1) if scaled else None
-            )
-            site.frozen_products = tuple(
-                (site.scaling * state[name_a].to(device, torch.float32), state[name_b].to(device, torch.float32))
-                if state
-                else None
-                for state, _ in runs
-            )
+        for site, (a, b) in zip(self._sites, names, strict=True):
+            pairs = [(site.scaling * state[a], state[b]) if state else None for state, _ in runs]
+            site.frozen_product = stack_products(pairs, self._device)
+            if site.dropout:
+                site.feature_keys = feature_keys(site.name, states[0][a].shape[1], self._device)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable A and B of every layer; the first dimension of each is the client."""
-        return [p for site in self._sites for p in (site.a, site.b) if p.requires_grad]
+        """The trainable factors, A or B or both, each of all layers; row k of each is client k."""
+        return [factor.parameter for factor in (self._a, self._b) if factor.parameter.requires_grad]
 
     def unused_layers(self) -> list[str]:
         """Names of the layers that no token has passed in any forward pass."""
@@ -138,12 +131,9 @@ class LoraCohort:
 
     def state(self, index: int) -> LoraState:
         """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
-        state = {}
-        for site in self._sites:
-            rank = site.ranks[index]
-            a, b = site.a[index, :rank], site.b[index, :, :rank]
-            state[f"{site.name}.lora_A.weight"] = a.detach().to("cpu", torch.float32, copy=True).contiguous()
-            state[f"{site.name}.lora_B.weight"] = b.detach().to("cpu", torch.float32, copy=True).contiguous()
+        a, b = (factor.of_client(factor.parameter, index) for factor in (self._a, self._b))
+        state = {f"{site.name}.lora_A.weight": factor for site, factor in zip(self._sites, a, strict=True)}
+        state |= {f"{site.name}.lora_B.weight": factor for site, factor in zip(self._sites, b, strict=True)}
         return dict(sorted(state.items()))
 
     @torch.no_grad()
@@ -166,33 +156,41 @@ class LoraCohort:
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         if not grads or max_norm <= 0:
             return
-        squares = sum(g.flatten(1).square().sum(1) for g in grads)
-        factor = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # type: ignore[union-attr]
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in grads]).norm(dim=0)
+        factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
         for g in grads:
-            g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
+            g.mul_(factor[:, None])
 
     def set_segments(
         self,
         segments: Sequence[int],
-        generators: Sequence[Generator] | None = None,
+        streams: Sequence[np.random.Philox] | None = None,
         lengths: Sequence[int] = (),
     ) -> None:
         """Set the clients' segments of the next row: `segments[k]` tokens of client k, in order.
 
+        Call it in the precision of the forward pass, which it saves casts of the factors in every layer.
+
         Args:
             segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
-            generators: one per client, for its dropout; None turns dropout off.
+            streams: one per client, for its dropout; None turns dropout off.
             lengths: of the row's sequences, for models that get them padded on the right instead of in a row.
 
         Raises:
             ValueError: if there are not exactly K of each.
         """
-        if len(segments) != self.size or (generators is not None and len(generators) != self.size):
-            counts = f"{len(segments)} segments" + ("" if generators is None else f" and {len(generators)} generators")
-            raise ValueError(
-                f"expected one segment and one generator for each of the {self.size} clients, got {counts}"
-            )
-        self._segments, self._generators, self._lengths = tuple(segments), generators, tuple(lengths)
+        if len(segments) != self.size or (streams is not None and len(streams) != self.size):
+            counts = f"{len(segments)} segments" + ("" if streams is None else f" and {len(streams)} streams")
+            raise ValueError(f"expected one segment and one stream for each of the {self.size} clients, got {counts}")
+        iterator = iter(segments)
+        runs = [sum(itertools.islice(iterator, run)) for run in self._runs]
+        self._row = CohortRow(
+            Segments.from_sizes(segments, self._device),
+            Segments.from_sizes(runs, self._device),
+            tuple(lengths),
+            None if streams is None else token_keys(streams, segments, self._device),
+        )
+        self._scale_factors()
 
     def set_single_client(self) -> None:
         """Give all rows of the next inputs, of any shape, to the only client, without dropout; for generation.
@@ -202,12 +200,16 @@ class LoraCohort:
         """
         if self.size != 1:
             raise ValueError(f"expected a cohort of one client, got {self.size}")
-        self._segments, self._generators = None, None
+        self._row = CohortRow(None)
+        self._scale_factors()
 
-    @property
-    def generators(self) -> Sequence[Generator]:
-        """The generator of each client's dropout; empty if dropout is off."""
-        return self._generators or ()
+    def _scale_factors(self) -> None:
+        """Set every layer's factors for the next row: all layers are scaled and cast in one operation."""
+        dtype = _compute_dtype(self._device)
+        scalings = self._scalings if self._row.token_keys is None else self._dropout_scalings
+        a, b = (self._a.parameter * scalings).to(dtype), self._b.parameter.to(dtype)
+        for site, *factors in zip(self._sites, self._a.by_layer(a), self._b.by_layer(b), strict=True):
+            site.factors = (factors[0], factors[1])
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -226,74 +228,48 @@ class LoraCohort:
 
     def _hook(self, site: _Site) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            x, site.is_used = inputs[0], True
-            is_row = self._segments is None or x.shape[:-1] == (1, sum(self._segments))
+            (x,), site.is_used = _cast(inputs[:1], _compute_dtype(self._device)), True
+            is_row = self._row.clients is None or x.shape[:-1] == (1, self._row.num_tokens)
             update = self._update(site, x) if is_row else self._update_of_tokens(site, x)
-            return output + update.to(output.dtype)
+            return output + _cast((update,), output.dtype)[0]
 
         return add_update
 
     def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
-        """``s_k B_k A_k x`` on each client's segment, plus the frozen product: (1, T, in) to (1, T, out_features).
+        """``s_k B_k A_k x`` of each client's tokens, plus the frozen product: (…, in) to (…, out_features).
 
-        For one client with all rows (`set_single_client`): (rows, T, in) to (rows, T, out_features).
+        The dimensions before the last hold the T tokens of the row, or all rows of the only client.
         """
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(site.a.dtype)
-        parts = []
-        # unbind, not indexing: its backward is one stack, that of K selections fills K whole tensors.
-        scaled = site.a * (site.scaling if site.relative_scalings is None else site.scaling * site.relative_scalings)
-        down, up = scaled.unbind(0), site.b.unbind(0)
-        segments = [x.shape[1]] if self._segments is None else list(self._segments)
-        for k, part in enumerate(torch.split(x, segments, dim=1)):
-            if part.shape[1]:
-                dropped = self._drop(part, site.dropout, k)
-                parts.append(linear(linear(dropped, down[k]), up[k]))
-        update = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return (
-            update
-            if all(pair is None for pair in site.frozen_products)
-            else update + self._frozen_update(site, x, update)
-        )
+        row, dropped = self._row, x
+        if row.token_keys is not None and site.feature_keys is not None:
+            dropped = x * keep_mask(row.token_keys, site.feature_keys, x.shape[-1], site.dropout)
+        assert site.factors is not None
+        update = low_rank_product(dropped, *_cast(site.factors, x.dtype), row.clients)
+        if site.frozen_product is None:
+            return update
+        return update + low_rank_product(x, *_cast(site.frozen_product, x.dtype), row.runs)
 
     def _update_of_tokens(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
         """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""
-        tokens, total = x.flatten(0, -2), sum(self._segments or ())
-        if self._lengths and len(tokens) == len(self._lengths) * max(self._lengths) != total:
-            index = real_tokens(self._lengths).flatten().nonzero().squeeze(1).to(x.device)
-            update = self._update(site, tokens.index_select(0, index)[None])[0]
-            update = update.new_zeros(len(tokens), update.shape[-1]).index_copy(0, index, update)
-        elif len(tokens) == total:
-            update = self._update(site, tokens[None])[0]
+        tokens, row = x.flatten(0, -2), self._row
+        if row.lengths and len(tokens) == len(row.lengths) * max(row.lengths) != row.num_tokens:
+            update = self._update(site, tokens.index_select(0, row.positions))
+            update = update.new_zeros(len(tokens), update.shape[-1]).index_copy(0, row.positions, update)
+        elif len(tokens) == row.num_tokens:
+            update = self._update(site, tokens)
         else:
             raise InputError(
-                f"lora.target_modules: {site.name} sees {len(tokens)} of {total} tokens of a row, expected all; "
-                "remove it"
+                f"lora.target_modules: {site.name} sees {len(tokens)} of {row.num_tokens} tokens of a row, expected "
+                "all; remove it"
             )
         return update.view(*x.shape[:-1], update.shape[-1])
 
-    def _frozen_update(self, site: _Site, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """The contribution of the frozen products."""
-        if self._segments is None:
-            (pair,) = site.frozen_products
-            return update.new_zeros(1) if pair is None else linear(linear(x, pair[0]), pair[1])
-        parts, clients = [], iter(self._segments)
-        lengths = [sum(itertools.islice(clients, run)) for run in self._runs]
-        for pair, part in zip(site.frozen_products, torch.split(x, lengths, dim=1), strict=True):
-            if part.shape[1]:
-                nothing = update.new_zeros(1, part.shape[1], update.shape[2])
-                parts.append(nothing if pair is None else linear(linear(part, pair[0]), pair[1]))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _drop(self, x: torch.Tensor, p: float, client: int) -> torch.Tensor:
-        if p == 0.0 or self._generators is None:
-            return x
-        return x * keep_mask(x, p, self._generators[client])
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which the adapters compute: autocast's, or fp32 as the parameters."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
-def _padded(factor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
-    """A factor padded with zeros to a rank, its size in that dimension."""
-    missing = rank - factor.shape[dim]
-    if not missing:
-        return factor
-    return torch.nn.functional.pad(factor, (0, 0, 0, missing) if dim == 0 else (0, missing))
+def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """The tensors in a dtype; `to` is a call even where it changes nothing."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]

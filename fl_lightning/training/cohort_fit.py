@@ -22,7 +22,7 @@ from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, OnStep
 from fl_lightning.modeling.activation_checkpointing import recompute_layers
 from fl_lightning.modeling.cohort import LoraCohort
-from fl_lightning.modeling.dropout import dropout_generator
+from fl_lightning.modeling.dropout import dropout_stream
 from fl_lightning.module import LoraClientModule
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
@@ -129,10 +129,7 @@ class CohortFit:
         plain_optimizer = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(plain_optimizer))
         rank = [] if self._shard is None else [self._shard.rank]
-        generators = [
-            dropout_generator(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id, *rank), device)
-            for t in tasks
-        ]
+        streams = [dropout_stream(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id, *rank)) for t in tasks]
         states: list[LoraState] = [{} for _ in tasks]
         losses: list[torch.Tensor] = []
         steps = max(map(len, plans))
@@ -140,7 +137,7 @@ class CohortFit:
         with self._attached():
             for step in range(steps):
                 windows = [plan[step] if step < len(plan) else [] for plan in plans]
-                losses.append(self._step(windows, optimizer, generators, starts))
+                losses.append(self._step(windows, optimizer, streams, starts))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
@@ -156,14 +153,14 @@ class CohortFit:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._cohort.attached())
             if self.training.gradient_checkpointing:
-                stack.enter_context(recompute_layers(self._module.model.get_base_model(), self._cohort))
+                stack.enter_context(recompute_layers(self._module.model.get_base_model()))
             yield
 
     def _step(
         self,
         windows: list[list[list[Example]]],
         optimizer: torch.optim.Optimizer,
-        generators: list[torch.Generator | np.random.Generator],
+        streams: list[np.random.Philox],
         starts: list[torch.Tensor],
     ) -> torch.Tensor:
         """One optimizer step.
@@ -171,7 +168,7 @@ class CohortFit:
         Args:
             windows: the micro-batches of each client; empty for a client that is finished.
             optimizer: of the cohort's parameters.
-            generators: for the dropout of each client.
+            streams: for the dropout of each client.
             starts: the parameters when the fit began; needed by the proximal term only.
 
         Returns:
@@ -190,7 +187,8 @@ class CohortFit:
                 local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
             for part in self._module.parts(pack(local)) if any(local) else ():
                 row = part.to(device)
-                self._cohort.set_segments(row.client_tokens, generators, row.lengths)
+                with self._fabric.autocast():
+                    self._cohort.set_segments(row.client_tokens, streams, row.lengths)
                 losses = weight * self._forward(row).loss / num_targets
                 self._memory.check()  # most of a step's memory is in use now
                 self._fabric.backward(losses.sum())

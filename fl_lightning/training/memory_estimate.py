@@ -5,8 +5,8 @@ vocabulary V, P trained parameters of one adapter, K clients at once, and b byte
 
     base         bytes of its weights; in 4-bit 0.5 per parameter, and 4 for every 64 parameters of its linear layers
     adapters     K · P · 16: factor, gradient and AdamW's two moments, all fp32
-    activations  T · (L · b · (2 h + 2 h + 2 v + 3 m) + b · 2 Σ in): two norms; query, output, key, value; gate, its
-                 activation, up; and for each LoRA layer its input after dropout, with the mask
+    activations  T · (L · b · (2 h + 2 h + 2 v + 3 m) + (b + 1) Σ in): two norms; query, output, key, value; gate, its
+                 activation, up; and for each LoRA layer its input after dropout, with the mask in bytes
     head         T · RESPONSE_SHARE · V · (4 + 2 b): logits, their logarithms in fp32, and a gradient
     margin       libraries and allocator
 
@@ -207,7 +207,7 @@ def estimate_memory(
     return MemoryEstimate(
         base=weights,
         adapters=at_once * base.adapter * 16,
-        activations=tokens * computed_bytes * (base.layers * per_layer + 2 * base.inputs),
+        activations=tokens * (computed_bytes * base.layers * per_layer + (computed_bytes + 1) * base.inputs),
         head=int(tokens * RESPONSE_SHARE) * base.vocabulary * (4 + 2 * computed_bytes),
         margin=MARGIN["cuda" if device == "cuda" else "cpu"],
         step_tokens=tokens,

@@ -86,8 +86,8 @@ def room_for(clients, monkeypatch, most, error, at_step=2):
         steps.clear()
         return fit(tasks, on_step)
 
-    def fail(micro, optimizer, generators, starts):
-        losses = step(micro, optimizer, generators, starts)
+    def fail(micro, optimizer, streams, starts):
+        losses = step(micro, optimizer, streams, starts)
         steps.append(losses)
         if len(micro) > most and len(steps) == at_step:
             raise error

@@ -20,8 +20,8 @@ def test_parts_are_worked_by_hand():
     assert (result.step_tokens, result.clients_at_once) == (60, 3)
     assert result.base == 4000
     assert result.adapters == 3 * 10 * 16
-    # a layer: 4 · 4 + 2 · 2 + 3 · 8 = 44 numbers a token, three of them; LoRA's inputs 2 · 8
-    assert result.activations == 60 * 4 * (3 * 44 + 16)
+    # a layer: 4 · 4 + 2 · 2 + 3 · 8 = 44 numbers a token, three of them; LoRA's inputs 8, with a byte each of the mask
+    assert result.activations == 60 * (4 * 3 * 44 + (4 + 1) * 8)
     assert result.head == 30 * 16 * (4 + 8)
     assert result.total == sum(result.as_json()[k] for k in ("base", "adapters", "activations", "head", "margin"))
 
@@ -82,7 +82,7 @@ def test_free_memory_is_some_of_the_machines():
 def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, targets):
     from fl_lightning.data.packing import pack
     from fl_lightning.modeling.cohort import LoraCohort
-    from fl_lightning.modeling.dropout import dropout_generator
+    from fl_lightning.modeling.dropout import dropout_stream
     from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
     from fl_lightning.module import LoraClientModule
 
@@ -100,7 +100,7 @@ def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, tar
         return tensor
 
     with cohort.attached(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        cohort.set_segments(row.client_tokens, [dropout_generator(0, torch.device("cpu"))])
+        cohort.set_segments(row.client_tokens, [dropout_stream(0)])
         loss = module(row).loss.sum()
     measured = sum(storage.nbytes() for storage in kept.values())
     argv = ["--batch-size", "4", "--data.max_length", "128", "--training.clients_at_once", "1"]
