@@ -166,6 +166,11 @@ class LoraClientModule(L.LightningModule):
     def _check_causal(self, ids: torch.Tensor) -> None:
         parts = (ids, ids[: len(ids) // 2])
         whole, half = (self.model(input_ids=part[None], use_cache=False).logits[0] for part in parts)
+        if not whole.isfinite().all():
+            raise InputError(
+                f"model.name_or_path: expected finite logits, got NaN or infinity from {type(self._base()).__name__}; "
+                "its weights are damaged, or too large for the precision: try fabric.precision: fp32"
+            )
         # The mean, since rounding may choose another expert for a few tokens; ten times as much as for a whole loss.
         if not (whole[: len(half)] - half).abs().mean() <= 10 * tolerance(half.dtype, ids.device) * half.abs().mean():
             raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,20 @@ def read_adapter_config(folder: Path) -> PeftLoraConfig:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about keys that are of use in training only
-            return PeftLoraConfig(**{k: v for k, v in values.items() if k in known and k != "runtime_config"})
-    except (TypeError, ValueError, ImportError) as error:
+            config = PeftLoraConfig(**{k: v for k, v in values.items() if k in known and k != "runtime_config"})
+        _try_patterns(config)
+        return config
+    except (TypeError, ValueError, AttributeError, ImportError, re.error) as error:
         raise InputError(f"{path}: PEFT refuses it ({' '.join(str(error).split())[:200]})") from error
+
+
+def _try_patterns(config: PeftLoraConfig) -> None:
+    """Use the names and patterns of a config as for a layer: PEFT does not check their types when it reads them."""
+    if not config.target_modules:
+        raise ValueError("target_modules: expected names of layers, got none")
+    is_adapted(config, "layers.0.a_layer")
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        (patterns or {}).get(get_pattern_key(patterns or {}, "layers.0.a_layer"))
 
 
 def check_plain_lora(config: PeftLoraConfig, path: Path) -> None:

@@ -182,7 +182,7 @@ class ChatSpec(LitSpec):
 
     def _prompts(self, asked: GenerationRequest) -> list[tuple[int, ...]]:
         """Token ids of the prompts, at least one each."""
-        vocabulary = len(self._tokenizer)
+        vocabulary = min(len(self._tokenizer), self._limits.vocabulary or len(self._tokenizer))
         if unknown := [token for token in asked.logit_bias if not 0 <= token < vocabulary]:
             raise _not_a_token("logit_bias", unknown[0], vocabulary)
         if isinstance(asked, ChatRequest):

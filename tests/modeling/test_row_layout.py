@@ -173,3 +173,10 @@ def test_a_model_that_sees_the_answer_is_refused():
     module = LoraClientModule(create_lora_model(hf.BertLMHeadModel(config).eval(), 4, 8, 0.0, ["query"]))
     with pytest.raises(InputError, match="expected a causal language model, got BertLMHeadModel"):
         module.choose_layout()
+
+
+def test_weights_that_are_not_finite_are_named_as_such(micro_model):
+    base = micro_model("qwen")
+    base.model.layers[0].mlp.down_proj.weight.data[0] = float("nan")
+    with pytest.raises(InputError, match=r"expected finite logits, got NaN or infinity from Qwen"):
+        LoraClientModule(adapted(base, "qwen")).choose_layout()

@@ -98,6 +98,10 @@ REFUSED = {
     "the layers that": {"edit": {"target_modules": ["q_proj"]}},
     "tensors missing": {"target_modules": ["q_proj"], "edit": {"target_modules": ["q_proj", "v_proj"]}},
     "lora.target_modules": {"target_modules": ["q_proj", "k_proj"]},
+    "target_modules: expected names": {"edit": {"target_modules": None}},
+    "PEFT refuses it .*unterminated": {"edit": {"target_modules": "(q_proj"}},
+    "PEFT refuses it .*attribute": {"edit": {"rank_pattern": [1]}},
+    "PEFT refuses it .*nothing to repeat": {"edit": {"alpha_pattern": {"*": 1}}},
 }
 
 

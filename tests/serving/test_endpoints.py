@@ -299,6 +299,9 @@ def test_a_token_that_the_model_does_not_know_is_refused(make):
     reply = served.ask(messages=[{"role": "user", "content": "word"}])
     assert (reply.status, reply.json["error"]["param"]) == (400, "messages")
     assert "from 0 to 39" in reply.json["error"]["message"]
+    reply = served.ask(logit_bias={"40": 1})  # of the tokenizer, which has more tokens than the model has logits
+    assert (reply.status, reply.json["error"]["param"]) == (400, "logit_bias")
+    assert "from 0 to 39" in reply.json["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
