@@ -49,7 +49,7 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
             raise ValueError(f"{len(missing)} weights missing, first {missing[0]}")
     except Exception as error:  # broken models raise all kinds of errors in transformers, tokenizers, gguf and torch
         raise InputError(_load_error(config.name_or_path, source, error)) from error
-    if config.load_in_4bit:
+    if getattr(model, "is_quantized", False):
         for module in model.modules():
             # On a CPU bitsandbytes permanently repacks a weight at its first forward pass without gradients. The packed
             # form needs in_features to be a multiple of the block size, and training needs the plain form.

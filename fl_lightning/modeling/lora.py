@@ -64,6 +64,11 @@ def create_lora_model(
             return get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:300]}; choose others") from error
+        except AttributeError as error:  # bitsandbytes' layers with plain weights
+            raise InputError(
+                "model.name_or_path: PEFT cannot adapt the base model; if its config.json has a quantization_config "
+                f"and its weights are not quantized, remove that ({' '.join(str(error).split())[:200]})"
+            ) from error
         except RuntimeError as error:
             raise InputError(
                 f"lora.r: not enough memory for rank {r} ({str(error)[:80]}); choose a smaller one"

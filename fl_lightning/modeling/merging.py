@@ -67,7 +67,8 @@ def merge_adapter(
     all tokens that end an answer. The chat template is that of the run, with a clock if it has one.
 
     Args:
-        config: the ``model`` block; for a 4-bit base model the unquantized weights are used.
+        config: the ``model`` block; for a base model that is quantized in training the weights of its files are used,
+            and for one whose files are quantized what they stand for.
         adapter: a folder in PEFT's format.
         folder: where to write; an existing merged model is replaced.
         data: the ``data`` block, with the choices about the chat template; None leaves the template as it is.
@@ -99,6 +100,7 @@ def merge_adapter(
     if config.load_in_4bit:
         log.info("the base model was quantized to 4 bits for training; merging into its unquantized weights")
     base, tokenizer = load_base_model(replace(config, load_in_4bit=False), dtype=torch.float32)
+    base = _dequantized(base)
     if data is not None:
         pin_chat_template(tokenizer, replace(data, template_date=None))
     if ends := find_end_tokens(tokenizer, base.generation_config):
@@ -113,6 +115,21 @@ def merge_adapter(
             (temporary / "README.md").write_text(card, encoding="utf-8")
         share_files(temporary)
     return MergedModel(folder, names[target], size, rounding)
+
+
+def _dequantized(base: Any) -> Any:
+    """A base model whose files are quantized, with plain weights; any other as it is."""
+    if not getattr(base, "is_quantized", False):
+        return base
+    method = base.config.quantization_config.quant_method
+    log.info("the base model's files are quantized (%s); merging into the weights that they stand for", method)
+    try:
+        return base.dequantize()
+    except Exception as error:  # transformers raises NotImplementedError, and the packages of the methods anything
+        raise InputError(
+            f"the adapter cannot be merged: the base model's files are quantized ({method}), and transformers cannot "
+            f"turn them back ({' '.join(str(error).split())[:200]}); use base model and adapter as they are"
+        ) from error
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from fl_lightning.bundled import resolve
 from fl_lightning.config import ModelConfig
@@ -259,3 +260,53 @@ def test_base_from_a_gguf_file_is_merged(random_state, tmp_path):
         wanted = model(IDS).logits
         got = AutoModelForCausalLM.from_pretrained(merged.folder).eval()(IDS).logits
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+
+
+@pytest.fixture
+def make_quantized(tmp_path):
+    """Function that writes a random base whose files are quantized by bitsandbytes: its config."""
+
+    def make(**choices):
+        sizes = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "plain")
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "plain", quantization_config=BitsAndBytesConfig(**choices), device_map={"": "cpu"}
+        )
+        model.save_pretrained(tmp_path / "quantized")
+        AutoTokenizer.from_pretrained(resolve("bundled:tiny_base")).save_pretrained(tmp_path / "quantized")
+        return ModelConfig(name_or_path=str(tmp_path / "quantized"))
+
+    return make
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.parametrize(
+    ("choices", "bound"),
+    [({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 1e-5), ({"load_in_8bit": True}, 2e-2)],
+    ids=["4 bits", "8 bits, which rounds inputs as well"],
+)
+def test_a_base_whose_files_are_quantized_is_merged_into_what_they_stand_for(
+    make_quantized, make_adapter, tmp_path, choices, bound
+):
+    config = make_quantized(**choices)
+    adapter = make_adapter(config)
+    merge_adapter(config, adapter, tmp_path / "hr", dtype="fp32")
+    wanted, got, bare = logits_of_both(config, adapter, tmp_path / "hr")
+    torch.testing.assert_close(got, wanted.float(), rtol=0, atol=bound * float(wanted.abs().max()))
+    assert float((bare - wanted).abs().max()) > 0.1
+    assert "quantization_config" not in json.loads((tmp_path / "hr" / "config.json").read_text())
+
+
+def test_a_quantized_base_that_cannot_be_turned_back_is_refused(make_adapter, tmp_path, monkeypatch):
+    adapter = make_adapter()
+
+    def load(*arguments, **keywords):
+        base, tokenizer = load_base_model(*arguments, **keywords)
+        base.is_quantized, base.config.quantization_config = True, SimpleNamespace(quant_method="gptq")
+        return base, tokenizer
+
+    monkeypatch.setattr(merging, "load_base_model", load)
+    with pytest.raises(InputError, match=r"cannot be merged: .*quantized \(gptq\)"):
+        merge_adapter(ModelConfig(), adapter, tmp_path / "hr")
+    assert not (tmp_path / "hr").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import transformers as hf
@@ -37,4 +39,17 @@ def test_base_or_layer_is_refused_in_one_line(case, tokenizer, tmp_path, capsys)
     assert code == 2, message
     assert reason in message.splitlines()[-1]
     assert "Traceback" not in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+def test_a_quantization_config_over_plain_weights_is_refused_in_one_line(tokenizer, tmp_path, capsys):
+    plain = hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, num_attention_heads=4))
+    plain.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    plain.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    code = main(["fit", "--model.name_or_path", str(tmp_path / "base"), "--output", str(tmp_path / "runs")])
+    message = capsys.readouterr().err.strip()
+    assert code == 2, message
+    assert "quantization_config" in message.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
