@@ -91,7 +91,7 @@ class LoraClientModule(L.LightningModule):
         return ClientSums(
             zeros.index_add(0, batch.owners, losses),
             correct,
-            torch.tensor(batch.client_targets, device=losses.device),
+            torch.tensor(batch.client_targets).to(losses.device, non_blocking=True),
         )
 
     def set_rates(self, learning_rate: float, weight_decay: float) -> None:

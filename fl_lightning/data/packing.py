@@ -86,6 +86,18 @@ def real_tokens(lengths: Sequence[int]) -> torch.Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
+def token_positions(lengths: Sequence[int]) -> torch.Tensor:
+    """Where the tokens of a row are among the positions of `real_tokens`, counted row after row, shape (T,).
+
+    Found on the host, so that no device has to be waited for.
+
+    Example:
+        >>> token_positions([1, 2]).tolist()
+        [0, 2, 3]
+    """
+    return real_tokens(lengths).flatten().nonzero().squeeze(1)
+
+
 def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     """Pack the examples of K clients into one row, client after client.
 
@@ -101,18 +113,22 @@ def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     examples = [example for client in clients for example in client]
     if not examples:
         raise ValueError("clients: expected at least one example, got none")
+    # A few operations on the whole row, whatever the number of its sequences.
     ids = torch.cat([e.ids for e in examples])
     predicted = torch.cat([e.supervised for e in examples]).nonzero().squeeze(1)
-    client_targets = tuple(sum(int(e.supervised.sum()) for e in client) for client in clients)
+    lengths = torch.tensor([len(e) for e in examples])
+    client_tokens = [sum(map(len, client)) for client in clients]
+    token_owners = torch.arange(len(clients)).repeat_interleave(torch.tensor(client_tokens))
+    owners = token_owners.index_select(0, predicted)
     return PackedBatch(
         input_ids=ids[None],
-        position_ids=torch.cat([torch.arange(len(e)) for e in examples])[None],
+        position_ids=(torch.arange(len(ids)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths))[None],
         keep=predicted - 1,
-        targets=ids[predicted],
-        owners=torch.repeat_interleave(torch.arange(len(clients)), torch.tensor(client_targets)),
-        lengths=tuple(len(e) for e in examples),
-        client_tokens=tuple(sum(map(len, client)) for client in clients),
-        client_targets=client_targets,
+        targets=ids.index_select(0, predicted),
+        owners=owners,
+        lengths=tuple(lengths.tolist()),
+        client_tokens=tuple(client_tokens),
+        client_targets=tuple(owners.bincount(minlength=len(clients)).tolist()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 from fl_lightning.data.answers import AnswerFinder
@@ -34,6 +35,11 @@ class Example:
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Number of supervised tokens."""
+        return int(np.count_nonzero(self.supervised.numpy()))
 
 
 class Examples(Sequence[Example]):

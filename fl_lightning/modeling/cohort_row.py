@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_lightning.data.packing import real_tokens
+from fl_lightning.data.packing import token_positions
 from fl_lightning.modeling.dropout import Keys
 from fl_lightning.modeling.low_rank_product import Segments
 
@@ -35,7 +35,6 @@ class CohortRow:
 
     @functools.cached_property
     def positions(self) -> torch.Tensor:
-        """Positions of the tokens if the sequences are padded on the right; found on the host, once for all layers."""
+        """Positions of the tokens if the sequences are padded on the right."""
         assert self.clients is not None
-        positions = real_tokens(self.lengths).flatten().nonzero().squeeze(1)
-        return positions.to(self.clients.ends.device, non_blocking=True)
+        return token_positions(self.lengths).to(self.clients.ends.device, non_blocking=True)

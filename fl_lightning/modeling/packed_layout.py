@@ -47,21 +47,22 @@ class PackedLayout:
                 members[-1].append(i)
             else:
                 members.append([i])
-        index: list[torch.Tensor] = []
+        parts: list[torch.Tensor] = []
         real: list[torch.Tensor] = []
         for group in members:
             steps = torch.arange(lengths[group[0]])
             begin = torch.tensor([starts[i] for i in group])[:, None]
             length = torch.tensor([lengths[i] for i in group])[:, None]
-            index.append((begin + torch.minimum(steps, length - 1)).flatten())
+            parts.append((begin + torch.minimum(steps, length - 1)).flatten())
             real.append((steps < length).flatten())
-        flat, mask = torch.cat(index), torch.cat(real)
+        flat, mask = torch.cat(parts), torch.cat(real)
         inverse = torch.empty(starts[-1], dtype=torch.long)
         inverse[flat[mask]] = mask.nonzero().squeeze(1)
-        padded = None if bool(mask.all()) else mask[:, None, None].to(device)
+        padded = None if bool(mask.all()) else mask[:, None, None].to(device, non_blocking=True)
         groups = tuple((len(group), lengths[group[0]]) for group in members)
-        begins = torch.tensor(starts, dtype=torch.int32, device=device)
-        return cls(groups, flat.to(device), inverse.to(device), padded, begins, max(lengths))
+        begins = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
+        index, inverse = (positions.to(device, non_blocking=True) for positions in (flat, inverse))
+        return cls(groups, index, inverse, padded, begins, max(lengths))
 
 
 def group_by_length(x: torch.Tensor, layout: PackedLayout) -> tuple[torch.Tensor, ...]:

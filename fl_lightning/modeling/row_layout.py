@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from fl_lightning.data.packing import PackedBatch, real_tokens
+from fl_lightning.data.packing import PackedBatch, real_tokens, token_positions
 from fl_lightning.data.tokenization import Example
 from fl_lightning.modeling.attention import packed_kwargs
 from fl_lightning.modeling.limits import max_positions
@@ -57,9 +57,9 @@ def target_logits(model: Any, base: Any, batch: PackedBatch, layout: RowLayout) 
 
 def _padded_logits(model: Any, base: Any, batch: PackedBatch) -> torch.Tensor:
     device, real = batch.input_ids.device, real_tokens(batch.lengths)
-    index = real.flatten().nonzero().squeeze(1).to(device)
+    index = token_positions(batch.lengths).to(device, non_blocking=True)
     ids = batch.input_ids.new_zeros(real.numel()).index_copy(0, index, batch.input_ids[0]).view(real.shape)
-    mask = {} if len(real) == 1 else {"attention_mask": real.to(device, torch.long)}
+    mask = {} if len(real) == 1 else {"attention_mask": real.long().to(device, non_blocking=True)}
     keep = index.index_select(0, batch.keep)
     with head_on(base, keep):
         logits: torch.Tensor = model(input_ids=ids, use_cache=False, **mask).logits

@@ -176,8 +176,8 @@ class CohortFit:
         """
         device = self._fabric.device
         # Every target counts the same: micro-batches of other sizes or answer lengths give the gradient of one batch.
-        targets = [max(1, sum(int(e.supervised.sum()) for batch in window for e in batch)) for window in windows]
-        num_targets = torch.tensor(targets, device=device)
+        targets = [max(1, sum(e.num_targets for batch in window for e in batch)) for window in windows]
+        num_targets = torch.tensor(targets).to(device, non_blocking=True)
         total = torch.zeros(len(windows), device=device)
         for index in range(max(map(len, windows))):
             batches = [window[index] if index < len(window) else [] for window in windows]
