@@ -6,10 +6,13 @@ use it. Calls without a packed row, such as generation, are passed on to ``sdpa`
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import math
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -20,11 +23,13 @@ from fl_lightning.modeling.packed_layout import PackedLayout, group_by_length, u
 try:
     from torch.nn.attention.varlen import varlen_attn
 
-    HAS_VARLEN_ATTENTION = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
 except ImportError:
-    HAS_VARLEN_ATTENTION = False
+    VARLEN_ARGUMENTS = frozenset()
 
 ATTENTION_NAME = "fl_packed"
+CUDA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN, which builds a plan for every new shape: rows of ragged lengths have new shapes in every step."""
 ORIGINAL = "sdpa"
 """The only attention that is replaced: the one that calls without a packed row are passed on to."""
 UNUSED_ARGUMENTS = {
@@ -84,30 +89,55 @@ def packed_attention(
         )
         return result
     _check_call(module, attention_mask, sliding_window, kwargs)
-    grouped_queries = query.shape[1] != key.shape[1]
-    if can_use_varlen_attention(query, dropout):
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        starts, longest = packed_layout.starts, packed_layout.longest
-        left = -1 if sliding_window is None else sliding_window - 1
-        options: dict[str, Any] = {"scale": scaling, "window_size": (left, 0), "enable_gqa": grouped_queries}
-        flash: torch.Tensor = varlen_attn(q, k, v, starts, starts, longest, longest, **options)  # type: ignore[assignment]
-        return flash[None], None
-    outputs = []
-    for q, k, v in zip(*(group_by_length(x, packed_layout) for x in (query, key, value)), strict=True):
-        window = _window(q.shape[2], sliding_window, query.device)
-        outputs.append(
-            scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=window,
-                dropout_p=dropout,
-                is_causal=window is None,
-                scale=scaling,
-                enable_gqa=grouped_queries,
-            )
-        )
-    return ungroup(outputs, packed_layout), None
+    window = None if sliding_window is None or packed_layout.longest <= sliding_window else sliding_window
+    if can_use_varlen_attention(query, dropout, window):
+        return _varlen_attention(query, key, value, packed_layout, scaling, window), None
+    if query.is_cuda:  # of the pinned backends only Flash Attention knows grouped queries
+        key, value = (_repeat_heads(x, query.shape[1]) for x in (key, value))
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    groups, outputs = packed_layout.groups, []
+    with sdpa_kernel(CUDA_BACKENDS) if query.is_cuda else contextlib.nullcontext():
+        for q, k, v in zip(*(group_by_length(x, groups) for x in (query, key, value)), strict=True):
+            mask = _window_mask(q.shape[2], window, query.device)
+            outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options))
+    return ungroup(outputs, groups), None
+
+
+def _varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: PackedLayout,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Torch's `varlen_attn` on the row as it is, shape (1, T, heads, head_dim).
+
+    Its arguments grew: 2.10 has `is_causal` only, 2.11 `window_size` and `scale`, 2.12 `enable_gqa`.
+    """
+    options: dict[str, Any] = {}
+    if "enable_gqa" in VARLEN_ARGUMENTS:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = (_repeat_heads(x, query.shape[1]) for x in (key, value))
+    if "scale" in VARLEN_ARGUMENTS:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * math.sqrt(query.shape[-1]))
+    if "window_size" in VARLEN_ARGUMENTS:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    starts, longest = layout.starts, layout.longest
+    output: torch.Tensor = varlen_attn(q, k, v, starts, starts, longest, longest, **options)  # type: ignore[assignment]
+    return output.unsqueeze(0)
+
+
+def _repeat_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(1, key/value heads, T, head_dim) with each head repeated for its queries, shape (1, heads, T, head_dim)."""
+    repeats = heads // x.shape[1]
+    return x if repeats == 1 else x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def _check_call(
@@ -134,13 +164,15 @@ def _check_call(
             )
 
 
-def can_use_varlen_attention(query: torch.Tensor, dropout: float) -> bool:
+def can_use_varlen_attention(query: torch.Tensor, dropout: float, window: int | None) -> bool:
     """Whether torch's variable-length Flash Attention (Dao 2023, arXiv 2307.08691) can be used.
 
-    It needs a GPU of compute capability 8.0 or above, half precision, no dropout, and a head size with a kernel.
+    It needs a GPU of compute capability 8.0 or above, half precision, no dropout, a head size with a kernel, and for a
+    window torch 2.11.
     """
     return (
-        HAS_VARLEN_ATTENTION
+        bool(VARLEN_ARGUMENTS)
+        and (window is None or "window_size" in VARLEN_ARGUMENTS)
         and query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
@@ -150,12 +182,12 @@ def can_use_varlen_attention(query: torch.Tensor, dropout: float) -> bool:
     )
 
 
-def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """The causal mask of a sliding window, or None if the sequences fit into the window."""
-    if sliding_window is None or length <= sliding_window:
+    if window is None or length <= window:
         return None
     ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.tril() & ~ones.tril(-sliding_window)
+    return ones.tril() & ~ones.tril(-window)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -1,7 +1,8 @@
-"""A packed row as groups of sequences of similar length, for attention kernels that take sequences of one length."""
+"""The sequences of a packed row, as attention kernels take them: by their starts, or in groups of similar length."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,28 +17,24 @@ LENGTH_SLACK = 8
 
 
 @dataclass(frozen=True)
-class PackedLayout:
+class LengthGroups:
     """A packed row of T tokens as groups of sequences of similar length, with P ≥ T positions in total.
 
     Attributes:
-        groups: (number of sequences, length of the longest) of each group.
+        sizes: (number of sequences, length of the longest) of each group.
         index: the token at each position, shape (P,); padding repeats the last token of its sequence.
         inverse: the position of each token, shape (T,).
         real: False for padding, shape (P, 1, 1); None if there is no padding.
-        starts: the first token of each sequence, then T; int32, for variable-length kernels.
-        longest: number of tokens of the longest sequence.
     """
 
-    groups: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int], ...]
     index: torch.Tensor
     inverse: torch.Tensor
     real: torch.Tensor | None
-    starts: torch.Tensor
-    longest: int
 
     @classmethod
-    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
-        """The layout of sequences of these lengths, in row order."""
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> LengthGroups:
+        """The groups of sequences of these lengths, in row order."""
         starts = [0, *accumulate(lengths)]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         members: list[list[int]] = []
@@ -59,29 +56,56 @@ class PackedLayout:
         inverse = torch.empty(starts[-1], dtype=torch.long)
         inverse[flat[mask]] = mask.nonzero().squeeze(1)
         padded = None if bool(mask.all()) else mask[:, None, None].to(device, non_blocking=True)
-        groups = tuple((len(group), lengths[group[0]]) for group in members)
-        begins = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
         index, inverse = (positions.to(device, non_blocking=True) for positions in (flat, inverse))
-        return cls(groups, index, inverse, padded, begins, max(lengths))
+        return cls(tuple((len(group), lengths[group[0]]) for group in members), index, inverse, padded)
 
 
-def group_by_length(x: torch.Tensor, layout: PackedLayout) -> tuple[torch.Tensor, ...]:
+@dataclass(frozen=True)
+class PackedLayout:
+    """The sequences of a packed row; made once a row, on the host, for all layers.
+
+    Attributes:
+        lengths: tokens of each sequence, in row order.
+        starts: the first token of each sequence, then T; int32, for variable-length kernels.
+    """
+
+    lengths: tuple[int, ...]
+    starts: torch.Tensor
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
+        """The layout of sequences of these lengths, in row order."""
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(tuple(lengths), starts.to(device, non_blocking=True))
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Number of tokens of the longest sequence."""
+        return max(self.lengths)
+
+    @functools.cached_property
+    def groups(self) -> LengthGroups:
+        """The groups by length, for kernels that take sequences of one length; made when first asked for."""
+        return LengthGroups.from_lengths(self.lengths, self.starts.device)
+
+
+def group_by_length(x: torch.Tensor, groups: LengthGroups) -> tuple[torch.Tensor, ...]:
     """The positions of each group of sequences, padded at their ends.
 
     Args:
         x: of the tokens of a row, shape (1, heads, T, head_dim).
-        layout: of the row.
+        groups: of the row.
 
     Returns:
         Shape (sequences, heads, longest, head_dim) for each group.
     """
-    groups: tuple[torch.Tensor, ...] = _Group.apply(x, layout)  # type: ignore[no-untyped-call]
-    return groups
+    parts: tuple[torch.Tensor, ...] = _Group.apply(x, groups)  # type: ignore[no-untyped-call]
+    return parts
 
 
-def ungroup(groups: Sequence[torch.Tensor], layout: PackedLayout) -> torch.Tensor:
+def ungroup(parts: Sequence[torch.Tensor], groups: LengthGroups) -> torch.Tensor:
     """The tokens of a row, shape (1, T, heads, head_dim), from what `group_by_length` returns."""
-    tokens: torch.Tensor = _Ungroup.apply(layout, *groups)  # type: ignore[no-untyped-call]
+    tokens: torch.Tensor = _Ungroup.apply(groups, *parts)  # type: ignore[no-untyped-call]
     return tokens
 
 
@@ -89,14 +113,13 @@ class _Group(torch.autograd.Function):
     """Each token has one position besides padding, so the backward pass is a gather too."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layout: PackedLayout) -> tuple[torch.Tensor, ...]:
-        ctx.layout = layout
-        positions = x.squeeze(0).transpose(0, 1).index_select(0, layout.index)
-        return _split(positions, layout)
+    def forward(ctx: Any, x: torch.Tensor, groups: LengthGroups) -> tuple[torch.Tensor, ...]:
+        ctx.groups = groups
+        return _split(x.squeeze(0).transpose(0, 1).index_select(0, groups.index), groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        tokens = _join(grads).index_select(0, ctx.layout.inverse)
+        tokens = _join(grads).index_select(0, ctx.groups.inverse)
         return tokens.transpose(0, 1).unsqueeze(0), None
 
 
@@ -104,28 +127,28 @@ class _Ungroup(torch.autograd.Function):
     """Padding is dropped, and its gradient is zero."""
 
     @staticmethod
-    def forward(ctx: Any, layout: PackedLayout, *groups: torch.Tensor) -> torch.Tensor:
-        ctx.layout = layout
-        return _join(groups).index_select(0, layout.inverse).unsqueeze(0)
+    def forward(ctx: Any, groups: LengthGroups, *parts: torch.Tensor) -> torch.Tensor:
+        ctx.groups = groups
+        return _join(parts).index_select(0, groups.inverse).unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        positions = grads[0].squeeze(0).index_select(0, ctx.layout.index)
-        if ctx.layout.real is not None:
-            positions.mul_(ctx.layout.real)
-        return (None, *_split(positions, ctx.layout))
+        positions = grads[0].squeeze(0).index_select(0, ctx.groups.index)
+        if ctx.groups.real is not None:
+            positions.mul_(ctx.groups.real)
+        return (None, *_split(positions, ctx.groups))
 
 
-def _split(positions: torch.Tensor, layout: PackedLayout) -> tuple[torch.Tensor, ...]:
+def _split(positions: torch.Tensor, groups: LengthGroups) -> tuple[torch.Tensor, ...]:
     """(P, heads, head_dim) to (sequences, heads, longest, head_dim) of each group, as views."""
-    parts = positions.split([count * length for count, length in layout.groups])
+    parts = positions.split([count * length for count, length in groups.sizes])
     return tuple(
         part.view(count, length, *part.shape[1:]).transpose(1, 2)
-        for part, (count, length) in zip(parts, layout.groups, strict=True)
+        for part, (count, length) in zip(parts, groups.sizes, strict=True)
     )
 
 
-def _join(groups: Sequence[torch.Tensor]) -> torch.Tensor:
+def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """The inverse of `_split`."""
-    parts = [group.transpose(1, 2).flatten(0, 1) for group in groups]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    flat = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fl_lightning.data.packing import pack
@@ -230,42 +232,66 @@ def test_generation_of_a_switched_model_equals_the_plain_one(micro_model):
     assert model.generate(ids, **arguments).tolist() == plain.generate(ids, **arguments).tolist()
 
 
-def reference_varlen(query, key, value, starts, key_starts, longest, key_longest, *, scale, window_size, enable_gqa):
+def reference_varlen(query, key, value, starts, key_starts, longest, key_longest, **options):
     """Flash Attention's form for sequences of any length, one sequence after another with an explicit mask."""
     assert starts.dtype == torch.int32
     assert torch.equal(starts, key_starts)
     sizes = starts.diff().tolist()
     assert longest == key_longest == max(sizes)
-    left, right = window_size
+    left, right = options.pop("window_size", (-1, 0))
     assert right == 0
+    assert options.pop("is_causal", True)
     parts = []
     for q, k, v in zip(*(torch.split(x, sizes) for x in (query, key, value)), strict=True):
         distance = torch.arange(len(q))[:, None] - torch.arange(len(q))[None, :]
         mask = (distance >= 0) & ((distance <= left) if left >= 0 else True)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
-        parts.append(out[0].transpose(0, 1))
+        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[0].transpose(0, 1))
     return torch.cat(parts)
 
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [2, 4])
-def test_flash_attention_is_asked_for_what_the_groups_compute(monkeypatch, window, key_heads):
+@pytest.mark.parametrize(
+    "arguments",
+    [{"is_causal"}, {"window_size", "scale"}, {"window_size", "scale", "enable_gqa"}],
+    ids=["torch 2.10", "torch 2.11", "torch 2.12"],
+)
+def test_flash_attention_is_asked_for_what_the_groups_compute(monkeypatch, arguments, window, key_heads):
+    """With the arguments that `varlen_attn` has in each version of torch."""
     from fl_lightning.modeling import attention
 
     lengths = (7, 1, 12, 3, 3)
     query = torch.randn(1, 4, sum(lengths), 8)
     key, value = torch.randn(2, 1, key_heads, sum(lengths), 8)
     grouped = attend(query, key, value, lengths, scaling=0.3, sliding_window=window)
-    monkeypatch.setattr(attention, "varlen_attn", reference_varlen)
-    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: True)
-    torch.testing.assert_close(attend(query, key, value, lengths, scaling=0.3, sliding_window=window), grouped)
+
+    def varlen(*tensors, **options):
+        assert options.keys() <= arguments
+        calls.append(options)
+        return reference_varlen(*tensors, **options)
+
+    calls, can_use = [], attention.can_use_varlen_attention
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    monkeypatch.setattr(attention, "VARLEN_ARGUMENTS", frozenset(arguments))
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=query.shape, device=None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda _, dropout, window: can_use(on_gpu, 0.0, window))
+    flash = attend(query, key, value, lengths, scaling=0.3, sliding_window=window)
+    torch.testing.assert_close(flash, grouped)
+    assert len(calls) == (window is None or "window_size" in arguments)
+
+
+def test_no_backend_of_a_gpu_builds_a_plan_for_each_shape():
+    from fl_lightning.modeling.attention import CUDA_BACKENDS
+
+    assert SDPBackend.CUDNN_ATTENTION not in CUDA_BACKENDS
 
 
 def test_flash_attention_is_left_alone_on_a_cpu():
     from fl_lightning.modeling.attention import can_use_varlen_attention
 
-    assert not can_use_varlen_attention(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), 0.0)
+    assert not can_use_varlen_attention(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), 0.0, None)
 
 
 @pytest.mark.gpu
@@ -277,10 +303,10 @@ def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, win
     lengths, device = (70, 1, 33, 64), torch.device("cuda")
     query = torch.randn(1, 8, sum(lengths), 64, device=device, dtype=torch.bfloat16)
     key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
-    if not attention.can_use_varlen_attention(query, 0.0):
+    if not attention.can_use_varlen_attention(query, 0.0, window):
         pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
     arguments = packed_kwargs(lengths, device)
     flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
-    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout: False)
+    monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout, window: False)
     grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
     torch.testing.assert_close(flash.float(), grouped.float(), atol=2e-2, rtol=2e-2)

@@ -127,7 +127,7 @@ def test_the_check_compares_with_the_attention_that_transformers_gave(micro_mode
     config = hf.MistralConfig(**{**micro_model("llama").config.to_dict(), "sliding_window": 20})
     torch.manual_seed(0)
     module = LoraClientModule(adapted(hf.MistralForCausalLM(config).eval().requires_grad_(False), "mistral"))
-    monkeypatch.setattr(attention, "_window", lambda length, sliding_window, device: None)
+    monkeypatch.setattr(attention, "_window_mask", lambda length, window, device: None)
     module.choose_layout()
     assert module.layout == "padded"
 
