@@ -47,8 +47,20 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
         # transformers only logs what is missing, and continues with random weights.
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(f"{len(missing)} weights missing, first {missing[0]}")
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers loads an adapter that lies beside a model
+            raise ValueError("it comes with an adapter: merge it, or remove adapter_config.json")
+        if os.path.isfile(Path(source) / "generation_config.json"):
+            GenerationConfig.from_pretrained(source)  # transformers passes over a file that is broken
     except Exception as error:  # broken models raise all kinds of errors in transformers, tokenizers, gguf and torch
         raise InputError(_load_error(config.name_or_path, source, error)) from error
+    if unexpected := sorted(loading["unexpected_keys"]):
+        log.warning(
+            "%s: its files have weights for which %s, as config.json has it, has no place; left out: %d, first %s",
+            config.name_or_path,
+            type(model).__name__,
+            len(unexpected),
+            unexpected[0],
+        )
     if getattr(model, "is_quantized", False):
         for module in model.modules():
             # On a CPU bitsandbytes permanently repacks a weight at its first forward pass without gradients. The packed

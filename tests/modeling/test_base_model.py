@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from fl_lightning import bundled
 from fl_lightning.config import ModelConfig
@@ -134,3 +136,26 @@ def test_context_of_a_model_that_is_not_there_is_an_input_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="cannot be loaded"):
         context_length(ModelConfig(name_or_path=str(tmp_path)))
+
+
+def test_an_adapter_beside_the_weights_is_refused_and_not_made_part_of_the_base(model_folder):
+    model, _ = load(model_folder)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(model_folder))
+    with pytest.raises(InputError, match="comes with an adapter"):
+        load(model_folder)
+
+
+def test_a_broken_generation_config_is_refused(model_folder):
+    (model_folder / "generation_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"generation_config\.json"):
+        load(model_folder)
+
+
+def test_weights_that_the_model_has_no_place_for_are_named_in_a_warning(model_folder, log_messages):
+    weights = load_file(model_folder / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.bias"] = torch.ones(4)
+    save_file(weights, model_folder / "model.safetensors", {"format": "pt"})
+    load(model_folder)
+    (message,) = log_messages
+    assert message.startswith("WARNING")
+    assert message.endswith("left out: 1, first model.layers.0.self_attn.o_proj.bias")
