@@ -37,7 +37,7 @@ def started(count: int, argv: Sequence[str]) -> Iterator[None]:
     if count == 1 or "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ:
         yield
         return
-    port_holder, port = _reserve_port()
+    port_holder, port = reserve_port()
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
     os.environ.update(group, LOCAL_RANK="0")
     children = []
@@ -63,7 +63,7 @@ def started(count: int, argv: Sequence[str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _reserve_port() -> tuple[socket.socket, int]:
+def reserve_port() -> tuple[socket.socket, int]:
     """(a socket that keeps a port of the loopback address, that port).
 
     No other program gets the port while the socket is open. torch's rendezvous store can still listen on it: both set

@@ -4,10 +4,10 @@
 what needs several machines by `tests/network`.
 """
 
+import contextlib
 import io
 import re
 import shlex
-import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
+from fl_lightning.launch import reserve_port
 from fl_lightning.runs.fit import fit
 
 ROOT = Path(__file__).parent.parent
@@ -65,12 +66,6 @@ def finished(little, tmp_path_factory):
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2"]
     fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
     return folder
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def at_home(words):
@@ -159,5 +154,7 @@ def test_what_serves_is_started_up_to_the_model(words, finished, monkeypatch):
         Path(name).chmod(0o600)
     started = []
     monkeypatch.setattr(app, "_until_stopped", lambda served, run: started.append(served))
-    assert main([*words, "--port", str(free_port())]) == 0
+    holder, port = reserve_port()
+    with contextlib.closing(holder):
+        assert main([*words, "--port", str(port)]) == 0
     assert len(started) == 1

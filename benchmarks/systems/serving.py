@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.record_files import read_records
 from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
+from fl_lightning.launch import reserve_port
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
@@ -60,9 +60,7 @@ def questions(count: int, root: Path) -> list[str]:
 @contextmanager
 def serving(folder: Path, log: Path, *options: str) -> Iterator[str]:
     """A server of a run, ready; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    holder, port = reserve_port()
     command = [sys.executable, "-m", "fl_lightning", "serve", "--run", str(folder), "--port", str(port), *options]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -79,6 +77,7 @@ def serving(folder: Path, log: Path, *options: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
+        holder.close()
 
 
 async def ask(client: Any, model: str, text: str, tokens: int) -> Answered:

@@ -6,6 +6,7 @@ import pytest
 from fl_lightning.commands import serve as commands
 from fl_lightning.commands.serve import KEY, api_key
 from fl_lightning.errors import InputError
+from fl_lightning.launch import reserve_port
 
 SECRET = "correct-horse-battery-staple"
 
@@ -40,12 +41,6 @@ def serve(command, adapter_run, monkeypatch):
     return call
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_what_is_left_out_is_as_the_help_says(serve, adapter_run, monkeypatch):
     from fl_lightning.serving.app import ServingOptions
 
@@ -65,12 +60,13 @@ def test_what_is_left_out_is_as_the_help_says(serve, adapter_run, monkeypatch):
 def test_every_option_arrives(serve, key_file, tmp_path):
     pem = tmp_path / "x.pem"
     pem.write_text("x")
-    port = free_port()
+    holder, port = reserve_port()
     code, _, err, (_, options) = serve(
         "--host", "0.0.0.0", f"--port={port}", "--api-key-file", key_file, "--models", "hr", "base",
         "--no-clients", "--max-batch", 3, "--max-requests", 4, "--max-prompt-tokens", 5, "--max-new-tokens", 6,
         "--max-body-kib", 7, "--timeout", 8, "--watch", 9, "--tls-certificate", pem, "--tls-key", pem,
     )  # fmt: skip
+    holder.close()
     assert (code, err) == (0, "")
     assert (options.host, options.port, options.api_key) == ("0.0.0.0", port, SECRET)
     assert (options.models, options.clients, options.max_batch, options.max_requests) == (["hr", "base"], False, 3, 4)

@@ -36,7 +36,7 @@ class Forked:
     def output(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait_for(self, text, timeout=100.0, count=1):
+    def wait_for(self, text, timeout=300.0, count=1):
         """Return once the output has a text so many times."""
         end = time.monotonic() + timeout
         while self.output().count(text) < count:
@@ -48,7 +48,7 @@ class Forked:
     def send_signal(self, number):
         os.kill(self.pid, number)
 
-    def finish(self, timeout=120.0):
+    def finish(self, timeout=300.0):
         """(exit code, output); a process that hangs is killed."""
         self.process.join(timeout)
         if self.process.exitcode is None:

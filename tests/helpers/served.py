@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from forked import Forked
 from fl_lightning.config import ModelConfig, RunConfig
 from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
+from fl_lightning.launch import reserve_port
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
@@ -85,9 +85,7 @@ class Server(Forked):
 @contextmanager
 def serving(run_folder, *options, **environment):
     """(address, server) of a server that is ready; it is stopped in the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    holder, port = reserve_port()
     address = f"http://127.0.0.1:{port}"
     server = Server(run_folder, "--port", port, *options, **environment)
     try:
@@ -96,6 +94,7 @@ def serving(run_folder, *options, **environment):
         yield address, server
     finally:
         server.stop()
+        holder.close()
 
 
 def healthy(address):

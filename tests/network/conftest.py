@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from forked import Forked
 
+from fl_lightning.launch import reserve_port
+
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None
 
 
@@ -26,9 +28,8 @@ class Machines:
     """Commands of a run between machines, each a process with its log in a folder."""
 
     def __init__(self, folder):
-        from fl_lightning.network.flower.subprocesses import free_port
-
-        self.folder, self.port = folder, free_port()
+        self.folder = folder
+        self._port_holder, self.port = reserve_port()
         self.processes = {}
 
     def server(self, *arguments):
@@ -79,6 +80,7 @@ class Machines:
         return pids
 
     def close(self):
+        self._port_holder.close()
         running = [process for process in self.processes.values() if process.process.is_alive()]
         for process in running:
             process.send_signal(signal.SIGTERM)

@@ -1,9 +1,12 @@
 """Which nodes Flower lets in, and which replies are rejected, with TLS and node authentication."""
 
+import contextlib
 import threading
 import time
 
 import pytest
+
+from fl_lightning.launch import reserve_port
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.xdist_group("network")]
 
@@ -22,12 +25,11 @@ def server(certs):
     """(transport of a SuperLink that knows only hr/a's key, its port)."""
     from fl_lightning.network.coordinator.transport import FlowerTransport
     from fl_lightning.network.flower.local_socket import SocketFolder
-    from fl_lightning.network.flower.subprocesses import free_port
     from fl_lightning.network.flower.superlink import SuperLink
     from fl_lightning.network.tls import public_keys, server_files
 
-    port = free_port()
-    with SocketFolder() as folder:
+    holder, port = reserve_port()
+    with contextlib.closing(holder), SocketFolder() as folder:
         superlink = SuperLink(folder, server_files(certs), "127.0.0.1", port)
         try:
             superlink.register({"hr/a": public_keys(certs)["hr/a"]})
