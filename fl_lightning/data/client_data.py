@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.layout import ClientFiles, find_client, find_clients, read_splits, unread_files
+from fl_lightning.data.layout import (
+    ClientFiles,
+    entries_not_read,
+    find_client,
+    find_clients,
+    read_splits,
+    unread_files,
+)
 from fl_lightning.data.record_keys import describe_unread_keys
 from fl_lightning.data.records import Record
 from fl_lightning.data.tokenization import Example, encode
@@ -128,6 +135,8 @@ def load_clients(
         if training
     }
     _warn(records)
+    if client_id is None and (paths := entries_not_read(root, department)):
+        log.warning("%s in the folder of departments not read, no client: %s", _count(paths, "path"), _first(paths))
     return data
 
 

@@ -36,7 +36,7 @@ def find_end_tokens(tokenizer: Any, generation_config: Any = None) -> tuple[int,
     configured = getattr(generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list | tuple) else [configured]
     candidates = [_end_in_template(tokenizer), tokenizer.eos_token_id, *configured]
-    return tuple(dict.fromkeys(int(token) for token in candidates if token is not None))
+    return tuple(dict.fromkeys(int(token) for token in candidates if token is not None and token >= 0))
 
 
 def _end_in_template(tokenizer: Any) -> int | None:

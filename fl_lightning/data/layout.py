@@ -229,6 +229,23 @@ def unread_files(files: ClientFiles) -> list[Path]:
     )
 
 
+def entries_not_read(root: str | Path, department: str | None = None) -> list[Path]:
+    """What is in the departments' folders and is no client, such as ``bob.csv``, sorted; a whole folder if none is.
+
+    Args:
+        root: the folder, or ``bundled:departments``.
+        department: look into this department's folder only.
+    """
+    found: list[Path] = []
+    for folder in department_folders(bundled.resolve(str(root))):
+        if department not in (None, folder.name.removesuffix(SUFFIX)):
+            continue
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__")) and p.suffix != ".md")
+        others = [entry for entry in entries if client_files_at(entry, folder.name) is None]
+        found += [folder] if entries and others == entries else others
+    return found
+
+
 def read_splits(
     files: ClientFiles, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:

@@ -51,6 +51,9 @@ def load_base_model(config: ModelConfig, *, dtype: torch.dtype, device: str | to
             raise ValueError("it comes with an adapter: merge it, or remove adapter_config.json")
         if os.path.isfile(Path(source) / "generation_config.json"):
             GenerationConfig.from_pretrained(source)  # transformers passes over a file that is broken
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+            raise ValueError(f"eos_token_id: expected ids of tokens in generation_config.json, got {ends!r:.80}")
     except Exception as error:  # broken models raise all kinds of errors in transformers, tokenizers, gguf and torch
         raise InputError(_load_error(config.name_or_path, source, error)) from error
     if unexpected := sorted(loading["unexpected_keys"]):

@@ -121,3 +121,10 @@ def test_a_site_with_one_record_needs_none_to_hold_out(tmp_path, write_jsonl, to
     write_jsonl(tmp_path / "hr" / "c.jsonl", [{"text": "a"}])
     (client,) = load_clients(tmp_path, tokenizer, client_id="hr/c").values()
     assert (len(client.train), len(client.eval)) == (1, 0)
+
+
+def test_files_that_are_no_client_are_named_once(tmp_path, write_jsonl, tokenizer, log_messages):
+    write_jsonl(tmp_path / "hr" / "ann.jsonl", [{"text": "a b"}] * 4)
+    (tmp_path / "hr" / "bob.csv").write_text("text\na b\n")
+    load_clients(tmp_path, tokenizer)
+    assert log_messages == [f"WARNING 1 path in the folder of departments not read, no client: {tmp_path}/hr/bob.csv"]

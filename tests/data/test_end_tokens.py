@@ -4,6 +4,7 @@ import copy
 import types
 
 import pytest
+from transformers import GenerationConfig
 
 from fl_lightning.data.end_tokens import find_end_tokens
 
@@ -44,3 +45,7 @@ def test_a_template_that_refuses_every_probe_leaves_the_end_token_of_the_tokeniz
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('no') }}"
     assert find_end_tokens(strict) == (2,)
+
+
+def test_a_negative_id_in_the_generation_config_stands_for_no_token(tokenizer):
+    assert find_end_tokens(tokenizer, GenerationConfig(eos_token_id=[-1, 7])) == (2, 7)

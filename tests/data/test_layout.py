@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.layout import find_client, find_clients, read_splits, true_clusters, unread_files
+from fl_lightning.data.layout import (
+    entries_not_read,
+    find_client,
+    find_clients,
+    read_splits,
+    true_clusters,
+    unread_files,
+)
 from fl_lightning.errors import InputError
 
 
@@ -247,3 +254,14 @@ def test_a_department_called_base_is_refused(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "base" / "ann.jsonl", texts(3))
     with pytest.raises(InputError, match="/base: expected another name than 'base', which is the base model's"):
         find_clients(tmp_path)
+
+
+def test_files_and_folders_that_are_no_client_are_listed(tmp_path, write_jsonl):
+    write_jsonl(tmp_path / "hr" / "ann.jsonl", texts(2))
+    write_jsonl(tmp_path / "hr" / "dan" / "data.jsonl", texts(2))
+    for name in ("hr/bob.csv", "hr/carl.parquet", "hr/README.md", "hr/.hidden", "it/eve.jsonl.gz", "notes/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert entries_not_read(tmp_path) == [tmp_path / name for name in ("hr/bob.csv", "hr/carl.parquet", "hr/dan", "it")]
+    assert entries_not_read(tmp_path, "it") == [tmp_path / "it"]
+    assert entries_not_read("bundled:departments") == []

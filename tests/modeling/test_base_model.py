@@ -145,8 +145,9 @@ def test_an_adapter_beside_the_weights_is_refused_and_not_made_part_of_the_base(
         load(model_folder)
 
 
-def test_a_broken_generation_config_is_refused(model_folder):
-    (model_folder / "generation_config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, "</s>"]}'])
+def test_a_broken_generation_config_is_refused(model_folder, text):
+    (model_folder / "generation_config.json").write_text(text)
     with pytest.raises(InputError, match=r"generation_config\.json"):
         load(model_folder)
 
