@@ -122,6 +122,7 @@ def _dequantized(base: Any) -> Any:
     if not getattr(base, "is_quantized", False):
         return base
     method = base.config.quantization_config.quant_method
+    method = getattr(method, "value", method)  # a text or an enum
     log.info("the base model's files are quantized (%s); merging into the weights that they stand for", method)
     try:
         return base.dequantize()
