@@ -244,10 +244,12 @@ class LoraCohort:
         if row.token_keys is not None and site.feature_keys is not None:
             dropped = x * keep_mask(row.token_keys, site.feature_keys, x.shape[-1], site.dropout)
         assert site.factors is not None
-        update = low_rank_product(dropped, *_cast(site.factors, x.dtype), row.clients)
+        a, b = _cast(site.factors, x.dtype)
+        update = low_rank_product(dropped, a, b, row.clients)
         if site.frozen_product is None:
             return update
-        return update + low_rank_product(x, *_cast(site.frozen_product, x.dtype), row.runs)
+        a, b = _cast(site.frozen_product, x.dtype)
+        return update + low_rank_product(x, a, b, row.runs)
 
     def _update_of_tokens(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
         """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""

@@ -14,6 +14,7 @@ together. A second run of a layer, for activation checkpointing, gets the same d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +69,10 @@ def keep_mask(tokens: Keys, features: Keys, in_features: int, p: float) -> torch
         Shape (T, in_features), uint8, which multiplies fast. Inputs that are kept must be scaled by 1 / (1 − p).
     """
     threshold = round(p * RANGE) - RANGE // 2  # the draws are read as signed
-    if isinstance(tokens, torch.Tensor):
-        return (mix_tensor(tokens ^ features).view(torch.int16) >= threshold).view(torch.uint8)[:, :in_features]
-    keep = mix(tokens ^ features).view(np.int16) >= threshold
+    words: Any = tokens ^ features
+    if isinstance(words, torch.Tensor):
+        return (mix_tensor(words).view(torch.int16) >= threshold).view(torch.uint8)[:, :in_features]
+    keep = mix(words).view(np.int16) >= threshold
     return torch.from_numpy(keep.view(np.uint8)[:, :in_features])
 
 

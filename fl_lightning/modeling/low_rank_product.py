@@ -13,12 +13,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.nn.functional import linear
 
-try:
-    from torch.nn.functional import grouped_mm  # torch 2.10
-except ImportError:
-    grouped_mm = None
+grouped_mm: Any = getattr(functional, "grouped_mm", None)
+"""None before torch 2.10."""
 
 GROUPED_CAPABILITIES = (9, 10)
 """Major compute capabilities of GPUs on which torch has a grouped kernel. On others its `grouped_mm` copies the
@@ -68,7 +67,7 @@ def low_rank_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, segments
         product: torch.Tensor = _LowRankProduct.apply(x, a, b, ends)  # type: ignore[no-untyped-call]
         return product
     assert segments is not None
-    parts = zip(x.flatten(0, -2).split(segments.sizes), a.unbind(0), b.unbind(0), strict=True)
+    parts = zip(torch.split(x.flatten(0, -2), list(segments.sizes)), a.unbind(0), b.unbind(0), strict=True)
     return torch.cat([linear(linear(part, down), up) for part, down, up in parts]).view(*x.shape[:-1], -1)
 
 
@@ -115,9 +114,11 @@ class _LowRankProduct(torch.autograd.Function):
 
 def _multiply(x: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
     """Each segment of x, shape (T, n), times its matrix of shape (G, n, m)."""
-    return torch.mm(x, matrices[0]) if ends is None else grouped_mm(x, matrices, offs=ends)
+    product: torch.Tensor = torch.mm(x, matrices[0]) if ends is None else grouped_mm(x, matrices, offs=ends)
+    return product
 
 
 def _outer(y: torch.Tensor, x: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
     """``y_gᵀ x_g`` of the tokens of each segment, shape (G, m, n)."""
-    return torch.mm(y.t(), x)[None] if ends is None else grouped_mm(y.t(), x, offs=ends)
+    product: torch.Tensor = torch.mm(y.t(), x)[None] if ends is None else grouped_mm(y.t(), x, offs=ends)
+    return product

@@ -141,7 +141,7 @@ class _Ungroup(torch.autograd.Function):
 
 def _split(positions: torch.Tensor, groups: LengthGroups) -> tuple[torch.Tensor, ...]:
     """(P, heads, head_dim) to (sequences, heads, longest, head_dim) of each group, as views."""
-    parts = positions.split([count * length for count, length in groups.sizes])
+    parts = torch.split(positions, [count * length for count, length in groups.sizes])
     return tuple(
         part.view(count, length, *part.shape[1:]).transpose(1, 2)
         for part, (count, length) in zip(parts, groups.sizes, strict=True)
