@@ -7,6 +7,7 @@ It runs under this package's Fabric loop (`fl_lightning.training.local_clients`)
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any, NamedTuple, get_args
 
 import lightning as L
@@ -16,9 +17,12 @@ from fl_lightning.data.packing import PackedBatch, pack
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import UnsupportedAttention, restore_attention, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.row_layout import LAYOUTS, RowLayout, check_examples, target_logits, tolerance
+from fl_lightning.modeling.row_layout import LAYOUTS, RowLayout, check_examples, layout_losses, tolerance
 
 log = logging.getLogger(__name__)
+
+CHECKED_POSITIONS = 8
+"""Positions of a chunk of the head in the check of a model."""
 
 
 class ClientSums(NamedTuple):
@@ -65,6 +69,7 @@ class LoraClientModule(L.LightningModule):
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         self.model = model
         self.layout: RowLayout = "packed"
+        self._chunk_logits: int | None = None
         try:
             use_packed_attention(self._base())
         except UnsupportedAttention:
@@ -82,16 +87,12 @@ class LoraClientModule(L.LightningModule):
         """Losses and correct targets of each client in a row; the head sees supervised positions only."""
         if self.layout == "single" and len(batch.lengths) > 1:
             return ClientSums(*(torch.stack(sums).sum(0) for sums in zip(*map(self, batch.split()), strict=True)))
-        logits = target_logits(self.model, self._base(), batch, self.layout)
-        losses = token_cross_entropy(logits, batch.targets)
-        zeros = losses.new_zeros(len(batch.client_targets))
-        correct = zeros
-        if not torch.is_grad_enabled():  # unused in training, and argmax costs as much as softmax
-            correct = zeros.index_add(0, batch.owners, (logits.argmax(-1) == batch.targets).to(losses.dtype))
+        losses = layout_losses(self.model, self._base(), batch, self.layout, self._chunk_logits)
+        zeros = losses.loss.new_zeros(len(batch.client_targets))
         return ClientSums(
-            zeros.index_add(0, batch.owners, losses),
-            correct,
-            torch.tensor(batch.client_targets).to(losses.device, non_blocking=True),
+            zeros.index_add(0, batch.owners, losses.loss),
+            zeros if torch.is_grad_enabled() else zeros.index_add(0, batch.owners, losses.correct),
+            torch.tensor(batch.client_targets).to(zeros.device, non_blocking=True),
         )
 
     def set_rates(self, learning_rate: float, weight_decay: float) -> None:
@@ -126,6 +127,7 @@ class LoraClientModule(L.LightningModule):
         device = embeddings.weight.device
         self.model.eval()
         restore_attention(base)
+        self._chunk_logits = sys.maxsize
         examples = check_examples(base.config, embeddings.num_embeddings)
         self._check_causal(examples[-1].ids.to(device))
         alone = torch.stack([self._loss_alone(example.ids.to(device)) for example in examples])
@@ -145,6 +147,7 @@ class LoraClientModule(L.LightningModule):
                 f"model.name_or_path: expected the loss of each sequence alone, got another one from "
                 f"{type(base).__name__} ({'; '.join(problems)}); choose another base model"
             )
+        self._check_chunks(row, alone, bound)
         self.model.train(was_training)
         if problems:
             log.info(
@@ -158,6 +161,16 @@ class LoraClientModule(L.LightningModule):
             use_packed_attention(self._base())
         losses: torch.Tensor = self(row).loss
         return losses
+
+    def _check_chunks(self, row: PackedBatch, alone: torch.Tensor, bound: torch.Tensor) -> None:
+        """Compute all logits of a step at once if this model's losses are other ones in chunks of positions."""
+        self._chunk_logits = CHECKED_POSITIONS * self.model.get_input_embeddings().num_embeddings
+        try:
+            is_equal = bool(((self._losses(row, self.layout) - alone).abs() <= bound).all())
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            log.info("all logits of a step are computed at once (%s)", " ".join(str(error).split())[:100])
+            is_equal = False
+        self._chunk_logits = None if is_equal else sys.maxsize
 
     def _loss_alone(self, ids: torch.Tensor) -> torch.Tensor:
         """The summed loss of a sequence, from a plain call of the model."""

@@ -18,8 +18,9 @@ import torch
 from fl_lightning.data.packing import PackedBatch, real_tokens, token_positions
 from fl_lightning.data.tokenization import Example
 from fl_lightning.modeling.attention import packed_kwargs
+from fl_lightning.modeling.head_loss import TargetLosses, target_losses
 from fl_lightning.modeling.limits import max_positions
-from fl_lightning.modeling.supervised_positions import head_on, last_mlp_on
+from fl_lightning.modeling.supervised_positions import last_mlp_on
 
 RowLayout = Literal["packed", "padded", "single"]
 
@@ -33,37 +34,48 @@ MAX_WINDOW = 256
 """Windows and chunks of attention up to this many tokens are checked with a sequence that is longer."""
 
 
-def target_logits(model: Any, base: Any, batch: PackedBatch, layout: RowLayout) -> torch.Tensor:
-    """Logits at the positions whose next token is a target, shape (S, V).
+def layout_losses(
+    model: Any, base: Any, batch: PackedBatch, layout: RowLayout, chunk_logits: int | None = None
+) -> TargetLosses:
+    """Losses at the positions whose next token is a target, S of them.
 
     Args:
         model: the PEFT model around `base`, or `base` itself.
         base: the transformers model.
         batch: T tokens with S targets; of one sequence if the layout is ``single``.
         layout: how the model gets them.
+        chunk_logits: see `target_losses`.
     """
     if layout != "packed":
-        return _padded_logits(model, base, batch)
-    with last_mlp_on(base, batch.keep):
-        logits: torch.Tensor = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            logits_to_keep=batch.keep,
-            use_cache=False,
-            **packed_kwargs(batch.lengths, batch.input_ids.device),
-        ).logits
-    return logits[0]
+        return _padded_losses(model, base, batch, chunk_logits)
+    kwargs = packed_kwargs(batch.lengths, batch.input_ids.device)
+
+    def run() -> torch.Tensor:
+        with last_mlp_on(base, batch.keep):
+            logits: torch.Tensor = model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                logits_to_keep=batch.keep,
+                use_cache=False,
+                **kwargs,
+            ).logits
+        return logits
+
+    return target_losses(base, run, batch.targets, chunk_logits=chunk_logits)
 
 
-def _padded_logits(model: Any, base: Any, batch: PackedBatch) -> torch.Tensor:
+def _padded_losses(model: Any, base: Any, batch: PackedBatch, chunk_logits: int | None) -> TargetLosses:
     device, real = batch.input_ids.device, real_tokens(batch.lengths)
     index = token_positions(batch.lengths).to(device, non_blocking=True)
     ids = batch.input_ids.new_zeros(real.numel()).index_copy(0, index, batch.input_ids[0]).view(real.shape)
     mask = {} if len(real) == 1 else {"attention_mask": real.long().to(device, non_blocking=True)}
     keep = index.index_select(0, batch.keep)
-    with head_on(base, keep):
+
+    def run() -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=ids, use_cache=False, **mask).logits
-    return logits[0] if logits.shape[:2] == (1, len(keep)) else logits.flatten(0, 1).index_select(0, keep)
+        return logits
+
+    return target_losses(base, run, batch.targets, keep, chunk_logits)
 
 
 def check_examples(config: Any, vocabulary: int) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Runs the MLP of the last layer, or the head, on the supervised positions only.
+"""Runs the MLP of the last layer on the supervised positions only.
 
 After the last attention, positions no longer interact: each token's hidden state passes an MLP, a norm and the head,
 and the loss needs the supervised positions only. The MLP therefore skips the others, and the loss does not change. With
@@ -74,28 +74,3 @@ def last_mlp_on(model: Any, keep: torch.Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def head_on(model: Any, keep: torch.Tensor) -> Iterator[None]:
-    """Within this block the output head of `model` runs on the positions `keep` only, as rows of shape (1, S).
-
-    A model whose head is not a module, or runs elsewhere, computes all positions.
-
-    Args:
-        model: a transformers causal language model.
-        keep: positions in the batch of rows, counted row after row, shape (S,).
-    """
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Module):
-        yield
-        return
-
-    def select_positions(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        return (args[0].flatten(0, 1).index_select(0, keep)[None], *args[1:]) if args[0].ndim == 3 else None
-
-    hook = head.register_forward_pre_hook(select_positions)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -189,7 +189,7 @@ def _memory_table(result: Diagnosis) -> Table:
         "base": "frozen weights",
         "adapters": f"{needs['clients_at_once']} at once: factors, gradients, AdamW",
         "activations": f"{needs['step_tokens']:,} tokens per step",
-        "head": f"logits of {memory_estimate.RESPONSE_SHARE:.0%} of them",
+        "head": f"logits of {memory_estimate.RESPONSE_SHARE:.0%} of them, in chunks",
         "margin": "libraries and allocator",
     }
     for name, use in uses.items():

@@ -7,7 +7,8 @@ vocabulary V, P trained parameters of one adapter, K clients at once, and b byte
     adapters     K · P · 16: factor, gradient and AdamW's two moments, all fp32
     activations  T · (L · b · (2 h + 2 h + 2 v + 3 m) + (b + 1) Σ in): two norms; query, output, key, value; gate, its
                  activation, up; and for each LoRA layer its input after dropout, with the mask in bytes
-    head         T · RESPONSE_SHARE · V · (4 + 2 b): logits, their logarithms in fp32, and a gradient
+    head         8 bytes for each logit of a chunk: in fp32 logits and the logarithms that become their gradient, in 16
+                 bits also a gradient; and T · RESPONSE_SHARE · h · 2 b: input of the head and its gradient
     margin       libraries and allocator
 
 The frozen base has no gradients and no moments, its linear layers save no inputs, and attention saves no scores. The
@@ -24,6 +25,7 @@ from typing import Any
 from fl_lightning import bundled
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
+from fl_lightning.modeling.head_loss import CHUNK_LOGITS
 from fl_lightning.training.cohorts import STEP_TOKENS
 
 RESPONSE_SHARE = 0.5
@@ -208,11 +210,17 @@ def estimate_memory(
         base=weights,
         adapters=at_once * base.adapter * 16,
         activations=tokens * (computed_bytes * base.layers * per_layer + (computed_bytes + 1) * base.inputs),
-        head=int(tokens * RESPONSE_SHARE) * base.vocabulary * (4 + 2 * computed_bytes),
+        head=_head(int(tokens * RESPONSE_SHARE), base, device, computed_bytes),
         margin=MARGIN["cuda" if device == "cuda" else "cpu"],
         step_tokens=tokens,
         clients_at_once=at_once,
     )
+
+
+def _head(targets: int, base: BaseSizes, device: str, computed_bytes: int) -> int:
+    """Bytes of the head and of the loss."""
+    logits = min(targets * base.vocabulary, max(CHUNK_LOGITS["cuda" if device == "cuda" else "cpu"], base.vocabulary))
+    return 8 * logits + targets * base.hidden * 2 * computed_bytes
 
 
 def free_memory(device: str) -> int | None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -22,8 +24,17 @@ def test_parts_are_worked_by_hand():
     assert result.adapters == 3 * 10 * 16
     # a layer: 4 · 4 + 2 · 2 + 3 · 8 = 44 numbers a token, three of them; LoRA's inputs 8, with a byte each of the mask
     assert result.activations == 60 * (4 * 3 * 44 + (4 + 1) * 8)
-    assert result.head == 30 * 16 * (4 + 8)
+    assert result.head == 30 * (16 * 8 + 4 * 8)
     assert result.total == sum(result.as_json()[k] for k in ("base", "adapters", "activations", "head", "margin"))
+
+
+def test_large_vocabulary_costs_a_chunk_of_logits_and_no_more():
+    def head(vocabulary, device="cpu"):
+        base = dataclasses.replace(BASE, vocabulary=vocabulary)
+        return estimate("--batch-size", "64", "--data.max_length", "128", base=base, device=device).head
+
+    assert head(152_000) == head(1_520_000) == 8 * 2**24 + 64 * 64 * 4 * 8
+    assert head(152_000, "cuda") == 8 * 2**27 + 8192 * 4 * 8  # half of 16,384 tokens
 
 
 def test_half_precision_halves_weights_on_a_gpu_only():
@@ -107,7 +118,6 @@ def test_estimate_of_a_step_is_what_autograd_keeps(tiny_base, make_examples, tar
     config = parse_config([*argv, "--target-modules", *targets])
     result = estimate_memory(config, base_sizes(config), device="cpu", precision="fp32", num_clients=1)
     loss.backward()
-    # Of the head autograd keeps the logarithms only; logits and gradient come and go.
-    response_share = sum(row.client_targets) / 512
-    head = result.head * response_share / memory_estimate.RESPONSE_SHARE * 4 / 12
+    # Of the head autograd keeps the logarithms only; logits come and go.
+    head = sum(row.client_targets) * 4096 * 4
     assert 0.9 < (result.activations + head) / measured < 1.15
