@@ -75,6 +75,7 @@ def diagnose(config: RunConfig) -> Diagnosis:
             device=device["type"],
             precision=device["precision"],
             num_clients=_num_clients(config, problems),
+            card_bytes=memory_estimate.card_memory(device["type"]),
         )
         free = memory_estimate.free_memory(device["type"])
         memory = {**estimate.as_json(), "free": free, "fits": None if free is None else estimate.total <= free}

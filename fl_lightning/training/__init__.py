@@ -8,6 +8,7 @@ file                   does
 `client_sampling`      draws clients for a round
 `local_clients`        tasks in, updates out, in this process
 `cohorts`              how many clients share a step
+`row_budget`           tokens of a step, for the model and the device at hand
 `cohort_fit`           the optimizer steps of a cohort
 `row_evaluation`       loss and accuracy of adapters on records
 `worker_processes`     cohorts over several processes

@@ -33,6 +33,15 @@ def choose_precision(precision: str, device_type: str) -> str:
     return precision
 
 
+def set_matmul_precision(device_type: str, precision: str) -> None:
+    """On a GPU, let the fp32 products that are left in a computation of 16 bits run in TF32.
+
+    A run in fp32 keeps torch's setting: it is what others are compared with.
+    """
+    if device_type == "cuda" and precision != "fp32":
+        torch.set_float32_matmul_precision("high")
+
+
 def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple[Fabric, torch.dtype]:
     """(Fabric, dtype of the base model's weights) for the ``fabric`` block.
 
@@ -48,6 +57,7 @@ def make_fabric(config: FabricConfig, loggers: list[Any] | None = None) -> tuple
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     device_type = {"gpu": "cuda"}.get(accelerator, accelerator)
     precision = choose_precision(config.precision, device_type)
+    set_matmul_precision(device_type, precision)
     try:
         fabric = Fabric(
             accelerator=accelerator,

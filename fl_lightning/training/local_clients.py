@@ -26,9 +26,10 @@ from fl_lightning.modeling.activation_checkpointing import check_layers
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.module import LoraClientModule
 from fl_lightning.training.cohort_fit import CohortFit
-from fl_lightning.training.cohorts import STEP_TOKENS, cohorts_within_budget, fixed_size_cohorts
+from fl_lightning.training.cohorts import cohorts_within_budget, fixed_size_cohorts
 from fl_lightning.training.data_parallel import DataParallelShard
 from fl_lightning.training.memory import MemoryLimit, is_out_of_memory
+from fl_lightning.training.row_budget import row_budget
 from fl_lightning.training.row_evaluation import EVAL_ADAPTERS, RowEvaluation
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class LocalClients:
         self.clients_at_once = clients_at_once
         self._shard = shard
         self._max_cohort: int | None = None
-        self._device = fabric.device
+        self._device, self._model = fabric.device, module.model
         # bitsandbytes has already moved a quantized base to its device.
         is_placed = bool(getattr(module.model.get_base_model(), "is_loaded_in_4bit", False))
         self.shards_base_model = shard is not None and shard.shards_base_model
@@ -103,14 +104,15 @@ class LocalClients:
     def cohorts(self, tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
         """Divide tasks into cohorts, in order: `clients_at_once` each, or under ``auto`` as many as fill a step.
 
-        ``auto`` uses the mean tokens of each client's micro-batches rather than measured time, so that a run is always
-        divided in the same way. Departments come in order, so neighbors have similar records.
+        ``auto`` uses the mean tokens of each client's micro-batches rather than measured time or free memory, so that a
+        run is always divided in the same way on the same kind of device. Departments come in order, so neighbors have
+        similar records.
         """
         # All clients of a step share a loss scale: one client's overflow would skip the others' steps.
         size = 1 if self._fitting.has_loss_scale else self.clients_at_once
         if size != "auto":
             return fixed_size_cohorts(tasks, size)
-        budget = STEP_TOKENS.get(self._device.type, STEP_TOKENS["cpu"])
+        budget = row_budget(self._model, self._device, self.training.gradient_checkpointing)
         return cohorts_within_budget(tasks, [self._step_tokens(task) for task in tasks], budget)
 
     def _step_tokens(self, task: ClientTask) -> float:

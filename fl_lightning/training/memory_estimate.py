@@ -11,6 +11,8 @@ vocabulary V, P trained parameters of one adapter, K clients at once, and b byte
                  bits also a gradient; and T · RESPONSE_SHARE · h · 2 b: input of the head and its gradient
     margin       libraries and allocator
 
+With gradient checkpointing each layer keeps its input, T · b · L · h, and one at a time the rest, a share of 1 / L.
+
 The frozen base has no gradients and no moments, its linear layers save no inputs, and attention saves no scores. The
 formula of activations follows Korthikanti et al. 2022 (arXiv 2205.05198), without the terms that a frozen base does not
 have.
@@ -26,7 +28,7 @@ from fl_lightning import bundled
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.head_loss import CHUNK_LOGITS
-from fl_lightning.training.cohorts import STEP_TOKENS
+from fl_lightning.training.cohorts import row_tokens
 
 RESPONSE_SHARE = 0.5
 """Assumed share of response tokens; ``inspect`` shows the real one of a data folder."""
@@ -131,21 +133,28 @@ def base_sizes(config: RunConfig) -> BaseSizes:
             inputs += shape[0] if type(module).__name__ == "Conv1D" else shape[1]
     if not adapter:
         raise InputError(f"lora.target_modules: expected names of linear layers of the base, got {targets}")
-    text = base_config.get_text_config()
-    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
-    head_size = int(getattr(text, "head_dim", None) or hidden // heads)
-    mlp = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
     return BaseSizes(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=linear,
         adapter=adapter,
         inputs=inputs,
-        layers=int(text.num_hidden_layers),
-        hidden=hidden,
-        key_value=head_size * int(getattr(text, "num_key_value_heads", None) or heads),
-        mlp=int(mlp),
-        vocabulary=int(text.vocab_size),
+        **layer_sizes(base_config),
     )
+
+
+def layer_sizes(config: Any) -> dict[str, int]:
+    """The sizes of the layers from the model's config."""
+    text = config.get_text_config()
+    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+    head_size = int(getattr(text, "head_dim", None) or hidden // heads)
+    mlp = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
+    return {
+        "layers": int(text.num_hidden_layers),
+        "hidden": hidden,
+        "key_value": head_size * int(getattr(text, "num_key_value_heads", None) or heads),
+        "mlp": int(mlp),
+        "vocabulary": int(text.vocab_size),
+    }
 
 
 def _base_config(name: str, revision: str | None) -> Any:
@@ -174,7 +183,13 @@ def _base_config(name: str, revision: str | None) -> Any:
 
 
 def estimate_memory(
-    config: RunConfig, base: BaseSizes, *, device: str, precision: str, num_clients: int
+    config: RunConfig,
+    base: BaseSizes,
+    *,
+    device: str,
+    precision: str,
+    num_clients: int,
+    card_bytes: int | None = None,
 ) -> MemoryEstimate:
     """The memory that one process of a run needs at most.
 
@@ -184,43 +199,62 @@ def estimate_memory(
         device: cpu or cuda.
         precision: fp32, bf16 or fp16.
         num_clients: of all departments together.
+        card_bytes: memory of the GPU, by which ``clients_at_once: auto`` limits a step; None sets no limit.
 
     Example:
         >>> tiny = BaseSizes(1000, 800, 10, 8, layers=1, hidden=4, key_value=4, mlp=8, vocabulary=16)
         >>> estimate_memory(RunConfig(), tiny, device="cpu", precision="fp32", num_clients=2).adapters
         320
     """
+    kind = "cuda" if device == "cuda" else "cpu"
     # bf16-mixed on a CPU keeps the weights in fp32, see fl_lightning.training.device.
     stored_bytes = 4 if device != "cuda" or precision == "fp32" else 2
     computed_bytes = 4 if precision == "fp32" else 2
     training = config.training
+    weights = base.parameters * stored_bytes
+    if config.model.load_in_4bit:
+        weights = (base.parameters - base.linear) * stored_bytes + base.linear // 2 + base.linear * 4 // 64
+    per_token = token_bytes(base, computed_bytes, training.gradient_checkpointing)
     client_tokens = training.batch_size * config.data.max_length
     if training.clients_at_once == "auto":
-        max_tokens = STEP_TOKENS["cuda" if device == "cuda" else "cpu"]
+        max_tokens = row_tokens(kind, per_token, weights + MARGIN[kind] + 8 * CHUNK_LOGITS[kind], card_bytes)
         at_once = max(1, min(num_clients, max_tokens // (MIN_RECORD_TOKENS * training.batch_size)))
         tokens = max(client_tokens, min(max_tokens, at_once * client_tokens))
     else:
         at_once = min(num_clients, training.clients_at_once)
         tokens = at_once * client_tokens
-    weights = base.parameters * stored_bytes
-    if config.model.load_in_4bit:
-        weights = (base.parameters - base.linear) * stored_bytes + base.linear // 2 + base.linear * 4 // 64
-    per_layer = 4 * base.hidden + 2 * base.key_value + 3 * base.mlp
+    targets = int(tokens * RESPONSE_SHARE)
     return MemoryEstimate(
         base=weights,
         adapters=at_once * base.adapter * 16,
-        activations=tokens * (computed_bytes * base.layers * per_layer + (computed_bytes + 1) * base.inputs),
-        head=_head(int(tokens * RESPONSE_SHARE), base, device, computed_bytes),
-        margin=MARGIN["cuda" if device == "cuda" else "cpu"],
+        activations=tokens * per_token,
+        head=8 * min(targets * base.vocabulary, CHUNK_LOGITS[kind]) + targets * base.hidden * 2 * computed_bytes,
+        margin=MARGIN[kind],
         step_tokens=tokens,
         clients_at_once=at_once,
     )
 
 
-def _head(targets: int, base: BaseSizes, device: str, computed_bytes: int) -> int:
-    """Bytes of the head and of the loss."""
-    logits = min(targets * base.vocabulary, max(CHUNK_LOGITS["cuda" if device == "cuda" else "cpu"], base.vocabulary))
-    return 8 * logits + targets * base.hidden * 2 * computed_bytes
+def token_bytes(base: BaseSizes, computed_bytes: int, recompute: bool = False) -> int:
+    """Bytes of a token's activations.
+
+    Args:
+        base: sizes of the model.
+        computed_bytes: of a number in the computation.
+        recompute: whether layers run again in the backward pass (``gradient_checkpointing``).
+    """
+    per_layer = 4 * base.hidden + 2 * base.key_value + 3 * base.mlp
+    whole = computed_bytes * base.layers * per_layer + (computed_bytes + 1) * base.inputs
+    return computed_bytes * base.layers * base.hidden + whole // base.layers if recompute else whole
+
+
+def card_memory(device: str) -> int | None:
+    """Bytes that a GPU has, used or free; None for other devices."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def free_memory(device: str) -> int | None:

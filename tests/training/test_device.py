@@ -5,7 +5,7 @@ import torch
 
 from fl_lightning.config import FabricConfig
 from fl_lightning.errors import InputError
-from fl_lightning.training.device import choose_precision, make_fabric
+from fl_lightning.training.device import choose_precision, make_fabric, set_matmul_precision
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 
@@ -28,6 +28,17 @@ def test_auto_on_a_gpu_is_bf16_where_it_is_native(monkeypatch, native, expected)
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match=r"fabric\.precision"):
         choose_precision("fp16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cuda", "bf16", ["high"]), ("cuda", "fp16", ["high"]), ("cuda", "fp32", []), ("cpu", "bf16", [])],
+)
+def test_fp32_products_of_a_computation_in_16_bits_run_in_tf32_on_a_gpu(monkeypatch, device, precision, expected):
+    settings = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
+    set_matmul_precision(device, precision)
+    assert settings == expected
 
 
 @pytest.mark.parametrize(("precision", "plugin"), [("auto", "32-true"), ("fp32", "32-true"), ("bf16", "bf16-mixed")])

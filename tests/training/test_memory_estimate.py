@@ -54,6 +54,26 @@ def test_auto_goes_by_the_devices_step_and_one_client_always_fits():
     assert estimate("--data.max_length", "512", device="cuda", clients=500).step_tokens == 16384
 
 
+def test_auto_is_halved_on_a_card_with_less_memory():
+    base = base_sizes(parse_config(["--model.name_or_path", "Qwen/Qwen1.5-1.8B"]))
+
+    def on_card(gib, *argv):
+        config = parse_config(["--data.max_length", "512", *argv])
+        arguments = {"device": "cuda", "precision": "bf16", "num_clients": 16, "card_bytes": gib * 2**30}
+        return estimate_memory(config, base, **arguments)
+
+    assert [on_card(gib).step_tokens for gib in (80, 24, 16)] == [16384, 8192, 4096]
+    assert all(on_card(gib).total < gib * 2**30 for gib in (80, 24, 16))
+    assert on_card(8, "--load-in-4bit").step_tokens == 2048
+    assert on_card(8, "--load-in-4bit", "--training.gradient_checkpointing", "true").step_tokens == 16384
+
+
+def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer_at_a_time():
+    # 3 layers of 44 numbers and LoRA's 5 bytes for 8 inputs: 568 bytes; a third of that, and 3 inputs of 4 numbers
+    assert memory_estimate.token_bytes(BASE, 4) == 568
+    assert memory_estimate.token_bytes(BASE, 4, recompute=True) == 3 * 4 * 4 + 568 // 3
+
+
 def test_sizes_are_those_of_the_loaded_base(loaded_tiny_base):
     result = base_sizes(RunConfig())
     model = loaded_tiny_base[0]
