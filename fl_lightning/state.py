@@ -48,8 +48,21 @@ def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
 
 
 def snapshot(state: Mapping[str, torch.Tensor]) -> LoraState:
-    """A detached fp32 copy on the CPU, in sorted name order, sharing no memory with live parameters."""
+    """A detached fp32 copy on the CPU, in sorted name order, sharing no memory with live parameters.
+
+    Tensors on another device are joined there and copied at once, since each copy waits for the device.
+    """
+    if any(tensor.device.type != "cpu" for tensor in state.values()):
+        return joined_copy(state)
     return {n: state[n].detach().to("cpu", torch.float32, copy=True).contiguous() for n in sorted(state)}
+
+
+def joined_copy(state: Mapping[str, torch.Tensor]) -> LoraState:
+    """`snapshot` of tensors on one device, by a single copy to the CPU."""
+    names = sorted(state)
+    joined = torch.cat([state[n].detach().to(torch.float32).flatten() for n in names]).cpu()
+    parts = joined.split([state[n].numel() for n in names])
+    return {n: part.view(state[n].shape).clone() for n, part in zip(names, parts, strict=True)}
 
 
 def num_bytes(state: Mapping[str, torch.Tensor]) -> int:

@@ -9,6 +9,7 @@ from fl_lightning.state import (
     flatten,
     is_lora_a,
     is_lora_b,
+    joined_copy,
     norm,
     num_bytes,
     problem_with,
@@ -49,6 +50,23 @@ def test_select_does_not_copy():
 def test_select_refuses_another_factor():
     with pytest.raises(ValueError, match=r"factor: expected one of a, b, all, none, got 'c'"):
         select(state(), "c")
+
+
+def test_snapshot_by_one_copy_is_the_same_as_by_one_for_each_tensor(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    live = {
+        "b": torch.randn(4, 3, generator=draws).T,
+        "a": torch.randn(2, generator=draws, dtype=torch.float64).bfloat16(),
+    }
+    copies, original = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or original(self))
+    joined, single = joined_copy(live), snapshot(live)
+    assert copies == [1]
+    assert list(joined) == list(single) == ["a", "b"]
+    for name, tensor in single.items():
+        assert torch.equal(joined[name], tensor)
+        assert joined[name].dtype == torch.float32
+        assert joined[name].untyped_storage().nbytes() == 4 * tensor.numel()
 
 
 def test_snapshot_shares_no_memory_with_live_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,21 +77,33 @@ def take_samples(
         count: prompts per department, taken from its clients in turn.
         max_new_tokens: of an answer.
     """
+    records = {
+        department: _first_records([c for c in data.values() if c.department == department], count)
+        for department in sorted(adapters)
+    }
+    parts = {department: [split_prompt(example) for _, example in rows] for department, rows in records.items()}
+    prompts = {department: [prompt for prompt, _ in pairs] for department, pairs in parts.items()}
+
+    def answers(state: LoraState, questions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if not questions:
+            return []
+        with clients.with_adapter(state) as model:
+            ends = find_end_tokens(tokenizer, getattr(model, "generation_config", None))
+            return generate(model, questions, max_new_tokens=max_new_tokens, ends=ends)
+
+    base_answers = iter(answers(initial, list(itertools.chain.from_iterable(prompts.values()))))  # in one batch
     samples: list[Sample] = []
     for department, adapter in sorted(adapters.items()):
-        members = [client for client in data.values() if client.department == department]
-        records = [(c.client_id, c.eval[i]) for i in range(count) for c in members if i < len(c.eval)][:count]
-        parts = [split_prompt(example) for _, example in records]
-        prompts = [prompt for prompt, _ in parts]
-        answers: list[list[torch.Tensor]] = []
-        for state in (initial, adapter):
-            with clients.with_adapter(state) as model:
-                ends = find_end_tokens(tokenizer, getattr(model, "generation_config", None))
-                answers.append(generate(model, prompts, max_new_tokens=max_new_tokens, ends=ends) if prompts else [])
-        for (client_id, _), (prompt, reference), *tokens in zip(records, parts, *answers, strict=True):
-            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (prompt, reference, *tokens)]
-            samples.append(Sample(client_id, *texts))
+        adapter_answers = answers(adapter, prompts[department])
+        for (client_id, _), pair, answer in zip(records[department], parts[department], adapter_answers, strict=True):
+            ids = (*pair, next(base_answers), answer)
+            samples.append(Sample(client_id, *(tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids)))
     return samples
+
+
+def _first_records(members: Sequence[ClientData], count: int) -> list[tuple[str, Example]]:
+    """(client, held-out record) of the clients in turn, at most `count`."""
+    return [(c.client_id, c.eval[i]) for i in range(count) for c in members if i < len(c.eval)][:count]
 
 
 def as_json(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fl_lightning.module import LoraClientModule
 
 log = logging.getLogger(__name__)
 
-EVAL_TOKENS = {"cpu": 2048, "cuda": 8192}
+EVAL_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens per row of an evaluation, which keeps nothing for a backward pass."""
 
 EVAL_ADAPTERS = 16
@@ -52,7 +52,7 @@ class RowEvaluation:
             states: K adapters of any rank.
             record_sets: K sets of records.
         """
-        loss, correct = torch.zeros(2, len(record_sets), dtype=torch.float64)
+        sums: list[torch.Tensor] = []
         targets = [0] * len(record_sets)
         self._module.eval()
         self._cohort.load(states, self._device)
@@ -60,10 +60,11 @@ class RowEvaluation:
             for examples in batch_rows(record_sets, self._row_tokens):
                 for row in self._module.parts(pack(examples)):
                     self._cohort.set_segments(row.client_tokens, lengths=row.lengths)
-                    sums = self._forward(row.to(self._device))
-                    loss += sums.loss.double().cpu()
-                    correct += sums.correct.double().cpu()
+                    result = self._forward(row.to(self._device))
+                    sums.append(torch.stack([result.loss, result.correct]))
                     targets = [total + new for total, new in zip(targets, row.client_targets, strict=True)]
+        # One copy for all rows: each waits for a GPU. Sums over rows are in fp64.
+        loss, correct = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(2, len(record_sets))
         return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(r)) for k, r in enumerate(record_sets)]
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class RowEvaluation:
             For each record the summed loss in nats, the number of correct targets and the number of targets,
             shape (n, 3).
         """
-        sums = np.zeros((len(examples), 3))
+        parts: list[tuple[list[int], torch.Tensor]] = []
         self._module.eval()
         self._cohort.load([state], self._device, relative_scalings=[relative_scaling])
         by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]))
@@ -95,8 +96,11 @@ class RowEvaluation:
                 indices, start = by_length[start:stop], stop
                 for row in self._module.parts(pack([[examples[i]] for i in indices])):
                     self._cohort.set_segments((row.num_tokens,), lengths=row.lengths)
-                    record_sums = self._forward(row.to(self._device))
-                    sums[indices] += torch.stack([column.double().cpu() for column in record_sums], dim=1).numpy()
+                    result = self._forward(row.to(self._device))
+                    parts.append((indices, torch.stack([column.float() for column in result], dim=1)))
+        sums = np.zeros((len(examples), 3))
+        values = torch.cat([part for _, part in parts]).cpu().double().numpy() if parts else sums
+        np.add.at(sums, [i for indices, _ in parts for i in indices], values)
         return sums
 
     def check(self) -> None:

@@ -108,3 +108,16 @@ def test_with_adapter_gives_the_logits_of_peft_and_removes_the_adapter(local_cli
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(got, before, atol=1e-3)
     assert torch.equal(before, after)
+
+
+def test_sums_of_all_rows_are_copied_once(local_clients, federation, random_state, monkeypatch):
+    clients, model = local_clients()
+    evaluation = clients._evaluation
+    evaluation._row_tokens = 1  # a row for each record
+    records, state = federation["hr/client_0"].eval, random_state(model)
+    copies, original = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or original(self))
+    evaluation.evaluate([state], [records])
+    assert copies == [1]
+    evaluation.evaluate_records(state, records)
+    assert copies == [1, 1]
