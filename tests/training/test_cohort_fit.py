@@ -111,8 +111,8 @@ def test_cohort_of_one_equals_a_plain_loop_with_peft(
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("kind", ["qwen", "bloom"])
 def test_accumulation_counts_targets(local_clients, federation, random_state, kind, at_once):
-    """Four micro-batches of 2 are one batch of 8, the incomplete last window included (3 of 11 records)."""
-    settings = {"local_epochs": 2, "at_once": at_once, "max_grad_norm": 0.1}
+    """Four micro-batches of 2 are one batch of 8, the incomplete last window (3 of 11 records) and dropout included."""
+    settings = {"local_epochs": 2, "at_once": at_once, "max_grad_norm": 0.1, "dropout": 0.1}
     accumulated, model = local_clients(kind, batch_size=2, accumulate_grad_batches=4, **settings)
     whole, _ = local_clients(kind, batch_size=8, **settings)
     targets = [int(example.supervised.sum()) for example in federation["hr/client_2"].train]
@@ -122,6 +122,19 @@ def test_accumulation_counts_targets(local_clients, federation, random_state, ki
         assert len(one.losses) == len(other.losses)
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
         assert_states_close(one.state, other.state, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["padded", "single"])
+def test_dropout_is_the_same_in_every_layout(local_clients, random_state, layout):
+    updates = []
+    for name in ("packed", layout):
+        clients, model = local_clients(at_once=3, dropout=0.3)
+        clients._fitting._module.layout = name
+        model.get_base_model().set_attn_implementation("fl_packed" if name == "packed" else "sdpa")
+        updates.append(list(clients.fit(tasks_for(model, random_state))))
+    for packed, other in zip(*updates, strict=True):
+        assert packed.losses == pytest.approx(other.losses, abs=1e-4)
+        assert_states_close(packed.state, other.state, atol=1e-5)
 
 
 @pytest.mark.parametrize(("window", "steps"), [(1, 6), (2, 4), (4, 2), (100, 2)])
