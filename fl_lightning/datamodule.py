@@ -27,7 +27,8 @@ class FederatedDataModule(L.LightningDataModule):
         max_length: at most n tokens per record.
         batch_size: records per batch.
         eval_fraction: share held out if a client has no eval file.
-        seed: of that split and of the order of the training batches.
+        selection_fraction: share of the training records that do not train, or from 1 on their number.
+        seed: of these splits and of the order of the training batches.
 
     Raises:
         InputError: on first use, naming folder, file or line.
@@ -45,6 +46,7 @@ class FederatedDataModule(L.LightningDataModule):
         max_length: int = 512,
         batch_size: int = 4,
         eval_fraction: float = 0.2,
+        selection_fraction: float = 0.0,
         seed: int = 1234,
     ) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class FederatedDataModule(L.LightningDataModule):
         self.department, self.client = department, client
         self.clients_per_dept, self.max_records = clients_per_dept, max_records
         self.max_length, self.batch_size = max_length, batch_size
-        self.eval_fraction, self.seed = eval_fraction, seed
+        self.eval_fraction, self.selection_fraction, self.seed = eval_fraction, selection_fraction, seed
         self._federation: dict[str, ClientData] | None = None
 
     def federation(self) -> dict[str, ClientData]:
@@ -67,6 +69,7 @@ class FederatedDataModule(L.LightningDataModule):
                 max_records=self.max_records,
                 max_length=self.max_length,
                 eval_fraction=self.eval_fraction,
+                selection=self.selection_fraction,
                 seed=self.seed,
             )
         return self._federation

@@ -105,6 +105,15 @@ def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", of("personalize"))
+def test_what_chooses_is_run(words, little, tmp_path, monkeypatch):
+    small = ["--rounds", "1", "--clients-per-dept", "1", "--data.selection_fraction", "1", "--logging.samples", "0"]
+    fit(parse_config([*small, "--data", str(little), "--output", str(tmp_path / "lightning_logs")]))
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", of("push"))
 def test_what_is_pushed_is_shown(words, finished, monkeypatch):
     monkeypatch.chdir(finished)

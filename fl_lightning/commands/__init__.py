@@ -5,6 +5,7 @@ COMMANDS = {
     "doctor": ("--config FILE", "versions, device, precision, disk, and whether a config fits into memory"),
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "rewrite a run's evaluation, or evaluate any adapters on any records"),
+    "personalize": ("--run RUN", "give each client its own, a shared or a mixed adapter, by its selection records"),
     "report": ("--run RUN", "one self-contained HTML page about a run, with pictures"),
     "serve": ("--run RUN", "serve all adapters of a run by OpenAI's chat API"),
     "chat": ("--run RUN --model hr", "chat with an adapter in the terminal"),

@@ -11,6 +11,7 @@ file              block of the YAML
 `federation`      ``federation``: sharing, aggregation, server step, guard
 `clusters`        ``federation.client_clusters``, ``federation.dept_clusters`` and ``federation.hierarchy``
 `privacy`         ``federation.privacy``: differential privacy at the server
+`personal`        ``personal``: what each client takes
 `network`         ``network``; ``network.local_privacy``: differential privacy at the sites
 ================  =======================================================================================
 
@@ -32,6 +33,7 @@ from fl_lightning.config.federation import FederationConfig, FloraConfig, GuardC
 from fl_lightning.config.lora import LoraConfig, LoraProfile
 from fl_lightning.config.model import TINY_BASE, ModelConfig
 from fl_lightning.config.network import LocalPrivacyConfig, NetworkConfig
+from fl_lightning.config.personal import PersonalConfig
 from fl_lightning.config.privacy import PrivacyConfig
 from fl_lightning.config.run import LoggingConfig, RetentionConfig, RunConfig
 from fl_lightning.config.training import FabricConfig, TrainingConfig
@@ -52,6 +54,7 @@ __all__ = [
     "LoraProfile",
     "ModelConfig",
     "NetworkConfig",
+    "PersonalConfig",
     "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",

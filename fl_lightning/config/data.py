@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fl_lightning.config.checks import Block, Interval, OpenFraction, PositiveInt, check
+from fl_lightning.config.checks import Block, Interval, NonNegativeFloat, OpenFraction, PositiveInt, check
 from fl_lightning.storage.files import read_text
 
 EXAMPLE_DEPARTMENTS = "bundled:departments"
@@ -31,6 +31,9 @@ class DataConfig(Block, key="data"):
     """Tokens per record; longer records are cut, first at the beginning of the prompt."""
     eval_fraction: OpenFraction = 0.2
     """Share of the records held out for evaluation if a client is a single file without an eval split, in (0, 1)."""
+    selection_fraction: NonNegativeFloat = 0.0
+    """Share of each client's training records, or from 1 on their number, that do not train: personalize chooses each
+    client's level by them; 0 for none."""
     chat_template: str | None = None
     """A file with a Jinja chat template, or its text; null uses the tokenizer's. The run keeps the text."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from fl_lightning.config.federation import FederationConfig
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.model import ModelConfig
 from fl_lightning.config.network import NetworkConfig
+from fl_lightning.config.personal import PersonalConfig
 from fl_lightning.config.training import FabricConfig, TrainingConfig
 
 
@@ -78,6 +79,8 @@ class RunConfig(Block, key=""):
     """Loggers and samples."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """Which files of earlier rounds are kept."""
+    personal: PersonalConfig = field(default_factory=PersonalConfig)
+    """What the command personalize gives each client."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Runs over several machines, by the commands server and client."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fl_lightning.data.layout import (
     ClientFiles,
+    draw_selection,
     entries_not_read,
     find_client,
     find_clients,
@@ -30,12 +31,21 @@ Splits = Mapping[ClientFiles, tuple[list[Record], list[Record]]]
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's tokenized records."""
+    """One client's tokenized records.
+
+    Attributes:
+        department: of the client.
+        client: its name.
+        train: records that train.
+        eval: held-out records, which choose nothing.
+        selection: records that neither train nor evaluate: they choose between adapters.
+    """
 
     department: str
     client: str
     train: Sequence[Example]
     eval: Sequence[Example]
+    selection: Sequence[Example] = ()
 
     @property
     def client_id(self) -> str:
@@ -98,6 +108,7 @@ def load_clients(
     max_records: int | None = None,
     max_length: int = 512,
     eval_fraction: float = 0.2,
+    selection: float = 0.0,
     seed: int = 0,
 ) -> dict[str, ClientData]:
     """{client_id: data}, departments sorted, clients in natural order. Only the chosen clients' records are read.
@@ -113,7 +124,8 @@ def load_clients(
         max_records: at most n training records per client.
         max_length: at most n tokens per record.
         eval_fraction: share held out if a client has no eval file.
-        seed: the run seed, for that split.
+        selection: share of the training records that are selection records instead, or from 1 on their number.
+        seed: the run seed, for these splits.
 
     Raises:
         InputError: naming folder, file or line; or if a department has no training or no held-out records.
@@ -124,16 +136,18 @@ def load_clients(
         files = [client for clients in find_clients(root, clients_per_dept, department).values() for client in clients]
     records = {c: read_splits(c, max_records=max_records, eval_fraction=eval_fraction, seed=seed) for c in files}
     _check_departments(records, whole=client_id is None)
-    data = {
-        client.client_id: ClientData(
-            client.department,
-            client.client,
-            encode(training, tokenizer, max_length, str(client.train)),
-            encode(held_out, tokenizer, max_length, str(client.eval or client.train)),
-        )
-        for client, (training, held_out) in records.items()
-        if training
-    }
+    data = {}
+    for client, (training, held_out) in records.items():
+        if training:
+            examples = encode(training, tokenizer, max_length, str(client.train))
+            chosen = draw_selection(len(examples), client.department, client.client, selection, seed)
+            data[client.client_id] = ClientData(
+                client.department,
+                client.client,
+                [example for index, example in enumerate(examples) if index not in chosen],
+                encode(held_out, tokenizer, max_length, str(client.eval or client.train)),
+                [examples[index] for index in sorted(chosen)],
+            )
     _warn(records)
     if client_id is None and (paths := entries_not_read(root, department)):
         log.warning("%s in the folder of departments not read, no client: %s", _count(paths, "path"), _first(paths))

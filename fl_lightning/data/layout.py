@@ -282,6 +282,30 @@ def draw_held_out(num_records: int, department: str, client: str, eval_fraction:
         2
     """
     count = min(num_records - 1, max(1, round(num_records * eval_fraction)))
+    return _draw(num_records, count, derive_seed(seed, "split", department, client))
+
+
+def draw_selection(num_records: int, department: str, client: str, selection: float, seed: int) -> set[int]:
+    """Indices of the selection records among a client's `num_records` training records.
+
+    Args:
+        num_records: of the client.
+        department: of the client.
+        client: its name.
+        selection: share of selection records if below 1, else their number; at least one record is left to train on.
+        seed: the run seed.
+
+    Example:
+        >>> len(draw_selection(10, "hr", "client_0", 0.2, seed=0)), len(draw_selection(3, "hr", "a", 8, seed=0))
+        (2, 2)
+    """
+    if not selection or num_records < 2:
+        return set()
+    wanted = round(selection) if selection >= 1 else max(1, round(num_records * selection))
+    return _draw(num_records, min(num_records - 1, wanted), derive_seed(seed, "selection", department, client))
+
+
+def _draw(num_records: int, count: int, seed: int) -> set[int]:
     order = list(range(num_records))
-    random.Random(derive_seed(seed, "split", department, client)).shuffle(order)
+    random.Random(seed).shuffle(order)
     return set(order[:count])

@@ -31,6 +31,7 @@ MUTABLE_KEYS = (
     "fabric.memory_limit_mb",
     "logging",
     "retention",
+    "personal",
     "network.host",
     "network.port",
     "network.certificates",
@@ -121,7 +122,7 @@ def _fixed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def records_digest(client: ClientData) -> str:
     """A short hash of a client's records as token ids."""
     digest = hashlib.sha256()
-    for split in (client.train, client.eval):
+    for split in (client.train, client.eval, *([client.selection] if client.selection else [])):
         for example in split:
             digest.update(len(example).to_bytes(4, "little"))
             digest.update(example.ids.numpy().data)

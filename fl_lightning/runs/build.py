@@ -87,6 +87,7 @@ def build_components(config: RunConfig) -> RunComponents:
             max_records=config.data.max_records,
             max_length=max_length,
             eval_fraction=config.data.eval_fraction,
+            selection=config.data.selection_fraction,
             seed=config.seed,
         )
         return regroup_clients(data, client_teams(groups))

@@ -11,6 +11,9 @@ client_runs/<department>/<client>/round_R.csv training loss of every step
 samples.json                                  answers of base and adapters
 checkpoints/round_R/                          to resume from; round_R_journal/ is for the unfinished round
 network.json                                  sites of a run between machines
+personal_eval.json                            what personalize has chosen for each client, and its losses
+personal/adapters/<department>/<client>/      one adapter for each client, with the weights of its mixture
+personal/{own,root}/version_0/                runs of the clients alone, and of all clients as one department
 metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
 .lock                                         locked while a process writes to the run
@@ -32,6 +35,7 @@ EVALUATION = "federated_eval.json"
 CLIENT_EVALUATION = "client_eval_all_rounds.json"
 SAMPLES = "samples.json"
 NETWORK = "network.json"
+PERSONAL_EVALUATION = "personal_eval.json"
 
 DEPARTMENT_INDEX = "dept_lora_federated.json"
 GROUP_INDEX = "group_lora_federated.json"
@@ -42,6 +46,7 @@ CLIENT_EXPORTS = "client_exports"
 CLIENT_RUNS = "client_runs"
 CLUSTER_METADATA = "cluster_metadata"
 CHECKPOINTS = "checkpoints"
+PERSONAL = "personal"
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter's folder, as PEFT calls them."""
@@ -73,6 +78,11 @@ def parse_client_export(folder: str) -> tuple[int, str] | None:
     """
     match = re.fullmatch(r"round_([0-9]{1,9})_(.+)", folder)
     return (int(match[1]), match[2]) if match else None
+
+
+def personal_adapter(client_id: str) -> str:
+    """Folder of the adapter that `personalize` has made for a client."""
+    return f"{PERSONAL}/{ADAPTERS}/{client_id}"
 
 
 def client_losses(department: str, client: str, round_num: int) -> str:

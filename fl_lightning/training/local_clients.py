@@ -166,6 +166,12 @@ class LocalClients:
             metrics += self._evaluation.evaluate([state for state, _ in group], record_sets)
         return metrics
 
+    def target_losses(
+        self, states: Sequence[Mapping[str, torch.Tensor]], examples: Sequence[Example]
+    ) -> list[npt.NDArray[np.float64]]:
+        """Losses of each record's target tokens under several adapters, see `RowEvaluation.target_losses`."""
+        return self._evaluation.target_losses(states, examples)
+
     def evaluate_records(
         self, state: Mapping[str, torch.Tensor], examples: Sequence[Example], relative_scaling: float = 1.0
     ) -> npt.NDArray[np.float64]:

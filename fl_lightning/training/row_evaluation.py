@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,40 @@ class RowEvaluation:
         # One copy for all rows: each waits for a GPU. Sums over rows are in fp64.
         loss, correct = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(2, len(record_sets))
         return [Metrics(float(loss[k]), float(correct[k]), targets[k], len(r)) for k, r in enumerate(record_sets)]
+
+    @torch.no_grad()
+    def target_losses(
+        self, states: Sequence[Mapping[str, torch.Tensor]], examples: Sequence[Example]
+    ) -> list[npt.NDArray[np.float64]]:
+        """The loss of every target token under several adapters, which share the rows.
+
+        Args:
+            states: K adapters of any rank.
+            examples: n records.
+
+        Returns:
+            For each record the losses of its T targets in nats, shape (T, K).
+        """
+        if not examples:
+            return []
+        columns: list[list[torch.Tensor]] = [[] for _ in states]
+        self._module.eval()
+        self._cohort.load(states, self._device)
+        with self._cohort.attached():
+            for row_examples in batch_rows([examples] * len(states), self._row_tokens):
+                for row in self._module.parts(pack(row_examples)):
+                    self._cohort.set_segments(row.client_tokens, lengths=row.lengths)
+                    # Each target as a client of its own: the sums of the clients are the losses of the targets.
+                    targets = len(row.targets)
+                    single = replace(row, owners=torch.arange(targets), client_targets=(1,) * targets)
+                    losses = self._forward(single.to(self._device)).loss.double().cpu()
+                    for column, part in zip(columns, torch.split(losses, list(row.client_targets)), strict=True):
+                        column.append(part)
+        losses_by_length = torch.stack([torch.cat(column) for column in columns], dim=1)
+        by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]))  # as in `batch_rows`
+        counts = [int(examples[i].supervised.sum()) for i in by_length]
+        records = dict(zip(by_length, torch.split(losses_by_length, counts), strict=True))
+        return [records[i].numpy() for i in range(len(examples))]
 
     @torch.no_grad()
     def evaluate_records(

@@ -128,3 +128,13 @@ def test_files_that_are_no_client_are_named_once(tmp_path, write_jsonl, tokenize
     (tmp_path / "hr" / "bob.csv").write_text("text\na b\n")
     load_clients(tmp_path, tokenizer)
     assert log_messages == [f"WARNING 1 path in the folder of departments not read, no client: {tmp_path}/hr/bob.csv"]
+
+
+def test_selection_records_neither_train_nor_evaluate(root, tokenizer):
+    whole = load_clients(root, tokenizer)["hr/client_0"]
+    client = load_clients(root, tokenizer, selection=0.25)["hr/client_0"]
+    texts = {name: {tuple(e.ids.tolist()) for e in getattr(client, name)} for name in ("train", "selection", "eval")}
+    assert len(client.selection) == round(0.25 * len(whole.train))
+    assert texts["train"] | texts["selection"] == {tuple(e.ids.tolist()) for e in whole.train}
+    assert not texts["selection"] & (texts["train"] | texts["eval"])
+    assert [e.ids.tolist() for e in client.eval] == [e.ids.tolist() for e in whole.eval]

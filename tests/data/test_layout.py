@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from fl_lightning.data.layout import (
+    draw_held_out,
+    draw_selection,
     entries_not_read,
     find_client,
     find_clients,
@@ -265,3 +267,20 @@ def test_files_and_folders_that_are_no_client_are_listed(tmp_path, write_jsonl):
     assert entries_not_read(tmp_path) == [tmp_path / name for name in ("hr/bob.csv", "hr/carl.parquet", "hr/dan", "it")]
     assert entries_not_read(tmp_path, "it") == [tmp_path / "it"]
     assert entries_not_read("bundled:departments") == []
+
+
+def test_selection_records_are_a_share_or_a_number_and_leave_one_to_train_on():
+    sizes = {wanted: len(draw_selection(10, "hr", "a", wanted, seed=0)) for wanted in (0, 0.01, 0.2, 0.99, 1, 3, 40)}
+    assert sizes == {0: 0, 0.01: 1, 0.2: 2, 0.99: 9, 1: 1, 3: 3, 40: 9}
+    assert draw_selection(1, "hr", "a", 0.5, seed=0) == set()
+
+
+def test_selection_follows_seed_and_client_and_not_the_held_out_draw():
+    draws = [
+        draw_selection(50, "hr", "a", 10, 0),
+        draw_selection(50, "hr", "b", 10, 0),
+        draw_selection(50, "hr", "a", 10, 1),
+    ]
+    draws.append(draw_held_out(50, "hr", "a", 0.2, 0))
+    assert len({frozenset(draw) for draw in draws}) == 4
+    assert draws[0] == draw_selection(50, "hr", "a", 10, 0)

@@ -9,7 +9,7 @@ from fl_lightning.module import LoraClientModule
 
 RATE = 1e-3
 EPS = 1e-5  # with AdamW's default of 1e-8, a rounding error in a vanishing gradient becomes a whole step
-TARGETS = {"gpt2": ["c_attn"], "bloom": ["query_key_value"]}
+TARGETS = {"gpt2": ["c_attn"], "bloom": ["query_key_value"], "mamba": ["in_proj"]}
 
 
 class SteadyModule(LoraClientModule):

@@ -121,3 +121,23 @@ def test_sums_of_all_rows_are_copied_once(local_clients, federation, random_stat
     assert copies == [1]
     evaluation.evaluate_records(state, records)
     assert copies == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["qwen", "mamba"])  # packed rows; one record at a time
+def test_losses_of_targets_are_those_of_a_plain_model_in_the_order_of_the_records(
+    local_clients, random_state, micro_model, make_examples, kind
+):
+    names = {"qwen": ["q_proj", "v_proj"], "mamba": ["in_proj"]}[kind]
+    clients, model = local_clients(kind)
+    states, examples = [random_state(model, k) for k in range(3)], make_examples(5, seed=9)
+    plain = create_lora_model(micro_model(kind), r=4, lora_alpha=8, target_modules=names).eval()
+    losses = clients.target_losses(states, examples)
+    assert [record.shape for record in losses] == [(int(e.supervised.sum()), 3) for e in examples]
+    for k, state in enumerate(states):
+        load_lora_state(plain, state)
+        for record, example in zip(losses, examples, strict=True):
+            places = example.supervised.nonzero().squeeze(1)
+            with torch.no_grad():
+                logits = plain(input_ids=example.ids[None]).logits[0, places - 1]
+            expected = cross_entropy(logits, example.ids[places], reduction="none").numpy()
+            np.testing.assert_allclose(record[:, k], expected, rtol=1e-4, atol=1e-5)

@@ -82,6 +82,7 @@ def _load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: 
         max_records=config.data.max_records,
         max_length=max_length,
         eval_fraction=config.data.eval_fraction,
+        selection=config.data.selection_fraction,
         seed=config.seed,
     )
     return regroup_clients(data, {member: team for member, team in team_of.items() if member in data})

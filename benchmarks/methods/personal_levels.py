@@ -1,0 +1,164 @@
+"""What a client gains by choosing its level: own adapter, department, cluster, all, or a mixture; and the controls.
+
+    python -m benchmarks.methods.personal_levels conflict even departments [--seeds 3] [--first 1] [--rounds 12]
+        [--records 16] [--eval 12] [--selection 0.25] [--output DIR]
+
+Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
+seeds). `fit` and `personalize` run as a user starts them. Beside them, on the same held-out records:
+
+=================  ================================================================================================
+ensemble           own adapters of three seeds, predictions averaged: what no federation is needed for
+best level         the one level, the same for all clients, that turned out lowest on the held-out records
+strangers          as level and mixture, chosen by the selection records of another department's client
+=================  ================================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+
+from benchmarks.common import markdown, number
+from benchmarks.methods.federations import CLASSIC, build
+from fl_lightning.cli import main as command_line
+from fl_lightning.config import RunConfig
+from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.personalization.mixture import mixture_losses
+from fl_lightning.runs.build import RunComponents, build_components, load_run_config
+from fl_lightning.runs.chains import train_chain
+from fl_lightning.runs.personalize import HURT, KINDS, adapters_by_level, choose, measure
+from fl_lightning.state import LoraState
+from fl_lightning.storage.files import read_json, write_json
+from fl_lightning.training.local_clients import LocalClients
+
+CONFIG = str(Path(__file__).parents[2] / "configs/methods/fedavg.yaml")
+
+
+def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One seed of a federation: the figures of every client, kept in a file."""
+    place = Path(args.output) / arm / f"seed_{seed}"
+    if (place / "figures.json").is_file():
+        figures: dict[str, Any] = read_json(place / "figures.json")
+        return figures
+    data = "bundled:departments"
+    if arm != "departments":
+        data = str(place / "data")
+        if not (place / "data" / "structure.json").is_file():
+            build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
+    run_folder = place / "version_0"
+    options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
+    options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
+    options += ["--personal.refit", "true"]
+    command = ["--resume", run_folder] if run_folder.is_dir() else ["--config", CONFIG]
+    for words in (["fit", *command, *options, "--output", place], ["personalize", "--run", run_folder]):
+        if code := command_line([str(word) for word in words]):
+            sys.exit(code)
+    figures = {**read_json(run_folder / "personal_eval.json"), **controls(run_folder, place)}
+    write_json(place / "figures.json", figures)
+    return figures
+
+
+def controls(run_folder: Path, place: Path) -> dict[str, Any]:
+    """Losses of the controls, all trained as the levels were: {control: {client_id: loss}}."""
+    config = load_run_config(run_folder)
+    components = build_components(config)
+    clients = LocalClients(components.fabric, components.module, components.data, config.training, "auto")
+    chosen_from, adapters = (levels_of(run_folder, config, components, clients, refit) for refit in (False, True))
+    own = [{client_id: levels["own"] for client_id, levels in adapters.items()}]
+    for more in (1, 2):  # other seeds draw other starts, orders and dropout; the records stay
+        other = replace(config, seed=config.seed + 1000 * more)
+        state = train_chain("own", place / f"own_{more}", other, components, clients, refit=True)
+        own.append({client_id: dict(state.personal[client_id]) for client_id in adapters})
+    by_level = {c: held_out(clients, adapters[c], c) for c in adapters}
+    ensembles = {c: np.concatenate(clients.target_losses([a[c] for a in own], clients.data[c].eval)) for c in adapters}
+    names, true_records = list(clients.data), clients.data
+    strangers = {c: names[(i + len(names) // 2) % len(names)] for i, c in enumerate(names)}
+    clients.data = {c: replace(clients.data[c], selection=clients.data[strangers[c]].selection) for c in names}
+    permuted_choices = choose(config.personal, clients, chosen_from)
+    clients.data = true_records
+    permuted = measure(config.personal, clients, adapters, permuted_choices)
+    return {
+        "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
+        "by_level": by_level,
+        "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in KINDS},
+    }
+
+
+def levels_of(
+    run_folder: Path, config: RunConfig, components: RunComponents, clients: LocalClients, refit: bool
+) -> dict[str, dict[str, LoraState]]:
+    """The adapters that `personalize` has trained."""
+    if refit:
+        state = train_chain("department", run_folder, config, components, clients, refit=True)
+    else:
+        checkpoint = newest_checkpoint(run_folder)
+        assert checkpoint is not None
+        state = checkpoint[0]
+    return adapters_by_level(run_folder, config, components, clients, state, refit=refit)
+
+
+def held_out(clients: LocalClients, levels: Mapping[str, LoraState], client_id: str) -> dict[str, float]:
+    """Mean held-out loss of each level."""
+    losses = np.concatenate(clients.target_losses(list(levels.values()), clients.data[client_id].eval)).mean(axis=0)
+    return dict(zip(levels, map(float, losses), strict=True))
+
+
+def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
+    """One row for each thing that a client could take: mean loss, against own, clients hurt, the worst one."""
+    columns: dict[str, list[float]] = {}
+    for figures in seeds:
+        clients = figures["clients"]
+        shared = [level for level in figures["levels"] if all(level in v for v in figures["by_level"].values())]
+        for level in shared[1:]:
+            columns.setdefault(f"{level}, for all", []).extend(v[level] for v in figures["by_level"].values())
+        for kind in KINDS:
+            columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
+        columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
+        for kind in ("level", "mixture"):
+            columns.setdefault(f"{kind}, strangers' records", []).extend(figures["strangers"][kind].values())
+    own = columns["own"]
+    table = []
+    for name, losses in sorted(columns.items(), key=lambda item: fmean(item[1])):
+        gains = [loss - alone for loss, alone in zip(losses, own, strict=True)]
+        hurt = sum(gain > HURT for gain in gains)
+        cells = [f"{fmean(gains):+.3f}", f"{hurt} of {len(gains)}", f"{max(gains):+.2f}"]
+        table.append([name, number(fmean(losses)), *cells])
+    return table
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("arms", nargs="+")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--records", type=int, default=16)
+    parser.add_argument("--eval", type=int, default=12)
+    parser.add_argument("--selection", type=float, default=0.25)
+    parser.add_argument("--output", default="lightning_logs/personal_levels")
+    parser.add_argument("--classic", type=Path, default=CLASSIC)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """A table for each federation."""
+    args = arguments()
+    for arm in args.arms:
+        seeds = [run(arm, seed, args) for seed in range(args.first, args.first + args.seeds)]
+        head = (f"{arm}, {args.rounds} rounds, {args.seeds} seeds", "held-out loss", "against own", "hurt", "worst")
+        print(markdown(head, rows(seeds)), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""``personalize --run RUN``: what each client takes, chosen by its selection records."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fl_lightning.commands.parser import Parser
+from fl_lightning.console import setup_logging, silence_libraries
+from fl_lightning.storage.run_folder import find_run_folder
+from fl_lightning.storage.run_layout import PERSONAL, PERSONAL_EVALUATION
+
+DESCRIPTION = f"""Choose for every client of a finished run between its own adapter and those of its department, its
+cluster and all clients, or mix their predictions, by records that have not trained (data.selection_fraction). Clients'
+own adapters and that of all are trained first, as runs in RUN/{PERSONAL}; {PERSONAL_EVALUATION} has the figures."""
+
+
+def run(argv: list[str]) -> int:
+    """Personalize."""
+    parser = Parser("personalize", DESCRIPTION)
+    parser.takes_run()
+    args = parser.read(argv)
+    folder = find_run_folder(args.run, Path(args.output))
+    setup_logging()
+    from rich.console import Console
+
+    from fl_lightning.runs.personalize import personalize, show
+
+    silence_libraries()
+    result = personalize(folder, console=None if sys.stderr.isatty() else Console(quiet=True))
+    show(result)
+    return 0

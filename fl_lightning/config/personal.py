@@ -1,0 +1,34 @@
+"""The ``personal`` block: which adapters a client chooses between, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from fl_lightning.config.checks import Block, NonNegativeFloat, check
+
+LevelName: TypeAlias = Literal["own", "department", "cluster", "root", "base"]
+"""Adapters that a client can take: trained by itself alone, of its department, of its department's cluster, of all
+clients together, or none."""
+
+
+@dataclass
+class PersonalConfig(Block, key="personal"):
+    """What personalize gives each client, chosen by the client's selection records."""
+
+    levels: list[LevelName] = field(default_factory=lambda: list(get_args(LevelName)))
+    """Levels to choose from; own is always one of them."""
+    choose: Literal["level", "mixture"] = "mixture"
+    """level gives each client the level with the lowest loss, mixture a weight for each."""
+    prior: NonNegativeFloat = 20.0
+    """Target tokens that the choice of all clients of the department counts for in each one's; with more of its own a
+    client decides by itself."""
+    refit: bool = False
+    """Train all levels again, selection records included, after these have chosen: it doubles the training."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and the levels."""
+        super().__post_init__()
+        choices, first = get_args(LevelName), self.levels[:1]
+        ok = len(set(self.levels)) == len(self.levels) and set(self.levels) <= set(choices) and first == ["own"]
+        check(ok, "personal.levels", f"own, and after it some of {', '.join(choices[1:])}", self.levels)

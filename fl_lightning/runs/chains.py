@@ -1,0 +1,132 @@
+"""Runs beside a finished run: of each client alone, of all clients as one department, and all of them on all records.
+
+They are whole runs in the folder of the run, with its base, rounds and seed; a later call continues or skips them.
+
+    personal/own/version_0      every client trains its own adapter, which is never averaged
+    personal/root/version_0     all clients are averaged into one adapter, `root`
+    personal/refit_*/version_0  the same, and the run itself (refit_department), on the selection records too
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from fl_lightning.config import (
+    ClientClustersConfig,
+    DeptClustersConfig,
+    FederationConfig,
+    LoggingConfig,
+    RetentionConfig,
+    RunConfig,
+)
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.errors import InputError
+from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.fingerprint import fingerprint_run
+from fl_lightning.federation.state import FederationState
+from fl_lightning.runs.build import RunComponents
+from fl_lightning.runs.fit import open_run, run_fit
+from fl_lightning.storage.run_folder import locked
+from fl_lightning.storage.run_layout import CONFIG, PERSONAL
+from fl_lightning.training.local_clients import LocalClients
+
+log = logging.getLogger(__name__)
+
+Chain = Literal["own", "department", "root"]
+WHAT = {"own": "each client's own adapter", "department": "the departments' adapters", "root": "one adapter of all"}
+ROOT = "root"
+"""The department of all clients."""
+
+
+def train_chain(
+    chain: Chain,
+    run_folder: Path,
+    config: RunConfig,
+    components: RunComponents,
+    clients: LocalClients,
+    *,
+    refit: bool = False,
+    console: Console | None = None,
+) -> FederationState:
+    """Train a run beside `run_folder`, unless it is finished.
+
+    Args:
+        chain: which.
+        run_folder: of the finished run, locked by this process.
+        config: of the finished run.
+        components: of this config.
+        clients: around the module of the components; their records are replaced while the chain trains.
+        refit: whether the clients train on their selection records too.
+        console: for progress bars; None is standard error.
+
+    Returns:
+        Its state after the last round: ``personal`` has each client's own adapter, ``departments`` the root's.
+
+    Raises:
+        InputError: if the chain was begun with another config, base or records, or clients differ in rank.
+        RunError: if it cannot go on.
+    """
+    if config.lora.is_mixed():
+        raise InputError("lora.profiles: personalize expects one rank and scale for all clients, got several")
+    folder = run_folder / PERSONAL / (f"refit_{chain}" if refit else chain) / "version_0"
+    is_begun = (folder / CONFIG).is_file()
+    own_config = _config_of(chain, config, folder.parent)
+    data = components.data if chain != "root" else as_one_department(components.data)
+    if refit:
+        data = {c: replace(client, train=[*client.train, *client.selection]) for c, client in data.items()}
+    fingerprint = fingerprint_run(own_config, data, components.base_fingerprint)
+    finished = newest_checkpoint(folder) if is_begun else None
+    if finished is not None and finished[0].round_num == config.federation.rounds:
+        return finished[0]
+    log.info("training %s for %d rounds%s", WHAT[chain], config.federation.rounds, ", on all records" if refit else "")
+    all_clients, clients.data = clients.data, data
+    try:
+        with locked(folder) if is_begun else contextlib.nullcontext():
+            chain_components = replace(components, data=data)
+            with open_run(own_config, chain_components, fingerprint, folder if is_begun else None) as start:
+                run_fit(start, own_config, chain_components, clients, console=console, command="personalize")
+    finally:
+        clients.data = all_clients
+    trained = newest_checkpoint(folder)
+    if trained is None:
+        raise InputError(f"{folder}: expected a checkpoint after the last round, got none; remove the folder")
+    return trained[0]
+
+
+def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:
+    """The run's config with the federation of a chain, without what only its pages and services need."""
+    federation = config.federation
+    if chain != "department":
+        federation = FederationConfig(
+            rounds=config.federation.rounds,
+            share="none" if chain == "own" else "all",
+            combiner="fedavg",
+            client_clusters=ClientClustersConfig(num_clusters=1),
+            dept_clusters=DeptClustersConfig(enabled=False),
+        )
+    loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger"}]
+    return replace(
+        config,
+        output=str(output),
+        federation=federation,
+        logging=LoggingConfig(loggers=loggers, samples=0),
+        retention=RetentionConfig(client_exports=1, checkpoints=1),
+    )
+
+
+def as_one_department(data: Mapping[str, ClientData]) -> dict[str, ClientData]:
+    """{``root/<department>.<client>``: records}, in the order of the clients.
+
+    Example:
+        >>> list(as_one_department({"hr/a": ClientData("hr", "a", [], [])}))
+        ['root/hr.a']
+    """
+    moved = (replace(c, department=ROOT, client=f"{c.department}.{c.client}") for c in data.values())
+    return {client.client_id: client for client in moved}

@@ -1,0 +1,263 @@
+"""Choose what each client of a finished run takes: its own adapter, a shared one, or a mixture of their predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fl_lightning.config import PersonalConfig, RunConfig
+from fl_lightning.data.tokenization import Example
+from fl_lightning.errors import InputError
+from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.linalg.adapter_algebra import concatenate_adapters
+from fl_lightning.modeling.lora import export_lora_adapter
+from fl_lightning.personalization.choice import Choice, choose_levels
+from fl_lightning.personalization.mixture import mixture_losses
+from fl_lightning.runs.build import RunComponents, build_components, load_run_config
+from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.state import LoraState
+from fl_lightning.storage.files import write_json
+from fl_lightning.storage.run_folder import locked
+from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
+from fl_lightning.training.local_clients import LocalClients
+
+KINDS = ("own", "level", "mixture", "adapter")
+"""What a client can take: its own adapter, the best level, the mixture of all levels, and one adapter of it."""
+HURT = 0.02
+"""A client is hurt if what it takes has a loss that is higher by more than this than that of its own adapter."""
+
+
+def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Choose for every client by its selection records, and measure on its held-out records, which choose nothing.
+
+    Trains what the levels need and the run does not have: the clients' own adapters and that of the root.
+
+    Args:
+        run_folder: of a finished run with ``data.selection_fraction``.
+        console: for progress bars; None is standard error.
+
+    Returns:
+        What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
+        ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level and the ``weights``; the ``mean`` over
+        clients of these losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses
+        are mean nats for each target token; a client without held-out records has none.
+
+    Raises:
+        InputError: if the run is not finished, or has no selection records.
+        RunError: if the training of a level cannot go on.
+    """
+    config = load_run_config(run_folder)
+    if not config.data.selection_fraction:
+        raise InputError(
+            f"{run_folder}: expected a run with selection records, which have not trained, got data.selection_fraction "
+            "0; start one with --data.selection_fraction 0.2"
+        )
+    with locked(run_folder):
+        found = newest_checkpoint(run_folder)
+        if found is None or found[0].round_num < config.federation.rounds:
+            done = 0 if found is None else found[0].round_num
+            raise InputError(
+                f"{run_folder}: expected a finished run, got {done} of {config.federation.rounds} rounds; continue it "
+                f"with fl-lightning fit --resume {run_folder}"
+            )
+        config.fabric = config.fabric.alone()
+        components = build_components(config)
+        clients = LocalClients(
+            components.fabric, components.module, components.data, config.training, config.training.clients_at_once
+        )
+        of_run = partial(adapters_by_level, run_folder, config, components, clients, console=console)
+        adapters = of_run(found[0])
+        choices = choose(config.personal, clients, adapters)
+        if config.personal.refit:
+            state = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
+            adapters = of_run(state, refit=True)
+        result = measure(config.personal, clients, adapters, choices)
+        for client_id, levels in adapters.items():
+            folder = run_folder / personal_adapter(client_id)
+            export_lora_adapter(components.module.model, folder, one_adapter(levels, choices[client_id]))
+        write_json(run_folder / PERSONAL_EVALUATION, result)
+    return result
+
+
+def adapters_by_level(
+    run_folder: Path,
+    config: RunConfig,
+    components: RunComponents,
+    clients: LocalClients,
+    state: FederationState,
+    *,
+    refit: bool = False,
+    console: Console | None = None,
+) -> dict[str, dict[str, LoraState]]:
+    """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
+
+    Args:
+        run_folder: of the finished run, locked by this process.
+        config: of the run.
+        components: of this config.
+        clients: around the module of the components.
+        state: of the run's federation after the last round.
+        refit: whether own adapters and the root's are those that were trained on the selection records too.
+        console: for progress bars; None is standard error.
+    """
+    train = partial(train_chain, refit=refit, console=console)
+    own = train("own", run_folder, config, components, clients).personal
+    levels = config.personal.levels
+    root = train("root", run_folder, config, components, clients) if "root" in levels else None
+    departments = {name: state.adapter(name) for name in state.departments}
+    clusters = {name: _mean_of_cluster(state, departments, name) for name in departments}
+    adapters: dict[str, dict[str, LoraState]] = {}
+    for client_id, client in components.data.items():
+        available = {
+            "own": dict(own[client_id]),
+            "department": departments[client.department],
+            "cluster": clusters[client.department],
+            "root": None if root is None else root.adapter(ROOT),
+            "base": state.initial,
+        }
+        adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
+    return adapters
+
+
+def _mean_of_cluster(state: FederationState, departments: Mapping[str, LoraState], name: str) -> LoraState | None:
+    """The mean of the products of the departments in a department's cluster; None if it is alone there."""
+    cluster = state.cluster_assignments.get(name)
+    members = [other for other in departments if state.cluster_assignments.get(other) == cluster]
+    if cluster is None or len(members) < 2:
+        return None
+    return concatenate_adapters([departments[other] for other in members], [1 / len(members)] * len(members))
+
+
+def choose(
+    config: PersonalConfig, clients: LocalClients, adapters: Mapping[str, Mapping[str, LoraState]]
+) -> dict[str, Choice]:
+    """{client_id: what its selection records choose}.
+
+    Args:
+        config: the ``personal`` block.
+        clients: with the records of all clients.
+        adapters: {client_id: {level: adapter}}, own first.
+
+    Raises:
+        InputError: if no client of a department has a selection record.
+    """
+    choices: dict[str, Choice] = {}
+    for names in clients_by_department(adapters).values():
+        records = {client_id: clients.data[client_id].selection for client_id in names}
+        losses = {
+            c: np.concatenate(
+                [np.empty((0, len(adapters[c]))), *clients.target_losses(list(adapters[c].values()), records[c])]
+            )
+            for c in names
+        }
+        try:
+            chosen = choose_levels(losses, config.prior)
+        except ValueError as error:
+            raise InputError(
+                f"data.selection_fraction: {names[0]}: {error}; a client with one training record has none"
+            ) from error
+        for client_id, choice in chosen.items():
+            if records[client_id]:
+                levels = adapters[client_id]
+                both = [one_adapter(levels, replace(choice, mixes_parameters=mixes)) for mixes in (True, False)]
+                mixed, level = np.concatenate(clients.target_losses(both, records[client_id])).mean(axis=0)
+                choice = replace(choice, mixes_parameters=bool(mixed <= level))
+            choices[client_id] = choice
+    return choices
+
+
+def one_adapter(levels: Mapping[str, LoraState], choice: Choice) -> LoraState:
+    """One adapter for a client: ``Σ_m π_m B_m A_m``, of the rank of all levels together, or its level's."""
+    if choice.mixes_parameters:
+        return concatenate_adapters(list(levels.values()), [float(weight) for weight in choice.weights])
+    return list(levels.values())[choice.level]
+
+
+def measure(
+    config: PersonalConfig,
+    clients: LocalClients,
+    adapters: Mapping[str, Mapping[str, LoraState]],
+    choices: Mapping[str, Choice],
+) -> dict[str, Any]:
+    """Losses of what the clients have chosen on their held-out records, as `personalize` returns them.
+
+    Args:
+        config: the ``personal`` block.
+        clients: with the records of all clients.
+        adapters: {client_id: {level: adapter}}, own first.
+        choices: {client_id: choice between them}.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for client_id, levels in adapters.items():
+        choice = choices[client_id]
+        results[client_id] = {
+            **_held_out_losses(clients, levels, choice, clients.data[client_id].eval),
+            "chosen": list(levels)[choice.level],
+            "weights": dict(zip(levels, map(float, choice.weights), strict=True)),
+            "adapter_is": "mixture" if choice.mixes_parameters else list(levels)[choice.level],
+        }
+    measured = [values for values in results.values() if values["own"] is not None]
+    hurt = [values[config.choose] - values["own"] > HURT for values in measured]
+    return {
+        "levels": list(config.levels),
+        "choose": config.choose,
+        "refit": config.refit,
+        "clients": results,
+        "mean": {kind: float(np.mean([v[kind] for v in measured])) if measured else None for kind in KINDS},
+        "hurt": float(np.mean(hurt)) if measured else None,
+    }
+
+
+def _held_out_losses(
+    clients: LocalClients, levels: Mapping[str, LoraState], choice: Choice, records: Sequence[Example]
+) -> dict[str, float | None]:
+    if not records:
+        return dict.fromkeys(KINDS)
+    losses = np.concatenate(clients.target_losses([*levels.values(), one_adapter(levels, choice)], records))
+    by_level = losses[:, :-1]
+    return {
+        "own": float(by_level[:, 0].mean()),
+        "level": float(by_level[:, choice.level].mean()),
+        "mixture": float(mixture_losses(by_level, choice.weights).mean()),
+        "adapter": float(losses[:, -1].mean()),
+    }
+
+
+def show(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a line for each client, and the mean."""
+    table = Table(title="held-out loss of what each client can take", title_justify="left", box=box.SIMPLE)
+    table.add_column("client", overflow="fold")
+    for column in KINDS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("chosen", "weights"):
+        table.add_column(column, overflow="fold")
+    for client_id, values in result["clients"].items():
+        weights = ", ".join(f"{level} {weight:.0%}" for level, weight in values["weights"].items() if weight >= 0.005)
+        table.add_row(client_id, *_cells(values), values["chosen"], weights)
+    table.add_row("mean", *_cells(result["mean"]), "", "")
+    console = console or Console()
+    console.print(table)
+    if result["hurt"] is not None:
+        num = sum(values["own"] is not None for values in result["clients"].values())
+        console.print(
+            f"{round(result['hurt'] * num)} of {num} clients lose more than {HURT} by their {result['choose']} against "
+            "their own adapter"
+        )
+
+
+def _cells(values: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for kind in KINDS:
+        loss = values[kind]
+        cells.append("–" if loss is None or not math.isfinite(loss) else f"{loss:.3f}")
+    return cells

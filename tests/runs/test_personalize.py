@@ -1,0 +1,139 @@
+"""`personalize` on small runs: what it trains, what it chooses, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from shared_folder import make_once
+
+from fl_lightning.cli import main
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.errors import InputError
+from fl_lightning.runs.chains import as_one_department
+from fl_lightning.runs.personalize import personalize
+from fl_lightning.storage.run_adapters import client_adapters
+
+pytestmark = pytest.mark.xdist_group("personalize")
+
+SELECTION = [
+    "--data.selection_fraction",
+    "0.25",
+    "--federation.combiner",
+    "fedavg",
+    "--learning-rate",
+    "5e-3",
+    "--batch-size",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(fit, tmp_path_factory):
+    """A finished run of two rounds with two selection records for each client."""
+    return (
+        make_once(tmp_path_factory, "personal_run", lambda folder: fit(folder, "--rounds", "2", *SELECTION))
+        / "version_0"
+    )
+
+
+@pytest.fixture(scope="module")
+def result(run_folder):
+    return personalize(run_folder)
+
+
+def test_figures_of_every_client_and_their_mean_are_in_the_file(run_folder, result):
+    assert json.loads((run_folder / "personal_eval.json").read_text()) == result
+    for values in result["clients"].values():
+        assert sum(values["weights"].values()) == pytest.approx(1.0)
+        assert list(values["weights"]) == [level for level in result["levels"] if level in values["weights"]]
+        assert values["chosen"] in values["weights"]
+    for kind in ("own", "level", "mixture", "adapter"):
+        assert result["mean"][kind] == pytest.approx(np.mean([v[kind] for v in result["clients"].values()]))
+    hurt = [v["mixture"] - v["own"] > 0.02 for v in result["clients"].values()]
+    assert result["hurt"] == pytest.approx(np.mean(hurt))
+
+
+def test_own_loss_is_that_of_local_training_on_the_same_records(run_folder, fit, result, tmp_path):
+    """A run with share: none is the reference; it evaluates every client's adapter after its last fit."""
+    local = fit(
+        tmp_path,
+        "--rounds",
+        "2",
+        *SELECTION,
+        "--federation.share",
+        "none",
+        "--no-dept-clustering",
+        "--num-clusters",
+        "1",
+    )
+    figures = json.loads((local / "client_eval_all_rounds.json").read_text())["rounds"]["2"]
+    for client_id, values in result["clients"].items():
+        department, client = client_id.split("/")
+        assert values["own"] == pytest.approx(figures[department][client]["loss"], rel=1e-5)
+    trained = client_adapters(run_folder / "personal" / "own" / "version_0")
+    for client_id, (_, folder) in client_adapters(local).items():
+        expected, got = (load_file(f / "adapter_model.safetensors") for f in (folder, trained[client_id][1]))
+        assert all(bool((expected[name] == got[name]).all()) for name in expected)
+
+
+def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, result, tokenizer):
+    import torch
+    from peft import PeftModel
+    from torch.nn.functional import cross_entropy
+
+    from fl_lightning import ModelConfig, load_base_model
+    from fl_lightning.runs.build import build_components, load_run_config
+
+    base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+    client = build_components(load_run_config(run_folder)).data["hr/client_0"]
+    model = PeftModel.from_pretrained(base, str(run_folder / "personal/adapters/hr/client_0")).eval()
+    loss = count = 0
+    for example in client.eval:
+        places = example.supervised.nonzero().squeeze(1)
+        with torch.no_grad():
+            logits = model(input_ids=example.ids[None]).logits[0, places - 1]
+        loss, count = loss + float(cross_entropy(logits, example.ids[places], reduction="sum")), count + len(places)
+    assert result["clients"]["hr/client_0"]["adapter"] == pytest.approx(loss / count, rel=1e-5)
+
+
+def test_a_second_call_trains_nothing_again_and_says_the_same(run_folder, result, capsys):
+    times = {path: path.stat().st_mtime_ns for path in run_folder.glob("personal/*/version_0/**/*.safetensors")}
+    assert main(["personalize", "--run", str(run_folder)]) == 0
+    assert "clients lose more than 0.02 by their mixture" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert json.loads((run_folder / "personal_eval.json").read_text()) == result
+
+
+def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_folder, result, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "version_0")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("refit: false\n", "refit: true\n"))
+    refitted = personalize(folder)
+    for client_id, values in refitted["clients"].items():
+        before = result["clients"][client_id]
+        assert (values["weights"], values["chosen"]) == (before["weights"], before["chosen"])
+        assert values["own"] != before["own"]
+    for chain in ("own", "department", "root"):
+        losses = folder / "personal" / f"refit_{chain}" / "version_0" / "client_runs"
+        steps = [len(path.read_text().splitlines()) - 1 for path in losses.glob("*/*/round_1.csv")]
+        assert set(steps) == {4}  # 8 records instead of 6, two at a time
+
+
+def test_a_run_without_selection_records_is_refused(finished):
+    with pytest.raises(InputError, match="expected a run with selection records.*start one with"):
+        personalize(finished)
+
+
+def test_an_unfinished_run_is_refused(fit, tmp_path):
+    folder = fit(tmp_path, "--rounds", "1", *SELECTION)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("rounds: 1\n", "rounds: 3\n"))
+    with pytest.raises(InputError, match="expected a finished run, got 1 of 3 rounds"):
+        personalize(folder)
+
+
+def test_clients_of_one_name_stay_apart_in_one_department():
+    data = {f"{d}/client_0": ClientData(d, "client_0", [], []) for d in ("hr", "it")}
+    assert list(as_one_department(data)) == ["root/hr.client_0", "root/it.client_0"]
