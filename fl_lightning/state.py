@@ -61,7 +61,7 @@ def joined_copy(state: Mapping[str, torch.Tensor]) -> LoraState:
     """`snapshot` of tensors on one device, by a single copy to the CPU."""
     names = sorted(state)
     joined = torch.cat([state[n].detach().to(torch.float32).flatten() for n in names]).cpu()
-    parts = joined.split([state[n].numel() for n in names])
+    parts = torch.split(joined, [state[n].numel() for n in names])
     return {n: part.view(state[n].shape).clone() for n, part in zip(names, parts, strict=True)}
 
 

@@ -60,9 +60,9 @@ def target_losses(
     calls = _Calls(base, head, targets, keep, limit)
     with calls.watched():
         logits = run()
-    if calls.hidden is None:
+    if calls.hidden is None or calls.chunk is None:
         rows = logits.flatten(0, 1)
-        return _losses(rows if len(rows) == len(targets) else rows.index_select(0, keep), targets)
+        return _losses(rows if keep is None or len(rows) == len(targets) else rows.index_select(0, keep), targets)
     size, parts = calls.size, []
     gradients = torch.empty_like(calls.hidden) if calls.hidden.requires_grad and torch.is_grad_enabled() else None
     for start in range(0, len(targets), size):
