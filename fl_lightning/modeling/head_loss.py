@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from fl_lightning.modeling.loss import token_cross_entropy
 
@@ -65,6 +66,7 @@ def target_losses(
         return _losses(rows if keep is None or len(rows) == len(targets) else rows.index_select(0, keep), targets)
     size, parts = calls.size, []
     gradients = torch.empty_like(calls.hidden) if calls.hidden.requires_grad and torch.is_grad_enabled() else None
+    scale = FP16_SCALE if logits.dtype is torch.float16 else 1.0
     for start in range(0, len(targets), size):
         positions = slice(start, start + size)
         chunk = calls.chunk if start == 0 else calls.detached(positions)
@@ -72,7 +74,6 @@ def target_losses(
         part = _losses((logits if start == 0 else calls.logits_of(chunk)).flatten(0, 1), targets[positions])
         logits = None  # type: ignore[assignment]
         if gradients is not None:
-            scale = FP16_SCALE if gradients.dtype is torch.float16 else 1.0
             weights = torch.full_like(part.loss, scale)
             (gradients[:, positions],) = torch.autograd.grad([part.loss], [chunk], [weights])
             part = TargetLosses(part.loss.detach(), part.correct)
@@ -129,7 +130,7 @@ class _Calls:
         hooks: list[Any] = []
         if isinstance(self._head, torch.nn.Module):
             hooks = [self._head.register_forward_pre_hook(self._select)]
-            if self.size < len(self._targets):
+            if self.size < len(self._targets) and not isinstance(self._base, FSDPModule):
                 hooks += [m.register_forward_hook(self._note_output) for m in _decoders(self._base, self._head)]
         try:
             yield
@@ -179,8 +180,7 @@ def _decoders(base: Any, head: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _is_frozen(head: torch.nn.Module) -> bool:
-    """Whether the head has no gradients and is whole in this process."""
-    return not any(p.requires_grad or hasattr(p, "device_mesh") for p in head.parameters())
+    return not any(p.requires_grad for p in head.parameters())
 
 
 def _vocabulary(base: Any, head: Any) -> int:

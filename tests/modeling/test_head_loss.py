@@ -98,6 +98,15 @@ def test_a_head_that_trains_gets_its_gradient_from_all_logits(module):
     assert head.weight.grad.any()
 
 
+def test_a_base_that_is_spread_over_processes_runs_once_in_each(module, monkeypatch):
+    # more calls in one process than in another would wait for each other for ever
+    module = module("Qwen2")
+    monkeypatch.setattr(head_loss, "FSDPModule", type(module.model.get_base_model()))
+    seen = watch_head(module)
+    module(pack([examples()])).loss.sum().backward()
+    assert seen == [43]
+
+
 def test_a_model_that_does_not_bear_chunks_is_given_all_positions(module, monkeypatch):
     module = module("Qwen2")
     monkeypatch.setattr(head_loss._Calls, "logits_of", lambda self, chunk: torch.zeros(1, chunk.shape[1], VOCABULARY))
