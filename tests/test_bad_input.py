@@ -340,7 +340,7 @@ RECORDS = {
     "response that is NaN": line_2('{"prompt": "a", "completion": NaN}', "'completion': expected text, got nan"),
     "response that is null": line_2('{"prompt": "a", "completion": null}', "'completion'"),
     "input that is a list": line_2(
-        '{"instruction": "a", "input": ["b"], "output": "c"}', "'input': expected text, got list"
+        '{"instruction": "a", "input": ["b"], "output": "c"}', "'input': expected parts of the type text, got 'str'"
     ),
     "text that is an object": line_2('{"text": {"value": "a"}}', "'text'"),
     "empty text": line_2('{"text": ""}', "'text'"),
@@ -492,7 +492,10 @@ MODELS = {
     "tokenizer a list": (put({"tokenizer.json": "[]"}), []),
     "tokenizer empty": (put({"tokenizer.json": ""}), []),
     "tokenizer config broken": (put({"tokenizer_config.json": "{"}), []),
-    "template broken": (put({"chat_template.jinja": "{% for %}"}), ["train.jsonl:1", "chat template"]),
+    "template broken": (
+        put({"chat_template.jinja": "{% for %}"}),
+        ["chat template: expected a Jinja template", "in line 1"],
+    ),
     "template that refuses": (put({"chat_template.jinja": RAISING}), ["train.jsonl:1", "chat template", "after user"]),
     "GGUF that is garbage": (put({"bad.gguf": b"GGUF" + b"\xff" * 100}), ["bad.gguf"]),
     "GGUF that is empty": (put({"bad.gguf": b""}), ["bad.gguf"]),

@@ -16,6 +16,8 @@ COMMON_KEYS = ("system", "tools", "functions", "parallel_tool_calls")
 """Of every form but text."""
 PROMPT_KEYS = ("prompt", "completion", "history", *COMMON_KEYS)
 INSTRUCTION_KEYS = ("instruction", "input", "output", "history", *COMMON_KEYS)
+FORM_KEYS = {"messages", "conversations", "instruction", "output", "prompt", "completion", "text"}
+"""Keys of which a record has at least one."""
 
 
 def parse_record(value: object) -> Record:
@@ -36,6 +38,8 @@ def parse_record(value: object) -> Record:
             "response to learn, as completion, and remove the other"
         )
     filled = {key for key, item in value.items() if not is_empty(item)}  # tables have null for keys of other forms
+    if not filled & FORM_KEYS:  # what is empty is named below
+        filled = {key for key, item in value.items() if item is not None}
     if filled & {"messages", "conversations"}:
         key = "messages" if "messages" in filled else "conversations"
         turns, unread = parse_messages(value[key], key)
@@ -47,7 +51,7 @@ def parse_record(value: object) -> Record:
     elif "text" in filled:
         turns, unread, read = [Turn("text", parse_text(value, "text"))], [], ("text",)
     else:
-        raise ValueError(f"expected {FORMS}, got keys {str(sorted(filled))[:200]} with a value")
+        raise ValueError(f"expected {FORMS}, got keys {str(sorted(filled))[:200]}")
     if read != ("text",):
         check_one_of(value, "tools", "functions")
         turns = _with_system(value, turns)
