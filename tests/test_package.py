@@ -48,6 +48,12 @@ def test_every_package_is_listed_for_setuptools():
     assert listed == packages
 
 
+def test_files_stay_short_and_few_are_at_the_top():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path.name: length for path, length in lengths.items() if length > 300} == {}
+    assert len(list(PACKAGE.glob("*.py"))) <= 15
+
+
 def test_callbacks_are_a_link_to_the_folder_at_the_top():
     assert (PACKAGE / "callbacks").is_symlink()
     assert (PACKAGE / "callbacks").resolve() == (REPOSITORY / "callbacks").resolve()

@@ -9,17 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.layout import (
-    ClientFiles,
-    draw_selection,
-    entries_not_read,
-    find_client,
-    find_clients,
-    read_splits,
-    unread_files,
-)
+from fl_lightning.data.layout import ClientFiles, entries_not_read, find_client, find_clients, unread_files
 from fl_lightning.data.record_keys import describe_unread_keys
 from fl_lightning.data.records import Record
+from fl_lightning.data.splits import draw_selection, read_splits
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.errors import InputError, nearest
 

@@ -141,7 +141,8 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
 def _held_out_records(config: RunConfig) -> dict[str, list[Record]]:
     """{client_id: held-out records as text}, in the order in which they are tokenized."""
     from fl_lightning.clustering.tree import client_teams
-    from fl_lightning.data.layout import find_clients, read_splits
+    from fl_lightning.data.layout import find_clients
+    from fl_lightning.data.splits import read_splits
 
     team_of, data = client_teams(config.federation.hierarchy.groups), config.data
     records = {}

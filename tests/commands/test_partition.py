@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from fl_lightning.data.layout import find_clients, read_splits
+from fl_lightning.data.layout import find_clients
+from fl_lightning.data.splits import read_splits
 
 AREAS = ["Customer support", "HR"]
 

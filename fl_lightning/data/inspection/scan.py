@@ -16,12 +16,12 @@ from fl_lightning.data.layout import (
     check_department_name,
     client_files_at,
     department_folders,
-    draw_held_out,
     true_clusters,
     unread_files,
 )
 from fl_lightning.data.record_files import scan_records
 from fl_lightning.data.records import Record
+from fl_lightning.data.splits import draw_held_out
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import natural_key
 

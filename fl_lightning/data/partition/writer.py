@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fl_lightning.data.layout import draw_held_out
 from fl_lightning.data.partition.strategies import ClientIndices
+from fl_lightning.data.splits import draw_held_out
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import atomic_folder, write_bytes, write_json, write_text
 

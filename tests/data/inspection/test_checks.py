@@ -61,7 +61,8 @@ def test_texts_without_a_prompt_share_none(tmp_path, write_jsonl):
 
 
 def test_single_file_is_split_as_fit_splits_it(tmp_path, write_jsonl):
-    from fl_lightning.data.layout import find_clients, read_splits
+    from fl_lightning.data.layout import find_clients
+    from fl_lightning.data.splits import read_splits
 
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair(f"q{i}") for i in range(9)] + [pair("q3")])
     files = find_clients(tmp_path)["hr"][0]

@@ -3,8 +3,9 @@ import json
 import pytest
 from rich.console import Console
 
-from fl_lightning.data.layout import draw_held_out, find_clients, read_splits
+from fl_lightning.data.layout import find_clients
 from fl_lightning.data.partition import writer
+from fl_lightning.data.splits import draw_held_out, read_splits
 from fl_lightning.errors import InputError
 
 RECORDS = [{"prompt": f"q{i}", "completion": "ü"} for i in range(6)]
