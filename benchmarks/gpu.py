@@ -1,4 +1,4 @@
-"""Figures of this package on one GPU beside what users would take instead, in at most five minutes, without a network.
+"""Figures of this package on one GPU beside what users would take instead, made for five minutes without a network.
 
     python -m benchmarks.gpu [--sections info profile training …] [--seconds 300] [--folder lightning_logs/gpu]
         [--cpu] [--small]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.systems.head_memory [--vocabularies 4096 152000] [--targets 4096] [--hidden 64] [--whole]
 
-Each step is a process of its own: a Qwen2 of one layer with random weights, two clients' adapters, forward, backward.
+Each step runs in a new process: a Qwen2 of one layer with random weights, two clients' adapters, forward, backward.
 Its memory is the growth of the process's peak (``ru_maxrss``) over that just before the step, after a step with 8
 targets: so neither libraries nor weights count, embeddings and head included. ``--whole`` computes all logits at once,
 as before chunks. Printed: MiB of each step and their ratio, and the seconds of the step (the best of three).
@@ -65,7 +65,7 @@ def work(vocabulary: int, targets: int, hidden: int, whole: bool) -> None:
 
 
 def measure(vocabulary: int, targets: int, hidden: int, whole: bool) -> dict[str, float]:
-    """{"mib", "seconds"} of a step in a process of its own."""
+    """{"mib", "seconds"} of a step in a new process."""
     options = ["--vocabularies", vocabulary, "--targets", targets, "--hidden", hidden, *(["--whole"] if whole else [])]
     command = [sys.executable, "-m", "benchmarks.systems.head_memory", "--work", *map(str, options)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -21,8 +21,8 @@ class PersonalConfig(Block, key="personal"):
     choose: Literal["level", "mixture"] = "mixture"
     """level gives each client the level with the lowest loss, mixture a weight for each."""
     prior: NonNegativeFloat = 20.0
-    """Target tokens that the choice of all clients of the department counts for in each one's; with more of its own a
-    client decides by itself."""
+    """How many target tokens the department's choice is worth in a client's choice; a client with more tokens of its
+    own decides by itself."""
     refit: bool = False
     """Train all levels again, selection records included, after these have chosen: it doubles the training."""
 

@@ -232,11 +232,11 @@ def entries_not_read(root: str | Path, department: str | None = None) -> list[Pa
         root: the folder, or ``bundled:departments``.
         department: look into this department's folder only.
     """
-    found: list[Path] = []
+    not_read: list[Path] = []
     for folder in department_folders(bundled.resolve(str(root))):
         if department not in (None, folder.name.removesuffix(SUFFIX)):
             continue
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__")) and p.suffix != ".md")
         others = [entry for entry in entries if client_files_at(entry, folder.name) is None]
-        found += [folder] if entries and others == entries else others
-    return found
+        not_read += [folder] if entries and others == entries else others
+    return not_read

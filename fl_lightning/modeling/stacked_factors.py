@@ -50,7 +50,7 @@ class StackedFactor:
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def of_client(self, matrix: torch.Tensor, index: int) -> list[torch.Tensor]:
-        """One client's row of such a matrix, as the factors of its own rank in each layer; detached CPU copies."""
+        """One client's row of such a matrix, cut into its factors at its rank in each layer; detached CPU copies."""
         layers = self.by_layer(matrix.detach()[index : index + 1].to("cpu", copy=True))
         return [
             layer[0].narrow(self._rank_dim, 0, rank).clone(memory_format=torch.contiguous_format)

@@ -56,8 +56,9 @@ def choose_levels(losses: Mapping[str, Array], prior_tokens: float, *, own: int 
         raise ValueError("losses: expected a selection record of one client at least, got none")
     for_own = np.zeros(together.shape[1])
     for_own[own] = OWN_TOKENS
-    of_department = max(prior_tokens, 1e-3) * fit_weights(together, for_own)  # some, for a client without records
-    mean = max(prior_tokens, 1e-3) * together.mean(axis=0)
+    tokens_of_department = max(prior_tokens, 1e-3)  # above 0, for a client without records
+    of_department = tokens_of_department * fit_weights(together, for_own)
+    mean = tokens_of_department * together.mean(axis=0)
     return {
         client: Choice(int((tokens.sum(axis=0) + mean).argmin()), fit_weights(tokens, of_department))
         for client, tokens in losses.items()

@@ -33,6 +33,7 @@ from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.state import FederationState
 from fl_lightning.runs.build import RunComponents
 from fl_lightning.runs.fit import open_run, run_fit
+from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import CONFIG, PERSONAL
 from fl_lightning.training.local_clients import LocalClients
@@ -82,22 +83,25 @@ def train_chain(
     if refit:
         data = {c: replace(client, train=[*client.train, *client.selection]) for c, client in data.items()}
     fingerprint = fingerprint_run(own_config, data, components.base_fingerprint)
-    finished = newest_checkpoint(folder) if is_begun else None
-    if finished is not None and finished[0].round_num == config.federation.rounds:
-        return finished[0]
+    chain_components = replace(components, data=data)
+    if is_begun:
+        state, _ = load_resume_state(chain_components, folder, fingerprint, config.federation.rounds)
+        if state is not None and state.round_num == config.federation.rounds:
+            return state
     log.info("training %s for %d rounds%s", WHAT[chain], config.federation.rounds, ", on all records" if refit else "")
     all_clients, clients.data = clients.data, data
     try:
-        with locked(folder) if is_begun else contextlib.nullcontext():
-            chain_components = replace(components, data=data)
-            with open_run(own_config, chain_components, fingerprint, folder if is_begun else None) as start:
-                run_fit(start, own_config, chain_components, clients, console=console, command="personalize")
+        with (
+            locked(folder) if is_begun else contextlib.nullcontext(),
+            open_run(own_config, chain_components, fingerprint, folder if is_begun else None) as start,
+        ):
+            run_fit(start, own_config, chain_components, clients, console=console, command="personalize")
     finally:
         clients.data = all_clients
-    trained = newest_checkpoint(folder)
-    if trained is None:
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
         raise InputError(f"{folder}: expected a checkpoint after the last round, got none; remove the folder")
-    return trained[0]
+    return checkpoint[0]
 
 
 def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:

@@ -17,7 +17,7 @@ from rich.table import Table
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.modeling.lora import export_lora_adapter
@@ -25,6 +25,7 @@ from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
 from fl_lightning.storage.run_folder import locked
@@ -34,7 +35,7 @@ from fl_lightning.training.local_clients import LocalClients
 KINDS = ("own", "level", "mixture", "adapter")
 """What a client can take: its own adapter, the best level, the mixture of all levels, and one adapter of it."""
 HURT = 0.02
-"""A client is hurt if what it takes has a loss that is higher by more than this than that of its own adapter."""
+"""A client is hurt if its loss is higher by more than this than with its own adapter."""
 
 
 def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -53,7 +54,8 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
         are mean nats for each target token; a client without held-out records has none.
 
     Raises:
-        InputError: if the run is not finished, or has no selection records.
+        InputError: if the run is not finished, has no selection records, or was trained with another config or base or
+            on other records than are there now.
         RunError: if the training of a level cannot go on.
     """
     config = load_run_config(run_folder)
@@ -63,24 +65,25 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
             "0; start one with --data.selection_fraction 0.2"
         )
     with locked(run_folder):
-        found = newest_checkpoint(run_folder)
-        if found is None or found[0].round_num < config.federation.rounds:
-            done = 0 if found is None else found[0].round_num
+        config = replace(config, fabric=config.fabric.alone())
+        components = build_components(config)
+        run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
+        state, _ = load_resume_state(components, run_folder, run_fingerprint, config.federation.rounds)
+        done = 0 if state is None else state.round_num
+        if state is None or done < config.federation.rounds:
             raise InputError(
                 f"{run_folder}: expected a finished run, got {done} of {config.federation.rounds} rounds; continue it "
                 f"with fl-lightning fit --resume {run_folder}"
             )
-        config.fabric = config.fabric.alone()
-        components = build_components(config)
         clients = LocalClients(
             components.fabric, components.module, components.data, config.training, config.training.clients_at_once
         )
         of_run = partial(adapters_by_level, run_folder, config, components, clients, console=console)
-        adapters = of_run(found[0])
+        adapters = of_run(state)
         choices = choose(config.personal, clients, adapters)
         if config.personal.refit:
-            state = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
-            adapters = of_run(state, refit=True)
+            refitted = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
+            adapters = of_run(refitted, refit=True)
         result = measure(config.personal, clients, adapters, choices)
         for client_id, levels in adapters.items():
             folder = run_folder / personal_adapter(client_id)
@@ -111,7 +114,7 @@ def adapters_by_level(
         console: for progress bars; None is standard error.
     """
     train = partial(train_chain, refit=refit, console=console)
-    own = train("own", run_folder, config, components, clients).personal
+    own_adapters = train("own", run_folder, config, components, clients).personal
     levels = config.personal.levels
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.adapter(name) for name in state.departments}
@@ -119,7 +122,7 @@ def adapters_by_level(
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
-            "own": dict(own[client_id]),
+            "own": dict(own_adapters[client_id]),
             "department": departments[client.department],
             "cluster": clusters[client.department],
             "root": None if root is None else root.adapter(ROOT),

@@ -90,7 +90,7 @@ class RowEvaluation:
             for row_examples in batch_rows([examples] * len(states), self._row_tokens):
                 for row in self._module.parts(pack(row_examples)):
                     self._cohort.set_segments(row.client_tokens, lengths=row.lengths)
-                    # Each target as a client of its own: the sums of the clients are the losses of the targets.
+                    # Each target counts as a separate client, so the sums of the clients are the targets' losses.
                     targets = len(row.targets)
                     single = replace(row, owners=torch.arange(targets), client_targets=(1,) * targets)
                     losses = self._forward(single.to(self._device)).loss.double().cpu()

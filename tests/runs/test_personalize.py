@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from shared_folder import make_once
 from fl_lightning.cli import main
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
-from fl_lightning.runs.chains import as_one_department
+from fl_lightning.runs.build import build_components, load_run_config
+from fl_lightning.runs.chains import as_one_department, train_chain
 from fl_lightning.runs.personalize import personalize
 from fl_lightning.storage.run_adapters import client_adapters
+from fl_lightning.training.local_clients import LocalClients
 
 pytestmark = pytest.mark.xdist_group("personalize")
 
@@ -84,7 +87,6 @@ def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, re
     from torch.nn.functional import cross_entropy
 
     from fl_lightning import ModelConfig, load_base_model
-    from fl_lightning.runs.build import build_components, load_run_config
 
     base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
     client = build_components(load_run_config(run_folder)).data["hr/client_0"]
@@ -124,6 +126,24 @@ def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_
 def test_a_run_without_selection_records_is_refused(finished):
     with pytest.raises(InputError, match="expected a run with selection records.*start one with"):
         personalize(finished)
+
+
+def test_a_run_of_other_rates_or_records_than_it_was_trained_with_is_refused(run_folder, result, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "version_0")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("learning_rate: 0.005\n", "learning_rate: 0.05\n"))
+    with pytest.raises(
+        InputError, match="training.learning_rate: expected 0.005, with which the run started, got 0.05"
+    ):
+        personalize(folder)
+
+
+def test_own_adapters_of_another_seed_are_refused(run_folder, result):
+    config = load_run_config(run_folder)
+    components = build_components(config)
+    clients = LocalClients(components.fabric, components.module, components.data, config.training)
+    with pytest.raises(InputError, match="seed: expected .*, with which the run started, got 99"):
+        train_chain("own", run_folder, replace(config, seed=99), components, clients)
 
 
 def test_an_unfinished_run_is_refused(fit, tmp_path):
