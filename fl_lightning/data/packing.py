@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 
 from fl_lightning.data.tokenization import Example
+from fl_lightning.data.transfer import to_device
+
+TENSORS = ("input_ids", "position_ids", "keep", "targets", "owners", "starts")
+"""Names of a batch's tensors."""
 
 
 @dataclass  # not frozen: Fabric copies batches field by field under mixed precision
@@ -25,6 +30,7 @@ class PackedBatch:
         keep: positions whose next token is supervised, shape (S,).
         targets: those next tokens, shape (S,).
         owners: client index in 0 … K − 1 of each target, shape (S,).
+        starts: the first token of each sequence, then T; int32.
         lengths: tokens of each sequence, in row order.
         client_tokens: tokens of each client, in row order; a client without sequences has 0.
         client_targets: targets of each client.
@@ -35,6 +41,7 @@ class PackedBatch:
     keep: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
+    starts: torch.Tensor
     lengths: tuple[int, ...]
     client_tokens: tuple[int, ...]
     client_targets: tuple[int, ...]
@@ -46,8 +53,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The batch on another device."""
-        names = ("input_ids", "position_ids", "keep", "targets", "owners")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        moved: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in TENSORS}
+        return replace(self, **moved)
 
     def split(self) -> list[PackedBatch]:
         """The batch as batches of one sequence each, of the same K clients."""
@@ -68,6 +75,7 @@ class PackedBatch:
                     self.keep[chosen] - start,
                     self.targets[chosen],
                     self.owners[chosen],
+                    torch.tensor([0, stop - start], dtype=torch.int32),
                     (stop - start,),
                     tuple(tokens),
                     tuple(counts),
@@ -117,15 +125,17 @@ def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
     ids = torch.cat([e.ids for e in examples])
     predicted = torch.cat([e.supervised for e in examples]).nonzero().squeeze(1)
     lengths = torch.tensor([len(e) for e in examples])
+    ends = lengths.cumsum(0)
     client_tokens = [sum(map(len, client)) for client in clients]
     token_owners = torch.arange(len(clients)).repeat_interleave(torch.tensor(client_tokens))
     owners = token_owners.index_select(0, predicted)
     return PackedBatch(
         input_ids=ids[None],
-        position_ids=(torch.arange(len(ids)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths))[None],
+        position_ids=(torch.arange(len(ids)) - (ends - lengths).repeat_interleave(lengths))[None],
         keep=predicted - 1,
         targets=ids.index_select(0, predicted),
         owners=owners,
+        starts=torch.nn.functional.pad(ends, (1, 0)).int(),
         lengths=tuple(lengths.tolist()),
         client_tokens=tuple(client_tokens),
         client_targets=tuple(owners.bincount(minlength=len(clients)).tolist()),

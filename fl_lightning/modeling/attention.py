@@ -221,12 +221,12 @@ def restore_attention(model: Any) -> None:
         model.set_attn_implementation(ORIGINAL)
 
 
-def packed_kwargs(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+def packed_kwargs(layout: PackedLayout) -> dict[str, Any]:
     """Keyword arguments for running a switched transformers model on a packed row.
 
     transformers passes a four-dimensional mask on unchanged, so a placeholder avoids a T × T mask.
     """
     return {
-        "packed_layout": PackedLayout.from_lengths(lengths, device),
-        "attention_mask": torch.empty(PLACEHOLDER_SHAPE, device=device),
+        "packed_layout": layout,
+        "attention_mask": torch.empty(PLACEHOLDER_SHAPE, device=layout.starts.device),
     }

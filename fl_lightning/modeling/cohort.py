@@ -161,15 +161,15 @@ class LoraCohort:
         for g in grads:
             g.mul_(factor[:, None])
 
-    def set_segments(
+    def row(
         self,
         segments: Sequence[int],
         streams: Sequence[np.random.Philox] | None = None,
         lengths: Sequence[int] = (),
-    ) -> None:
-        """Set the clients' segments of the next row: `segments[k]` tokens of client k, in order.
+    ) -> CohortRow:
+        """A row with `segments[k]` tokens of client k, in order, for `set_row`.
 
-        Call it in the precision of the forward pass, which it saves casts of the factors in every layer.
+        It depends on no parameter, so it can be made ahead.
 
         Args:
             segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
@@ -184,13 +184,26 @@ class LoraCohort:
             raise ValueError(f"expected one segment and one stream for each of the {self.size} clients, got {counts}")
         iterator = iter(segments)
         runs = [sum(itertools.islice(iterator, run)) for run in self._runs]
-        self._row = CohortRow(
+        return CohortRow(
             Segments.from_sizes(segments, self._device),
             Segments.from_sizes(runs, self._device),
             tuple(lengths),
             None if streams is None else token_keys(streams, segments, self._device),
         )
+
+    def set_row(self, row: CohortRow) -> None:
+        """Set the next row. Call it in the precision of the forward pass: it saves casts in every layer."""
+        self._row = row
         self._scale_factors()
+
+    def set_segments(
+        self,
+        segments: Sequence[int],
+        streams: Sequence[np.random.Philox] | None = None,
+        lengths: Sequence[int] = (),
+    ) -> None:
+        """`set_row` of a new `row`."""
+        self.set_row(self.row(segments, streams, lengths))
 
     def set_single_client(self) -> None:
         """Give all rows of the next inputs, of any shape, to the only client, without dropout; for generation.
@@ -200,8 +213,7 @@ class LoraCohort:
         """
         if self.size != 1:
             raise ValueError(f"expected a cohort of one client, got {self.size}")
-        self._row = CohortRow(None)
-        self._scale_factors()
+        self.set_row(CohortRow(None))
 
     def _scale_factors(self) -> None:
         """Set every layer's factors for the next row: all layers are scaled and cast in one operation."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fl_lightning.data.packing import token_positions
+from fl_lightning.data.transfer import to_device
 from fl_lightning.modeling.dropout import Keys
 from fl_lightning.modeling.low_rank_product import Segments
 
@@ -37,4 +38,4 @@ class CohortRow:
     def positions(self) -> torch.Tensor:
         """Positions of the tokens if the sequences are padded on the right."""
         assert self.clients is not None
-        return token_positions(self.lengths).to(self.clients.ends.device, non_blocking=True)
+        return to_device(token_positions(self.lengths), self.clients.ends.device)

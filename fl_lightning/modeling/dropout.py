@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fl_lightning.data.transfer import to_device
 from fl_lightning.seeding import derive_seed
 
 SHIFTS = (30, 27, 31)
@@ -100,4 +101,4 @@ def mix_tensor(words: torch.Tensor) -> torch.Tensor:
 def _on_device(words: npt.NDArray[np.uint64], device: torch.device | str) -> Keys:
     if torch.device(device).type == "cpu":
         return words
-    return torch.from_numpy(words.view(np.int64)).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(words.view(np.int64)), device)

@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional
 from torch.nn.functional import linear
 
+from fl_lightning.data.transfer import to_device
+
 grouped_mm: Any = getattr(functional, "grouped_mm", None)
 """None before torch 2.10."""
 
@@ -47,7 +49,7 @@ class Segments:
             [2, 2, 5]
         """
         ends = torch.tensor(list(accumulate(sizes)), dtype=torch.int32)
-        return cls(tuple(sizes), ends.to(device, non_blocking=True))
+        return cls(tuple(sizes), to_device(ends, device))
 
 
 def low_rank_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, segments: Segments | None) -> torch.Tensor:

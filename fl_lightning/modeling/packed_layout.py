@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fl_lightning.data.transfer import to_device
+
 MIN_LENGTH_RATIO = 0.8
 """Sequences share a call if the shortest has at least this share of the tokens of the longest."""
 LENGTH_SLACK = 8
@@ -55,8 +57,8 @@ class LengthGroups:
         flat, mask = torch.cat(parts), torch.cat(real)
         inverse = torch.empty(starts[-1], dtype=torch.long)
         inverse[flat[mask]] = mask.nonzero().squeeze(1)
-        padded = None if bool(mask.all()) else mask[:, None, None].to(device, non_blocking=True)
-        index, inverse = (positions.to(device, non_blocking=True) for positions in (flat, inverse))
+        padded = None if bool(mask.all()) else to_device(mask[:, None, None], device)
+        index, inverse = (to_device(positions, device) for positions in (flat, inverse))
         return cls(tuple((len(group), lengths[group[0]]) for group in members), index, inverse, padded)
 
 
@@ -76,7 +78,7 @@ class PackedLayout:
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
         """The layout of sequences of these lengths, in row order."""
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(lengths), starts.to(device, non_blocking=True))
+        return cls(tuple(lengths), to_device(starts, device))
 
     @functools.cached_property
     def longest(self) -> int:

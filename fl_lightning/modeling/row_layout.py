@@ -17,9 +17,11 @@ import torch
 
 from fl_lightning.data.packing import PackedBatch, real_tokens, token_positions
 from fl_lightning.data.tokenization import Example
+from fl_lightning.data.transfer import to_device
 from fl_lightning.modeling.attention import packed_kwargs
 from fl_lightning.modeling.head_loss import TargetLosses, target_losses
 from fl_lightning.modeling.limits import max_positions
+from fl_lightning.modeling.packed_layout import PackedLayout
 from fl_lightning.modeling.supervised_positions import last_mlp_on
 
 RowLayout = Literal["packed", "padded", "single"]
@@ -48,7 +50,7 @@ def layout_losses(
     """
     if layout != "packed":
         return _padded_losses(model, base, batch, chunk_logits)
-    kwargs = packed_kwargs(batch.lengths, batch.input_ids.device)
+    kwargs = packed_kwargs(PackedLayout(batch.lengths, batch.starts))
 
     def run() -> torch.Tensor:
         with last_mlp_on(base, batch.keep):
@@ -66,9 +68,9 @@ def layout_losses(
 
 def _padded_losses(model: Any, base: Any, batch: PackedBatch, chunk_logits: int | None) -> TargetLosses:
     device, real = batch.input_ids.device, real_tokens(batch.lengths)
-    index = token_positions(batch.lengths).to(device, non_blocking=True)
+    index = to_device(token_positions(batch.lengths), device)
     ids = batch.input_ids.new_zeros(real.numel()).index_copy(0, index, batch.input_ids[0]).view(real.shape)
-    mask = {} if len(real) == 1 else {"attention_mask": real.long().to(device, non_blocking=True)}
+    mask = {} if len(real) == 1 else {"attention_mask": to_device(real.long(), device)}
     keep = index.index_select(0, batch.keep)
 
     def run() -> torch.Tensor:

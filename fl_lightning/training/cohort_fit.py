@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 
 from fl_lightning.config import TrainingConfig
-from fl_lightning.data.packing import epoch_order, pack
+from fl_lightning.data.packing import epoch_order
 from fl_lightning.data.tokenization import Example
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, OnStep
 from fl_lightning.modeling.activation_checkpointing import recompute_layers
@@ -28,6 +27,7 @@ from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
 from fl_lightning.training.data_parallel import DataParallelShard
 from fl_lightning.training.memory import MemoryLimit
+from fl_lightning.training.step_rows import RowMaker, StepRows
 
 
 class CohortFit:
@@ -133,17 +133,16 @@ class CohortFit:
         states: list[LoraState] = [{} for _ in tasks]
         losses: list[torch.Tensor] = []
         steps = max(map(len, plans))
+        maker = RowMaker(self._cohort, streams, device, self._module.parts, self._shard)
         self._module.eval()  # the base's own dropout stays off; the cohort draws that of the adapters for each client
         with self._attached():
-            for step in range(steps):
-                windows = [plan[step] if step < len(plan) else [] for plan in plans]
-                losses.append(self._step(windows, optimizer, streams, starts))
+            for step, rows in enumerate(maker.steps(plans)):
+                losses.append(self._step(rows, optimizer, starts))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
                 if on_step is not None:
-                    tokens = sum(len(e) for window in windows for batch in window for e in batch)
-                    on_step([task.client_id for task in tasks], (step + 1) / steps, tokens)
+                    on_step([task.client_id for task in tasks], (step + 1) / steps, rows.num_tokens)
         by_client = torch.stack(losses, dim=1).tolist()  # once: every read of a GPU's numbers waits for the GPU
         return states, [values[: len(plan)] for values, plan in zip(by_client, plans, strict=True)]
 
@@ -156,43 +155,25 @@ class CohortFit:
                 stack.enter_context(recompute_layers(self._module.model.get_base_model()))
             yield
 
-    def _step(
-        self,
-        windows: list[list[list[Example]]],
-        optimizer: torch.optim.Optimizer,
-        streams: list[np.random.Philox],
-        starts: list[torch.Tensor],
-    ) -> torch.Tensor:
+    def _step(self, step: StepRows, optimizer: torch.optim.Optimizer, starts: list[torch.Tensor]) -> torch.Tensor:
         """One optimizer step.
 
         Args:
-            windows: the micro-batches of each client; empty for a client that is finished.
+            step: what it trains on.
             optimizer: of the cohort's parameters.
-            streams: for the dropout of each client.
             starts: the parameters when the fit began; needed by the proximal term only.
 
         Returns:
             The mean loss over each client's targets, shape (K,).
         """
-        device = self._fabric.device
-        # Every target counts the same: micro-batches of other sizes or answer lengths give the gradient of one batch.
-        targets = [max(1, sum(e.num_targets for batch in window for e in batch)) for window in windows]
-        num_targets = torch.tensor(targets).to(device, non_blocking=True)
-        total = torch.zeros(len(windows), device=device)
-        for index in range(max(map(len, windows))):
-            batches = [window[index] if index < len(window) else [] for window in windows]
-            local = batches if self._shard is None else self._shard.local_batch(batches)
-            weight = 1.0
-            if self._shard is not None and self._shard.shards_base_model and not any(local):
-                local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
-            for part in self._module.parts(pack(local)) if any(local) else ():
-                row = part.to(device)
-                with self._fabric.autocast():
-                    self._cohort.set_segments(row.client_tokens, streams, row.lengths)
-                losses = weight * self._forward(row).loss / num_targets
-                self._memory.check()  # most of a step's memory is in use now
-                self._fabric.backward(losses.sum())
-                total += losses.detach()
+        total = torch.zeros(len(step.num_targets), device=self._fabric.device)
+        for row in step.rows:
+            with self._fabric.autocast():
+                self._cohort.set_row(row.places)
+            losses = row.weight * self._forward(row.batch).loss / step.num_targets
+            self._memory.check()  # most of a step's memory is in use now
+            self._fabric.backward(losses.sum())
+            total += losses.detach()
         if self._shard is not None:
             total = self._shard.all_reduce_sum(total, self._cohort.parameters())
         # fp16: clip the true gradients, not the scaled ones; the scaler knows the inner optimizer only.

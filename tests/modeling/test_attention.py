@@ -20,6 +20,7 @@ from fl_lightning.modeling.attention import (
     use_packed_attention,
 )
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
+from fl_lightning.modeling.packed_layout import PackedLayout
 from fl_lightning.module import LoraClientModule
 
 TARGETS = {
@@ -34,7 +35,7 @@ TARGETS = {
 
 def attend(query, key, value, lengths, **arguments):
     """`packed_attention` on a row of sequences of the lengths given."""
-    packed = packed_kwargs(lengths, torch.device("cpu"))
+    packed = packed_kwargs(PackedLayout.from_lengths(lengths, torch.device("cpu")))
     output, weights = packed_attention(torch.nn.Identity(), query, key, value, **packed, **arguments)
     assert weights is None
     return output
@@ -199,7 +200,10 @@ def test_an_argument_that_is_not_known_is_refused(arguments, reason):
 
 def test_a_mask_that_the_model_made_itself_is_refused():
     query, key, value = torch.zeros(3, 1, 2, 4, 4)
-    arguments = {**packed_kwargs((4,), torch.device("cpu")), "attention_mask": torch.zeros(1, 1, 4, 4)}
+    arguments = {
+        **packed_kwargs(PackedLayout.from_lengths((4,), torch.device("cpu"))),
+        "attention_mask": torch.zeros(1, 1, 4, 4),
+    }
     with pytest.raises(UnsupportedAttention, match="mask"):
         packed_attention(torch.nn.Identity(), query, key, value, **arguments)
 
@@ -207,7 +211,7 @@ def test_a_mask_that_the_model_made_itself_is_refused():
 def test_a_window_that_the_config_does_not_name_is_refused(micro_model):
     module = micro_model("qwen").model.layers[0].self_attn
     query, key, value = torch.zeros(3, 1, 2, 4, 4)
-    packed = packed_kwargs((4,), torch.device("cpu"))
+    packed = packed_kwargs(PackedLayout.from_lengths((4,), torch.device("cpu")))
     packed_attention(module, query, key, value, **packed)
     with pytest.raises(UnsupportedAttention, match="last 3 tokens, its config says None"):
         packed_attention(module, query, key, value, **packed, sliding_window=3)
@@ -305,7 +309,7 @@ def test_flash_attention_on_this_gpu_gives_what_the_groups_give(monkeypatch, win
     key, value = torch.randn(2, 1, 2, sum(lengths), 64, device=device, dtype=torch.bfloat16)
     if not attention.can_use_varlen_attention(query, 0.0, window):
         pytest.skip("this GPU or this torch has no Flash Attention for sequences of any length")
-    arguments = packed_kwargs(lengths, device)
+    arguments = packed_kwargs(PackedLayout.from_lengths(lengths, device))
     flash = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]
     monkeypatch.setattr(attention, "can_use_varlen_attention", lambda query, dropout, window: False)
     grouped = packed_attention(torch.nn.Identity(), query, key, value, **arguments, sliding_window=window)[0]

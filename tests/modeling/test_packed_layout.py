@@ -5,7 +5,7 @@ import torch
 
 from fl_lightning.modeling import packed_layout
 from fl_lightning.modeling.attention import packed_kwargs, use_packed_attention
-from fl_lightning.modeling.packed_layout import LengthGroups, group_by_length, ungroup
+from fl_lightning.modeling.packed_layout import LengthGroups, PackedLayout, group_by_length, ungroup
 
 LENGTHS = (70, 1, 33, 64, 2)
 
@@ -51,6 +51,7 @@ def test_layout_is_made_once_for_all_layers(micro_qwen, monkeypatch):
     monkeypatch.setattr(packed_layout.LengthGroups, "from_lengths", lambda *args: calls.append(args) or make(*args))
     use_packed_attention(micro_qwen)
     ids = torch.arange(12)[None]
-    micro_qwen(input_ids=ids, position_ids=ids, use_cache=False, **packed_kwargs((5, 7), torch.device("cpu")))
+    layout = PackedLayout.from_lengths((5, 7), torch.device("cpu"))
+    micro_qwen(input_ids=ids, position_ids=ids, use_cache=False, **packed_kwargs(layout))
     assert micro_qwen.config.num_hidden_layers > 1
     assert len(calls) == 1

@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from fl_lightning.data.packing import pack
 from fl_lightning.errors import InputError
-from fl_lightning.modeling import attention
+from fl_lightning.modeling import attention, row_layout
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.lora import create_lora_model, load_lora_state
+from fl_lightning.modeling.packed_layout import PackedLayout
 from fl_lightning.module import LoraClientModule
 
 TARGETS = {"gpt2": ["c_attn"], "bloom": ["query_key_value"], "mamba": ["in_proj"]}
@@ -135,9 +136,9 @@ def test_the_check_compares_with_the_attention_that_transformers_gave(micro_mode
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_notices_sequences_that_see_each_other(micro_model, monkeypatch, dtype):
     module = LoraClientModule(adapted(micro_model("qwen"), "qwen")).to(dtype)
-    from_lengths = attention.PackedLayout.from_lengths
-    mixed = lambda lengths, device: from_lengths([sum(lengths)], device)  # noqa: E731
-    monkeypatch.setattr(attention.PackedLayout, "from_lengths", mixed)
+    packed_kwargs = row_layout.packed_kwargs
+    mixed = lambda layout: packed_kwargs(PackedLayout.from_lengths([sum(layout.lengths)], layout.starts.device))  # noqa: E731
+    monkeypatch.setattr(row_layout, "packed_kwargs", mixed)
     module.choose_layout()
     assert module.layout == "padded"
 

@@ -19,6 +19,7 @@ from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.training.cohort_fit import CohortFit
 from fl_lightning.training.memory import MemoryLimit
+from fl_lightning.training.step_rows import RowMaker
 
 META = torch.device("meta")
 
@@ -54,9 +55,10 @@ def test_no_part_of_a_step_reads_the_device(fit, make_examples, monkeypatch, gro
     windows = [[make_examples(2, seed=0), make_examples(1, seed=1)], [], [make_examples(3, seed=2)]]
     starts = [p.detach().clone() for p in fitting._cohort.parameters()]
     streams = [dropout_stream(seed) for seed in range(3)]
+    maker = RowMaker(fitting._cohort, streams, META, fitting._module.parts)
     with fitting._attached():
-        for _ in range(2):
-            losses = fitting._step(windows, optimizer, streams, starts)
+        for step in maker.steps(list(zip(windows, windows, strict=True))):
+            losses = fitting._step(step, optimizer, starts)
     assert losses.device == META
 
 
