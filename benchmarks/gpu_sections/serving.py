@@ -43,7 +43,7 @@ def decode(bench: Bench, loaded: Loaded, rows: int, tokens: int) -> None:
         greedy = [Sampler(Sampling(temperature=0)) for _ in range(rows)]
         prompt = list(range(5, 5 + PROMPT))
         decoder.add([Answer(prompt, adapters[i % ADAPTERS], tokens, greedy[i]) for i in range(rows)])
-        while decoder.rows:
+        while decoder.answers:
             decoder.step()
 
 

@@ -24,14 +24,14 @@ def run(argv: list[str]) -> int:
     setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.chat import Conversation, talk
-    from fl_lightning.storage.run_adapters import all_adapters
+    from fl_lightning.storage.run_adapters import all_models
 
     silence_libraries()
-    folders = all_adapters(folder)
+    sources = all_models(folder, args.model)
     conversation = Conversation(
         parse_config(["--config", str(folder / CONFIG)]),
-        folders,
-        args.model or next(iter(folders)),
+        sources,
+        args.model or next(iter(sources)),
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=args.seed,
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("chat", DESCRIPTION)
     parser.takes_run()
-    parser.add_argument("--model", metavar="NAME", help="hr, hr/client_0, base (the first department)")
+    parser.add_argument("--model", metavar="NAME", help="hr, hr/client_0, hr/client_0+, base (the first department)")
     help_ = "limit of an answer (256)"
     parser.add_argument("--max-new-tokens", type=at_least(1), default=256, metavar="N", help=help_)
     help_ = "0 always takes the most likely token (default); up to 2"

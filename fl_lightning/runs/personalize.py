@@ -25,9 +25,11 @@ from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.level_adapters import export_level_adapters
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
+from fl_lightning.storage.run_adapters import NEGLIGIBLE_WEIGHT
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
@@ -49,9 +51,10 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
 
     Returns:
         What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
-        ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level and the ``weights``; the ``mean`` over
-        clients of these losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses
-        are mean nats for each target token; a client without held-out records has none.
+        ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights``, and the folders of the
+        ``adapters`` of its levels; the ``mean`` over clients of these losses; ``hurt``, the share of clients that lose
+        by what `personal.choose` gives them. Losses are mean nats for each target token; a client without held-out
+        records has none.
 
     Raises:
         InputError: if the run is not finished, has no selection records, or was trained with another config or base or
@@ -83,11 +86,14 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
         choices = choose(config.personal, clients, adapters)
         if config.personal.refit:
             refitted = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
-            adapters = of_run(refitted, refit=True)
+            state, adapters = refitted, of_run(refitted, refit=True)
         result = measure(config.personal, clients, adapters, choices)
         for client_id, levels in adapters.items():
             folder = run_folder / personal_adapter(client_id)
             export_lora_adapter(components.module.model, folder, one_adapter(levels, choices[client_id]))
+        folders = export_level_adapters(components.module.model, run_folder, adapters, state.cluster_assignments)
+        for client_id, values in result["clients"].items():
+            values["adapters"] = folders[client_id]
         write_json(run_folder / PERSONAL_EVALUATION, result)
     return result
 
@@ -245,7 +251,9 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     for column in ("chosen", "weights"):
         table.add_column(column, overflow="fold")
     for client_id, values in result["clients"].items():
-        weights = ", ".join(f"{level} {weight:.0%}" for level, weight in values["weights"].items() if weight >= 0.005)
+        weights = ", ".join(
+            f"{level} {weight:.0%}" for level, weight in values["weights"].items() if weight >= NEGLIGIBLE_WEIGHT
+        )
         table.add_row(client_id, *_cells(values), values["chosen"], weights)
     table.add_row("mean", *_cells(result["mean"]), "", "")
     console = console or Console()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from rich.console import Console
 
@@ -14,28 +13,27 @@ from fl_lightning.data.records import Turn
 from fl_lightning.data.tokenization import encode_prompt
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.modeling.base_model import context_length
-from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
 from fl_lightning.modeling.generation.decoding import Answer
 from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling
 from fl_lightning.seeding import derive_seed
 from fl_lightning.serving.detokenizer import TextStream
-from fl_lightning.serving.engine import load_answering
-from fl_lightning.storage.run_adapters import BASE
+from fl_lightning.serving.engine import BASE_MODEL, load_answering, read_model
+from fl_lightning.storage.run_adapters import BASE, ModelSource
 
 
 class Conversation:
-    """The messages so far, and the adapter that answers.
+    """The messages so far, and the model that answers.
 
     Args:
         config: the config of the run.
-        folders: {model name: folder of its adapter}; the base model is always available.
-        model: the adapter that answers first.
+        sources: {model name: where its adapters are}; the base model is always available.
+        model: name of the model that answers first.
         max_new_tokens: limit of an answer.
         temperature: 0 always takes the most likely token.
         seed: seed of the sampling.
 
     Attributes:
-        model: the adapter that answers.
+        model: name of the model that answers.
         turns: the messages so far.
 
     Raises:
@@ -45,14 +43,14 @@ class Conversation:
     def __init__(
         self,
         config: RunConfig,
-        folders: Mapping[str, Path],
+        sources: Mapping[str, ModelSource],
         model: str,
         *,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self._folders, self._max_new_tokens = folders, max_new_tokens
+        self._sources, self._max_new_tokens = sources, max_new_tokens
         self._temperature, self._seed = temperature, seed
         self._check(model)
         self._context = context_length(config.model)
@@ -61,13 +59,14 @@ class Conversation:
         self.switch(model)
 
     def switch(self, model: str) -> None:
-        """Switch to another adapter.
+        """Switch to another model.
 
         Raises:
             InputError: unknown model.
         """
         self._check(model)
-        self._adapter = BankedAdapter({}) if model == BASE else self._answering.read(self._folders[model])
+        read = self._answering.read
+        self._model = BASE_MODEL if model == BASE else read_model(self._sources[model], read)
         self.model = model
 
     def say(self, text: str) -> Iterator[str]:
@@ -87,7 +86,7 @@ class Conversation:
         if room < 1:
             raise InputError(f"expected fewer than {self._context} tokens, got {len(prompt)}; /clear forgets them")
         seed = derive_seed(self._seed, "chat", len(turns))
-        answer = Answer(prompt, self._adapter, room, Sampler(Sampling(self._temperature, seed=seed)))
+        answer = Answer(prompt, self._model, room, Sampler(Sampling(self._temperature, seed=seed)))
         decoder, stream, sent, said = self._answering.decoder(), TextStream(self._answering.tokenizer), 0, ""
         with self._answering.bank.attached():
             decoder.add([answer])
@@ -101,7 +100,7 @@ class Conversation:
         self.turns = [*turns, Turn("assistant", said)]
 
     def _check(self, model: str) -> None:
-        known = [*self._folders, BASE]
+        known = [*self._sources, BASE]
         if model not in known:
             raise InputError(
                 f"model {model!r}: not in this run{nearest(model, known)}; expected one of {', '.join(known)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,17 @@ from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
+from fl_lightning.modeling.generation.adapter_mixture import AdapterMixture, ServedModel
 from fl_lightning.modeling.generation.decoding import Decoder
 from fl_lightning.modeling.limits import is_recurrent
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
 from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.state import LoraState
+from fl_lightning.storage.run_adapters import ModelSource
 from fl_lightning.training.device import make_fabric
+
+BASE_MODEL = BankedAdapter({}, "fp_base")
+"""The base model, beside adapters."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,26 @@ class Answering:
     def decoder(self) -> Decoder:
         """A new decoder without rows."""
         return Decoder(self.model, self.bank, self.ends)
+
+
+def read_model(source: ModelSource, read: Callable[[Path], BankedAdapter]) -> ServedModel:
+    """The adapter in a folder, or a mixture of those in several; of a mixture with one adapter, that adapter.
+
+    Args:
+        source: where they are.
+        read: reads one adapter, see `Answering.read`.
+
+    Raises:
+        InputError: one cannot be read, or does not fit the model.
+    """
+    if isinstance(source, Path):
+        return read(source)
+    adapters = tuple(BASE_MODEL if folder is None else read(folder) for folder in source.folders)
+    if len(adapters) == 1:
+        return adapters[0]
+    parts = [f"{w!r} {adapter.fingerprint}" for w, adapter in zip(source.weights, adapters, strict=True)]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    return AdapterMixture(adapters, source.weights, f"fp_{digest.hexdigest()[:12]}")
 
 
 def load_answering(config: RunConfig) -> Answering:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from fl_lightning.modeling.generation.token_sampling import Sampling
+from fl_lightning.storage.run_adapters import ModelSource
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class GenerateRequest:
 
     Attributes:
         uid: id of the answer.
-        model: name of the adapter.
+        model: name of the model.
         prompt: token ids.
         max_new_tokens: the limit for the answer.
         sampling: how tokens are drawn.
@@ -39,13 +39,13 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Load:
-    """New or changed adapters to load. Running answers keep the adapter that they started with.
+    """New or changed models to load. Running answers keep the adapters that they started with.
 
     Attributes:
-        folders: {model name: folder}.
+        sources: {model name: where its adapters are}.
     """
 
-    folders: Mapping[str, Path]
+    sources: Mapping[str, ModelSource]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TokenChunk:
     Attributes:
         tokens: those produced since the last chunk.
         finish: ``stop`` or ``length`` in the last chunk.
-        fingerprint: of the adapter that answers.
+        fingerprint: of the adapter or mixture that answers.
         error: the reason why there is no answer.
     """
 

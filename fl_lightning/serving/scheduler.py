@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
+from fl_lightning.modeling.generation.adapter_mixture import ServedModel
 from fl_lightning.modeling.generation.decoding import Answer
 from fl_lightning.modeling.generation.token_sampling import Sampler
 from fl_lightning.serving.engine import Answering
@@ -37,15 +37,16 @@ class BatchScheduler:
 
     Args:
         answering: the model and its adapters.
-        models: {model name: adapter}; read for every prompt, so it may change.
-        max_batch: answers decoded at once.
+        models: {model name: adapter or mixture}; read for every prompt, so it may change.
+        max_batch: rows decoded at once; an answer has one, of a mixture one for each adapter. An answer with more rows
+            is decoded alone.
         send: takes (consumer, uid, chunk).
     """
 
     def __init__(
         self,
         answering: Answering,
-        models: Mapping[str, BankedAdapter],
+        models: Mapping[str, ServedModel],
         max_batch: int,
         send: Callable[[int, str, TokenChunk], None],
     ) -> None:
@@ -79,20 +80,24 @@ class BatchScheduler:
             if pending := self._running.pop(message.uid, None):
                 self._decoder.drop([pending.answer])
             return
-        adapter = self._models.get(message.model)
-        if adapter is None:
+        model = self._models.get(message.model)
+        if model is None:
             self._send(consumer, message.uid, TokenChunk(error=f"model {message.model} could not be loaded"))
             return
-        answer = Answer(message.prompt, adapter, message.max_new_tokens, Sampler(message.sampling))
+        answer = Answer(message.prompt, model, message.max_new_tokens, Sampler(message.sampling))
         self._waiting[message.uid] = PendingGeneration(message, consumer, answer)
 
     def _advance(self) -> None:
         """One token for every running answer; then waiting prompts join if there is room, with their first token."""
         stepped = self._decoder.step()
         joining = []
-        while self._waiting and len(self._running) < self._max_batch:
-            uid, pending = self._waiting.popitem(last=False)
-            self._running[uid] = pending
+        num_rows = sum(len(pending.answer.rows) for pending in self._running.values())
+        while self._waiting:
+            uid, pending = next(iter(self._waiting.items()))
+            num_rows += len(pending.answer.rows)
+            if num_rows > self._max_batch and self._running:
+                break
+            self._running[uid] = self._waiting.pop(uid)
             joining.append(pending.answer)
         if joining:
             self._decoder.add(joining)
@@ -106,7 +111,7 @@ class BatchScheduler:
             due = pending.ask.stream and now - pending.when >= MIN_CHUNK_SECONDS and len(answer.tokens) > pending.sent
             if answer.finish is None and not due:
                 continue
-            chunk = TokenChunk(tuple(answer.tokens[pending.sent :]), answer.finish, answer.adapter.fingerprint)
+            chunk = TokenChunk(tuple(answer.tokens[pending.sent :]), answer.finish, answer.model.fingerprint)
             pending.sent, pending.when = len(answer.tokens), now
             if answer.finish is not None:
                 del self._running[uid]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -9,7 +10,6 @@ import queue
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litserve import LitAPI
@@ -21,10 +21,10 @@ from fl_lightning.config import RunConfig
 from fl_lightning.console import setup_logging
 from fl_lightning.errors import InputError
 from fl_lightning.serving.messages import Cancel, GenerateRequest, Load, TokenChunk
-from fl_lightning.storage.run_adapters import BASE
+from fl_lightning.storage.run_adapters import BASE, ModelSource
 
 if TYPE_CHECKING:
-    from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
+    from fl_lightning.modeling.generation.adapter_mixture import ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ChatAPI(LitAPI):
 
     Args:
         config: the config of the run.
-        folders: {model name: folder} of the adapters.
+        sources: {model name: where its adapters are}.
         max_batch: answers decoded at once.
         spec: the HTTP endpoints.
 
@@ -42,37 +42,39 @@ class ChatAPI(LitAPI):
         refusals: why the worker process could not load the model, for the process that started it.
     """
 
-    def __init__(self, config: RunConfig, folders: Mapping[str, Path], max_batch: int, spec: LitSpec) -> None:
+    def __init__(self, config: RunConfig, sources: Mapping[str, ModelSource], max_batch: int, spec: LitSpec) -> None:
         super().__init__(max_batch_size=max_batch, stream=True, spec=spec, loop=ChatLoop())
-        self._config, self._folders = config, dict(folders)
+        self._config, self._sources = config, dict(sources)
         self.refusals = multiprocessing.get_context("spawn").SimpleQueue()  # LitServe spawns its workers
-        self.models: dict[str, BankedAdapter] = {}
+        self.models: dict[str, ServedModel] = {}
 
     def setup(self, device: str) -> None:
         """Load the base model and all adapters onto the device of the run's config."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
         setup_logging()  # before the imports below, some of which print
-        from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
-        from fl_lightning.serving.engine import load_answering
+        from fl_lightning.serving.engine import BASE_MODEL, load_answering
 
         try:
             self.answering = load_answering(self._config)
-            self.models[BASE] = BankedAdapter({}, "fp_base")
-            self.load(self._folders, strict=True)
+            self.models[BASE] = BASE_MODEL
+            self.load(self._sources, strict=True)
         except InputError as error:
             self.refusals.put(str(error))
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would print a traceback
             raise
 
-    def load(self, folders: Mapping[str, Path], *, strict: bool = False) -> None:
-        """Load adapters. An unreadable one keeps its previous version, unless `strict`.
+    def load(self, sources: Mapping[str, ModelSource], *, strict: bool = False) -> None:
+        """Load models. One with an unreadable adapter keeps its previous version, unless `strict`.
 
         Raises:
             InputError: `strict`, and an adapter cannot be read.
         """
-        for name, folder in folders.items():
+        from fl_lightning.serving.engine import read_model
+
+        read = functools.cache(self.answering.read)  # mixtures share adapters
+        for name, source in sources.items():
             try:
-                self.models[name] = self.answering.read(folder)
+                self.models[name] = read_model(source, read)
             except Exception as error:  # for example out of memory: the thread that receives requests must live
                 if strict:
                     raise
@@ -128,6 +130,6 @@ class ChatLoop(LitLoop):
             except (EOFError, OSError):  # the process of the queues has ended
                 os._exit(0)
             if isinstance(message, Load):
-                lit_api.load(message.folders)
+                lit_api.load(message.sources)
             else:
                 inbox.put((consumer, message))

@@ -13,6 +13,7 @@ checkpoints/round_R/                          to resume from; round_R_journal/ i
 network.json                                  sites of a run between machines
 personal_eval.json                            what personalize has chosen for each client, and its losses
 personal/adapters/<department>/<client>/      one adapter for each client, with the weights of its mixture
+personal/levels/<level>[/<owner>]/            adapters whose predictions are mixed; personal_eval.json has the weights
 personal/{own,root}/version_0/                runs of the clients alone, and of all clients as one department
 metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
@@ -83,6 +84,20 @@ def parse_client_export(folder: str) -> tuple[int, str] | None:
 def personal_adapter(client_id: str) -> str:
     """Folder of the adapter that `personalize` has made for a client."""
     return f"{PERSONAL}/{ADAPTERS}/{client_id}"
+
+
+def level_adapter(level: str, owner: str = "") -> str:
+    """Folder of a level's adapter, which all clients with this level share.
+
+    Args:
+        level: own, department, cluster or root.
+        owner: whose it is: a client, a department, or a cluster's number; empty for all clients'.
+
+    Example:
+        >>> level_adapter("own", "hr/client_0"), level_adapter("root")
+        ('personal/levels/own/hr/client_0', 'personal/levels/root')
+    """
+    return "/".join(filter(None, (PERSONAL, "levels", level, owner)))
 
 
 def client_losses(department: str, client: str, round_num: int) -> str:

@@ -100,6 +100,43 @@ def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, re
     assert result["clients"]["hr/client_0"]["adapter"] == pytest.approx(loss / count, rel=1e-5)
 
 
+def test_adapters_of_the_levels_give_peft_the_loss_of_the_mixture_in_the_table(run_folder, result):
+    """Each level's folder on the base by PEFT, one after another; their probabilities mixed by hand."""
+    import torch
+    from peft import PeftModel
+
+    from fl_lightning import ModelConfig, load_base_model
+
+    values = result["clients"]["hr/client_0"]
+    client = build_components(load_run_config(run_folder)).data["hr/client_0"]
+    probs = {}
+    for level, weight in values["weights"].items():
+        model, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+        if level != "base":
+            model = PeftModel.from_pretrained(model, str(run_folder / values["adapters"][level]))
+        for number, example in enumerate(client.eval):
+            places = example.supervised.nonzero().squeeze(1)
+            with torch.no_grad():
+                logits = model.eval()(input_ids=example.ids[None]).logits[0, places - 1].double()
+            chosen = logits.softmax(-1).gather(1, example.ids[places, None]).squeeze(1)
+            probs[number] = probs.get(number, 0) + weight * chosen
+    assert values["adapters"].keys() == values["weights"].keys() - {"base"}
+    assert min(values["weights"][level] for level in ("own", "department", "root")) > 0
+    losses = -torch.cat(list(probs.values())).log()
+    assert values["mixture"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_each_level_adapter_is_written_once(run_folder, result):
+    written = {path.parent for path in run_folder.glob("personal/levels/**/adapter_model.safetensors")}
+    named = {run_folder / folder for values in result["clients"].values() for folder in values["adapters"].values()}
+    assert written == named
+    departments = {client_id.split("/")[0] for client_id in result["clients"]}
+    clusters = {
+        values["adapters"]["cluster"] for values in result["clients"].values() if "cluster" in values["weights"]
+    }
+    assert len(written) == len(result["clients"]) + len(departments) + len(clusters) + 1
+
+
 def test_a_second_call_trains_nothing_again_and_says_the_same(run_folder, result, capsys):
     times = {path: path.stat().st_mtime_ns for path in run_folder.glob("personal/*/version_0/**/*.safetensors")}
     assert main(["personalize", "--run", str(run_folder)]) == 0
@@ -117,6 +154,11 @@ def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_
         before = result["clients"][client_id]
         assert (values["weights"], values["chosen"]) == (before["weights"], before["chosen"])
         assert values["own"] != before["own"]
+        department = values["adapters"]["department"]
+        assert department == before["adapters"]["department"]
+        trained = folder / "personal/refit_department/version_0/adapters" / client_id.split("/")[0]
+        expected, got = (load_file(f / "adapter_model.safetensors") for f in (trained, folder / department))
+        assert all(bool((expected[name] == got[name]).all()) for name in expected)
     for chain in ("own", "department", "root"):
         losses = folder / "personal" / f"refit_{chain}" / "version_0" / "client_runs"
         steps = [len(path.read_text().splitlines()) - 1 for path in losses.glob("*/*/round_1.csv")]

@@ -2,9 +2,12 @@
 
 import copy
 import io
+import json
+import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from rich.console import Console
 
 from fl_lightning.config.parsing import parse_config
@@ -14,7 +17,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import load_adapter_model
 from fl_lightning.serving.chat import Conversation, talk
-from fl_lightning.storage.run_adapters import client_adapters, shared_adapters
+from fl_lightning.storage.run_adapters import all_models, client_adapters, shared_adapters
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,55 @@ def reference(loaded_tiny_base, folders):
 def test_a_greedy_answer_is_that_of_the_adapter(conversation, reference, model):
     conversation.switch(model)
     assert "".join(conversation.say("How do I file a claim?")) == reference(model, "How do I file a claim?")
+
+
+@pytest.fixture(scope="module")
+def personal_run(adapter_run, tmp_path_factory):
+    """The run after `personalize`: three adapters and the base are the levels of hr/client_0."""
+    folder = shutil.copytree(adapter_run, tmp_path_factory.mktemp("personal") / "version_0")
+    shutil.copytree(folder / "adapters/finance", folder / "personal/adapters/hr/client_0")
+    levels = {
+        "own": "client_exports/hr/round_1_client_0",
+        "department": "adapters/hr",
+        "root": "adapters/finance",
+    }
+    values = {"chosen": "own", "weights": {"own": 0.4, "department": 0.3, "root": 0.2, "base": 0.1}, "adapters": levels}
+    evaluation = {"choose": "mixture", "clients": {"hr/client_0": values}}
+    (folder / "personal_eval.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_a_mixture_answers_as_probabilities_mixed_by_hand_do(personal_run, loaded_tiny_base):
+    """The reference loads each level by PEFT and reads the whole text again for every token."""
+    base, tokenizer = loaded_tiny_base
+    values = json.loads((personal_run / "personal_eval.json").read_text())["clients"]["hr/client_0"]
+    models = {
+        level: PeftModel.from_pretrained(copy.deepcopy(base), personal_run / folder).eval()
+        for level, folder in values["adapters"].items()
+    } | {"base": base}
+    prompt = encode_prompt([Turn("user", "How do I file a claim?")], tokenizer)
+    ids = list(prompt)
+    while len(ids) < len(prompt) + 8 and ids[-1] != tokenizer.eos_token_id:
+        with torch.no_grad():
+            logits = {level: model(input_ids=torch.tensor([ids])).logits[0, -1] for level, model in models.items()}
+        probs = sum(values["weights"][level] * logits[level].double().softmax(-1) for level in models)
+        ids.append(int(probs.argmax()))
+    expected = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    config = parse_config(["--config", str(personal_run / "config.yaml")])
+    sources = all_models(personal_run, "hr/client_0+")
+    conversation = Conversation(config, sources, "hr/client_0+", max_new_tokens=8)
+    pieces = [piece for piece in conversation.say("How do I file a claim?") if piece]
+    assert "".join(pieces) == expected
+    assert len(pieces) > 2
+    conversation.turns = []
+    conversation.switch("hr/client_0")
+    assert "".join(conversation.say("How do I file a claim?")) != expected
+
+
+def test_a_mixture_of_an_unknown_client_is_refused(personal_run):
+    config = parse_config(["--config", str(personal_run / "config.yaml")])
+    with pytest.raises(InputError, match=r"model 'hr/client_7\+': not in this run; did you mean 'hr/client_0\+'"):
+        Conversation(config, all_models(personal_run, "hr/client_7+"), "hr/client_7+")
 
 
 def test_the_models_answer_differently(reference):

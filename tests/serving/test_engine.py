@@ -24,7 +24,7 @@ def test_a_folder_becomes_an_adapter_that_answers(answering, tmp_path, random_st
     with answering.bank.attached():
         decoder = answering.decoder()
         decoder.add([answer])
-        while decoder.rows:
+        while decoder.answers:
             decoder.step()
     assert answer.finish is not None
     scaled = state["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] * 2  # lora_alpha 16 over r 8

@@ -8,6 +8,7 @@ import pytest
 
 from fl_lightning.errors import InputError
 from fl_lightning.serving.model_registry import FILES, ModelRegistry
+from fl_lightning.storage.run_adapters import MixtureSource
 
 
 def adapter(folder, content="x"):
@@ -177,3 +178,60 @@ def test_what_could_not_be_told_is_new_still(run):
         registry.refresh(fail)
     assert registry.created == {}
     assert len(registry.refresh()) == 4
+
+
+def personalized(run, weights, keeps_levels=True):
+    """Write what `personalize` has for client_0 of hr."""
+    folders = {"own": "personal/levels/own/hr/client_0", "root": "personal/levels/root"}
+    adapter(run / "personal/adapters/hr/client_0")
+    for folder in folders.values() if keeps_levels else ():
+        adapter(run / folder)
+    values = {"chosen": "own", "weights": weights, **({"adapters": folders} if keeps_levels else {})}
+    (run / "personal_eval.json").write_text(json.dumps({"choose": "mixture", "clients": {"hr/client_0": values}}))
+
+
+def test_a_mixture_is_new_with_each_of_its_adapters_and_with_its_weights(run):
+    registry = ModelRegistry(run)
+    registry.refresh()
+    personalized(run, {"own": 0.5, "root": 0.5})
+    folders = (run / "personal/levels/own/hr/client_0", run / "personal/levels/root")
+    mixture = MixtureSource(folders, (0.5, 0.5))
+    assert registry.refresh() == {"hr/client_0+adapter": run / "personal/adapters/hr/client_0", "hr/client_0+": mixture}
+    assert registry.refresh() == {}
+    adapter(folders[1], "newer")
+    os.utime(folders[1] / "adapter_model.safetensors", (4e9, 4e9))
+    assert registry.refresh() == {"hr/client_0+": mixture}
+    assert registry.created["hr/client_0+"] == 4_000_000_000
+    personalized(run, {"own": 0.25, "root": 0.75})
+    assert registry.refresh()["hr/client_0+"].weights == (0.25, 0.75)
+    (folders[0] / FILES[1]).unlink()
+    personalized_before = registry.created["hr/client_0+"]
+    assert registry.refresh() == {}
+    assert registry.created["hr/client_0+"] == personalized_before
+
+
+def test_a_mixture_of_the_base_alone_is_as_old_as_the_run(run):
+    personalized(run, {"own": 0.0, "root": 0.0, "base": 1.0})
+    registry = ModelRegistry(run, only=["hr/client_0+"])
+    values = json.loads((run / "personal_eval.json").read_text())
+    values["clients"]["hr/client_0"]["chosen"] = "base"
+    (run / "personal_eval.json").write_text(json.dumps(values))
+    assert registry.refresh() == {"hr/client_0+": MixtureSource((None,), (1.0,))}
+    assert registry.created == {"hr/client_0+": 1000}
+
+
+def test_mixtures_without_adapters_are_said_once_and_the_rest_is_offered(run, caplog):
+    personalized(run, {"own": 0.5, "root": 0.5}, keeps_levels=False)
+    registry = ModelRegistry(run)
+    assert "hr/client_0+" not in registry.refresh()
+    assert "hr/client_0+adapter" in registry.created
+    registry.refresh()
+    assert caplog.text.count("no mixtures of adapters are served") == 1
+    assert f"fl-lightning personalize --run {run}" in caplog.text
+    with pytest.raises(InputError, match="fl-lightning personalize --run"):
+        ModelRegistry(run, only=["hr/client_0+"]).refresh()
+
+
+def test_without_clients_there_are_no_mixtures(run):
+    personalized(run, {"own": 0.5, "root": 0.5})
+    assert list(ModelRegistry(run, clients=False).refresh()) == ["finance", "hr"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
+from fl_lightning.modeling.generation.adapter_mixture import AdapterMixture
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.generation.token_sampling import Sampling
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
@@ -125,12 +126,41 @@ def test_as_many_are_answered_as_there_is_room_for_and_the_others_wait_in_order(
     under_way = []
     for _ in range(9):
         office.turn()
-        under_way.append(len(office.desk._decoder.rows))
+        under_way.append(len(office.desk._decoder.answers))
     assert max(under_way) == 2
     assert [uid for uid in office.order if office.pieces(uid)[0].finish is None][:2] == ["a", "b"]
     assert list(dict.fromkeys(office.order)) == list("abcde")
     wanted = alone(answering, models, "hr", (5, 6, 7), 3)
     assert [office.tokens(uid) for uid in "abcde"] == [wanted] * 5
+
+
+def test_a_mixture_takes_a_row_for_each_of_its_adapters(answering, models):
+    models["hr+"] = AdapterMixture((models["hr"], models["finance"], models["base"]), (0.5, 0.3, 0.2), "fp_mixture")
+    office = Office(answering, models, max_batch=4)
+    for uid, model in (("a", "hr"), ("b", "hr+"), ("c", "hr+"), ("d", "hr")):
+        office.ask(uid, model, stream=True, length=3)
+    rows = []
+    for _ in range(9):
+        office.turn()
+        rows.append(sum(len(answer.rows) for answer in office.desk._decoder.answers))
+    assert max(rows) == 4
+    assert list(dict.fromkeys(office.order)) == list("abcd")  # c waits for room, and d does not pass it by
+    assert office.tokens("b") == office.tokens("c")
+    assert office.pieces("b")[-1].fingerprint == "fp_mixture"
+    assert office.tokens("a") == alone(answering, models, "hr", (5, 6, 7), 3)
+
+
+def test_a_mixture_of_more_rows_than_there_is_room_for_is_answered_alone(answering, models):
+    models["hr+"] = AdapterMixture((models["hr"], models["finance"], models["base"]), (0.5, 0.3, 0.2))
+    office = Office(answering, models, max_batch=2)
+    for uid, model in (("a", "hr"), ("b", "hr+"), ("c", "hr")):
+        office.ask(uid, model, length=3)
+    under_way = []
+    for _ in range(12):
+        office.turn()
+        under_way.append([len(answer.rows) for answer in office.desk._decoder.answers])
+    assert [rows for rows in under_way if 3 in rows] == [[3]] * 2
+    assert office.order == ["a", "b", "c"]
 
 
 def test_a_new_one_joins_those_under_way_without_changing_them(office, answering, models):
@@ -159,7 +189,7 @@ def test_a_cancelled_one_under_way_leaves_and_the_others_go_on(office, answering
     office.cancel("a")
     office.cancel("unknown")
     office.turn()
-    assert len(office.desk._decoder.rows) == 1
+    assert len(office.desk._decoder.answers) == 1
     office.turn(8)
     assert office.pieces("a") == []
     assert office.tokens("b") == alone(answering, models, "finance", (5, 6, 7), 6)

@@ -8,6 +8,7 @@ pytest.importorskip("litserve", reason="litserve is not installed: pip install '
 
 from fl_lightning.errors import InputError
 from fl_lightning.serving.worker import ChatAPI
+from fl_lightning.storage.run_adapters import MixtureSource
 
 
 class Reader:
@@ -38,3 +39,35 @@ def test_what_cannot_be_read_leaves_the_adapter_before_and_the_others_are_read(a
 def test_at_the_start_it_is_an_error(api, place):
     with pytest.raises((InputError, RuntimeError), match="half a file|out of memory"):
         api.load({"hr": Path(place)}, strict=True)
+
+
+def test_an_adapter_of_several_mixtures_is_read_once(api):
+    from fl_lightning.modeling.generation.adapter_bank import BankedAdapter
+
+    read = []
+
+    class CountingReader:
+        def read(self, folder):
+            read.append(folder.name)
+            return BankedAdapter({}, f"fp_{folder.name}")
+
+    api.answering = CountingReader()
+    weights = {"hr/a+": (0.5, 0.3, 0.2), "hr/b+": (0.4, 0.3, 0.3)}
+    api.load(
+        {n: MixtureSource((Path(n[3]), Path("root"), None), w) for n, w in weights.items()} | {"hr": Path("hr")},
+        strict=True,
+    )
+    assert read == ["a", "root", "b", "hr"]
+    first, second = api.models["hr/a+"], api.models["hr/b+"]
+    assert first.adapters[1] is second.adapters[1]
+    assert first.weights == (0.5, 0.3, 0.2)
+    assert first.adapters[2].fingerprint == "fp_base"
+    assert len({first.fingerprint, second.fingerprint}) == 2
+    api.load({"hr/a+": MixtureSource((Path("a"), Path("root"), None), (0.6, 0.2, 0.2))}, strict=True)
+    assert api.models["hr/a+"].fingerprint != first.fingerprint  # other weights are another version
+
+
+def test_one_broken_adapter_leaves_the_mixture_before(api):
+    api.models["hr/a+"] = "old"
+    api.load({"hr/a+": MixtureSource((Path("new"), Path("broken")), (0.5, 0.5)), "finance": Path("new")})
+    assert (api.models["hr/a+"], api.models["finance"]) == ("old", "new")

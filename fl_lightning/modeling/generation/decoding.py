@@ -1,13 +1,15 @@
-"""Continuous batching: answers grow one token at a time, and rows join and leave between tokens.
+"""Continuous batching: answers grow one token at a time, and join and leave between tokens.
 
-Rows of different lengths are right-aligned in one key-value cache, with padding on the left that the attention mask
-hides. New prompts are read together (their keys and values are computed), then join the cache; finished rows leave it.
+An answer has one row of the batch, or with a mixture one for each adapter; these continue with the same tokens. Rows of
+different lengths are right-aligned in one key-value cache, with padding on the left that the attention mask hides. New
+prompts are read together (their keys and values are computed), then join the cache; finished answers leave it.
 After Yu et al. 2022 (Orca, OSDI), without paging.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from fl_lightning.modeling.generation.adapter_bank import AdapterBank, BankedAdapter
+from fl_lightning.modeling.generation.adapter_mixture import ServedModel, adapters_of, mix_rows
 from fl_lightning.modeling.generation.token_sampling import Sampler, sample_tokens
 
 
@@ -25,7 +28,7 @@ class Answer:
 
     Attributes:
         prompt: token ids, at least one.
-        adapter: the adapter that answers.
+        model: the adapter or mixture that answers.
         max_new_tokens: limit of its tokens, at least 1.
         sampler: draws its tokens.
         tokens: the answer so far, without the end token.
@@ -33,20 +36,28 @@ class Answer:
     """
 
     prompt: Sequence[int]
-    adapter: BankedAdapter
+    model: ServedModel
     max_new_tokens: int
     sampler: Sampler
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
 
+    @property
+    def rows(self) -> Sequence[BankedAdapter]:
+        """The adapters of its rows in a batch."""
+        return adapters_of(self.model)
+
 
 class Decoder:
-    """Answers many prompts at once, each with a separate adapter.
+    """Answers many prompts at once, each with a separate adapter or mixture.
 
     Args:
         model: the PEFT model that `bank` is attached to.
         bank: gives each row its adapter.
         ends: tokens that end an answer.
+
+    Attributes:
+        answers: those that are not finished.
 
     Example:
         >>> from fl_lightning import ModelConfig, create_lora_model, load_base_model
@@ -57,7 +68,7 @@ class Decoder:
         >>> with bank.attached():
         ...     decoder = Decoder(model, bank, ends=[2])
         ...     decoder.add([answer])
-        ...     while decoder.rows:
+        ...     while decoder.answers:
         ...         _ = decoder.step()
         >>> len(answer.tokens), answer.finish
         (3, 'length')
@@ -68,7 +79,7 @@ class Decoder:
         self._parameters = inspect.signature(self._model.forward).parameters.keys()
         self._cache_name = "cache" if "cache" in self._parameters else "past_key_values"  # transformers 5.40 drops it
         self._device = next(model.parameters()).device
-        self.rows: list[Answer] = []
+        self.answers: list[Answer] = []
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)
 
@@ -87,40 +98,41 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Answer]:
-        """Produce one more token for every row; finished rows leave.
+        """Produce one more token for every answer; finished ones leave.
 
         Returns:
-            All rows before this step, each with its new token or its `finish`.
+            All answers before this step, each with its new token or its `finish`.
         """
-        rows = self.rows
-        if not rows:
+        answers = self.answers
+        if not answers:
             return []
-        self._bank.set_rows([row.adapter for row in rows])
+        self._bank.set_rows([adapter for answer in answers for adapter in answer.rows])
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=self._device)
+        ids = torch.tensor([[answer.tokens[-1]] for answer in answers for _ in answer.rows], device=self._device)
         logits = self._forward(ids, self._mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
-        self._extend(rows, logits)
-        self._keep([i for i, row in enumerate(rows) if row.finish is None])
-        return rows
+        self._extend(answers, logits)
+        self._keep([i for i, answer in enumerate(answers) if answer.finish is None])
+        return answers
 
     def drop(self, answers: Collection[Answer]) -> None:
-        """Remove rows whose clients no longer wait."""
+        """Remove answers whose clients no longer wait."""
         dropped = set(answers)
-        self._keep([i for i, row in enumerate(self.rows) if row not in dropped])
+        self._keep([i for i, answer in enumerate(self.answers) if answer not in dropped])
 
     def _read(self, new: Sequence[Answer]) -> None:
         width = max(len(answer.prompt) for answer in new)
-        ids = torch.zeros(len(new), width, dtype=torch.long)
+        prompts = [answer.prompt for answer in new for _ in answer.rows]
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, answer in enumerate(new):
-            ids[row, width - len(answer.prompt) :] = torch.tensor(answer.prompt)
-            mask[row, width - len(answer.prompt) :] = 1
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
         ids, mask, cache = ids.to(self._device), mask.to(self._device), DynamicCache()
-        self._bank.set_rows([answer.adapter for answer in new])
+        self._bank.set_rows([adapter for answer in new for adapter in answer.rows])
         self._extend(new, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
         unfinished = [i for i, answer in enumerate(new) if answer.finish is None]
         if unfinished:
-            self._join([new[i] for i in unfinished], *_select_rows(cache, mask, unfinished))
+            self._join([new[i] for i in unfinished], *_select_rows(cache, mask, _rows_of(new, unfinished)))
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Logits after the last token of each row, shape (rows, V); the cache grows."""
@@ -131,18 +143,21 @@ class Decoder:
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
-    def _extend(self, rows: Sequence[Answer], logits: torch.Tensor) -> None:
-        for row, token in zip(rows, sample_tokens(logits, [row.sampler for row in rows]), strict=True):
+    def _extend(self, answers: Sequence[Answer], logits: torch.Tensor) -> None:
+        """Add a token to each answer, from the logits of the rows of all of them."""
+        logits = mix_rows(logits, [answer.model for answer in answers])
+        tokens = sample_tokens(logits, [answer.sampler for answer in answers])
+        for answer, token in zip(answers, tokens, strict=True):
             if token in self._ends:
-                row.finish = "stop"
+                answer.finish = "stop"
                 continue
-            row.tokens.append(token)
-            if len(row.tokens) >= row.max_new_tokens:
-                row.finish = "length"
+            answer.tokens.append(token)
+            if len(answer.tokens) >= answer.max_new_tokens:
+                answer.finish = "length"
 
     def _join(self, new: list[Answer], cache: Any, mask: torch.Tensor) -> None:
-        if not self.rows:
-            self.rows, self._cache, self._mask = new, cache, mask
+        if not self.answers:
+            self.answers, self._cache, self._mask = new, cache, mask
             return
         width = max(mask.shape[1], self._mask.shape[1])
         joined = DynamicCache()
@@ -153,16 +168,23 @@ class Decoder:
             )
             joined.update(keys, values, number)
         self._mask = torch.cat([_pad_mask(self._mask, width), _pad_mask(mask, width)])
-        self.rows, self._cache = self.rows + new, joined
+        self.answers, self._cache = self.answers + new, joined
 
     def _keep(self, remaining: list[int]) -> None:
-        if len(remaining) == len(self.rows):
+        if len(remaining) == len(self.answers):
             return
-        self.rows = [self.rows[i] for i in remaining]
+        rows = _rows_of(self.answers, remaining)
+        self.answers = [self.answers[i] for i in remaining]
         if remaining:
-            self._cache, self._mask = _select_rows(self._cache, self._mask, remaining)
+            self._cache, self._mask = _select_rows(self._cache, self._mask, rows)
         else:
             self._cache, self._mask = DynamicCache(), self._mask[:0, :0]
+
+
+def _rows_of(answers: Sequence[Answer], selected: Sequence[int]) -> list[int]:
+    """Indices of the rows of the selected answers."""
+    ends = list(itertools.accumulate(len(answer.rows) for answer in answers))
+    return [row for i in selected for row in range(ends[i] - len(answers[i].rows), ends[i])]
 
 
 def _select_rows(cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[Any, torch.Tensor]:

@@ -53,8 +53,8 @@ def run(decoder, bank, answers, room=4, between=lambda step: None):
     """Answers in order, as many at once as there is room for."""
     waiting, step = list(answers), 0
     with bank.attached():
-        while waiting or decoder.rows:
-            free = room - len(decoder.rows)
+        while waiting or decoder.answers:
+            free = room - len(decoder.answers)
             joining, waiting = waiting[:free], waiting[free:]
             decoder.add(joining)
             decoder.step()
@@ -111,7 +111,7 @@ def test_what_was_decoded_once_costs_nothing_afterwards(served):
     model, bank, states = served()
     decoder = Decoder(model, bank, [])
     run(decoder, bank, [Answer(p, bank.prepare(states[0]), 5, Sampler(GREEDY)) for p in prompts(5)])
-    assert decoder.rows == []
+    assert decoder.answers == []
     assert not decoder._cache.layers
     assert decoder._mask.numel() == 0
 
@@ -124,7 +124,7 @@ def test_padding_does_not_outlive_the_longest_row(served):
     with bank.attached():
         decoder.add([long, short])
         decoder.step()
-        assert decoder.rows == [short]
+        assert decoder.answers == [short]
         assert decoder._mask.shape == (1, 3)
 
 
