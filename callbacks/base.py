@@ -35,6 +35,9 @@ class FederatedCallback:
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """After a client's fit, in task order."""
 
+    def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """After the fit of a client's own adapter, under ``personal.own: during``; in task order."""
+
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """After the last client of a round: aggregate, cluster and mix."""
 

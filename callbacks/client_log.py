@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class ClientLog(FederatedCallback):
     """Writes the loss of each step to disk and logs each client's mean over the round."""
 
+    def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Log the mean loss of a client's own adapter."""
+        if update.losses:
+            trainer.log({f"{update.client_id}/own/train/loss": sum(update.losses) / len(update.losses)})
+
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Write and log one client's losses."""
         if not update.losses:

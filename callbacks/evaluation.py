@@ -62,6 +62,11 @@ class Evaluation(FederatedCallback):
         clients = self.rounds.setdefault(str(update.round_num), {}).setdefault(department, {})
         clients[client] = {**values, "num_examples": metrics.num_examples}
 
+    def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Log the metrics of a client's own adapter on its held-out records."""
+        if update.metrics is not None and (values := _client_metrics(update.metrics)) is not None:
+            trainer.log({f"{update.client_id}/own/eval/{name}": value for name, value in values.items()})
+
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the departments' adapters and write both files."""
         results = trainer.journal.look_up(trainer.round_num, "evaluation")

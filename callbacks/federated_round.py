@@ -50,6 +50,7 @@ class FederatedRound(FederatedCallback):
         self.config, self.seed = config, seed
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
         self._updates = RoundUpdates()
+        self._own_adapters: dict[str, Mapping[str, torch.Tensor]] = {}
         self._logged_clamp = False
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
@@ -63,7 +64,7 @@ class FederatedRound(FederatedCallback):
 
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Begin the report of the round, with the bytes that go down to the clients."""
-        self._updates = RoundUpdates(self._keep)
+        self._updates, self._own_adapters = RoundUpdates(self._keep), {}
         policy, shared = trainer.policy, trainer.policy.shared_factor(trainer.round_num)
         departments = {task.department for task in tasks} if policy.is_central else trainer.federation.departments
         trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
@@ -75,7 +76,7 @@ class FederatedRound(FederatedCallback):
         config, policy, task = trainer.federation_config, trainer.policy, trainer.tasks[update.client_id]
         department, client = update.client_id.split("/", 1)
         report, bytes_sent = trainer.report.departments[department], trainer.report.bytes_sent
-        if problem := problem_with_update(update, task, config.max_update_norm * norm(trainer.federation.initial)):
+        if problem := self._problem_with(trainer, update, task):
             report.rejected[client] = problem
             log.warning("round %d: rejecting the update of %s: %s", trainer.round_num, update.client_id, problem)
             return
@@ -88,6 +89,19 @@ class FederatedRound(FederatedCallback):
         averages_factors = config.combiner not in KEEP_PRODUCTS and not policy.is_central
         origin = trainer.federation.departments[department] if averages_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
+
+    def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Keep a client's own adapter, which goes on from the one before if the fit failed."""
+        if problem := self._problem_with(trainer, update, trainer.own_tasks[update.client_id]):
+            log.warning(
+                "round %d: dropping the fit of %s's own adapter: %s", trainer.round_num, update.client_id, problem
+            )
+            return
+        self._own_adapters[update.client_id] = self._keep(update.state)
+
+    def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:
+        limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)
+        return problem_with_update(update, task, limit)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Aggregate the clients into departments, cluster clients and departments, mix within clusters."""
@@ -105,10 +119,11 @@ class FederatedRound(FederatedCallback):
             state = self._cluster_clients(trainer, state, departments)
             # → rounds.cluster_round → clustering.department_level_clustering, then mixing.mix_with_cluster_average
             state = self._cluster_and_mix(trainer, state, departments)
-        state = replace(state, round_num=trainer.round_num)
+        own_adapters = {**state.own_adapters, **self._own_adapters}
+        state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters)
         state.check()
         trainer.federation = state
-        self._updates = RoundUpdates()
+        self._updates, self._own_adapters = RoundUpdates(), {}
 
     def _cluster_clients(
         self, trainer: FederatedTrainer, state: FederationState, departments: Sequence[str]

@@ -42,6 +42,10 @@ class PhaseTimer(FederatedCallback):
         """Stop it; the last update of the round counts."""
         self._fitted = time.perf_counter()
 
+    def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
+        """Own adapters are fitted after the others."""
+        self._fitted = time.perf_counter()
+
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Stop the clock of aggregation, which `FederatedRound` did before this hook."""
         self._aggregated = time.perf_counter()

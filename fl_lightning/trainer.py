@@ -17,8 +17,8 @@ from fl_lightning.aggregation.sharing import SharePolicy, share_policy
 from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
-from fl_lightning.config import FederationConfig, LoraConfig, RunConfig, TrainingConfig
-from fl_lightning.config.compatibility import check_compatible
+from fl_lightning.config import FederationConfig, LoraConfig, PersonalConfig, RunConfig, TrainingConfig
+from fl_lightning.config.compatibility import check_compatible, check_own_adapters
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
@@ -28,7 +28,7 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
-from fl_lightning.training.client_tasks import round_tasks
+from fl_lightning.training.client_tasks import own_tasks, round_tasks
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.worker_processes import WorkerProcesses
 
@@ -46,13 +46,14 @@ class FederatedTrainer:
         training: the ``training`` block for the clients of this process; None takes the defaults with the module's
             learning rate and weight decay.
         lora: the ``lora`` block, for its profiles; None gives every client the model's own rank and scaling.
+        personal: the ``personal`` block, for the clients' own adapters; None trains none.
         seed: the run seed; None takes that of the `FederatedRound`, or the default.
         run_folder: in which callbacks write through `writer`; None writes nothing.
 
     Raises:
         ValueError: if there are two `FederatedRound`, if the one there has another config or seed than the trainer, or
             if two callbacks would write their state under one key.
-        InputError: if `federation` or `lora` combine choices that are incompatible.
+        InputError: if `federation`, `lora` or `personal` combine choices that are incompatible.
 
     Example:
         >>> import torch
@@ -73,6 +74,7 @@ class FederatedTrainer:
         federation: FederationConfig | None = None,
         training: TrainingConfig | None = None,
         lora: LoraConfig | None = None,
+        personal: PersonalConfig | None = None,
         seed: int | None = None,
         run_folder: Path | None = None,
     ) -> None:
@@ -87,7 +89,9 @@ class FederatedTrainer:
         self.seed = RunConfig.seed if run_seed is None else run_seed
         self.training = training
         self.lora = lora or LoraConfig()
+        self.personal = personal or PersonalConfig()
         check_compatible(self.federation_config, self.lora)
+        check_own_adapters(self.personal, self.federation_config, self.lora)
         self.run_folder = run_folder
         self.fabric = fabric or Fabric(accelerator="auto", devices=1)
         self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
@@ -96,6 +100,7 @@ class FederatedTrainer:
         self.journal = Journal(None, self.writer)
         self.round_num = 0
         self.tasks: dict[str, ClientTask] = {}
+        self.own_tasks: dict[str, ClientTask] = {}
         self.data: Mapping[str, ClientData] = {}
         self.history: list[tuple[int, dict[str, float]]] = []
         self._row: dict[str, float] = {}
@@ -210,22 +215,24 @@ class FederatedTrainer:
             seed=self.seed,
             evaluate=any(callback.wants_client_metrics for callback in self.callbacks),
         )
-        self.tasks = {task.client_id: task for task in tasks}
+        own = own_tasks(self.personal, self.federation, tasks)
+        self.tasks, self.own_tasks = ({task.client_id: task for task in some} for some in (tasks, own))
         self._call("on_round_start", tasks=tasks)
-        expected = set(self.tasks)
-        for update in self.clients.fit(tasks, self._on_step, self.journal):
-            if update.client_id not in expected or update.round_num != round_num:
+        expected = {(task.client_id, task.is_own) for task in (*tasks, *own)}
+        for update in self.clients.fit([*tasks, *own], self._on_step, self.journal):
+            key = (update.client_id, update.is_own)
+            if key not in expected or update.round_num != round_num:
                 log.warning("round %d: ignoring an update of %r that was not asked for", round_num, update.client_id)
                 continue
-            expected.remove(update.client_id)
-            self._call("on_client_end", update=update)
+            expected.remove(key)
+            self._call("on_own_fit_end" if update.is_own else "on_client_end", update=update)
         self.writer.flush()  # the round before is on disk when this one ends
         try:
             self._call("on_aggregate")
         except RunError:
             self.journal.truncate(round_num)  # else a resumed run would replay the same updates
             raise
-        self.tasks = {}  # they hold the states that the clients started from
+        self.tasks, self.own_tasks = {}, {}  # they hold the states that the clients started from
         self._call("on_round_end")
         self._flush_row(round_num)
 

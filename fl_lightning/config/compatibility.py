@@ -8,6 +8,7 @@ from typing import get_args
 
 from fl_lightning.config.federation import FederationConfig, ProductCombiner
 from fl_lightning.config.lora import LoraConfig
+from fl_lightning.config.personal import PersonalConfig
 from fl_lightning.errors import InputError
 
 
@@ -42,6 +43,26 @@ def check_compatible(federation: FederationConfig, lora: LoraConfig) -> None:
             f"lora.profiles: {federation.combiner} averages factors of equal rank and scale; expected "
             f"federation.combiner: stack or svd, or one rank and scale for all clients, got {federation.combiner}"
         )
+
+
+def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, lora: LoraConfig) -> None:
+    """Check that clients' own adapters can be trained beside the federation, if they are to be.
+
+    Raises:
+        InputError: with the reason and what to choose instead.
+    """
+    if personal.own != "during":
+        return
+    reasons = {
+        "share: none trains nothing else": federation.share == "none",
+        "share: central has one client for all records": federation.share == "central",
+        "guard.name: dp adds noise to every state that is kept, and own adapters have none": federation.guard.name
+        == "dp",
+        "lora.profiles gives clients several ranks or scales": lora.is_mixed(),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise InputError(f"personal.own: {reason}; expected after, or another choice there, got during")
 
 
 def _choices(federation: FederationConfig) -> str:

@@ -17,7 +17,10 @@ class PersonalConfig(Block, key="personal"):
     """What personalize gives each client, chosen by the client's selection records."""
 
     levels: list[LevelName] = field(default_factory=lambda: list(get_args(LevelName)))
-    """Levels to choose from; own is always one of them."""
+    """Levels to choose from; own is always one of them, unless own is off."""
+    own: Literal["off", "during", "after"] = "after"
+    """When clients' own adapters, which are never averaged, are trained: after the run, by personalize; during the run,
+    in every round that the client takes part in; or not at all, and then personalize chooses among the shared ones."""
     choose: Literal["level", "mixture"] = "mixture"
     """level gives each client the level with the lowest loss, mixture a weight for each."""
     prior: NonNegativeFloat = 20.0
@@ -32,3 +35,5 @@ class PersonalConfig(Block, key="personal"):
         choices, first = get_args(LevelName), self.levels[:1]
         ok = len(set(self.levels)) == len(self.levels) and set(self.levels) <= set(choices) and first == ["own"]
         check(ok, "personal.levels", f"own, and after it some of {', '.join(choices[1:])}", self.levels)
+        ok = self.own != "off" or len(self.levels) > 1
+        check(ok, "personal.levels", "a level besides own, which personal.own: off leaves out", self.levels)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fl_lightning.config.checks import Block, NonNegativeInt, check
-from fl_lightning.config.compatibility import check_compatible
+from fl_lightning.config.compatibility import check_compatible, check_own_adapters
 from fl_lightning.config.data import DataConfig
 from fl_lightning.config.federation import FederationConfig
 from fl_lightning.config.lora import LoraConfig
@@ -80,7 +80,7 @@ class RunConfig(Block, key=""):
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """Which files of earlier rounds are kept."""
     personal: PersonalConfig = field(default_factory=PersonalConfig)
-    """What the command personalize gives each client."""
+    """Clients' own adapters, and what the command personalize gives each client."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Runs over several machines, by the commands server and client."""
 
@@ -88,6 +88,7 @@ class RunConfig(Block, key=""):
         """Check the ranges, and that the choices go together."""
         super().__post_init__()
         check_compatible(self.federation, self.lora)
+        check_own_adapters(self.personal, self.federation, self.lora)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain dicts, as in config.yaml."""

@@ -5,6 +5,7 @@
 | ``state.safetensors`` | the initial state, departments, groups, cluster starts: ``kind|number|parameter name`` |
 | ``state.json`` | whose state has which number, and all that is not a tensor, see `checkpoint_schema` |
 | ``personal/<department>/<client>.safetensors`` | what one client keeps for itself, written one at a time |
+| ``own/<department>/<client>.safetensors`` | a client's own adapter, under ``personal.own: during`` |
 | ``manifest.json`` | size and SHA-256 of every file |
 
 Logged rows are beside the folders, in ``history.jsonl``. Under differential privacy ``state.json`` holds the key of the
@@ -33,7 +34,7 @@ from fl_lightning.storage.tensors import read_state, write_state
 log = logging.getLogger(__name__)
 
 Keep = Callable[[LoraState], Mapping[str, torch.Tensor]]
-"""Stores a client's personal factor, such as `OffloadFolder.store`."""
+"""Stores a client's state, such as `OffloadFolder.store`."""
 
 
 def save_checkpoint(
@@ -65,6 +66,7 @@ def save_checkpoint(
         cluster_assignments=state.cluster_assignments,
         owners=owners,
         personal=list(state.personal),
+        own=list(state.own_adapters),
         callbacks=extra.callbacks,
         history=extra.history if mark is None else mark,
         identity=extra.identity,
@@ -73,8 +75,9 @@ def save_checkpoint(
     )
     with atomic_folder(folder) as temporary:
         write_state(temporary / CHECKPOINT_TENSORS, tensors)
-        for client_id, factor in state.personal.items():
-            write_state(temporary / "personal" / f"{client_id}.safetensors", factor)
+        for name, by_client in (("personal", state.personal), ("own", state.own_adapters)):
+            for client_id, client_state in by_client.items():
+                write_state(temporary / name / f"{client_id}.safetensors", client_state)
         write_json(temporary / CHECKPOINT_FACTS, header.to_json(), secret=state.privacy is not None)
         write_manifest(temporary)
 
@@ -84,7 +87,7 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
 
     Args:
         folder: as `save_checkpoint` wrote it.
-        keep: stores the clients' personal factors; None keeps them in memory.
+        keep: stores the clients' personal factors and own adapters; None keeps them in memory.
 
     Raises:
         InputError: if the folder does not hold a complete checkpoint.
@@ -93,6 +96,7 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
     try:
         header = CheckpointHeader.read(folder / CHECKPOINT_FACTS)
         files = [CHECKPOINT_FACTS, CHECKPOINT_TENSORS, *(f"personal/{c}.safetensors" for c in header.personal)]
+        files += [f"own/{c}.safetensors" for c in header.own]
         if unlisted := [name for name in files if name not in listed]:
             raise ValueError(f"{MANIFEST} does not list {unlisted[0]}")
         initial, kinds = _read_tensors(folder / CHECKPOINT_TENSORS)
@@ -107,7 +111,8 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
             client_starts=owned["client_starts"],
             products=owned["products"],
             optimizer_states=owned["server"],
-            personal=_read_personal(folder, header.personal, initial, keep),
+            personal=_read_clients(folder / "personal", header.personal, initial, keep),
+            own_adapters=_read_clients(folder / "own", header.own, initial, keep, whole=True),
             groups=owned["groups"],
             clustering_memory=header.grouping,
             privacy=header.privacy,
@@ -194,21 +199,21 @@ def _read_tensors(path: Path) -> tuple[LoraState, dict[str, dict[str, LoraState]
     return initial, kinds
 
 
-def _read_personal(
-    folder: Path, client_ids: list[str], initial: LoraState, keep: Keep | None
+def _read_clients(
+    folder: Path, client_ids: list[str], initial: LoraState, keep: Keep | None, *, whole: bool = False
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    """{client_id: personal factor}.
+    """{client_id: its state} from the files of clients in a folder: a `whole` adapter, or a part of one.
 
     Raises:
         ValueError: if one does not fit the initial state.
     """
-    personal: dict[str, Mapping[str, torch.Tensor]] = {}
+    states: dict[str, Mapping[str, torch.Tensor]] = {}
     for client_id in client_ids:
         department, client = client_id.split("/")
-        factor = read_state(folder / "personal" / check_name(department) / f"{check_name(client)}.safetensors")
-        _check_layout(client_id, factor, {name: initial[name] for name in factor})
-        personal[client_id] = factor if keep is None else keep(factor)
-    return personal
+        state = read_state(folder / check_name(department) / f"{check_name(client)}.safetensors")
+        _check_layout(client_id, state, initial if whole else {name: initial[name] for name in state})
+        states[client_id] = state if keep is None else keep(state)
+    return states
 
 
 def _read_extra(folder: Path, header: CheckpointHeader) -> CheckpointExtra:

@@ -50,6 +50,7 @@ class CheckpointHeader:
         cluster_assignments: {department or group: cluster id}.
         owners: {kind: {owner: number of its state in state.safetensors}}.
         personal: ids of the clients that have a file under ``personal/``.
+        own: ids of the clients that have a file under ``own/``.
         callbacks: see `CheckpointExtra`.
         history: where the rows end in ``history.jsonl``, or the rows themselves.
         identity: see `CheckpointExtra`.
@@ -62,6 +63,7 @@ class CheckpointHeader:
     cluster_assignments: dict[str, int]
     owners: dict[str, dict[str, int]]
     personal: list[str]
+    own: list[str]
     callbacks: dict[str, dict[str, Any]]
     history: HistoryMark | list[Row]
     identity: dict[str, Any] | None
@@ -82,6 +84,7 @@ class CheckpointHeader:
             "owners": self.owners,
             **({"grouping": self.grouping} if self.grouping else {}),
             "personal": self.personal,
+            **({"own": self.own} if self.own else {}),
             **({} if self.privacy is None else {"privacy": asdict(self.privacy)}),
             "extra": extra,
         }
@@ -96,14 +99,16 @@ class CheckpointHeader:
         values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected an object, got {type(values).__name__}")
-        owners, personal, extra = (values.get(key) for key in ("owners", "personal", "extra"))
+        owners, personal, own, extra = (values.get(key) for key in ("owners", "personal", "own", "extra"))
+        own = [] if own is None else own
         owners, extra = (value if isinstance(value, dict) else {} for value in (owners, extra))
         history, callbacks, identity = extra.get("history", []), extra.get("callbacks", {}), extra.get("identity")
         forms = {
             "round": is_count(values.get("round")),
             "examples": _are_counts(values.get("examples")) and all(values["examples"].values()),
             "cluster_assignments": _are_counts(values.get("cluster_assignments")),
-            "personal": isinstance(personal, list) and all(isinstance(client_id, str) for client_id in personal),
+            "personal": _are_names(personal),
+            "own": _are_names(own),
             "grouping": isinstance(values.get("grouping", {}), dict),
             "privacy": "privacy" not in values or _is_ledger(values["privacy"]),
             **{
@@ -123,6 +128,7 @@ class CheckpointHeader:
         for client_ids in (
             values["examples"],
             values["personal"],
+            own,
             *(owners.get(kind, {}) for kind in ("client_starts", "server", "products")),
             identity["clients"] if identity else (),
         ):
@@ -134,6 +140,7 @@ class CheckpointHeader:
             values["cluster_assignments"],
             {kind: owners.get(kind, {}) for kind in OWNER_KINDS},
             values["personal"],
+            own,
             callbacks,
             HistoryMark(**history) if isinstance(history, dict) else [(step, row) for step, row in history],
             identity or None,
@@ -150,6 +157,10 @@ def _by_group(memory: dict[str, Any]) -> dict[str, Any]:
 def _check_departments(path: Path, names: Iterable[str], departments: Collection[str]) -> None:
     if unknown := {name.split("/")[0] for name in names} - set(departments):
         raise InputError(f"{path}: departments: expected an adapter of {min(unknown)}, got none; {EXPECTED}")
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _are_counts(value: object) -> bool:

@@ -59,7 +59,7 @@ class Journal:
             return None
         header, states = entry
         updates = [update_from(values, state) for values, state in zip(header["updates"], states, strict=True)]
-        return updates if [u.client_id for u in updates] == [t.client_id for t in cohort] else None
+        return updates if _fits(updates) == _fits(cohort) else None
 
     def note(self, round_num: int, name: str, value: Any) -> None:
         """Keep a JSON value."""
@@ -96,6 +96,11 @@ class Journal:
             return None
 
 
+def _fits(cohort: Sequence[ClientTask] | Sequence[ClientUpdate]) -> list[str]:
+    """What is fitted: the client of each item, and whether it is the client's own adapter."""
+    return [item.client_id + ("\town" if item.is_own else "") for item in cohort]
+
+
 def _name(cohort: Sequence[ClientTask] | Sequence[ClientUpdate]) -> str:
-    ids = "\n".join(item.client_id for item in cohort)
+    ids = "\n".join(_fits(cohort))
     return f"updates_{hashlib.sha256(ids.encode()).hexdigest()[:16]}"

@@ -31,6 +31,7 @@ class ClientTask:
         trainable_factor: the factor that is trained; the other stays as in `start`.
         relative_scaling: the client's lora_alpha / r over that of adapters without a profile.
         frozen_product: a product added to the trained one and not changed, at the common scaling; empty for none.
+        is_own: whether it is the fit of the client's own adapter, which is never averaged.
     """
 
     client_id: str
@@ -41,6 +42,7 @@ class ClientTask:
     trainable_factor: Factor = "all"
     relative_scaling: float = 1.0
     frozen_product: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    is_own: bool = False
 
     @property
     def department(self) -> str:
@@ -92,6 +94,7 @@ class ClientUpdate:
         losses: mean loss of each optimizer step.
         seconds: wall time of the fit; a cohort's time is divided by tokens.
         metrics: of the adapter on the client's held-out records, if the task asked for them.
+        is_own: whether it is the client's own adapter, which is never averaged.
     """
 
     client_id: str
@@ -102,6 +105,7 @@ class ClientUpdate:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     metrics: Metrics | None = None
+    is_own: bool = False
 
     @property
     def department(self) -> str:

@@ -25,6 +25,7 @@ class FederationState:
         departments: {department: θ_d}.
         client_starts: {client_id: shared factor from which the client starts next}, with client clusters.
         personal: {client_id: the factor that stays with the client}, such as B under ``share: a``.
+        own_adapters: {client_id: its own adapter, never averaged}, under ``personal.own: during``.
         examples: {client_id: num_examples} of every client that ever sent a valid update.
         cluster_assignments: {department or group: cluster id} of the last round.
         optimizer_states: {department: state of its server optimizer}, tensors named ``slot/parameter``.
@@ -40,6 +41,7 @@ class FederationState:
     departments: dict[str, LoraState]
     client_starts: dict[str, LoraState] = field(default_factory=dict)
     personal: dict[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    own_adapters: dict[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     cluster_assignments: dict[str, int] = field(default_factory=dict)
     optimizer_states: dict[str, LoraState] = field(default_factory=dict)

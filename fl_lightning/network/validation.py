@@ -117,7 +117,7 @@ def parse_update(
         metrics = None if values["metrics"] is None else Metrics(**values["metrics"])
     except (TypeError, ValueError, OverflowError) as error:
         raise RejectedReply(str(error)[:300]) from error
-    return ClientUpdate(**{**values, "state": state, "metrics": metrics})
+    return ClientUpdate(**{**values, "state": state, "metrics": metrics, "is_own": task.is_own})
 
 
 def parse_metrics(header: Mapping[str, Any], count: int) -> list[Metrics]:

@@ -151,6 +151,7 @@ def run_fit(
         federation=config.federation,
         training=config.training,
         lora=config.lora,
+        personal=config.personal,
         seed=config.seed,
         run_folder=run_folder,
     )
@@ -207,4 +208,7 @@ def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:
     rounds, retention = config.federation.rounds, config.retention
     exports = min(rounds, retention.client_exports + retention.best) if retention.client_exports else rounds
     checkpoints = min(rounds, retention.checkpoints + retention.best) if retention.checkpoints else rounds
-    return adapter * (num_departments + exports * num_clients + checkpoints * (1 + num_departments) + num_clients)
+    own_adapters = checkpoints * num_clients if config.personal.own == "during" else 0
+    return adapter * (
+        num_departments + exports * num_clients + checkpoints * (1 + num_departments) + num_clients + own_adapters
+    )

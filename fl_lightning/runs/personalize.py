@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -110,6 +111,8 @@ def adapters_by_level(
 ) -> dict[str, dict[str, LoraState]]:
     """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
 
+    Own adapters that were trained during the run are those of `state`; without own adapters there is no such level.
+
     Args:
         run_folder: of the finished run, locked by this process.
         config: of the run.
@@ -120,15 +123,17 @@ def adapters_by_level(
         console: for progress bars; None is standard error.
     """
     train = partial(train_chain, refit=refit, console=console)
-    own_adapters = train("own", run_folder, config, components, clients).personal
-    levels = config.personal.levels
+    own_adapters: Mapping[str, Mapping[str, torch.Tensor]] = state.own_adapters
+    if config.personal.own == "after":
+        own_adapters = train("own", run_folder, config, components, clients).personal
+    levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.adapter(name) for name in state.departments}
     clusters = {name: _mean_of_cluster(state, departments, name) for name in departments}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
-            "own": dict(own_adapters[client_id]),
+            "own": dict(own_adapters.get(client_id, state.initial)),
             "department": departments[client.department],
             "cluster": clusters[client.department],
             "root": None if root is None else root.adapter(ROOT),
@@ -215,15 +220,16 @@ def measure(
             "weights": dict(zip(levels, map(float, choice.weights), strict=True)),
             "adapter_is": "mixture" if choice.mixes_parameters else list(levels)[choice.level],
         }
-    measured = [values for values in results.values() if values["own"] is not None]
-    hurt = [values[config.choose] - values["own"] > HURT for values in measured]
+    measured = [values for values in results.values() if values["level"] is not None]
+    kinds = [kind for kind in KINDS if all(values[kind] is not None for values in measured)] if measured else []
+    hurt = [values[config.choose] - values["own"] > HURT for values in measured if "own" in kinds]
     return {
-        "levels": list(config.levels),
+        "levels": [level for level in config.levels if level != "own" or config.own != "off"],
         "choose": config.choose,
         "refit": config.refit,
         "clients": results,
-        "mean": {kind: float(np.mean([v[kind] for v in measured])) if measured else None for kind in KINDS},
-        "hurt": float(np.mean(hurt)) if measured else None,
+        "mean": {kind: float(np.mean([v[kind] for v in measured])) if kind in kinds else None for kind in KINDS},
+        "hurt": float(np.mean(hurt)) if hurt else None,
     }
 
 
@@ -235,7 +241,7 @@ def _held_out_losses(
     losses = np.concatenate(clients.target_losses([*levels.values(), one_adapter(levels, choice)], records))
     by_level = losses[:, :-1]
     return {
-        "own": float(by_level[:, 0].mean()),
+        "own": float(by_level[:, 0].mean()) if "own" in levels else None,
         "level": float(by_level[:, choice.level].mean()),
         "mixture": float(mixture_losses(by_level, choice.weights).mean()),
         "adapter": float(losses[:, -1].mean()),

@@ -94,6 +94,7 @@ class CohortFit:
                 tokens[k],
                 losses[k],
                 seconds * tokens[k] / sum(tokens),
+                is_own=task.is_own,
             )
             for k, task in enumerate(tasks)
         ]

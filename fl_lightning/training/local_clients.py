@@ -106,8 +106,12 @@ class LocalClients:
 
         ``auto`` uses the mean tokens of each client's micro-batches rather than measured time or free memory, so that a
         run is always divided in the same way on the same kind of device. Departments come in order, so neighbors have
-        similar records.
+        similar records. Own adapters make cohorts of their own, so that the bits of the others do not depend on them.
         """
+        by_chain = ([task for task in tasks if task.is_own is own] for own in (False, True))
+        return [cohort for chain in by_chain for cohort in self._cohorts(chain)]
+
+    def _cohorts(self, tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
         # All clients of a step share a loss scale: one client's overflow would skip the others' steps.
         size = 1 if self._fitting.has_loss_scale else self.clients_at_once
         if size != "auto":

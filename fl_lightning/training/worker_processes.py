@@ -98,24 +98,24 @@ class WorkerProcesses:
         """
         waiting = collections.deque(self.local.cohorts(tasks))
         unfitted = [cohort for cohort in waiting if journal is None or journal.replay(cohort) is None]
-        unfitted_ids = {cohort[0].client_id for cohort in unfitted}
+        unfitted_keys = {_key(cohort[0]) for cohort in unfitted}
         by_rank = self._assign(unfitted)
         for rank in self._other_ranks:
             self._send_fit(rank, by_rank[rank])
-        arrived: dict[str, list[ClientUpdate]] = {}
+        arrived: dict[tuple[str, bool], list[ClientUpdate]] = {}
 
         def keep(updates: list[ClientUpdate]) -> None:
-            arrived[updates[0].client_id] = updates
+            arrived[_key(updates[0])] = updates
             if journal is not None:
                 journal.record(updates)
 
         def ready() -> Iterator[ClientUpdate]:
             while waiting:
-                first = waiting[0][0].client_id
-                if first in unfitted_ids and first not in arrived:
+                first = _key(waiting[0][0])
+                if first in unfitted_keys and first not in arrived:
                     return
                 cohort = waiting.popleft()
-                replayed = None if first in unfitted_ids or journal is None else journal.replay(cohort)
+                replayed = None if first in unfitted_keys or journal is None else journal.replay(cohort)
                 yield from arrived.pop(first) if replayed is None else replayed
 
         for cohort in by_rank[0]:
@@ -236,3 +236,7 @@ class WorkerProcesses:
 
     def _num_tokens(self, cohort: Sequence[ClientTask]) -> float:
         return float(sum(len(e) for task in cohort for e in self.local.data[task.client_id].train))
+
+
+def _key(item: ClientTask | ClientUpdate) -> tuple[str, bool]:
+    return item.client_id, item.is_own

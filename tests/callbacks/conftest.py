@@ -37,7 +37,7 @@ class FakeClients:
             if on_step is not None:
                 on_step([task.client_id], 1.0, 7)
             metrics = self.evaluate([(answer[0], task.client_id)])[0] if task.evaluate else None
-            yield ClientUpdate(task.client_id, task.round_num, *answer, 70, self.losses, 0.5, metrics)
+            yield ClientUpdate(task.client_id, task.round_num, *answer, 70, self.losses, 0.5, metrics, task.is_own)
 
     def evaluate(self, jobs):
         """A loss that can be read off the state: the sum of A, over as many tokens as there are records."""
@@ -85,6 +85,7 @@ def play(plain_config):
         on_error=None,
         model=None,
         fabric=None,
+        personal=None,
     ):
         config = config or plain_config(rounds=len(script))
         ids = sorted({client_id for updates in script for client_id in updates})
@@ -93,6 +94,7 @@ def play(plain_config):
             fabric=fabric or Fabric(accelerator="cpu", devices=1),
             callbacks=callbacks,
             federation=config,
+            personal=personal,
             run_folder=run_folder,
         )
         start = resume or FederationState.begin(initial or make_state(), {c.split("/")[0] for c in ids})

@@ -7,12 +7,14 @@ import pytest
 
 import fl_lightning.callbacks
 from fl_lightning import FederatedCallback
+from fl_lightning.config import PersonalConfig
 
 HOOKS = [
     "on_federation_start",
     "on_round_start",
     "on_step_end",
     "on_client_end",
+    "on_own_fit_end",
     "on_aggregate",
     "on_round_end",
     "on_federation_end",
@@ -52,9 +54,23 @@ def test_every_hook_fires_in_order(play, plain_config, state):
     assert [hook for hook, _ in recorder.calls] == wanted
 
 
+def test_the_fit_of_an_own_adapter_has_a_hook_of_its_own(play, state):
+    recorder = Recorder()
+    personal = PersonalConfig(own="during")
+    play([{"hr/c0": (state((2, 0)), 1), "hr/c1": (state((3, 0)), 1)}], callbacks=[recorder], personal=personal)
+    hooks = [(hook, arguments["update"]) for hook, arguments in recorder.calls if "update" in arguments]
+    assert [(hook, update.client_id, update.is_own) for hook, update in hooks] == [
+        ("on_client_end", "hr/c0", False),
+        ("on_client_end", "hr/c1", False),
+        ("on_own_fit_end", "hr/c0", True),
+        ("on_own_fit_end", "hr/c1", True),
+    ]
+
+
 def test_hooks_get_exactly_the_keywords_of_their_signature(play, state):
     recorder = Recorder()
-    play([{"hr/c0": (state((2, 0)), 1)}], callbacks=[recorder])
+    play([{"hr/c0": (state((2, 0)), 1)}], callbacks=[recorder], personal=PersonalConfig(own="during"))
+    assert {hook for hook, _ in recorder.calls} == set(HOOKS)
     for hook, arguments in recorder.calls:
         assert set(arguments) == set(inspect.signature(getattr(FederatedCallback, hook)).parameters) - {"self"}
 

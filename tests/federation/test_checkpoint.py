@@ -38,6 +38,7 @@ def federation(seed=0):
         departments={"hr": state(A, B), "customer_support": state(A, B)},
         client_starts={"hr/client_0": start, "hr/client_1": start},
         personal={"hr/client_10": state(B)},
+        own_adapters={"hr/client_1": state(A, B)},
         examples={"hr/client_0": 128, "hr/client_1": 5},
         cluster_assignments={"customer_support": 0, "hr": 1},
     )
@@ -64,7 +65,7 @@ def test_round_trip_is_bit_exact(tmp_path):
     assert loaded.cluster_assignments == saved.cluster_assignments
     assert loaded_extra == extra
     assert_equal_states(loaded.initial, saved.initial)
-    for kind in ("departments", "client_starts", "personal"):
+    for kind in ("departments", "client_starts", "personal", "own_adapters"):
         assert getattr(loaded, kind).keys() == getattr(saved, kind).keys()
         for owner, state in getattr(saved, kind).items():
             assert_equal_states(getattr(loaded, kind)[owner], state)
@@ -189,12 +190,21 @@ def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_p
     assert torch.equal(loaded.personal["hr/client_10"][B], saved.personal["hr/client_10"][B])
 
 
-def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["personal", "own"])
+def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path, kind):
     save_checkpoint(tmp_path / "c", federation())
     facts = json.loads((tmp_path / "c" / "state.json").read_text())
-    facts["personal"] = ["../../secret"]
+    facts[kind] = ["../../secret"]
     (tmp_path / "c" / "state.json").write_text(json.dumps(facts))
     with pytest.raises(InputError):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_half_an_own_adapter_is_refused(tmp_path):
+    saved = federation()
+    half = {"hr/client_1": {A: saved.own_adapters["hr/client_1"][A]}}
+    save_checkpoint(tmp_path / "c", dataclasses.replace(saved, own_adapters=half))
+    with pytest.raises(InputError, match="hr/client_1"):
         load_checkpoint(tmp_path / "c")
 
 
@@ -222,7 +232,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_torn_ones_are_named(tmp_path, 
         newest_checkpoint(tmp_path)
 
 
-FILES = ("state.json", "state.safetensors", "personal/hr/client_10.safetensors", "manifest.json")
+FILES = (
+    "state.json",
+    "state.safetensors",
+    "personal/hr/client_10.safetensors",
+    "own/hr/client_1.safetensors",
+    "manifest.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +271,9 @@ def assert_consistent_layout(state):
     wanted = {name: tensor.shape for name, tensor in state.initial.items()}
     for own in (*state.client_starts.values(), *state.personal.values()):
         assert {name: tensor.shape for name, tensor in own.items()}.items() <= wanted.items()
-    for client_id in (*state.client_starts, *state.personal):
+    for own in state.own_adapters.values():
+        assert {name: tensor.shape for name, tensor in own.items()} == wanted
+    for client_id in (*state.client_starts, *state.personal, *state.own_adapters):
         assert client_id.split("/")[0] in state.departments
 
 

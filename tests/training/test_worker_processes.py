@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from fl_lightning import Evaluation, FederatedTrainer, LoraClientModule, create_lora_model
-from fl_lightning.config import ClientClustersConfig, FederationConfig, TrainingConfig
+from fl_lightning.config import ClientClustersConfig, FederationConfig, PersonalConfig, TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.training.clients import make_clients
@@ -52,9 +52,13 @@ def run(parallelism, dropout, batch_size, window):
     kind = "data" if parallelism in ("data", "fsdp") else "clients"
     clients = make_clients(fabric, module, data, training, parallelism=kind, shard_base_model=parallelism == "fsdp")
     evaluation = Evaluation()
-    trainer = FederatedTrainer(fabric=fabric, callbacks=[evaluation], federation=federation, training=training)
+    trainer = FederatedTrainer(
+        fabric=fabric, callbacks=[evaluation], federation=federation, training=training,
+        personal=PersonalConfig(own="during"),
+    )
     state = trainer.fit(module, data, clients=clients)
     tensors = {f"{d}|{n}": t.clone() for d, s in state.departments.items() for n, t in s.items()}
+    tensors |= {f"{c}|own|{n}": t.clone() for c, s in state.own_adapters.items() for n, t in s.items()}
     for d, values in evaluation.final.items():
         tensors[f"{d}|loss"] = torch.tensor(values["loss"])
     for c, values in evaluation.rounds.get("2", {}).get("hr", {}).items():
@@ -103,10 +107,11 @@ def test_two_processes_find_what_one_finds(results):
     assert one.keys() == two[0].keys()
     for name, tensor in one.items():
         assert (two[0][name] - tensor).abs().max() <= 1e-6, name
-    # The other process gets the final states too; only the first one has the losses.
+    # The other process gets the final states of departments too; only the first one has losses and own adapters.
     for name, tensor in two[1].items():
         assert (two[0][name] - tensor).abs().max() == 0, name
-    assert sum("lora" in name for name in two[1]) == sum("lora" in name for name in one)
+    assert sum("lora" in name for name in two[1]) == sum("lora" in name and "own" not in name for name in one)
+    assert sum("|own|" in name for name in one) == 5 * 4
 
 
 @pytest.mark.slow

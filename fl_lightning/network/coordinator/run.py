@@ -60,6 +60,10 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
             "federation.share: expected a share without central training, got central, which brings all records to one "
             "place; use another one, or fit"
         )
+    if config.personal.own == "during":
+        raise InputError(
+            "personal.own: expected after or off, got during; sites train no own adapters beside the run yet"
+        )
     if config.fabric.devices != 1:
         raise InputError(
             f"fabric.devices: expected 1 for the server, which trains nothing, got {config.fabric.devices}; a site may "

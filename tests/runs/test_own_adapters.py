@@ -1,0 +1,139 @@
+"""``personal.own: during``: own adapters beside the federation, which neither change it nor are changed by it."""
+
+import shutil
+
+import pytest
+import torch
+from run_files import adapters, metrics
+
+from fl_lightning import InputError
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.runs.personalize import personalize
+from fl_lightning.training.local_clients import LocalClients
+
+DURING = ("--personal.own", "during")
+ALONE = ("--federation.share", "none", "--no-dept-clustering", "--num-clusters", "1")
+
+
+@pytest.fixture(scope="module")
+def with_own(fit, tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("own"), "--rounds", "2", *DURING)
+
+
+def own_of(folder):
+    return newest_checkpoint(folder)[0].own_adapters
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    for client_id, state in first.items():
+        assert state.keys() == second[client_id].keys()
+        for name, tensor in state.items():
+            assert torch.equal(tensor, second[client_id][name]), f"{client_id} {name}"
+
+
+def test_own_adapters_are_those_of_a_run_that_shares_nothing(fit, with_own, tmp_path):
+    alone = newest_checkpoint(fit(tmp_path, "--rounds", "2", *ALONE))[0].personal
+    assert len(alone) == 8
+    assert_same_bits(own_of(with_own), {c: {n: state[n] for n in sorted(state)} for c, state in alone.items()})
+
+
+def test_the_federation_is_the_one_without_own_adapters(finished, with_own):
+    assert adapters(with_own) == adapters(finished)
+    for step, row in metrics(finished).items():
+        row_with_own = metrics(with_own)[step]
+        assert {k: v for k, v in row_with_own.items() if "/own/" not in k} == row
+        own_rows = {k.split("/own/")[1] for k in row_with_own if "/own/" in k}
+        assert own_rows == ({"train/loss", "eval/loss", "eval/perplexity", "eval/token_accuracy"} if step else set())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_between_rounds_has_the_same_own_adapters(fit, with_own, tmp_path):
+    first = fit(tmp_path, "--rounds", "1", *DURING)
+    fit(tmp_path, "--rounds", "2", *DURING, resume=first)
+    assert_same_bits(own_of(first), own_of(with_own))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_between_own_fits_fits_the_others_only(fit, with_own, tmp_path, monkeypatch):
+    fit_cohort, fits = LocalClients.fit_cohort, []
+
+    def watch(self, tasks, on_step=None):
+        if len(fits) == stop_at:
+            raise KeyboardInterrupt
+        fits.append((tasks[0].round_num, tasks[0].is_own))
+        return fit_cohort(self, tasks, on_step)
+
+    monkeypatch.setattr(LocalClients, "fit_cohort", watch)
+    stop_at = None
+    fit(tmp_path / "whole", "--rounds", "2", *DURING)
+    expected, stop_at = list(fits), len(fits) - 1  # before the last fit of all, which is of own adapters
+    assert expected[-2:] == [(2, True)] * 2
+    fits.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", "--rounds", "2", *DURING)
+    (killed,) = (tmp_path / "killed").glob("version_0")
+    fits.clear()
+    stop_at = None
+    fit(tmp_path / "killed", "--rounds", "2", *DURING, resume=killed)
+    assert fits == [(2, True)]
+    assert_same_bits(own_of(killed), own_of(with_own))
+    assert adapters(killed) == adapters(with_own)
+
+
+def test_only_sampled_clients_train_their_own_adapters(fit, tmp_path):
+    folder = fit(tmp_path, "--rounds", "1", *DURING, "--federation.clients_per_round", "1")
+    assert len(own_of(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (ALONE, "share: none trains nothing else"),
+        (("--federation.share", "central", "--federation.combiner", "fedavg", *ALONE[2:]), "one client for all"),
+        (("--lora.profiles", "{hr: {r: 4}}", "--federation.combiner", "svd", *ALONE[2:]), "several ranks or scales"),
+        (("--federation.guard.name", "dp", "--federation.weighting", "uniform", *ALONE[2:]), "own adapters have none"),
+    ],
+)
+def test_choices_that_leave_no_place_for_own_adapters_are_refused(options, reason):
+    with pytest.raises(InputError, match=f"personal.own: .*{reason}.*; expected after, or .*got during"):
+        parse_config([*options, *DURING])
+
+
+def test_turning_own_adapters_on_in_the_middle_of_a_run_is_refused(fit, finished, tmp_path):
+    copied = shutil.copytree(finished, tmp_path / "version_0")
+    with pytest.raises(InputError, match="personal.own: expected 'after', with which the run started, got 'during'"):
+        fit(tmp_path, "--rounds", "3", *DURING, resume=copied)
+
+
+SELECTION = ("--data.selection_fraction", "0.25", "--federation.combiner", "fedavg", "--batch-size", "2")
+
+
+@pytest.fixture(scope="module")
+def measured(fit, tmp_path_factory):
+    """{when own adapters are trained: (run folder, result of personalize)}."""
+    folders = {
+        own: fit(tmp_path_factory.mktemp(own), "--rounds", "2", *SELECTION, "--personal.own", own)
+        for own in ("after", "during", "off")
+    }
+    return {own: (folder, personalize(folder)) for own, folder in folders.items()}
+
+
+@pytest.mark.slow
+def test_personalize_says_the_same_of_own_adapters_trained_during_the_run_or_after_it(measured):
+    assert not (measured["during"][0] / "personal" / "own").exists()
+    assert (measured["after"][0] / "personal" / "own").exists()
+    assert measured["during"][1] == measured["after"][1]
+
+
+@pytest.mark.slow
+def test_personalize_without_own_adapters_chooses_among_the_shared_ones(measured):
+    folder, result = measured["off"]
+    assert not (folder / "personal" / "own").exists()
+    assert result["levels"] == ["department", "cluster", "root", "base"]
+    assert (result["mean"]["own"], result["hurt"]) == (None, None)
+    for values in result["clients"].values():
+        assert values["own"] is None
+        assert "own" not in values["weights"]
+        assert values["mixture"] > 0
