@@ -28,8 +28,9 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
-from fl_lightning.training.client_tasks import own_tasks, round_tasks
+from fl_lightning.training.client_tasks import round_tasks
 from fl_lightning.training.clients import make_clients
+from fl_lightning.training.own_adapters import own_tasks
 from fl_lightning.training.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)

@@ -59,6 +59,10 @@ def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, l
         "guard.name: dp adds noise to every state that is kept, and own adapters have none": federation.guard.name
         == "dp",
         "lora.profiles gives clients several ranks or scales": lora.is_mixed(),
+        f"ditto_lambda pulls towards factors, and combiner: {federation.combiner} keeps products": bool(
+            personal.ditto_lambda
+        )
+        and _by_products(federation),
     }
     for reason, applies in reasons.items():
         if applies:

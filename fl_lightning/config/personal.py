@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from fl_lightning.config.checks import Block, NonNegativeFloat, check
+from fl_lightning.config.checks import Block, NonNegativeFloat, PositiveFraction, check
 
 LevelName: TypeAlias = Literal["own", "department", "cluster", "root", "base"]
 """Adapters that a client can take: trained by itself alone, of its department, of its department's cluster, of all
@@ -21,6 +21,12 @@ class PersonalConfig(Block, key="personal"):
     own: Literal["off", "during", "after"] = "after"
     """When clients' own adapters, which are never averaged, are trained: after the run, by personalize; during the run,
     in every round that the client takes part in; or not at all, and then personalize chooses among the shared ones."""
+    ditto_lambda: NonNegativeFloat = 0.0
+    """own: during: Ditto's pull of own adapters towards the department's adapter at the start of the round, as
+    ditto_lambda / 2 times the squared distance in each client's loss; 0 turns it off."""
+    apfl_alpha: PositiveFraction = 1.0
+    """own: during: APFL's weight of a client's own adapter in its mixture with the department's, in which it trains and
+    is used; 1 turns it off."""
     choose: Literal["level", "mixture"] = "mixture"
     """level gives each client the level with the lowest loss, mixture a weight for each."""
     prior: NonNegativeFloat = 20.0
@@ -35,5 +41,13 @@ class PersonalConfig(Block, key="personal"):
         choices, first = get_args(LevelName), self.levels[:1]
         ok = len(set(self.levels)) == len(self.levels) and set(self.levels) <= set(choices) and first == ["own"]
         check(ok, "personal.levels", f"own, and after it some of {', '.join(choices[1:])}", self.levels)
+        for name, value, is_off in (
+            ("ditto_lambda", self.ditto_lambda, self.ditto_lambda == 0),
+            ("apfl_alpha", self.apfl_alpha, self.apfl_alpha == 1),
+        ):
+            expected = "the default, or personal.own: during (own adapters that train beside the department's)"
+            check(is_off or self.own == "during", f"personal.{name}", expected, value)
+        ok = self.ditto_lambda == 0 or self.apfl_alpha == 1
+        check(ok, "personal.apfl_alpha", "1 with ditto_lambda above 0 (choose one method)", self.apfl_alpha)
         ok = self.own != "off" or len(self.levels) > 1
         check(ok, "personal.levels", "a level besides own, which personal.own: off leaves out", self.levels)

@@ -32,6 +32,8 @@ class ClientTask:
         relative_scaling: the client's lora_alpha / r over that of adapters without a profile.
         frozen_product: a product added to the trained one and not changed, at the common scaling; empty for none.
         is_own: whether it is the fit of the client's own adapter, which is never averaged.
+        anchor: the state that the fit is pulled towards; empty for none.
+        anchor_strength: λ of the pull ``λ / 2 · ‖θ − anchor‖²``.
     """
 
     client_id: str
@@ -43,6 +45,8 @@ class ClientTask:
     relative_scaling: float = 1.0
     frozen_product: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_own: bool = False
+    anchor: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    anchor_strength: float = 0.0
 
     @property
     def department(self) -> str:
@@ -139,9 +143,13 @@ class ClientTransport(Protocol):
         ...
 
 
+STATES = ("start", "state", "frozen_product", "anchor")
+"""Fields of tasks and updates that hold tensors."""
+
+
 def header_of(item: ClientTask | ClientUpdate) -> dict[str, Any]:
     """A task or an update without its tensors, as JSON values."""
-    values = {name: value for name, value in vars(item).items() if name not in ("start", "state", "frozen_product")}
+    values = {name: value for name, value in vars(item).items() if name not in STATES}
     if values.get("metrics") is not None:
         values["metrics"] = vars(values["metrics"])
     return values

@@ -102,9 +102,7 @@ class LoraCohort:
                 an empty mapping. Neighbors with the very same tensors share their computation.
         """
         self.size, self._device = len(states), torch.device(device)
-        names = [(f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight") for site in self._sites]
-        self._a = StackedFactor([[s[a] for a, _ in names] for s in states], 0, device, trainable_factor in ("a", "all"))
-        self._b = StackedFactor([[s[b] for _, b in names] for s in states], 1, device, trainable_factor in ("b", "all"))
+        self._a, self._b = self._stack(states, trainable_factor)
         sizes = torch.tensor(self._a.sizes)
         scalings, kept = torch.tensor([[site.scaling, 1 - site.dropout] for site in self._sites]).unbind(1)
         relative = torch.tensor(relative_scalings or [1.0])[:, None]
@@ -115,11 +113,28 @@ class LoraCohort:
         same = itertools.groupby(products, key=lambda state: [id(tensor) for tensor in state.values()])
         runs = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
         self._runs = [length for _, length in runs]
-        for site, (a, b) in zip(self._sites, names, strict=True):
+        for site, (a, b) in zip(self._sites, self._factor_names(), strict=True):
             pairs = [(site.scaling * state[a], state[b]) if state else None for state, _ in runs]
             site.frozen_product = stack_products(pairs, self._device)
             if site.dropout:
                 site.feature_keys = feature_keys(site.name, states[0][a].shape[1], self._device)
+
+    def _factor_names(self) -> list[tuple[str, str]]:
+        return [(f"{site.name}.lora_A.weight", f"{site.name}.lora_B.weight") for site in self._sites]
+
+    def _stack(
+        self, states: Sequence[Mapping[str, torch.Tensor]], trainable_factor: Factor
+    ) -> tuple[StackedFactor, StackedFactor]:
+        a, b = zip(*self._factor_names(), strict=True)
+        return (
+            StackedFactor([[s[n] for n in a] for s in states], 0, self._device, trainable_factor in ("a", "all")),
+            StackedFactor([[s[n] for n in b] for s in states], 1, self._device, trainable_factor in ("b", "all")),
+        )
+
+    def values_of(self, states: Sequence[Mapping[str, torch.Tensor]], trainable_factor: Factor) -> list[torch.Tensor]:
+        """Other states of the K clients, of the loaded ranks, as values of `parameters`."""
+        factors = self._stack(states, trainable_factor)
+        return [factor.parameter.detach() for factor in factors if factor.parameter.requires_grad]
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable factors, A or B or both, each of all layers; row k of each is client k."""
@@ -137,18 +152,19 @@ class LoraCohort:
         return dict(sorted(state.items()))
 
     @torch.no_grad()
-    def add_proximal_gradients(self, starts: Sequence[torch.Tensor], strength: float) -> None:
-        """Add the gradient of the proximal term ``μ / 2 · ‖θ_k − θ_k,start‖²`` to each client's gradient.
+    def add_proximal_gradients(self, anchors: Sequence[torch.Tensor], strength: float) -> None:
+        """Add the gradient of the proximal term ``μ / 2 · ‖θ_k − anchor_k‖²`` to each client's gradient.
 
-        FedProx, Li et al. 2020, arXiv 1812.06127.
+        FedProx, Li et al. 2020, arXiv 1812.06127, with the start of the fit as the anchor; Ditto, Li et al. 2021, arXiv
+        2012.04221, with the department's adapter.
 
         Args:
-            starts: values of `parameters` when the fit began.
-            strength: μ.
+            anchors: values of `parameters`.
+            strength: μ, or Ditto's λ.
         """
-        for parameter, start in zip(self.parameters(), starts, strict=True):
+        for parameter, anchor in zip(self.parameters(), anchors, strict=True):
             if parameter.grad is not None:
-                parameter.grad.add_(parameter - start, alpha=strength)
+                parameter.grad.add_(parameter - anchor, alpha=strength)
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> None:

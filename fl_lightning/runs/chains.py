@@ -23,6 +23,7 @@ from fl_lightning.config import (
     DeptClustersConfig,
     FederationConfig,
     LoggingConfig,
+    PersonalConfig,
     RetentionConfig,
     RunConfig,
 )
@@ -120,7 +121,7 @@ def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:
         config,
         output=str(output),
         federation=federation,
-        personal=config.personal if chain == "department" else replace(config.personal, own="after"),
+        personal=config.personal if chain == "department" else PersonalConfig(),
         logging=LoggingConfig(loggers=loggers, samples=0),
         retention=RetentionConfig(client_exports=1, checkpoints=1),
     )

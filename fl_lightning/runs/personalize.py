@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +33,7 @@ from fl_lightning.storage.run_adapters import NEGLIGIBLE_WEIGHT
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.own_adapters import own_adapter
 
 KINDS = ("own", "level", "mixture", "adapter")
 """What a client can take: its own adapter, the best level, the mixture of all levels, and one adapter of it."""
@@ -123,9 +123,9 @@ def adapters_by_level(
         console: for progress bars; None is standard error.
     """
     train = partial(train_chain, refit=refit, console=console)
-    own_adapters: Mapping[str, Mapping[str, torch.Tensor]] = state.own_adapters
+    own_state = state
     if config.personal.own == "after":
-        own_adapters = train("own", run_folder, config, components, clients).personal
+        own_state = replace(state, own_adapters=train("own", run_folder, config, components, clients).personal)
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.adapter(name) for name in state.departments}
@@ -133,7 +133,7 @@ def adapters_by_level(
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
-            "own": dict(own_adapters.get(client_id, state.initial)),
+            "own": own_adapter(config.personal, own_state, client_id),
             "department": departments[client.department],
             "cluster": clusters[client.department],
             "root": None if root is None else root.adapter(ROOT),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
 from fl_lightning.aggregation.products.client_start import ClientStarts
 from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.config import FederationConfig, LoraConfig, PersonalConfig
+from fl_lightning.config import FederationConfig, LoraConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState, clients_by_department
@@ -59,30 +58,3 @@ def round_tasks(
                 )
             )
     return tasks
-
-
-def own_tasks(config: PersonalConfig, state: FederationState, tasks: Sequence[ClientTask]) -> list[ClientTask]:
-    """The fits of the sampled clients' own adapters: each goes on from itself, and the first one from the common start.
-
-    They have the seeds of the clients' other fits, so an own adapter is the one that `share: none` would train.
-
-    Args:
-        config: the ``personal`` block.
-        state: of the federation before the round.
-        tasks: of the round.
-
-    Returns:
-        One task for each of `tasks`; none unless ``own: during``.
-    """
-    if config.own != "during":
-        return []
-    return [
-        replace(
-            task,
-            start=state.own_adapters.get(task.client_id, state.initial),
-            trainable_factor="all",
-            frozen_product={},
-            is_own=True,
-        )
-        for task in tasks
-    ]

@@ -73,7 +73,7 @@ class CohortFit:
         """Fit the clients of a cohort together.
 
         Args:
-            tasks: of K clients.
+            tasks: of K clients, with one trainable factor and one strength of the pull towards their anchors.
             record_sets: the training records of each.
             on_step: called after every optimizer step.
 
@@ -126,7 +126,12 @@ class CohortFit:
             relative_scalings=[task.relative_scaling for task in tasks],
             frozen_products=[task.frozen_product for task in tasks],
         )
-        starts = [p.detach().clone() for p in self._cohort.parameters()] if self.training.proximal_mu else []
+        pulls = []
+        if self.training.proximal_mu:
+            pulls.append(([p.detach().clone() for p in self._cohort.parameters()], self.training.proximal_mu))
+        if strength := tasks[0].anchor_strength:
+            anchors = self._cohort.values_of([task.anchor for task in tasks], tasks[0].trainable_factor)
+            pulls.append((anchors, strength))
         plain_optimizer = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(plain_optimizer))
         rank = [] if self._shard is None else [self._shard.rank]
@@ -138,7 +143,7 @@ class CohortFit:
         self._module.eval()  # the base's own dropout stays off; the cohort draws that of the adapters for each client
         with self._attached():
             for step, rows in enumerate(maker.steps(plans)):
-                losses.append(self._step(rows, optimizer, starts))
+                losses.append(self._step(rows, optimizer, pulls))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
@@ -156,13 +161,15 @@ class CohortFit:
                 stack.enter_context(recompute_layers(self._module.model.get_base_model()))
             yield
 
-    def _step(self, step: StepRows, optimizer: torch.optim.Optimizer, starts: list[torch.Tensor]) -> torch.Tensor:
+    def _step(
+        self, step: StepRows, optimizer: torch.optim.Optimizer, pulls: list[tuple[list[torch.Tensor], float]]
+    ) -> torch.Tensor:
         """One optimizer step.
 
         Args:
             step: what it trains on.
             optimizer: of the cohort's parameters.
-            starts: the parameters when the fit began; needed by the proximal term only.
+            pulls: proximal terms: (values of the parameters, strength of the pull towards them).
 
         Returns:
             The mean loss over each client's targets, shape (K,).
@@ -179,8 +186,8 @@ class CohortFit:
             total = self._shard.all_reduce_sum(total, self._cohort.parameters())
         # fp16: clip the true gradients, not the scaled ones; the scaler knows the inner optimizer only.
         self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
-        if self.training.proximal_mu:
-            self._cohort.add_proximal_gradients(starts, self.training.proximal_mu)
+        for anchors, strength in pulls:
+            self._cohort.add_proximal_gradients(anchors, strength)
         self._cohort.clip_gradients(self.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -37,6 +37,8 @@ from fl_lightning.training.channel import Channel
 from fl_lightning.training.local_clients import LocalClients
 
 Parallelism = Literal["clients", "data"]
+TASK_STATES = ("start", "frozen_product", "anchor")
+"""Fields of a task that hold tensors, in the order in which they are sent."""
 
 
 def pin_device(fabric: Fabric) -> Fabric:
@@ -187,14 +189,14 @@ class WorkerProcesses:
             return
         remaining = iter(states)
         for cohort in header["cohorts"]:
-            tasks = [ClientTask(**task, start=next(remaining), frozen_product=next(remaining)) for task in cohort]
+            tasks = [ClientTask(**task, **{name: next(remaining) for name in TASK_STATES}) for task in cohort]
             updates = self.local.fit_cohort(tasks)
             if self.parallelism == "clients":
                 self._channel.send(0, {"updates": [header_of(u) for u in updates]}, [u.state for u in updates])
 
     def _send_fit(self, rank: int, cohorts: Sequence[Sequence[ClientTask]]) -> None:
         headers = [[header_of(task) for task in cohort] for cohort in cohorts]
-        states = [state for cohort in cohorts for task in cohort for state in (task.start, task.frozen_product)]
+        states = [getattr(task, name) for cohort in cohorts for task in cohort for name in TASK_STATES]
         self._channel.send(rank, {"do": "fit", "cohorts": headers}, states)
 
     def _send_evaluate(self, rank: int, jobs: Sequence[EvaluationJob]) -> None:

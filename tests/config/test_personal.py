@@ -8,3 +8,20 @@ from fl_lightning.errors import InputError
 def test_levels_are_own_and_others_once(levels):
     with pytest.raises(InputError, match="personal.levels: expected own, and after it some of department, cluster"):
         PersonalConfig(levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"ditto_lambda": 0.1}, "personal.ditto_lambda: expected the default, or personal.own: during.*got 0.1"),
+        ({"apfl_alpha": 0.5, "own": "off"}, "personal.apfl_alpha: expected the default, or personal.own: during"),
+        (
+            {"apfl_alpha": 0.5, "ditto_lambda": 0.1, "own": "during"},
+            "personal.apfl_alpha: expected 1 with ditto_lambda",
+        ),
+        ({"own": "off", "levels": ["own"]}, "personal.levels: expected a level besides own"),
+    ],
+)
+def test_methods_for_own_adapters_need_own_adapters(choices, message):
+    with pytest.raises(InputError, match=message):
+        PersonalConfig(**choices)

@@ -40,5 +40,5 @@ def test_comment_stays_in_its_column():
 def test_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'fedsa_lora'"):
         template("fedsa-lora")
-    with pytest.raises(InputError, match="expected one of central, contribution"):
+    with pytest.raises(InputError, match="expected one of apfl, central, contribution"):
         template("../default")

@@ -94,6 +94,7 @@ def test_only_sampled_clients_train_their_own_adapters(fit, tmp_path):
         (("--federation.share", "central", "--federation.combiner", "fedavg", *ALONE[2:]), "one client for all"),
         (("--lora.profiles", "{hr: {r: 4}}", "--federation.combiner", "svd", *ALONE[2:]), "several ranks or scales"),
         (("--federation.guard.name", "dp", "--federation.weighting", "uniform", *ALONE[2:]), "own adapters have none"),
+        (("--personal.ditto_lambda", "0.1", "--federation.combiner", "stack", *ALONE[2:]), "combiner: stack keeps"),
     ],
 )
 def test_choices_that_leave_no_place_for_own_adapters_are_refused(options, reason):
@@ -137,3 +138,15 @@ def test_personalize_without_own_adapters_chooses_among_the_shared_ones(measured
         assert values["own"] is None
         assert "own" not in values["weights"]
         assert values["mixture"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [("--personal.ditto_lambda", "0.5"), ("--personal.apfl_alpha", "0.5")])
+def test_a_method_changes_own_adapters_only_and_personalize_measures_what_the_client_uses(
+    fit, measured, tmp_path, method
+):
+    folder = fit(tmp_path, "--rounds", "2", *SELECTION, *DURING, *method)
+    assert (departments := adapters(folder)) == adapters(measured["during"][0])
+    assert departments
+    values, plain = (result["clients"] for result in (personalize(folder), measured["during"][1]))
+    assert all(values[c]["own"] != plain[c]["own"] for c in plain)
