@@ -9,11 +9,12 @@ section      measures
 info         versions, what torch has, rates of matrix products of Qwen1.5-1.8B's shapes
 profile      a step of one client, of all clients and of a bare PEFT loop: launches, waits, busy time, its kernels
 training     tokens/s, share of the rate of matrix products, ms a step, peak memory and the predicted one: ours with one
-             client and `auto`, a bare padded PEFT loop, one Hugging Face Trainer per client
+             client and `auto`, with CUDA graphs and without, a bare padded PEFT loop, one Trainer per client
 correctness  clients together against one at a time: fp32, bf16, fp16, 4-bit; a fit twice, byte for byte
 serving      `generate`, and the server's decoder with five adapters, at 1, 32 and 128 rows
 default      a round's fits and evaluation of configs/default.yaml on the GPU beside the CPU
 resume       a run of two rounds against one that is resumed after the first, byte for byte
+rows         larger and larger rows: the smallest one that keeps the card busy
 compiled     the bare loop with compiled layers
 ===========  ==========================================================================================================
 
@@ -40,10 +41,10 @@ from benchmarks.gpu_sections.correctness import correctness, resume
 from benchmarks.gpu_sections.machine import info
 from benchmarks.gpu_sections.profile import profile
 from benchmarks.gpu_sections.serving import serving
-from benchmarks.gpu_sections.training import compiled, default, training
+from benchmarks.gpu_sections.training import compiled, default, rows, training
 
 SECTIONS: dict[str, Callable[[Bench], dict]] = {
-    f.__name__: f for f in (info, profile, training, correctness, serving, default, resume, compiled)
+    f.__name__: f for f in (info, profile, training, correctness, serving, default, resume, rows, compiled)
 }
 
 

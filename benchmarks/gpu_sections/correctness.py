@@ -6,6 +6,7 @@ import hashlib
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def correctness(bench: Bench) -> dict:
     kinds: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "bf16": {"precision": "bf16"}}
     if bench.is_gpu:
         kinds["fp16"] = {"precision": "fp16"}
+        kinds["bf16, CUDA graphs"] = {"precision": "bf16", "cuda_graphs": True}
     kinds["4-bit"] = {"in_4bit": True}
     kinds["4-bit, layers recomputed"] = {"in_4bit": True, "gradient_checkpointing": True}
     return {name: bench.attempt(lambda options=options: compare(bench, options)) for name, options in kinds.items()}
@@ -28,9 +30,11 @@ def compare(bench: Bench, options: dict[str, Any]) -> dict:
     bench.release()
     if options.get("precision") == "fp32":
         torch.set_float32_matmul_precision("highest")
+    graphs = options.pop("cuda_graphs", False)
     loaded = bench.load(clients=2, records=8, **options)
     data = dict(loaded.data)
     alone = bench.fit(loaded, data, 4, 1)
+    loaded.local.training = replace(loaded.local.training, cuda_graphs=graphs)
     together = bench.fit(loaded, data, 4, "auto")
     seconds, peak = loaded.seconds, bench.peak_gb()
     again = bench.fit(loaded, data, 4, "auto")

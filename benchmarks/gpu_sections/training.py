@@ -23,6 +23,13 @@ Clients: TypeAlias = Mapping[str, ClientData]
 
 PLAN = [(4, 16), (1, 8), (16, 64)]
 """(batch size, records of a client); of 16 clients the last makes rows of about 15,000 tokens."""
+CONTESTANTS: list[tuple[str, int | str, int | None, bool]] = [
+    ("ours, auto", "auto", None, False),
+    ("ours, auto, CUDA graphs", "auto", None, True),
+    ("ours, one at a time", 1, 4, False),
+    ("ours, one at a time, CUDA graphs", 1, 4, True),
+]
+"""(name, clients at once, clients of each department, graphs)."""
 
 
 class Rows:
@@ -60,12 +67,12 @@ def training(bench: Bench) -> dict:
     loaded = bench.load(clients=4, records=64)
     table, everything = Rows(bench, loaded), dict(loaded.data)
     for batch_size, records in PLAN:
-        for who, at_once, clients in (("ours, auto", "auto", None), ("ours, one at a time", 1, 4)):
-            if at_once == 1 and batch_size == 16:
+        for who, at_once, clients, graphs in CONTESTANTS:
+            if (at_once == 1 and batch_size == 16) or (graphs and not bench.is_gpu):
                 continue
             loaded.local.data = everything
             data = loaded.cut(records, clients)
-            table.add(who, batch_size, partial(ours, bench, loaded, data, batch_size, at_once))
+            table.add(who, batch_size, partial(ours, bench, loaded, data, batch_size, at_once, graphs))
             if bench.is_gpu and "error" not in table.rows[-1]:
                 table.rows[-1]["predicted_gb"] = predicted_gb(loaded)
             bench.say(f"{who}, batch {batch_size}: largest step {max(loaded.steps, default=0)} tokens")
@@ -89,7 +96,20 @@ def compiled(bench: Bench) -> dict:
     return table.as_json()
 
 
-def ours(bench: Bench, loaded: Loaded, data: Clients, batch_size: int, at_once: int | str) -> tuple:
+def rows(bench: Bench) -> dict:
+    """Larger and larger rows: the smallest one that keeps the card busy."""
+    loaded = bench.load(clients=4, records=64)
+    table = Rows(bench, loaded)
+    data = loaded.cut(16)
+    for batch_size, at_once in ((4, 1), (4, 2), (4, 4), (4, 8), (4, 16), (8, 16), (16, 16)):
+        table.add(f"ours, {at_once} at once", batch_size, partial(ours, bench, loaded, data, batch_size, at_once))
+    return table.as_json()
+
+
+def ours(
+    bench: Bench, loaded: Loaded, data: Clients, batch_size: int, at_once: int | str, graphs: bool = False
+) -> tuple:
+    loaded.local.training = replace(loaded.local.training, cuda_graphs=graphs)
     bench.fit(loaded, first_records(data, 2 * batch_size), batch_size, at_once)  # warms up
     bench.fit(loaded, data, batch_size, at_once)
     return data, loaded.seconds, len(loaded.steps)

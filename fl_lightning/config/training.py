@@ -31,6 +31,9 @@ class TrainingConfig(Block, key="training"):
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and recompute the rest in the backward pass: less memory, about a third more
     time."""
+    cuda_graphs: bool = False
+    """On a GPU, record forward and backward pass of rows of a size once and repeat them: for small rows, in which the
+    GPU waits for the host. Rows are padded to a few sizes."""
 
 
 @dataclass

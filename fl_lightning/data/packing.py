@@ -32,6 +32,7 @@ class PackedBatch:
         owners: client index in 0 … K − 1 of each target, shape (S,).
         starts: the first token of each sequence, then T; int32.
         lengths: tokens of each sequence, in row order.
+        longest: tokens of the longest sequence, or a bound of it.
         client_tokens: tokens of each client, in row order; a client without sequences has 0.
         client_targets: targets of each client.
     """
@@ -43,6 +44,7 @@ class PackedBatch:
     owners: torch.Tensor
     starts: torch.Tensor
     lengths: tuple[int, ...]
+    longest: int
     client_tokens: tuple[int, ...]
     client_targets: tuple[int, ...]
 
@@ -77,6 +79,7 @@ class PackedBatch:
                     self.owners[chosen],
                     torch.tensor([0, stop - start], dtype=torch.int32),
                     (stop - start,),
+                    stop - start,
                     tuple(tokens),
                     tuple(counts),
                 )
@@ -137,6 +140,7 @@ def pack(clients: Sequence[Sequence[Example]]) -> PackedBatch:
         owners=owners,
         starts=torch.nn.functional.pad(ends, (1, 0)).int(),
         lengths=tuple(lengths.tolist()),
+        longest=int(lengths.max()),
         client_tokens=tuple(client_tokens),
         client_targets=tuple(owners.bincount(minlength=len(clients)).tolist()),
     )

@@ -23,6 +23,7 @@ MUTABLE_KEYS = (
     "federation.rounds",
     "training.clients_at_once",
     "training.gradient_checkpointing",
+    "training.cuda_graphs",
     "fabric.accelerator",
     "fabric.devices",
     "fabric.num_nodes",

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,35 +21,11 @@ from peft import PeftModel
 
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.cohort_row import CohortRow
-from fl_lightning.modeling.dropout import Keys, feature_keys, keep_mask, token_keys
-from fl_lightning.modeling.lora import ADAPTER, lora_layers
+from fl_lightning.modeling.cohort_sites import CohortSite, cohort_sites
+from fl_lightning.modeling.dropout import feature_keys, keep_mask, token_keys
 from fl_lightning.modeling.low_rank_product import Segments, low_rank_product
 from fl_lightning.modeling.stacked_factors import StackedFactor, stack_products
 from fl_lightning.state import Factor, LoraState
-
-EXPERT = re.compile(r"\.experts\.\d+\.")
-"""In names of layers of a single expert, in models that do not keep all experts in one tensor."""
-
-
-@dataclass
-class _Site:
-    """A LoRA layer.
-
-    Attributes:
-        factors: A and B of all clients for the next row, scaled; shapes (K, r, in_features), (K, out_features, r).
-        frozen_product: A and B of each run of neighboring clients with the same frozen product, stacked; or None.
-        feature_keys: for its dropout; None without dropout.
-        is_used: whether tokens have passed it.
-    """
-
-    name: str
-    layer: Any
-    scaling: float
-    dropout: float
-    factors: tuple[torch.Tensor, torch.Tensor] | None = None
-    frozen_product: tuple[torch.Tensor, torch.Tensor] | None = None
-    feature_keys: Keys | None = None
-    is_used: bool = False
 
 
 class LoraCohort:
@@ -68,19 +42,9 @@ class LoraCohort:
 
     def __init__(self, model: PeftModel) -> None:
         self.size = 0
-        self._sites: list[_Site] = []
+        self._sites = cohort_sites(model)
         self._row = CohortRow(None)
-        for name, layer in lora_layers(model).items():
-            if layer.lora_embedding_A or layer.lora_variant:
-                raise InputError(f"lora.target_modules: {name} is not a plain LoRA linear layer; choose linear layers")
-            if name.rsplit(".", 1)[-1] in ("lm_head", "embed_out"):
-                raise InputError(
-                    f"lora.target_modules: {name} is the output head, which sees responses only; remove it"
-                )
-            if EXPERT.search(name):
-                raise InputError(f"lora.target_modules: {name} is part of an expert, which sees few tokens; remove it")
-            p = float(getattr(layer.lora_dropout[ADAPTER], "p", 0.0))
-            self._sites.append(_Site(name, layer, float(layer.scaling[ADAPTER]), p))
+        self._device = torch.device("cpu")
 
     def load(
         self,
@@ -101,6 +65,7 @@ class LoraCohort:
             frozen_products: for each client (A, B) of a product that is added at the model's scale and not trained, or
                 an empty mapping. Neighbors with the very same tensors share their computation.
         """
+        is_moved = not self.size or torch.device(device) != self._device  # else the keys of dropout stay where they are
         self.size, self._device = len(states), torch.device(device)
         self._a, self._b = self._stack(states, trainable_factor)
         sizes = torch.tensor(self._a.sizes)
@@ -116,7 +81,7 @@ class LoraCohort:
         for site, (a, b) in zip(self._sites, self._factor_names(), strict=True):
             pairs = [(site.scaling * state[a], state[b]) if state else None for state, _ in runs]
             site.frozen_product = stack_products(pairs, self._device)
-            if site.dropout:
+            if site.dropout and is_moved:
                 site.feature_keys = feature_keys(site.name, states[0][a].shape[1], self._device)
 
     def _factor_names(self) -> list[tuple[str, str]]:
@@ -139,6 +104,25 @@ class LoraCohort:
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable factors, A or B or both, each of all layers; row k of each is client k."""
         return [factor.parameter for factor in (self._a, self._b) if factor.parameter.requires_grad]
+
+    def values(self) -> list[torch.Tensor]:
+        """All that rows are computed with: A and B of all layers, and their scalings without and with dropout."""
+        return [self._a.parameter, self._b.parameter, self._scalings, self._dropout_scalings]
+
+    @contextlib.contextmanager
+    def with_values(self, values: Sequence[Any]) -> Iterator[None]:
+        """Within this block rows are computed with other tensors in the place of `values`."""
+        original: Sequence[Any] = self.values()
+        try:
+            self._a.parameter, self._b.parameter, self._scalings, self._dropout_scalings = values
+            yield
+        finally:
+            self._a.parameter, self._b.parameter, self._scalings, self._dropout_scalings = original
+
+    @property
+    def has_frozen_products(self) -> bool:
+        """Whether products that are not trained are added to those of the clients."""
+        return any(site.frozen_product is not None for site in self._sites)
 
     def unused_layers(self) -> list[str]:
         """Names of the layers that no token has passed in any forward pass."""
@@ -182,6 +166,7 @@ class LoraCohort:
         segments: Sequence[int],
         streams: Sequence[np.random.Philox] | None = None,
         lengths: Sequence[int] = (),
+        padding: int = 0,
     ) -> CohortRow:
         """A row with `segments[k]` tokens of client k, in order, for `set_row`.
 
@@ -191,6 +176,7 @@ class LoraCohort:
             segments: number of tokens of each client, perhaps 0; their sum is the length of the row.
             streams: one per client, for its dropout; None turns dropout off.
             lengths: of the row's sequences, for models that get them padded on the right instead of in a row.
+            padding: number of further tokens at the end of the row; they use the last client's factors.
 
         Raises:
             ValueError: if there are not exactly K of each.
@@ -198,13 +184,15 @@ class LoraCohort:
         if len(segments) != self.size or (streams is not None and len(streams) != self.size):
             counts = f"{len(segments)} segments" + ("" if streams is None else f" and {len(streams)} streams")
             raise ValueError(f"expected one segment and one stream for each of the {self.size} clients, got {counts}")
+        keys = None if streams is None else token_keys(streams, segments, self._device, padding)
+        segments = [*segments[:-1], segments[-1] + padding]
         iterator = iter(segments)
         runs = [sum(itertools.islice(iterator, run)) for run in self._runs]
         return CohortRow(
             Segments.from_sizes(segments, self._device),
             Segments.from_sizes(runs, self._device),
             tuple(lengths),
-            None if streams is None else token_keys(streams, segments, self._device),
+            keys,
         )
 
     def set_row(self, row: CohortRow) -> None:
@@ -254,7 +242,7 @@ class LoraCohort:
             for site in self._sites:
                 site.layer.enable_adapters(True)
 
-    def _hook(self, site: _Site) -> Any:
+    def _hook(self, site: CohortSite) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             (x,), site.is_used = _cast(inputs[:1], _compute_dtype(self._device)), True
             is_row = self._row.clients is None or x.shape[:-1] == (1, self._row.num_tokens)
@@ -263,7 +251,7 @@ class LoraCohort:
 
         return add_update
 
-    def _update(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
+    def _update(self, site: CohortSite, x: torch.Tensor) -> torch.Tensor:
         """``s_k B_k A_k x`` of each client's tokens, plus the frozen product: (…, in) to (…, out_features).
 
         The dimensions before the last hold the T tokens of the row, or all rows of the only client.
@@ -279,7 +267,7 @@ class LoraCohort:
         a, b = _cast(site.frozen_product, x.dtype)
         return update + low_rank_product(x, a, b, row.runs)
 
-    def _update_of_tokens(self, site: _Site, x: torch.Tensor) -> torch.Tensor:
+    def _update_of_tokens(self, site: CohortSite, x: torch.Tensor) -> torch.Tensor:
         """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""
         tokens, row = x.flatten(0, -2), self._row
         if row.lengths and len(tokens) == len(row.lengths) * max(row.lengths) != row.num_tokens:

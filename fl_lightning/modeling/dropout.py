@@ -39,9 +39,12 @@ def dropout_stream(seed: int) -> np.random.Philox:
     return np.random.Philox(seed)
 
 
-def token_keys(streams: Sequence[np.random.Philox], tokens: Sequence[int], device: torch.device | str) -> Keys:
-    """The next `tokens[k]` keys of each client k, one after another, shape (T, 1)."""
+def token_keys(
+    streams: Sequence[np.random.Philox], tokens: Sequence[int], device: torch.device | str, padding: int = 0
+) -> Keys:
+    """The next `tokens[k]` keys of each client k, one after another, then zeros for padding, shape (T, 1)."""
     words = [stream.random_raw(count) for stream, count in zip(streams, tokens, strict=True)]
+    words.append(np.zeros(padding, np.uint64))
     return _on_device(np.concatenate(words)[:, None], device)
 
 

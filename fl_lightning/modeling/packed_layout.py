@@ -38,7 +38,7 @@ class LengthGroups:
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> LengthGroups:
         """The groups of sequences of these lengths, in row order."""
         starts = [0, *accumulate(lengths)]
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
         members: list[list[int]] = []
         for i in order:
             longest = lengths[members[-1][0]] if members else 0
@@ -69,21 +69,18 @@ class PackedLayout:
     Attributes:
         lengths: tokens of each sequence, in row order.
         starts: the first token of each sequence, then T; int32, for variable-length kernels.
+        longest: tokens of the longest sequence, or a bound of it.
     """
 
     lengths: tuple[int, ...]
     starts: torch.Tensor
+    longest: int
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
         """The layout of sequences of these lengths, in row order."""
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(lengths), to_device(starts, device))
-
-    @functools.cached_property
-    def longest(self) -> int:
-        """Number of tokens of the longest sequence."""
-        return max(self.lengths)
+        return cls(tuple(lengths), to_device(starts, device), max(lengths))
 
     @functools.cached_property
     def groups(self) -> LengthGroups:

@@ -50,7 +50,7 @@ def layout_losses(
     """
     if layout != "packed":
         return _padded_losses(model, base, batch, chunk_logits)
-    kwargs = packed_kwargs(PackedLayout(batch.lengths, batch.starts))
+    kwargs = packed_kwargs(PackedLayout(batch.lengths, batch.starts, batch.longest))
 
     def run() -> torch.Tensor:
         with last_mlp_on(base, batch.keep):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -27,7 +28,10 @@ from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
 from fl_lightning.training.data_parallel import DataParallelShard
 from fl_lightning.training.memory import MemoryLimit
+from fl_lightning.training.step_graphs import StepGraphs
 from fl_lightning.training.step_rows import RowMaker, StepRows
+
+log = logging.getLogger(__name__)
 
 
 class CohortFit:
@@ -56,6 +60,8 @@ class CohortFit:
         self.training = training
         self._fabric, self._module, self._forward, self._cohort = fabric, module, forward, cohort
         self._memory, self._shard = memory, shard
+        self._graphs: StepGraphs | None = None
+        self._has_said_why = False
         self._precision = fabric.strategy.precision
         self._fresh_precision = copy.deepcopy(self._precision.state_dict())
 
@@ -139,11 +145,12 @@ class CohortFit:
         states: list[LoraState] = [{} for _ in tasks]
         losses: list[torch.Tensor] = []
         steps = max(map(len, plans))
-        maker = RowMaker(self._cohort, streams, device, self._module.parts, self._shard)
+        graphs = self._usable_graphs()
+        maker = RowMaker(self._cohort, streams, device, self._module.parts, self._shard, graphs is not None)
         self._module.eval()  # the base's own dropout stays off; the cohort draws that of the adapters for each client
         with self._attached():
             for step, rows in enumerate(maker.steps(plans)):
-                losses.append(self._step(rows, optimizer, pulls))
+                losses.append(self._step(rows, optimizer, pulls, graphs))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
@@ -151,6 +158,27 @@ class CohortFit:
                     on_step([task.client_id for task in tasks], (step + 1) / steps, rows.num_tokens)
         by_client = torch.stack(losses, dim=1).tolist()  # once: every read of a GPU's numbers waits for the GPU
         return states, [values[: len(plan)] for values, plan in zip(by_client, plans, strict=True)]
+
+    def _usable_graphs(self) -> StepGraphs | None:
+        """Graphs for the cohort that is loaded; None where rows run call by call."""
+        if not self.training.cuda_graphs:
+            return None
+        reasons = {
+            "there is no GPU": self._fabric.device.type != "cuda",
+            "fp16 scales the loss": self.has_loss_scale,
+            "several processes share a row": self._shard is not None,
+            "rows are not packed": self._module.layout != "packed",
+            "clients have frozen products": self._cohort.has_frozen_products,
+        }
+        if any(reasons.values()):
+            reason = next(text for text, applies in reasons.items() if applies)
+            if not self._has_said_why:
+                log.info("training.cuda_graphs: rows run without graphs (%s)", reason)
+            self._has_said_why = True
+            return None
+        if self._graphs is None:
+            self._graphs = StepGraphs(self._forward, self._cohort, self._fabric.autocast)
+        return self._graphs
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
@@ -162,7 +190,11 @@ class CohortFit:
             yield
 
     def _step(
-        self, step: StepRows, optimizer: torch.optim.Optimizer, pulls: list[tuple[list[torch.Tensor], float]]
+        self,
+        step: StepRows,
+        optimizer: torch.optim.Optimizer,
+        pulls: list[tuple[list[torch.Tensor], float]],
+        graphs: StepGraphs | None = None,
     ) -> torch.Tensor:
         """One optimizer step.
 
@@ -170,12 +202,16 @@ class CohortFit:
             step: what it trains on.
             optimizer: of the cohort's parameters.
             pulls: proximal terms: (values of the parameters, strength of the pull towards them).
+            graphs: run the rows; None runs them call by call.
 
         Returns:
             The mean loss over each client's targets, shape (K,).
         """
         total = torch.zeros(len(step.num_targets), device=self._fabric.device)
         for row in step.rows:
+            if graphs is not None:
+                total += graphs.add_gradients(row, step.num_targets)
+                continue
             with self._fabric.autocast():
                 self._cohort.set_row(row.places)
             losses = row.weight * self._forward(row.batch).loss / step.num_targets

@@ -17,7 +17,7 @@ CARD_SHARE = 0.9
 """Share of a GPU's memory that a step may take; the rest is for fragmentation and for other programs."""
 
 
-def row_tokens(device_type: str, token_bytes: int, fixed_bytes: int, card_bytes: int | None) -> int:
+def row_tokens(device_type: str, token_bytes: int, fixed_bytes: int, card_bytes: float | None) -> int:
     """Tokens per step that keep the device busy, or on a GPU with less memory the half, a quarter … that fits.
 
     The rule looks at the memory that the card has, not at what is free just now, and halves, so that all cards of a

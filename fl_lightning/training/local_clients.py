@@ -67,6 +67,7 @@ class LocalClients:
         self.clients_at_once = clients_at_once
         self._shard = shard
         self._max_cohort: int | None = None
+        self._memory_limit_mb = memory_limit_mb
         self._device, self._model = fabric.device, module.model
         # bitsandbytes has already moved a quantized base to its device.
         is_placed = bool(getattr(module.model.get_base_model(), "is_loaded_in_4bit", False))
@@ -116,7 +117,7 @@ class LocalClients:
         size = 1 if self._fitting.has_loss_scale else self.clients_at_once
         if size != "auto":
             return fixed_size_cohorts(tasks, size)
-        budget = row_budget(self._model, self._device, self.training.gradient_checkpointing)
+        budget = row_budget(self._model, self._device, self.training.gradient_checkpointing, self._memory_limit_mb)
         return cohorts_within_budget(tasks, [self._step_tokens(task) for task in tasks], budget)
 
     def _step_tokens(self, task: ClientTask) -> float:

@@ -199,7 +199,8 @@ def estimate_memory(
         device: cpu or cuda.
         precision: fp32, bf16 or fp16.
         num_clients: of all departments together.
-        card_bytes: memory of the GPU, by which ``clients_at_once: auto`` limits a step; None sets no limit.
+        card_bytes: memory of the GPU. By it, or by ``fabric.memory_limit_mb`` if that is less, ``clients_at_once:
+            auto`` limits a step; None sets no limit.
 
     Example:
         >>> tiny = BaseSizes(1000, 800, 10, 8, layers=1, hidden=4, key_value=4, mlp=8, vocabulary=16)
@@ -216,6 +217,9 @@ def estimate_memory(
         weights = (base.parameters - base.linear) * stored_bytes + base.linear // 2 + base.linear * 4 // 64
     per_token = token_bytes(base, computed_bytes, training.gradient_checkpointing)
     client_tokens = training.batch_size * config.data.max_length
+    if config.fabric.memory_limit_mb is not None and kind == "cuda":
+        limit = config.fabric.memory_limit_mb * 2**20
+        card_bytes = limit if card_bytes is None else min(card_bytes, limit)
     if training.clients_at_once == "auto":
         max_tokens = row_tokens(kind, per_token, weights + MARGIN[kind] + 8 * CHUNK_LOGITS[kind], card_bytes)
         at_once = max(1, min(num_clients, max_tokens // (MIN_RECORD_TOKENS * training.batch_size)))

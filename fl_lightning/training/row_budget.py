@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,21 +10,23 @@ import torch
 from fl_lightning.modeling.head_loss import CHUNK_LOGITS
 from fl_lightning.modeling.lora import lora_layers
 from fl_lightning.training.cohorts import row_tokens
+from fl_lightning.training.memory import MIB
 from fl_lightning.training.memory_estimate import MARGIN, BaseSizes, layer_sizes, token_bytes
 
 
-def row_budget(model: Any, device: torch.device, recompute: bool) -> int:
+def row_budget(model: Any, device: torch.device, recompute: bool, limit_mb: int | None = None) -> int:
     """Tokens per step of a cohort, the same on all devices of a kind.
 
     Args:
         model: the PEFT model, on its device.
         device: of the training.
         recompute: whether layers run again in the backward pass.
+        limit_mb: ``fabric.memory_limit_mb``, which makes a GPU a smaller one.
     """
     if device.type != "cuda":
         return row_tokens(device.type, 0, 0, None)
     card_bytes = torch.cuda.get_device_properties(device).total_memory
-    return row_tokens("cuda", *model_bytes(model, recompute), card_bytes)
+    return row_tokens("cuda", *model_bytes(model, recompute), min(card_bytes, (limit_mb or math.inf) * MIB))
 
 
 def model_bytes(model: Any, recompute: bool) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fl_lightning.data.packing import PackedBatch, pack
+from fl_lightning.data.row_padding import pad_row
 from fl_lightning.data.tokenization import Example
 from fl_lightning.data.transfer import computed_ahead, to_device
 from fl_lightning.modeling.cohort import LoraCohort
@@ -59,6 +60,7 @@ class RowMaker:
         device: of the model.
         parts: divides a row into what the model gets in one forward pass.
         shard: this process's share of every micro-batch; None if it has all of it.
+        pads: whether rows are padded, see `fl_lightning.data.row_padding`.
     """
 
     cohort: LoraCohort
@@ -66,6 +68,7 @@ class RowMaker:
     device: torch.device
     parts: Callable[[PackedBatch], list[PackedBatch]]
     shard: DataParallelShard | None = None
+    pads: bool = False
 
     def steps(self, plans: Sequence[Sequence[Window]]) -> Iterator[StepRows]:
         """The rows of each step of K clients' plans; for a GPU made one step ahead, by a thread."""
@@ -87,8 +90,10 @@ class RowMaker:
             if self.shard is not None and self.shard.shards_base_model and not any(local):
                 local, weight = batches, 0.0  # the other processes wait for this one's share of the base model
             for batch in self.parts(pack(local)) if any(local) else ():
-                places = self.cohort.row(batch.client_tokens, self.streams, batch.lengths)
-                rows.append(StepRow(batch.to(self.device), places, weight))
+                row = pad_row(batch) if self.pads else batch
+                padding = row.num_tokens - batch.num_tokens
+                places = self.cohort.row(batch.client_tokens, self.streams, row.lengths, padding)
+                rows.append(StepRow(row.to(self.device), places, weight))
         # Every target counts the same: micro-batches of other sizes or answer lengths give the gradient of one batch.
         targets = [max(1, sum(e.num_targets for batch in window for e in batch)) for window in windows]
         tokens = sum(len(e) for window in windows for batch in window for e in batch)

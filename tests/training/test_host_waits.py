@@ -58,7 +58,7 @@ def test_no_part_of_a_step_reads_the_device(fit, make_examples, monkeypatch, gro
     maker = RowMaker(fitting._cohort, streams, META, fitting._module.parts)
     with fitting._attached():
         for step in maker.steps(list(zip(windows, windows, strict=True))):
-            losses = fitting._step(step, optimizer, starts)
+            losses = fitting._step(step, optimizer, [(starts, 0.1)])
     assert losses.device == META
 
 

@@ -64,6 +64,7 @@ def test_auto_is_halved_on_a_card_with_less_memory():
 
     assert [on_card(gib).step_tokens for gib in (80, 24, 16)] == [16384, 8192, 4096]
     assert all(on_card(gib).total < gib * 2**30 for gib in (80, 24, 16))
+    assert on_card(80, "--fabric.memory_limit_mb", "16384") == on_card(16)
     assert on_card(8, "--load-in-4bit").step_tokens == 2048
     assert on_card(8, "--load-in-4bit", "--training.gradient_checkpointing", "true").step_tokens == 16384
 

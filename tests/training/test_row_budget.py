@@ -29,6 +29,11 @@ def test_a_small_card_gets_a_smaller_row(model, monkeypatch):
         card = types.SimpleNamespace(total_memory=int(share * (fixed + STEP_TOKENS["cuda"] * per_token)))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         assert module.row_budget(model, torch.device("cuda"), False) == tokens
+    limit_mb = card.total_memory // 2**20
+    large = types.SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: large)
+    assert module.row_budget(model, torch.device("cuda"), False, limit_mb) == tokens
+    assert module.row_budget(model, torch.device("cuda"), False, 10**6) == STEP_TOKENS["cuda"]
     assert module.row_budget(model, torch.device("cpu"), False) == STEP_TOKENS["cpu"]
 
 
