@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.federation.retention import kept_rounds
 from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.storage.run_layout import CLIENT_INDEX, DEPARTMENT_INDEX, GROUP_INDEX, adapter, client_export
+from fl_lightning.storage.run_layout import (
+    CLIENT_INDEX,
+    DEPARTMENT_INDEX,
+    EARLY_STOPPING,
+    GROUP_INDEX,
+    adapter,
+    client_export,
+)
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientUpdate
+    from fl_lightning.federation.state import BestRound
     from fl_lightning.state import LoraState
     from fl_lightning.trainer import FederatedTrainer
 
@@ -22,7 +30,9 @@ if TYPE_CHECKING:
 class AdapterExport(FederatedCallback):
     """Writes ``client_exports/``, ``adapters/``, and the JSON files that list them.
 
-    Groups of departments have their adapters in ``adapters/`` too, listed in ``group_lora_federated.json``.
+    Groups of departments have their adapters in ``adapters/`` too, listed in ``group_lora_federated.json``. Under early
+    stopping ``adapters/`` has those of the best rounds, which ``early_stopping.json`` lists with their losses, and a
+    client's export of its best round is kept.
 
     Args:
         keep_rounds: keep the client exports of the last n rounds; 0 keeps all.
@@ -51,20 +61,40 @@ class AdapterExport(FederatedCallback):
             return
         rounds = [int(r) for r in self._rounds]
         keep = kept_rounds(rounds, trainer.rows(), last=self.keep_rounds, best=self.best)
-        dropped = [self._rounds.pop(str(r)) for r in rounds if r not in keep]
         federation = trainer.federation
+        dropped = [path for r in rounds if r not in keep for path in self._drop(r, federation.best)]
         departments = {department: adapter(department) for department in federation.departments}
         for department, path in departments.items():
-            self._export(trainer, path, federation.adapter(department))
+            self._export(trainer, path, federation.final_adapter(department))
         groups = {group: adapter(group) for group in federation.groups}
         for group, path in groups.items():
-            self._export(trainer, path, federation.groups[group])
+            self._export(trainer, path, federation.final_adapter(group))
         trainer.writer.json(trainer.run_folder / CLIENT_INDEX, {"rounds": self._rounds})
         trainer.writer.json(trainer.run_folder / DEPARTMENT_INDEX, departments)
         if groups:
             trainer.writer.json(trainer.run_folder / GROUP_INDEX, groups)
-        for path in (p for exports in dropped for clients in exports.values() for p in clients.values()):
+        if federation.best:
+            best = {name: {"round": b.round_num, "loss": b.loss} for name, b in federation.best.items()}
+            trainer.writer.json(trainer.run_folder / EARLY_STOPPING, best)
+        for path in dropped:
             trainer.writer.submit(partial(shutil.rmtree, trainer.run_folder / path, ignore_errors=True))
+
+    def _drop(self, round_num: int, best: Mapping[str, BestRound]) -> list[str]:
+        """Forget the exports of a round, but those of clients whose best round it is; the paths forgotten."""
+        dropped: list[str] = []
+        kept: dict[str, dict[str, str]] = {}
+        for department, clients in self._rounds[str(round_num)].items():
+            for client, path in clients.items():
+                owner = best.get(f"{department}/{client}")
+                if owner is not None and owner.round_num == round_num:
+                    kept.setdefault(department, {})[client] = path
+                else:
+                    dropped.append(path)
+        if kept:
+            self._rounds[str(round_num)] = kept
+        else:
+            del self._rounds[str(round_num)]
+        return dropped
 
     def _export(self, trainer: FederatedTrainer, path: Path | str, state: LoraState) -> None:
         if trainer.run_folder is not None:

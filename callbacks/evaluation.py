@@ -24,7 +24,8 @@ class Evaluation(FederatedCallback):
     """Writes ``federated_eval.json`` and ``client_eval_all_rounds.json`` and logs the metrics.
 
     A department's metrics are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
-    departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model.
+    departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model. Logged metrics
+    are those of the round; under early stopping ``final`` in the file are those of each adapter's best round.
     """
 
     wants_client_metrics = True
@@ -44,7 +45,7 @@ class Evaluation(FederatedCallback):
             initial = dict.fromkeys(trainer.tree.groups, trainer.federation.initial)
             groups = evaluate_groups(trainer.clients, trainer.data, initial, trainer.tree)
             self.groups = {group: {"base": values, "final": values} for group, values in groups.items()}
-            self._log(trainer, self.base)
+            self._log(trainer, self.base, groups)
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Log a client's metrics on its held-out records, unless its update was rejected."""
@@ -75,19 +76,26 @@ class Evaluation(FederatedCallback):
             groups = evaluate_groups(trainer.clients, trainer.data, trainer.federation.groups, trainer.tree)
             results = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
             trainer.journal.note(trainer.round_num, "evaluation", results)
-        self.final, client_mean, groups = results
-        self.groups = {
-            group: {"base": values, **self.groups.get(group, {}), "final": values} for group, values in groups.items()
-        }
-        self._log(trainer, self.final)
-        if self.final:
+        departments, client_mean, groups = results
+        best = trainer.federation.best
+        taken_before = {name for name in best if best[name].round_num < trainer.round_num}
+        self.final = {name: self.final[name] if name in taken_before else departments[name] for name in departments}
+        for group, values in groups.items():
+            before = self.groups.get(group, {"base": values, "final": values})
+            self.groups[group] = before if group in taken_before else {**before, "final": values}
+        self._log(trainer, departments, groups)
+        if departments:
             trainer.log({"eval/loss_client_mean": client_mean})
         if trainer.run_folder is not None:
             trainer.writer.json(trainer.run_folder / EVALUATION, summary(self.base, self.final, self.groups))
             trainer.writer.json(trainer.run_folder / CLIENT_EVALUATION, {"rounds": self.rounds})
 
-    def _log(self, trainer: FederatedTrainer, departments: Mapping[str, MetricValues]) -> None:
-        groups = {group: values["final"] for group, values in self.groups.items()}
+    def _log(
+        self,
+        trainer: FederatedTrainer,
+        departments: Mapping[str, MetricValues],
+        groups: Mapping[str, MetricValues],
+    ) -> None:
         for name, values in {**departments, **groups}.items():
             trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         if not departments:

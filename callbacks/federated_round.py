@@ -1,4 +1,7 @@
-"""One federated round: snapshot → aggregate → cluster → mix. The only callback that changes the federation's state."""
+"""One federated round: snapshot → aggregate → cluster → mix, then early stopping.
+
+The only callback that changes the federation's state.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.clustering_inputs import collect_clustering_inputs
 from fl_lightning.evaluation.cross_loss import contribution_measure
+from fl_lightning.evaluation.early_stopping import keep_best_rounds
 from fl_lightning.federation.round_report import DepartmentReport, RoundReport, by_client
 from fl_lightning.federation.state import FederationState
 from fl_lightning.privacy.ledger import Ledger
@@ -42,12 +46,19 @@ class FederatedRound(FederatedCallback):
     Args:
         config: the ``federation`` block; None takes that of the trainer.
         seed: the run seed; None takes that of the trainer. Clusterings draw from seeds hashed from it and the round.
+        take_rounds: {name as in `FederationState.best`: round to take}; None lets early stopping choose.
 
     The trainer refuses a config or seed that differs from its own.
     """
 
-    def __init__(self, config: FederationConfig | None = None, *, seed: int | None = None) -> None:
-        self.config, self.seed = config, seed
+    def __init__(
+        self,
+        config: FederationConfig | None = None,
+        *,
+        seed: int | None = None,
+        take_rounds: Mapping[str, int] | None = None,
+    ) -> None:
+        self.config, self.seed, self.take_rounds = config, seed, take_rounds
         self._keep: Callable[[LoraState], Mapping[str, torch.Tensor]] = dict
         self._updates = RoundUpdates()
         self._own_adapters: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -122,6 +133,12 @@ class FederatedRound(FederatedCallback):
         own_adapters = {**state.own_adapters, **self._own_adapters}
         state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters)
         state.check()
+        if trainer.training is not None and trainer.training.early_stopping:
+            # → early_stopping.keep_best_rounds
+            state, metrics = keep_best_rounds(
+                state, trainer.clients, trainer.data, trainer.tree, take_rounds=self.take_rounds
+            )
+            trainer.log(metrics)
         trainer.federation = state
         self._updates, self._own_adapters = RoundUpdates(), {}
 

@@ -40,7 +40,7 @@ class NudgingClients:
             moved = {name: tensor + 1 + CLIENTS.index(task.client_id) for name, tensor in task.start.items()}
             yield ClientUpdate(task.client_id, task.round_num, moved, 1, 3, [1.0])
 
-    def evaluate(self, jobs):
+    def evaluate(self, jobs, split="eval"):
         return [Metrics(1.0, 1.0, 1, 1) for _ in jobs]
 
 

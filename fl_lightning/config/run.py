@@ -89,6 +89,10 @@ class RunConfig(Block, key=""):
         super().__post_init__()
         check_compatible(self.federation, self.lora)
         check_own_adapters(self.personal, self.federation, self.lora)
+        ok = self.data.selection_fraction > 0 or not self.training.early_stopping
+        check(ok, "data.selection_fraction", "records for training.early_stopping, such as 0.2", 0)
+        ok = self.personal.apfl_alpha == 1 or not self.training.early_stopping
+        check(ok, "personal.apfl_alpha", "1 with training.early_stopping", self.personal.apfl_alpha)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain dicts, as in config.yaml."""

@@ -26,6 +26,9 @@ class TrainingConfig(Block, key="training"):
     """Weight decay of AdamW, on the LoRA factors."""
     proximal_mu: NonNegativeFloat = 0.0
     """FedProx: adds proximal_mu / 2 times the squared distance from the start to each client's loss; 0 turns it off."""
+    early_stopping: bool = False
+    """Take each adapter from the round in which the selection records have their lowest loss, instead of from the last
+    round: of every department and group, and each client's own with federation.share: none or personal.own: during."""
     clients_at_once: PositiveInt | Literal["auto"] = "auto"
     """Clients trained together in one forward pass, or auto."""
     gradient_checkpointing: bool = False

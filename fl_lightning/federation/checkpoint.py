@@ -6,6 +6,7 @@
 | ``state.json`` | whose state has which number, and all that is not a tensor, see `checkpoint_schema` |
 | ``personal/<department>/<client>.safetensors`` | what one client keeps for itself, written one at a time |
 | ``own/<department>/<client>.safetensors`` | a client's own adapter, under ``personal.own: during`` |
+| ``best/<department, group or client>.safetensors`` | its adapter of the best round, under early stopping |
 | ``manifest.json`` | size and SHA-256 of every file |
 
 Logged rows are beside the folders, in ``history.jsonl``. Under differential privacy ``state.json`` holds the key of the
@@ -17,13 +18,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint_schema import OWNER_KINDS, CheckpointExtra, CheckpointHeader
 from fl_lightning.federation.history import HistoryMark, read_history
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import BestRound, FederationState
 from fl_lightning.linalg.adapter_algebra import resize_like
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.storage.files import atomic_folder, check_name, write_json
@@ -67,6 +69,7 @@ def save_checkpoint(
         owners=owners,
         personal=list(state.personal),
         own=list(state.own_adapters),
+        best={owner: {"round": best.round_num, "loss": best.loss} for owner, best in state.best.items()},
         callbacks=extra.callbacks,
         history=extra.history if mark is None else mark,
         identity=extra.identity,
@@ -78,6 +81,8 @@ def save_checkpoint(
         for name, by_client in (("personal", state.personal), ("own", state.own_adapters)):
             for client_id, client_state in by_client.items():
                 write_state(temporary / name / f"{client_id}.safetensors", client_state)
+        for owner, best in state.best.items():
+            write_state(temporary / "best" / f"{owner}.safetensors", best.adapter)
         write_json(temporary / CHECKPOINT_FACTS, header.to_json(), secret=state.privacy is not None)
         write_manifest(temporary)
 
@@ -95,8 +100,9 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
     listed = check_manifest(folder)
     try:
         header = CheckpointHeader.read(folder / CHECKPOINT_FACTS)
-        files = [CHECKPOINT_FACTS, CHECKPOINT_TENSORS, *(f"personal/{c}.safetensors" for c in header.personal)]
-        files += [f"own/{c}.safetensors" for c in header.own]
+        owners = {"personal": header.personal, "own": header.own, "best": header.best}
+        files = [CHECKPOINT_FACTS, CHECKPOINT_TENSORS]
+        files += [f"{kind}/{owner}.safetensors" for kind, names in owners.items() for owner in names]
         if unlisted := [name for name in files if name not in listed]:
             raise ValueError(f"{MANIFEST} does not list {unlisted[0]}")
         initial, kinds = _read_tensors(folder / CHECKPOINT_TENSORS)
@@ -114,6 +120,7 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
             personal=_read_clients(folder / "personal", header.personal, initial, keep),
             own_adapters=_read_clients(folder / "own", header.own, initial, keep, whole=True),
             groups=owned["groups"],
+            best=_read_best(folder, header.best, initial, keep),
             clustering_memory=header.grouping,
             privacy=header.privacy,
             examples=header.examples,
@@ -214,6 +221,24 @@ def _read_clients(
         _check_layout(client_id, state, initial if whole else {name: initial[name] for name in state})
         states[client_id] = state if keep is None else keep(state)
     return states
+
+
+def _read_best(
+    folder: Path, rounds: Mapping[str, Mapping[str, Any]], initial: LoraState, keep: Keep | None
+) -> dict[str, BestRound]:
+    """{owner: best round}, with adapters of any rank.
+
+    Raises:
+        ValueError: if one does not fit the initial state.
+    """
+    best: dict[str, BestRound] = {}
+    for owner, values in rounds.items():
+        name = "/".join(map(check_name, owner.split("/")))
+        adapter = read_state(folder / "best" / f"{name}.safetensors")
+        _check_layout(owner, adapter, resize_like(adapter, initial))
+        stored = keep(adapter) if keep is not None and "/" in owner else adapter
+        best[owner] = BestRound(values["round"], values["loss"], stored)
+    return best
 
 
 def _read_extra(folder: Path, header: CheckpointHeader) -> CheckpointExtra:

@@ -51,6 +51,7 @@ class CheckpointHeader:
         owners: {kind: {owner: number of its state in state.safetensors}}.
         personal: ids of the clients that have a file under ``personal/``.
         own: ids of the clients that have a file under ``own/``.
+        best: {owner of a file under ``best/``: {"round", "loss"}}, see `FederationState.best`.
         callbacks: see `CheckpointExtra`.
         history: where the rows end in ``history.jsonl``, or the rows themselves.
         identity: see `CheckpointExtra`.
@@ -64,6 +65,7 @@ class CheckpointHeader:
     owners: dict[str, dict[str, int]]
     personal: list[str]
     own: list[str]
+    best: dict[str, dict[str, Any]]
     callbacks: dict[str, dict[str, Any]]
     history: HistoryMark | list[Row]
     identity: dict[str, Any] | None
@@ -85,6 +87,7 @@ class CheckpointHeader:
             **({"grouping": self.grouping} if self.grouping else {}),
             "personal": self.personal,
             **({"own": self.own} if self.own else {}),
+            **({"best": self.best} if self.best else {}),
             **({} if self.privacy is None else {"privacy": asdict(self.privacy)}),
             "extra": extra,
         }
@@ -109,6 +112,7 @@ class CheckpointHeader:
             "cluster_assignments": _are_counts(values.get("cluster_assignments")),
             "personal": _are_names(personal),
             "own": _are_names(own),
+            "best": _are_best_rounds(values.get("best", {})),
             "grouping": isinstance(values.get("grouping", {}), dict),
             "privacy": "privacy" not in values or _is_ledger(values["privacy"]),
             **{
@@ -141,6 +145,7 @@ class CheckpointHeader:
             {kind: owners.get(kind, {}) for kind in OWNER_KINDS},
             values["personal"],
             own,
+            values.get("best", {}),
             callbacks,
             HistoryMark(**history) if isinstance(history, dict) else [(step, row) for step, row in history],
             identity or None,
@@ -165,6 +170,13 @@ def _are_names(value: object) -> bool:
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_count, value.values()))
+
+
+def _are_best_rounds(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(best, dict) and is_count(best.get("round")) and isinstance(best.get("loss", ""), float | None)
+        for best in value.values()
+    )
 
 
 def _is_ledger(value: object) -> bool:

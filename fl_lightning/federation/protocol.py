@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -15,7 +15,10 @@ OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
 """Called after each optimizer step: client ids of the cohort, share of the fit done in (0, 1], tokens of the step."""
 
 EvaluationJob: TypeAlias = tuple[LoraState, str]
-"""(adapter, client_id): evaluate the adapter on the client's held-out records."""
+"""(adapter, client_id): evaluate the adapter on the client's records."""
+
+Split: TypeAlias = Literal["eval", "selection"]
+"""A client's held-out records, or those that choose between adapters."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class ClientTransport(Protocol):
         """Updates of the tasks, in their order; those in the journal are not computed again."""
         ...
 
-    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Metrics of adapters on clients' held-out records, in the order of the jobs."""
+    def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
+        """Metrics of adapters on clients' held-out or selection records, in the order of the jobs."""
         ...
 
 

@@ -16,6 +16,21 @@ from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
 
 @dataclass(frozen=True)
+class BestRound:
+    """The round that early stopping has taken so far for one adapter.
+
+    Attributes:
+        round_num: in which the selection records had their lowest loss.
+        loss: mean over their target tokens, in nats; None if the round was given instead of measured.
+        adapter: after that round, of any rank.
+    """
+
+    round_num: int
+    loss: float | None
+    adapter: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class FederationState:
     """Everything the next round depends on.
 
@@ -34,6 +49,8 @@ class FederationState:
         privacy: what has been released so far, under ``guard.name: dp``.
         clustering_memory: {group: what the clustering of its members needs from the round before}, JSON values.
         groups: {group: state} of the groups above the departments.
+        best: {department, group, client that shares nothing, or ``<client_id>/own``: its best round}; empty without
+            early stopping. The next round does not depend on it.
     """
 
     round_num: int
@@ -49,6 +66,7 @@ class FederationState:
     privacy: Ledger | None = None
     clustering_memory: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, LoraState] = field(default_factory=dict)
+    best: dict[str, BestRound] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str], groups: Iterable[str] = ()) -> FederationState:
@@ -75,6 +93,22 @@ class FederationState:
         """A department's whole adapter: its factors, and its product if it has one."""
         product = self.products.get(department)
         return concatenate_adapters([self.departments[department], *([product] if product else [])])
+
+    def final_adapter(self, name: str) -> LoraState:
+        """A department's or group's adapter of the best round under early stopping, else of the last one."""
+        if name in self.best:
+            return dict(self.best[name].adapter)
+        return self.adapter(name) if name in self.departments else self.groups[name]
+
+    def final_own_adapter(self, client_id: str) -> LoraState:
+        """The adapter that a client has trained alone, of the best round under early stopping, else of the last one.
+
+        It is trained beside the federation or under ``share: none``; the initial adapter if the client never trained.
+        """
+        for best in (self.best.get(f"{client_id}/own"), self.best.get(client_id)):
+            if best is not None:
+                return dict(best.adapter)
+        return dict(self.own_adapters.get(client_id) or self.personal.get(client_id) or self.initial)
 
     def department_examples(self) -> dict[str, int]:
         """{department: training records of all its known clients}, its weight in a cluster's mean."""

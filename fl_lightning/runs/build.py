@@ -153,6 +153,7 @@ def make_callbacks(
     run_fingerprint: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     extra_callbacks: Sequence[FederatedCallback] = (),
+    take_rounds: Mapping[str, int] | None = None,
 ) -> list[FederatedCallback]:
     """The callbacks of a run, in the order in which their hooks run.
 
@@ -165,10 +166,11 @@ def make_callbacks(
         run_fingerprint: saved in every checkpoint, to refuse a resume with another config, base or data.
         tokenizer: for sample answers; None generates none.
         extra_callbacks: called just before the checkpoint is written.
+        take_rounds: see `FederatedRound`.
     """
     retention = config.retention
     return [
-        FederatedRound(),
+        FederatedRound(take_rounds=take_rounds),
         ClientLog(),
         Evaluation(),
         PhaseTimer(),

@@ -69,7 +69,7 @@ def train_chain(
         console: for progress bars; None is standard error.
 
     Returns:
-        Its state after the last round: ``personal`` has each client's own adapter, ``departments`` the root's.
+        Its state after the last round, with each client's own adapter or the root's as ``final_adapter``.
 
     Raises:
         InputError: if the chain was begun with another config, base or records, or clients differ in rank.
@@ -89,6 +89,10 @@ def train_chain(
         state, _ = load_resume_state(chain_components, folder, fingerprint, config.federation.rounds)
         if state is not None and state.round_num == config.federation.rounds:
             return state
+    take_rounds = None
+    if refit and config.training.early_stopping:  # the selection records train, so they can stop nothing
+        before = _state_before_refit(chain, run_folder, config, components, clients, console)
+        take_rounds = {name: best.round_num for name, best in before.best.items()}
     log.info("training %s for %d rounds%s", WHAT[chain], config.federation.rounds, ", on all records" if refit else "")
     all_clients, clients.data = clients.data, data
     try:
@@ -96,12 +100,36 @@ def train_chain(
             locked(folder) if is_begun else contextlib.nullcontext(),
             open_run(own_config, chain_components, fingerprint, folder if is_begun else None) as start,
         ):
-            run_fit(start, own_config, chain_components, clients, console=console, command="personalize")
+            run_fit(
+                start,
+                own_config,
+                chain_components,
+                clients,
+                console=console,
+                command="personalize",
+                take_rounds=take_rounds,
+            )
     finally:
         clients.data = all_clients
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"{folder}: expected a checkpoint after the last round, got none; remove the folder")
+    return checkpoint[0]
+
+
+def _state_before_refit(
+    chain: Chain,
+    run_folder: Path,
+    config: RunConfig,
+    components: RunComponents,
+    clients: LocalClients,
+    console: Console | None,
+) -> FederationState:
+    """The state of the chain that the selection records have stopped."""
+    if chain != "department":
+        return train_chain(chain, run_folder, config, components, clients, console=console)
+    checkpoint = newest_checkpoint(run_folder)
+    assert checkpoint is not None  # the run is finished
     return checkpoint[0]
 
 

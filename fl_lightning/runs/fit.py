@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ def run_fit(
     console: Console | None = None,
     extra_callbacks: Sequence[FederatedCallback] = (),
     command: str = "fit",
+    take_rounds: Mapping[str, int] | None = None,
 ) -> Path:
     """Fit into a run folder that this process has locked.
 
@@ -130,6 +131,7 @@ def run_fit(
         console: for progress bars; None is standard error.
         extra_callbacks: see `make_callbacks`.
         command: that continues the run, for error messages.
+        take_rounds: see `FederatedRound`.
 
     Returns:
         The run folder.
@@ -143,7 +145,9 @@ def run_fit(
     if state is not None:
         log.info("resuming %s after round %d", run_folder, state.round_num)
     components.fabric, _ = make_fabric(config.fabric, start.loggers)
-    callbacks = make_callbacks(config, console, start.run_fingerprint, components.tokenizer, extra_callbacks)
+    callbacks = make_callbacks(
+        config, console, start.run_fingerprint, components.tokenizer, extra_callbacks, take_rounds
+    )
     restore_callbacks(callbacks, start.extra)
     trainer = FederatedTrainer(
         fabric=components.fabric,

@@ -123,12 +123,10 @@ def adapters_by_level(
         console: for progress bars; None is standard error.
     """
     train = partial(train_chain, refit=refit, console=console)
-    own_state = state
-    if config.personal.own == "after":
-        own_state = replace(state, own_adapters=train("own", run_folder, config, components, clients).personal)
+    own_state = train("own", run_folder, config, components, clients) if config.personal.own == "after" else state
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
-    departments = {name: state.adapter(name) for name in state.departments}
+    departments = {name: state.final_adapter(name) for name in state.departments}
     clusters = {name: _mean_of_cluster(state, departments, name) for name in departments}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
@@ -136,7 +134,7 @@ def adapters_by_level(
             "own": own_adapter(config.personal, own_state, client_id),
             "department": departments[client.department],
             "cluster": clusters[client.department],
-            "root": None if root is None else root.adapter(ROOT),
+            "root": None if root is None else root.final_adapter(ROOT),
             "base": state.initial,
         }
         adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}

@@ -1,4 +1,4 @@
-"""Adapters of a run by name: departments and groups, and each client's adapter of its last round.
+"""Adapters of a run by name: departments and groups, and each client's adapter of its last or its best round.
 
 After `personalize` a client ``hr/client_0`` has two more names: ``hr/client_0+`` is the mixture of its levels, several
 adapters whose predictions are mixed, and ``hr/client_0+adapter`` the one adapter made of them.
@@ -18,6 +18,7 @@ from fl_lightning.storage.files import check_name, natural_key, read_json
 from fl_lightning.storage.run_layout import (
     CLIENT_INDEX,
     DEPARTMENT_INDEX,
+    EARLY_STOPPING,
     GROUP_INDEX,
     PERSONAL_EVALUATION,
     personal_adapter,
@@ -68,21 +69,37 @@ def shared_adapters(run_folder: Path) -> dict[str, Path]:
 
 
 def client_adapters(run_folder: Path) -> dict[str, tuple[int, Path]]:
-    """{client_id: (round, folder)} of each client's newest adapter that the run still has, in natural order.
+    """{client_id: (round, folder)} of each client's adapter, in natural order: of its best round, else of the newest.
 
     Raises:
-        InputError: if the index is not as `fit` writes it.
+        InputError: if an index is not as `fit` writes it.
     """
     path = run_folder / CLIENT_INDEX
+    best = best_rounds(run_folder)
     adapters: dict[str, tuple[int, Path]] = {}
     for round_num, departments in sorted(client_exports(run_folder).items() if path.exists() else ()):
         for department, clients in departments.items():
             for client, export in clients.items():
                 names = [check_name(name, f"{path}: name") for name in (department, client)]
                 folder = resolve_inside(run_folder, path, client, export)
-                if folder.is_dir():
+                if folder.is_dir() and round_num <= best.get("/".join(names), round_num):
                     adapters["/".join(names)] = round_num, folder
     return {name: adapters[name] for name in sorted(adapters, key=natural_key)}
+
+
+def best_rounds(run_folder: Path) -> dict[str, int]:
+    """{department, group or client: round that early stopping has taken}; empty without early stopping.
+
+    Raises:
+        InputError: if the file is not as `fit` writes it.
+    """
+    path = run_folder / EARLY_STOPPING
+    value: Any = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict) or not all(
+        isinstance(best, dict) and type(best.get("round")) is int for best in value.values()
+    ):
+        raise InputError(f"{path}: expected {{name: {{round, loss}}}}, as fit writes it")
+    return {name: best["round"] for name, best in value.items()}
 
 
 def personal_adapters(run_folder: Path) -> dict[str, Path]:

@@ -1,9 +1,10 @@
 """The name of every file and folder in a run, written once. All paths are relative to the run's folder.
 
 config.yaml                                   the run's config
-adapters/<department or group>/               adapters after the last round, in PEFT's format
+adapters/<department or group>/               adapters after the last or the best round, in PEFT's format
 client_exports/<department>/round_R_<client>/ every client's adapter
 dept_lora_federated.json, group_…, client_…   indexes: {name: folder of its adapter}
+early_stopping.json                           {name: best round of its adapter, by selection records, and its loss}
 federated_eval.json                           loss and accuracy of base and adapters
 client_eval_all_rounds.json                   the same of clients, by round
 cluster_metadata/round_R_<kind>.json          clusters and aggregation of a round
@@ -39,6 +40,7 @@ NETWORK = "network.json"
 PERSONAL_EVALUATION = "personal_eval.json"
 
 DEPARTMENT_INDEX = "dept_lora_federated.json"
+EARLY_STOPPING = "early_stopping.json"
 GROUP_INDEX = "group_lora_federated.json"
 CLIENT_INDEX = "client_lora_federated.json"
 

@@ -21,7 +21,15 @@ from fl_lightning.config import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError, RunError
-from fl_lightning.federation.protocol import ClientTask, ClientUpdate, CohortJournal, EvaluationJob, Metrics, OnStep
+from fl_lightning.federation.protocol import (
+    ClientTask,
+    ClientUpdate,
+    CohortJournal,
+    EvaluationJob,
+    Metrics,
+    OnStep,
+    Split,
+)
 from fl_lightning.modeling.activation_checkpointing import check_layers
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.module import LoraClientModule
@@ -162,12 +170,12 @@ class LocalClients:
         return [replace(update, metrics=metrics.get(update.client_id)) for update in updates]
 
     @torch.no_grad()
-    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Metrics of each adapter on its client's held-out records; several adapters share a forward pass."""
+    def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
+        """Metrics of each adapter on its client's held-out or selection records; adapters share forward passes."""
         metrics: list[Metrics] = []
         remaining = iter(jobs)
         while group := list(itertools.islice(remaining, EVAL_ADAPTERS)):
-            record_sets = [self.data[client_id].eval for _, client_id in group]
+            record_sets = [getattr(self.data[client_id], split) for _, client_id in group]
             metrics += self._evaluation.evaluate([state for state, _ in group], record_sets)
         return metrics
 

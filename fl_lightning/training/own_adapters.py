@@ -66,7 +66,7 @@ def own_adapter(config: PersonalConfig, state: FederationState, client_id: str) 
 
     A client that never took part has the common start, which changes nothing.
     """
-    own = dict(state.own_adapters.get(client_id, state.initial))
+    own = state.final_own_adapter(client_id)
     if config.apfl_alpha == 1:
         return own
     alpha, department = config.apfl_alpha, client_id.split("/", 1)[0]

@@ -29,6 +29,7 @@ from fl_lightning.federation.protocol import (
     EvaluationJob,
     Metrics,
     OnStep,
+    Split,
     header_of,
     update_from,
 )
@@ -138,19 +139,19 @@ class WorkerProcesses:
         owners = balance_load([self._num_tokens(cohort) for cohort in cohorts], len(ranks))
         return {rank: [c for c, owner in zip(cohorts, owners, strict=True) if owner == rank] for rank in ranks}
 
-    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Metrics of each adapter on its client's held-out records, in the order of the jobs."""
+    def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
+        """Metrics of each adapter on its client's held-out or selection records, in the order of the jobs."""
         all_jobs = list(jobs)
         if self.local.shards_base_model:
             for rank in self._other_ranks:
-                self._send_evaluate(rank, all_jobs)
-            return self.local.evaluate(all_jobs)
-        tokens = [float(sum(map(len, self.local.data[client_id].eval))) for _, client_id in all_jobs]
+                self._send_evaluate(rank, all_jobs, split)
+            return self.local.evaluate(all_jobs, split)
+        tokens = [float(sum(map(len, getattr(self.local.data[client_id], split)))) for _, client_id in all_jobs]
         owners = balance_load(tokens, 1 + len(self._other_ranks))
         by_rank = {rank: [i for i, owner in enumerate(owners) if owner == rank] for rank in (0, *self._other_ranks)}
         for rank in self._other_ranks:
-            self._send_evaluate(rank, [all_jobs[i] for i in by_rank[rank]])
-        results = dict(zip(by_rank[0], self.local.evaluate([all_jobs[i] for i in by_rank[0]]), strict=True))
+            self._send_evaluate(rank, [all_jobs[i] for i in by_rank[rank]], split)
+        results = dict(zip(by_rank[0], self.local.evaluate([all_jobs[i] for i in by_rank[0]], split), strict=True))
         for _ in self._other_ranks:
             rank, header, _ = self._receive()
             results.update(zip(by_rank[rank], (Metrics(**values) for values in header["metrics"]), strict=True))
@@ -183,7 +184,7 @@ class WorkerProcesses:
 
     def _handle_request(self, header: Mapping[str, Any], states: list[LoraState]) -> None:
         if header["do"] == "evaluate":
-            metrics = self.local.evaluate(zip(states, header["clients"], strict=True))
+            metrics = self.local.evaluate(zip(states, header["clients"], strict=True), header["split"])
             if not self.local.shards_base_model:
                 self._channel.send(0, {"metrics": [vars(m) for m in metrics]})
             return
@@ -199,8 +200,8 @@ class WorkerProcesses:
         states = [getattr(task, name) for cohort in cohorts for task in cohort for name in TASK_STATES]
         self._channel.send(rank, {"do": "fit", "cohorts": headers}, states)
 
-    def _send_evaluate(self, rank: int, jobs: Sequence[EvaluationJob]) -> None:
-        header = {"do": "evaluate", "clients": [client_id for _, client_id in jobs]}
+    def _send_evaluate(self, rank: int, jobs: Sequence[EvaluationJob], split: Split) -> None:
+        header = {"do": "evaluate", "clients": [client_id for _, client_id in jobs], "split": split}
         self._channel.send(rank, header, [state for state, _ in jobs])
 
     def _receive_update(self, on_step: OnStep | None) -> list[ClientUpdate]:

@@ -18,7 +18,7 @@ from fl_lightning.federation import checkpoint as checkpoint_module
 from fl_lightning.federation.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from fl_lightning.federation.checkpoint_schema import CheckpointExtra
 from fl_lightning.federation.history import HistoryEntry, HistoryFile, HistoryMark
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import BestRound, FederationState
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.storage.manifest import write_manifest
 
@@ -459,3 +459,50 @@ def test_a_mark_without_end_is_bad_input(tmp_path):
     save_checkpoint(tmp_path / "c", federation(), mark=HistoryMark(10**30, "0" * 64))
     with pytest.raises(InputError, match="not a complete checkpoint"):
         load_checkpoint(tmp_path / "c")
+
+
+def stopped(rank=2, owner="hr/client_0"):
+    """A state with a best round, whose adapter may be of another rank than the run's."""
+    draw = torch.Generator().manual_seed(0)
+    initial = {A: torch.randn(2, 3, generator=draw), B: torch.zeros(5, 2)}
+    best = {A: torch.randn(rank, 3, generator=draw), B: torch.randn(5, rank, generator=draw)}
+    rounds = {"hr": BestRound(3, 0.1 + 0.2, best), owner: BestRound(4, None, best)}
+    return FederationState(7, initial, {"hr": initial}, best=rounds)
+
+
+def test_best_rounds_come_back_bit_exact_at_any_rank(tmp_path):
+    save_checkpoint(tmp_path / "round_7", stopped(rank=3))
+    loaded, _ = load_checkpoint(tmp_path / "round_7")
+    for owner, best in stopped(rank=3).best.items():
+        assert (loaded.best[owner].round_num, loaded.best[owner].loss) == (best.round_num, best.loss)
+        assert_equal_states(loaded.best[owner].adapter, best.adapter)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda values: values["best"]["hr"].update(round="3"),
+        lambda values: values["best"]["hr"].pop("loss"),
+        lambda values: values["best"].update({"../../hr": {"round": 1, "loss": 1.0}}),
+        lambda values: values["best"].update({"it": {"round": 1, "loss": 1.0}}),
+        lambda values: values.update(best=["hr"]),
+    ],
+)
+def test_best_rounds_of_another_form_are_refused(tmp_path, broken):
+    folder = tmp_path / "round_7"
+    save_checkpoint(folder, stopped())
+    values = json.loads((folder / "state.json").read_text())
+    broken(values)
+    (folder / "state.json").write_text(json.dumps(values))
+    write_manifest(folder)
+    with pytest.raises(InputError, match="round_7"):
+        load_checkpoint(folder)
+
+
+def test_a_best_adapter_without_a_factor_is_refused(tmp_path):
+    folder = tmp_path / "round_7"
+    save_checkpoint(folder, stopped())
+    save_file({A: torch.zeros(2, 3)}, folder / "best" / "hr.safetensors")
+    write_manifest(folder)
+    with pytest.raises(InputError, match=f"hr: .*{B}"):
+        load_checkpoint(folder)

@@ -17,6 +17,8 @@ pytest.importorskip("flwr", reason="flwr is not installed")
         (["server", "--federation.share=central", "--federation.combiner=fedavg", "--num-clusters=1",
           "--no-dept-clustering"], 2, "brings all records to one place"),
         (["server", "--fabric.devices=2"], 2, "fabric.devices: expected 1 for the server"),
+        (["server", "--data.selection_fraction=0.2", "--training.early_stopping=true"], 2,
+         "training.early_stopping: expected false between machines"),
         (["server", "--resume", "last"], 2, "run 'last': no version_N folder"),
         (["server", "--network.port=0"], 2, "network.port: expected an integer in [1, 65535], got 0"),
         (["server", "--network.prot=1"], 2, "did you mean"),

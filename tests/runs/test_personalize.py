@@ -165,6 +165,28 @@ def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_
         assert set(steps) == {4}  # 8 records instead of 6, two at a time
 
 
+@pytest.mark.slow
+def test_under_early_stopping_levels_are_of_their_best_rounds_and_a_refit_takes_the_same_rounds(fit, tmp_path):
+    options = [*SELECTION, "--learning-rate", "4e-2", "--training.early_stopping", "true", "--personal.refit", "true"]
+    options += ["--personal.levels", "[own, department]"]
+    folder = fit(tmp_path, "--rounds", "3", *options)
+    result = personalize(folder)
+    chain = folder / "personal" / "own" / "version_0"
+    best = json.loads((chain / "early_stopping.json").read_text())
+    assert min(values["round"] for client, values in best.items() if "/" in client) < 3
+    refitted = folder / "personal" / "refit_own" / "version_0"
+    again = json.loads((refitted / "early_stopping.json").read_text())
+    for client_id, values in result["clients"].items():
+        assert again[client_id] == {"round": best[client_id]["round"], "loss": None}
+        department, client = client_id.split("/")
+        rounds = json.loads((refitted / "client_eval_all_rounds.json").read_text())["rounds"]
+        loss = rounds[str(best[client_id]["round"])][department][client]["loss"]
+        assert values["own"] == pytest.approx(loss, rel=1e-4)
+    of_run = json.loads((folder / "early_stopping.json").read_text())
+    refitted = json.loads((folder / "personal/refit_department/version_0/early_stopping.json").read_text())
+    assert {d: v["round"] for d, v in of_run.items()} == {d: v["round"] for d, v in refitted.items()}
+
+
 def test_a_run_without_selection_records_is_refused(finished):
     with pytest.raises(InputError, match="expected a run with selection records.*start one with"):
         personalize(finished)

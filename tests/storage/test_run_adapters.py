@@ -172,3 +172,15 @@ def test_a_client_name_that_is_no_folder_name_is_refused(run):
     (run / "personal_eval.json").write_text(json.dumps({"clients": {"hr/../..": values}}))
     with pytest.raises(InputError, match="rename"):
         all_adapters(run)
+
+
+def test_under_early_stopping_a_client_has_the_adapter_of_its_best_round(run):
+    rounds = {str(n): {"hr": {"client_0": f"x/{n}"}} for n in (2, 3, 5)}
+    for n in rounds:
+        (run / f"x/{n}").mkdir()
+    (run / "client_lora_federated.json").write_text(json.dumps({"rounds": rounds}))
+    (run / "early_stopping.json").write_text(json.dumps({"hr": {"round": 5}, "hr/client_0": {"round": 3, "loss": 1.0}}))
+    assert client_adapters(run) == {"hr/client_0": (3, run / "x/3")}
+    (run / "early_stopping.json").write_text('{"hr/client_0": 3}')
+    with pytest.raises(InputError, match="early_stopping.json: expected {name: {round, loss}}"):
+        client_adapters(run)

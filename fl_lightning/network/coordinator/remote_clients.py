@@ -25,6 +25,7 @@ from fl_lightning.federation.protocol import (
     EvaluationJob,
     Metrics,
     OnStep,
+    Split,
     header_of,
 )
 from fl_lightning.network.compatibility import SiteInfo
@@ -159,12 +160,14 @@ class RemoteClients:
             self.transport_errors[task.client_id] = error
         return update
 
-    def evaluate(self, jobs: Iterable[EvaluationJob]) -> list[Metrics]:
-        """Evaluate adapters on the sites' held-out records.
+    def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
+        """Evaluate adapters on the sites' held-out records; sites evaluate nothing on their selection records.
 
         Returns:
             Metrics in the order of the jobs; `NO_METRICS` for all jobs of a site that does not answer all of them.
         """
+        if split != "eval":
+            raise ValueError(f"split: expected eval, got {split}")
         states_and_ids = list(jobs)
         results = [NO_METRICS] * len(states_and_ids)
         job_indices: dict[str, list[int]] = {}

@@ -64,6 +64,11 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         raise InputError(
             "personal.own: expected after or off, got during; sites train no own adapters beside the run yet"
         )
+    if config.training.early_stopping:
+        raise InputError(
+            "training.early_stopping: expected false between machines, whose selection records stay at the sites, got "
+            "true; leave it out, or use fit"
+        )
     if config.fabric.devices != 1:
         raise InputError(
             f"fabric.devices: expected 1 for the server, which trains nothing, got {config.fabric.devices}; a site may "
