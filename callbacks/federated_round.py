@@ -30,7 +30,7 @@ from fl_lightning.federation.round_report import DepartmentReport, RoundReport, 
 from fl_lightning.federation.state import FederationState
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
-from fl_lightning.state import LoraState, distance, norm, num_bytes, select
+from fl_lightning.state import LoraState, distance, norm, num_bytes
 from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
 
 if TYPE_CHECKING:
@@ -76,10 +76,11 @@ class FederatedRound(FederatedCallback):
     def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
         """Begin the report of the round, with the bytes that go down to the clients."""
         self._updates, self._own_adapters = RoundUpdates(self._keep), {}
-        policy, shared = trainer.policy, trainer.policy.shared_factor(trainer.round_num)
+        policy = trainer.policy
         departments = {task.department for task in tasks} if policy.is_central else trainer.federation.departments
         trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
-        down = sum(num_bytes(select(task.start, shared)) + num_bytes(task.frozen_product) for task in tasks)
+        sent = (policy.shared(task.start, trainer.round_num) for task in tasks)
+        down = sum(map(num_bytes, sent)) + sum(num_bytes(task.frozen_product) for task in tasks)
         trainer.report.bytes_sent = {"client/up": 0, "client/down": 0 if policy.is_central else down}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -91,12 +92,11 @@ class FederatedRound(FederatedCallback):
             report.rejected[client] = problem
             log.warning("round %d: rejecting the update of %s: %s", trainer.round_num, update.client_id, problem)
             return
-        shared_factor = policy.shared_factor(trainer.round_num)
-        shared = select(update.state, shared_factor)
+        shared = policy.shared(update.state, trainer.round_num)
         if not policy.is_central:  # there, records have traveled instead of adapters
             bytes_sent[update.client_id] = num_bytes(shared)
             bytes_sent["client/up"] += num_bytes(shared)
-        self._updates.add(update, shared_factor=shared_factor, private_factor=policy.private_factor)
+        self._updates.add(update, policy)
         averages_factors = config.combiner not in KEEP_PRODUCTS and not policy.is_central
         origin = trainer.federation.departments[department] if averages_factors else task.start
         report.residual_norms[client] = distance(shared, origin)
@@ -149,7 +149,7 @@ class FederatedRound(FederatedCallback):
         config, report = trainer.federation_config.client_clusters, trainer.report
         if config.num_clusters == 1:
             return replace(state, client_starts={})
-        starts, shared_factor = dict(state.client_starts), trainer.policy.shared_factor(report.round_num)
+        starts = dict(state.client_starts)
         for name in departments:
             received, rejected = self._updates.of(name), report.departments[name].rejected
             states = {c: update.shared for c, update in received.items() if c.split("/", 1)[1] not in rejected}
@@ -165,7 +165,7 @@ class FederatedRound(FederatedCallback):
                 {client_id: received[client_id].stats.num_examples for client_id in states},
                 config.num_clusters,
                 config.global_mix,
-                global_state=select(state.departments[name], shared_factor),
+                global_state=trainer.policy.shared(state.departments[name], report.round_num),
                 assignments=cluster_clients(config, states, trainer.federation.departments[name], seed=seed),
                 seed=seed,
             )

@@ -28,6 +28,16 @@ def is_lora_b(name: str) -> bool:
     return "lora_B" in name or "lora_embedding_B" in name
 
 
+def layer_index(name: str) -> int | None:
+    """The decoder layer of a parameter: the first number among the parts of its name; None if there is none.
+
+    Example:
+        >>> layer_index("base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight")
+        3
+    """
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
 def select(state: Mapping[str, torch.Tensor], factor: Factor) -> LoraState:
     """The tensors of one factor (``a`` or ``b``), of both (``all``) or of neither (``none``), not copied.
 

@@ -114,7 +114,7 @@ class FederatedTrainer:
     @property
     def policy(self) -> SharePolicy:
         """Which factors are trained, shared and kept by the clients."""
-        return share_policy(self.federation_config.share)
+        return share_policy(self.federation_config.share, self.federation_config.share_layers)
 
     def fit(
         self,
@@ -158,6 +158,7 @@ class FederatedTrainer:
             resume_from = FederationState.begin(collect_lora_state(module.model), departments, self.tree.groups)
         self.federation = resume_from
         self.federation.check()
+        self.policy.check_layers(self.federation.initial)
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
         if isinstance(self.clients, WorkerProcesses) and self.fabric.global_rank > 0:

@@ -20,7 +20,6 @@ from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.round_report import RoundReport
 from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
 from fl_lightning.privacy.ledger import Ledger
-from fl_lightning.state import select
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ def aggregate_departments(
     Raises:
         RunError: if a department's updates cannot be aggregated as configured.
     """
-    policy, ledger = share_policy(config.share), state.privacy
-    shared_factor = policy.shared_factor(report.round_num)
+    policy, ledger = share_policy(config.share, config.share_layers), state.privacy
     examples = {**state.examples, **{c: update.stats.num_examples for c, update in updates.items()}}
     personal = {**state.personal, **{c: update.private for c, update in updates.items() if update.private}}
     personal_clients, asked = clients_by_department(personal), clients_by_department(tasks)
@@ -66,7 +64,7 @@ def aggregate_departments(
     for name in departments:
         received = updates.of(name)
         shared = {client_id: update.shared for client_id, update in received.items()}
-        previous = select(state.departments[name], shared_factor)
+        previous = policy.shared(state.departments[name], report.round_num)
         optimizer_state = state.optimizer_states.get(name, {})
         try:
             if ledger is not None:
@@ -93,13 +91,13 @@ def aggregate_departments(
             products[name] = step.product
         if step.clip is not None:
             clips[name] = step.clip
-        elif policy.private_factor != "none":  # for the exported adapter only: the clients keep their own
+        elif policy.keeps_private:  # for the exported adapter only: the clients keep their own
             next_states[name].update(mean_personal(personal, examples, personal_clients.get(name, ())))
         for client_id, reason in step.rejected.items():
             log.warning("round %d: rejecting the update of %s: %s", report.round_num, client_id, reason)
         describe_step(
             report.departments[name], config, name, step,
-            before=state, updates=received, tasks=tasks, shared_factor=shared_factor,
+            before=state, updates=received, tasks=tasks, shared_factor=policy.shared_factor(report.round_num),
         )  # fmt: skip
     if ledger is not None:
         ledger = _account(ledger, clips, asked, config, report)

@@ -12,6 +12,10 @@ name         trained  shared   private  source
 `central`    A, B     A, B              training on all records in one place: the upper bound for federated methods
 ===========  =======  =======  =======  ===============================================================================
 
+``federation.share_layers`` limits what is shared to some decoder layers; the others stay with each client, as in FedPer
+(Arivazhagan et al. 2019, arXiv 1912.00818: the lower layers are shared) and LG-FedAvg (Liang et al. 2020, arXiv
+2001.01523: the upper ones).
+
 Example:
     >>> share_policy("a").shared_factor(1), share_policy("a").private_factor
     ('a', 'b')
@@ -19,13 +23,15 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import get_args
+
+import torch
 
 from fl_lightning.config.federation import ShareName
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.state import Factor
+from fl_lightning.state import Factor, LoraState, layer_index, select
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,50 @@ class SharePolicy:
         private_factor: the factor that stays with each client over all rounds. It is averaged only into the
             department's exported adapter, from which a new client starts.
         is_central: whether one client trains on the records of all clients instead.
+        layers: the decoder layers that are shared; None shares all.
     """
 
     trainable_factor: Callable[[int], Factor]
     shared_factor: Callable[[int], Factor]
     private_factor: Factor
     is_central: bool = False
+    layers: frozenset[int] | None = None
+
+    @property
+    def keeps_private(self) -> bool:
+        """Whether a part of the adapter stays with each client over all rounds."""
+        return self.private_factor != "none" or self.layers is not None
+
+    def shared(self, state: Mapping[str, torch.Tensor], round_num: int) -> LoraState:
+        """The tensors of a state that clients send and departments average in a round, not copied."""
+        factor = select(state, self.shared_factor(round_num))
+        return {name: tensor for name, tensor in factor.items() if self._is_in_shared_layer(name)}
+
+    def private(self, state: Mapping[str, torch.Tensor]) -> LoraState:
+        """The tensors of a state that stay with a client over all rounds, not copied."""
+        factor = select(state, self.private_factor)
+        if self.layers is None:
+            return factor
+        return {name: state[name] for name in state if name in factor or not self._is_in_shared_layer(name)}
+
+    def _is_in_shared_layer(self, name: str) -> bool:
+        return self.layers is None or layer_index(name) in self.layers
+
+    def check_layers(self, names: Collection[str]) -> None:
+        """Check that the layers to share are layers of a model's adapter, and not all of them.
+
+        Args:
+            names: of the adapter's parameters.
+
+        Raises:
+            InputError: if one is not, or if none would stay with the clients.
+        """
+        available = {index for name in names if (index := layer_index(name)) is not None}
+        if self.layers is not None and not self.layers < available:
+            raise InputError(
+                f"federation.share_layers: expected some of the decoder layers {sorted(available)}, not all, got "
+                f"{sorted(self.layers)}; null shares all"
+            )
 
 
 def _always(factor: Factor) -> Callable[[int], Factor]:
@@ -84,8 +128,8 @@ SHARE_POLICIES: dict[str, SharePolicy] = {name: globals()[name.upper()] for name
 """The policies by name."""
 
 
-def share_policy(name: str) -> SharePolicy:
-    """The policy of that name.
+def share_policy(name: str, layers: Collection[int] | None = None) -> SharePolicy:
+    """The policy of that name, for some decoder layers or for all.
 
     Raises:
         InputError: if there is none.
@@ -93,4 +137,5 @@ def share_policy(name: str) -> SharePolicy:
     if name not in SHARE_POLICIES:
         choices = ", ".join(SHARE_POLICIES)
         raise InputError(f"federation.share: expected one of {choices}, got {name!r}{nearest(name, SHARE_POLICIES)}")
-    return SHARE_POLICIES[name]
+    policy = SHARE_POLICIES[name]
+    return policy if layers is None else replace(policy, layers=frozenset(layers))

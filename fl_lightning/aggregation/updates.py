@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from fl_lightning.aggregation.sharing import SharePolicy
 from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
-from fl_lightning.state import Factor, LoraState, distance, problem_with, select
+from fl_lightning.state import LoraState, distance, problem_with
 
 MAX_EXAMPLES = 10**9
 """No client has more records: a larger number would only drown the weights of the other clients."""
@@ -50,8 +51,8 @@ class ReceivedUpdate(NamedTuple):
     """A valid update, as it is stored until the end of the round.
 
     Attributes:
-        shared: the factors that departments average.
-        private: the factors that stay with the client; empty if there are none.
+        shared: the tensors that departments average.
+        private: the tensors that stay with the client; empty if there are none.
         stats: the inputs of its weight.
     """
 
@@ -69,9 +70,10 @@ class RoundUpdates(Mapping[str, ReceivedUpdate]):
         keep: stores a state and returns it, such as `OffloadFolder.store`, which writes it to disk; by default memory.
 
     Example:
+        >>> from fl_lightning.aggregation.sharing import share_policy
         >>> updates = RoundUpdates()
         >>> state = {"q.lora_A": torch.ones(1), "q.lora_B": torch.ones(1)}
-        >>> updates.add(ClientUpdate("hr/a", 1, state, 3, 10), shared_factor="a", private_factor="b")
+        >>> updates.add(ClientUpdate("hr/a", 1, state, 3, 10), share_policy("a"))
         >>> list(updates["hr/a"].shared), list(updates["hr/a"].private), updates.departments
         (['q.lora_A'], ['q.lora_B'], ['hr'])
         >>> list(updates.of("hr")), list(updates.of("it"))
@@ -92,11 +94,11 @@ class RoundUpdates(Mapping[str, ReceivedUpdate]):
     def __len__(self) -> int:
         return sum(len(clients) for clients in self._departments.values())
 
-    def add(self, update: ClientUpdate, *, shared_factor: Factor, private_factor: Factor) -> None:
+    def add(self, update: ClientUpdate, policy: SharePolicy) -> None:
         """Store a valid update."""
         stats = ClientStats(update.num_examples, update.num_tokens, tuple(update.losses))
-        shared = self._keep(select(update.state, shared_factor))
-        private = self._keep(select(update.state, private_factor)) if private_factor != "none" else {}
+        shared = self._keep(policy.shared(update.state, update.round_num))
+        private = self._keep(policy.private(update.state)) if policy.keeps_private else {}
         clients = self._departments.setdefault(_department(update.client_id), {})
         clients[update.client_id] = ReceivedUpdate(shared, private, stats)
 

@@ -73,7 +73,7 @@ def _choices(federation: FederationConfig) -> str:
     guard, server = federation.guard.name, federation.server
     return (
         f"share {federation.share}, combiner {federation.combiner}, guard {guard}, server step {server.step}, "
-        f"schedule {server.schedule}"
+        f"schedule {server.schedule}" + ("" if federation.share_layers is None else ", share_layers")
     )
 
 
@@ -91,6 +91,30 @@ def _has_groups(federation: FederationConfig) -> bool:
 
 
 INCOMPATIBLE: tuple[Incompatible, ...] = (
+    Incompatible(
+        lambda f: f.share_layers is not None and (f.share in ("none", "central") or _by_products(f)),
+        "share_layers divides an adapter by layers, and there is none that is averaged in part",
+        "share_layers: null, or share: all with combiner: flora or fedavg",
+    ),
+    Incompatible(
+        lambda f: f.share_layers is not None and (_clusters_departments(f) or _has_groups(f)),
+        "departments are compared and mixed by all layers, and clients keep some",
+        "share_layers: null, or dept_clusters.enabled: false (--no-dept-clustering) and hierarchy.groups: {}",
+    ),
+    Incompatible(
+        lambda f: (
+            f.share_layers is not None
+            and f.client_clusters.num_clusters > 1
+            and (f.client_clusters.method, f.client_clusters.representation) != ("kmeans", "raw")
+        ),
+        "clients are compared by layers that they do not all send",
+        "client_clusters.representation: raw with method: kmeans, or share_layers: null",
+    ),
+    Incompatible(
+        lambda f: f.share_layers is not None and f.weighting == "contribution",
+        "clients keep layers, so the loss of their mean says little of them",
+        "share_layers: null, or another weighting",
+    ),
     Incompatible(
         lambda f: f.share == "none" and _clusters_departments(f),
         "nothing is sent, so departments have nothing to compare or to mix",

@@ -107,6 +107,9 @@ class FederationConfig(Block, key="federation"):
     """all sends A and B; a sends A and keeps B with the client; b the reverse; freeze_a trains and sends B only;
     alternate sends B in odd rounds and A in even ones; none sends nothing; central trains on all records in one
     place."""
+    share_layers: list[int] | None = None
+    """Indices of the decoder layers whose adapters are shared; those of the others stay with each client. null shares
+    all."""
     combiner: CombinerName = "flora"
     """How a department's clients are averaged: flora steps towards the mean of the factors, fedavg takes that mean;
     stack and residual keep the exact mean of the products BA, svd its best approximation at each client's rank."""
@@ -143,3 +146,6 @@ class FederationConfig(Block, key="federation"):
         fits = self.clients_per_round is None or self.client_fraction == 1
         expected = "1.0 if clients_per_round is set (choose one of the two)"
         check(fits, "federation.client_fraction", expected, self.client_fraction)
+        layers = self.share_layers
+        fits = layers is None or (len(set(layers)) == len(layers) > 0 and min(layers) >= 0)
+        check(fits, "federation.share_layers", "different indices of decoder layers from 0, or null", layers)

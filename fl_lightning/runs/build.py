@@ -190,7 +190,13 @@ def make_callbacks(
 
 
 def make_local_clients(components: RunComponents, config: RunConfig) -> ClientTransport:
-    """The clients on this machine's devices."""
+    """The clients on this machine's devices.
+
+    Raises:
+        InputError: if they cannot train with this base and device, or the base lacks layers that are to be shared.
+    """
+    policy = share_policy(config.federation.share, config.federation.share_layers)
+    policy.check_layers([name for name, _ in components.module.model.named_parameters() if "lora_" in name])
     return make_clients(
         components.fabric,
         components.module,
@@ -198,7 +204,7 @@ def make_local_clients(components: RunComponents, config: RunConfig) -> ClientTr
         config.training,
         parallelism=config.fabric.parallelism,
         shard_base_model=config.fabric.strategy == "fsdp",
-        is_central=share_policy(config.federation.share).is_central,
+        is_central=policy.is_central,
         memory_limit_mb=config.fabric.memory_limit_mb,
     )
 

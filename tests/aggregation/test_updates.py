@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import MAX_EXAMPLES, RoundUpdates, problem_with_update
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
 
@@ -44,7 +45,7 @@ def test_each_problem_is_named(bad, problem):
 def test_shared_and_private_factors_are_stored_apart_by_client_and_department():
     updates = RoundUpdates()
     for client_id in ("it/a", "hr/b", "it/c"):
-        updates.add(update(client_id, examples=5), shared_factor="a", private_factor="b")
+        updates.add(update(client_id, examples=5), share_policy("a"))
     assert (updates.departments, len(updates)) == (["it", "hr"], 3)
     assert list(updates.of("it")) == ["it/a", "it/c"]
     assert (list(updates["it/a"].shared), list(updates["it/a"].private)) == ([A], [B])
@@ -55,21 +56,21 @@ def test_shared_and_private_factors_are_stored_apart_by_client_and_department():
 
 def test_without_a_private_factor_nothing_stays_with_the_client():
     updates = RoundUpdates()
-    updates.add(update(), shared_factor="all", private_factor="none")
+    updates.add(update(), share_policy("all"))
     assert (list(updates["hr/a"].shared), updates["hr/a"].private) == ([A, B], {})
 
 
 def test_states_are_stored_by_the_function_given():
     stored = []
     updates = RoundUpdates(lambda tensors: stored.append(dict(tensors)) or dict(tensors))
-    updates.add(update(), shared_factor="a", private_factor="b")
+    updates.add(update(), share_policy("a"))
     assert [list(tensors) for tensors in stored] == [[A], [B]]
 
 
 def test_the_order_of_arrival_does_not_matter_after_sorting():
     updates = RoundUpdates()
     for client_id in ("it/b", "hr/a", "it/a"):
-        updates.add(update(client_id), shared_factor="a", private_factor="b")
+        updates.add(update(client_id), share_policy("a"))
     updates.sort(["hr/a", "hr/b", "it/a", "it/b"])
     assert (updates.departments, list(updates)) == (["hr", "it"], ["hr/a", "it/a", "it/b"])
 
@@ -79,7 +80,7 @@ def test_access_to_a_department_reads_no_other_departments_updates(departments):
     updates = RoundUpdates()
     for number in range(departments):
         for client in "abc":
-            updates.add(update(f"d{number}/{client}"), shared_factor="all", private_factor="none")
+            updates.add(update(f"d{number}/{client}"), share_policy("all"))
     lookups = []
 
     class Counting(dict):

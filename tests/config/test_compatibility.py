@@ -31,6 +31,27 @@ def config(share, clusters=1, *, guard="none", server=None, weighting="examples"
 
 
 BAD = {
+    "layers of products": (("all", 1), {"other": {"combiner": "stack", "share_layers": [0]}}, "combiner: flora"),
+    "departments by layers that clients keep": (
+        ("all", 1),
+        {"other": {"share_layers": [0]}, "mix": "a"},
+        "no-dept-clus",
+    ),
+    "clients by layers that they keep": (
+        ("all", 1),
+        {
+            "other": {
+                "share_layers": [0],
+                "client_clusters": ClientClustersConfig(num_clusters=2, representation="delta"),
+            }
+        },
+        "representation: raw",
+    ),
+    "the worth of some layers": (
+        ("all", 1),
+        {"other": {"share_layers": [0]}, "weighting": "contribution"},
+        "weighting",
+    ),
     "departments without anything sent": (("none", 1), {"mix": "all"}, "--no-dept-clustering"),
     "clients without anything sent": (("none", 2), {}, "--num-clusters 1"),
     "departments by an A that nobody trains": (("freeze_a", 1), {"mix": "a"}, "--no-dept-clustering"),

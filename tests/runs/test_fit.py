@@ -206,3 +206,9 @@ def test_logger_that_does_not_exist_is_refused_before_a_run_folder_is_made(fit, 
     with pytest.raises(InputError, match="no.such.Logger"):
         fit(tmp_path, "--rounds", "1", '--logging.loggers=[{"class_path": "no.such.Logger"}]')
     assert list(tmp_path.glob("version_*")) == []
+
+
+def test_layers_that_the_base_lacks_are_refused_before_there_is_a_run_folder(fit, tmp_path):
+    with pytest.raises(InputError, match=r"federation.share_layers: expected some of .*\[0, 1, 2, 3\].*got \[7\]"):
+        fit(tmp_path / "runs", "--federation.share_layers", "[7]", "--no-dept-clustering", "--num-clusters", "1")
+    assert not (tmp_path / "runs").exists()

@@ -60,6 +60,10 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
             "federation.share: expected a share without central training, got central, which brings all records to one "
             "place; use another one, or fit"
         )
+    if config.federation.share_layers is not None:
+        raise InputError(
+            f"federation.share_layers: expected null, got {config.federation.share_layers}; sites send all layers"
+        )
     if config.personal.own == "during":
         raise InputError(
             "personal.own: expected after or off, got during; sites train no own adapters beside the run yet"
