@@ -21,7 +21,11 @@ def run(argv: list[str]) -> int:
     parser = Parser("merge", DESCRIPTION)
     parser.takes_run()
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="departments, groups, hr/client_0, hr/client_0+adapter (departments, groups)",
     )
     parser.add_argument("--to", metavar="DIR", help="where the models' folders go (RUN/merged)")
     help_ = "of the weights; auto is as the base's own files have them"

@@ -60,7 +60,11 @@ def _parser() -> Parser:
         "--repo-prefix", required=True, metavar="ORG/NAME", help="what the repositories' names begin with"
     )
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="departments, groups, hr/client_0 (all)"
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="departments, groups, hr/client_0, hr/client_0+adapter (departments, groups)",
     )
     who = parser.add_mutually_exclusive_group()
     help_ = "for those with access (the default)"

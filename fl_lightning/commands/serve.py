@@ -15,7 +15,8 @@ from fl_lightning.storage.run_layout import CONFIG
 
 KEY = "FL_LIGHTNING_API_KEY"
 DESCRIPTION = """Serve POST /v1/chat/completions, POST /v1/completions and GET /v1/models, with a model for every
-department (hr), group and client (hr/client_0) of a run, and base; and /health and /metrics. Adapters of a new round
+department (hr), group and client (hr/client_0) of a run, and base; after personalize also with a client's mixture
+(hr/client_0+) and the one adapter made of it (hr/client_0+adapter); and /health and /metrics. Adapters of a new round
 are taken up as they land.
 
 The API key that clients must show is in --api-key-file or in the environment variable FL_LIGHTNING_API_KEY; without
@@ -68,7 +69,7 @@ def _parser() -> Parser:
     parser.add_argument("--api-key-file", metavar="FILE", help="the key that clients must show")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="for HTTPS, with --tls-key")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="for HTTPS, with --tls-certificate")
-    number("--max-batch", 32, "answers under way at once; the others wait")
+    number("--max-batch", 32, "rows under way at once; an answer has one, of a mixture one for each of its adapters")
     number("--max-requests", 256, "requests under way or waiting at once; more get 429")
     number("--max-prompt-tokens", 2048, "of a prompt; more get 413")
     number("--max-new-tokens", 256, "of an answer")

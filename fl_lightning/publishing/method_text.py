@@ -33,7 +33,7 @@ def describe_method(config: RunConfig, facts: AdapterFacts) -> list[tuple[str, s
     # Under differential privacy the private factors are not averaged.
     if f.share in ("a", "b") and facts.kind != "client" and f.guard.name != "dp":
         rows[-1] = ("shared", f"{SHARING[f.share]}; the adapter has the mean of the private factors")
-    if f.share == "central" or facts.kind == "client":
+    if f.share == "central" or (facts.kind == "client" and facts.personal is None):
         return rows
     rows.append(("combined by", _describe_combiner(config)))
     rows.append(("weights of clients", f.weighting.replace("_", " ")))

@@ -10,6 +10,7 @@ from fl_lightning.config import RunConfig
 from fl_lightning.publishing.method_text import describe_method
 from fl_lightning.publishing.repo_names import UNNAMED_BASE, public_base_name
 from fl_lightning.publishing.run_facts import AdapterFacts
+from fl_lightning.runs.artifacts import PersonalResult
 
 METRICS = {
     "loss": ("loss", "loss"),
@@ -17,6 +18,15 @@ METRICS = {
     "token_accuracy": ("accuracy", "token accuracy"),
 }
 """{metric of a run: (the Hub's metric, its name in the card)}."""
+
+LEVELS = {
+    "own": "trained by the client alone",
+    "department": "of the client's department",
+    "cluster": "mean of the departments in its cluster",
+    "root": "trained by all clients as one department",
+    "base": "none",
+}
+"""{level of `personalize`: whose adapter it is}."""
 
 LEAKS = """A model can reveal parts of its training records: it may complete texts that it has seen, and its losses
 indicate whether a text was among them. The risk grows with fewer clients, fewer records and longer training. No text of
@@ -60,6 +70,7 @@ def model_card(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> 
         f"# {title}\n\n{_summary(config, facts, subject)}",
         f"## Use\n\n```python\n{_snippet(config, subject)}\n```",
         f"## Metrics\n\n{_metrics(facts)}",
+        *([] if facts.personal is None else [f"## Levels\n\n{_levels(facts.personal)}"]),
         f"## Training\n\n{_training(config, facts, subject)}",
         f"## Privacy\n\n{_leaks(facts)}\n\n{_differential(config, facts)}",
         f"## Licence\n\n{_licence(subject)}",
@@ -102,7 +113,9 @@ def _summary(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> st
         base = "the tiny model of the Python package fl_lightning"
     content = f"{base} with a LoRA adapter merged into its weights" if subject.merged else f"A LoRA adapter for {base}"
     training = "trained by federated averaging: the clients shared their adapters, not their records"
-    if facts.kind == "client":
+    if facts.personal is not None:
+        training = f"the one adapter of client `{facts.name}` of a federated run, chosen by its own records"
+    elif facts.kind == "client":
         training = f"the own adapter of client `{facts.name}` of a federated run, after its last fit, before averaging"
     elif config.federation.share == "central":
         training = "trained on all records together"
@@ -141,8 +154,23 @@ def _metrics(facts: AdapterFacts) -> str:
     if not rows:
         return "The run has not evaluated it."
     count = "" if facts.held_out is None else f"{facts.held_out:,} "
+    compared = "base"
     owner = "its client" if facts.kind == "client" else f"the {facts.kind}'s clients"
-    return f"On the response tokens of {count}held-out records of {owner}:\n\n" + _table(["", "base", "this"], rows)
+    if facts.personal is not None:
+        own = _number(facts.personal.losses.get("own"))
+        rows, compared = [[label, own, this] for label, _, this in rows], "the client's own adapter"
+    return f"On the response tokens of {count}held-out records of {owner}:\n\n" + _table(["", compared, "this"], rows)
+
+
+def _levels(result: PersonalResult) -> str:
+    made_of = "those of all levels in the table, each with its weight (`Σ π B A`)"
+    if result.adapter_is != "mixture":
+        made_of = f"that of the level `{result.adapter_is}` alone, which was better on these records"
+    rows = [[level, LEVELS.get(level, ""), f"{weight:.0%}"] for level, weight in result.weights.items()]
+    return (
+        "Records of the client that have not trained have chosen between these adapters. This one is made of "
+        f"{made_of}.\n\n" + _table(["level", "adapter", "weight"], rows)
+    )
 
 
 def _training(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> str:
@@ -179,8 +207,9 @@ def _differential(config: RunConfig, facts: AdapterFacts) -> str:
         return "Differential privacy was off: there is no bound on what can be learned about a client or a record."
     if facts.kind == "client":
         return (
-            "The federation averaged with differential privacy, which does not cover this adapter: it is the client's "
-            "own, without noise."
+            "The federation averaged with differential privacy, which does not cover this adapter: "
+            + ("it has parts that were trained" if facts.personal else "it is the client's own,")
+            + " without noise."
         )
     spent = (
         "ε is unknown (it is not in the run folder)"

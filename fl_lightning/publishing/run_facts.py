@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from fl_lightning.runs.artifact_reader import read_artifacts, read_num_examples
-from fl_lightning.runs.artifacts import RunArtifacts
+from fl_lightning.runs.artifacts import PersonalResult, RunArtifacts
+from fl_lightning.storage.run_adapters import ONE_ADAPTER
 
 Kind = Literal["department", "group", "client"]
 
@@ -30,6 +31,7 @@ class AdapterFacts:
         held_out: number of held-out records behind these metrics; None if unknown.
         rejected: number of updates of these clients that were not averaged, over all rounds.
         epsilon: ε of differential privacy, the largest of its departments; None without differential privacy.
+        personal: what `personalize` has chosen, of the one adapter that it has made for a client; None of others.
     """
 
     name: str
@@ -44,6 +46,7 @@ class AdapterFacts:
     held_out: int | None = None
     rejected: int = 0
     epsilon: float | None = None
+    personal: PersonalResult | None = None
 
 
 def collect_facts(run_folder: Path, name: str, groups: Mapping[str, list[str]] | None = None) -> AdapterFacts:
@@ -51,13 +54,16 @@ def collect_facts(run_folder: Path, name: str, groups: Mapping[str, list[str]] |
 
     Args:
         run_folder: of the run.
-        name: a department, a group, or a client such as ``hr/client_0``.
+        name: a department, a group, a client such as ``hr/client_0``, or ``hr/client_0+adapter``.
         groups: ``federation.hierarchy.groups`` of its config.
     """
     run = read_artifacts(run_folder)
     examples: dict[str, int | None] = {**read_num_examples(run_folder)}
     if not examples:
         examples = {f"{d}/{client}": None for d, clients in run.client_losses.items() for client in clients}
+    if name.endswith(ONE_ADAPTER):
+        client_id = name.removesuffix(ONE_ADAPTER)
+        return _personal_facts(_client_facts(run, client_id, examples), run.personal.get(client_id))
     if "/" in name:
         return _client_facts(run, name, examples)
     departments = departments_of(groups or {}, name)
@@ -112,6 +118,13 @@ def _client_facts(run: RunArtifacts, name: str, examples: Mapping[str, int | Non
         held_out=None if held_out is None else int(held_out),
         rejected=sum((update.department, update.client) == (department, client) for update in run.rejected),
     )
+
+
+def _personal_facts(client: AdapterFacts, result: PersonalResult | None) -> AdapterFacts:
+    """The facts about a client's one adapter, with its loss in place of that of the client's last fit."""
+    result = PersonalResult({}) if result is None else result
+    final = {"loss": result.losses["adapter"]} if "adapter" in result.losses else {}
+    return replace(client, final=final, personal=result)
 
 
 def _num_departments(client_ids: Mapping[str, int | None]) -> int:

@@ -22,6 +22,7 @@ from fl_lightning.report.costs import costs
 from fl_lightning.report.drawing import RenderedPicture, check_installed, render_picture
 from fl_lightning.report.elements import Section
 from fl_lightning.report.losses import losses
+from fl_lightning.report.personal import personal
 from fl_lightning.report.run_summary import config, excluded_updates, overview, progress
 from fl_lightning.report.samples import samples
 from fl_lightning.report.similarity import similarity
@@ -62,6 +63,7 @@ def write_report(run_folder: Path, *, count: int = 3) -> Path:
         raise InputError(f"{target}: expected a folder of an earlier report, or none, got a link or a file; remove it")
     run = read_artifacts(run_folder)
     sections = [topic(run) for topic in TOPICS]
+    sections += [personal(run)] if run.personal else []
     sections += [samples(run_folder, target, count), config(run)]
     pictures = {}
     for section in sections:

@@ -10,7 +10,14 @@ from typing import Any
 import yaml
 
 from fl_lightning.errors import InputError
-from fl_lightning.runs.artifacts import LEVELS, ROOT, ClusteringResult, ExcludedUpdate, RunArtifacts
+from fl_lightning.runs.artifacts import (
+    LEVELS,
+    ROOT,
+    ClusteringResult,
+    ExcludedUpdate,
+    PersonalResult,
+    RunArtifacts,
+)
 from fl_lightning.runs.lenient import by_round, labels, mapping, matrix, number, numbers, text
 from fl_lightning.storage.files import read_json
 from fl_lightning.storage.run_layout import (
@@ -22,11 +29,14 @@ from fl_lightning.storage.run_layout import (
     EVALUATION,
     GROUP_INDEX,
     METRICS,
+    PERSONAL_EVALUATION,
     cluster_file,
     cluster_files,
     round_folders,
 )
 
+PERSONAL_LOSSES = ("own", "level", "mixture", "adapter")
+"""Losses of a client in ``personal_eval.json``."""
 MAX_STEP = 10**9
 """A row of ``metrics.csv`` with a larger step is not a round's."""
 
@@ -46,6 +56,7 @@ def read_artifacts(folder: Path, *, with_metadata: bool = True) -> RunArtifacts:
     _read_evaluation(run)
     _read_client_evaluation(run)
     _read_metrics(run)
+    _read_personal(run)
     if with_metadata:
         _read_clusters(run)
         _read_client_clusters(run)
@@ -154,6 +165,19 @@ def _read_metrics(run: RunArtifacts) -> None:
         for owner_name, stages in run.metrics.items():
             points = {0: stages.get("base", {}).get("loss"), last: stages.get("final", {}).get("loss")}
             run.losses[owner_name] = {r: value for r, value in points.items() if value is not None}
+
+
+def _read_personal(run: RunArtifacts) -> None:
+    if not (run.folder / PERSONAL_EVALUATION).exists():
+        return
+    value = _read(run, PERSONAL_EVALUATION, "what personalize has chosen is not known")
+    for client_id, values in mapping(mapping(value).get("clients")).items():
+        result = mapping(values)
+        weights = numbers(result.get("weights"))
+        if weights:
+            losses = {kind: loss for kind, loss in numbers(result).items() if kind in PERSONAL_LOSSES}
+            chosen, adapter_is = (text(result.get(key, "")) for key in ("chosen", "adapter_is"))
+            run.personal[client_id] = PersonalResult(weights, chosen, adapter_is, losses)
 
 
 def _metrics_rows(run: RunArtifacts) -> Iterator[tuple[int, dict[str, float]]]:

@@ -57,6 +57,23 @@ class ExcludedUpdate:
     reason: str
 
 
+@dataclass(frozen=True)
+class PersonalResult:
+    """What `personalize` has chosen for a client.
+
+    Attributes:
+        weights: {level: weight in its mixture}, as they were fitted.
+        chosen: the level with the lowest loss on its selection records.
+        adapter_is: what its one adapter is made of: ``mixture``, or a level.
+        losses: {own, level, mixture or adapter: held-out loss}; unknown ones are absent.
+    """
+
+    weights: dict[str, float]
+    chosen: str = ""
+    adapter_is: str = ""
+    losses: MetricValues = field(default_factory=dict)
+
+
 @dataclass
 class RunArtifacts:
     """The contents of a run folder; a file that is missing or broken leaves its fields empty.
@@ -81,6 +98,7 @@ class RunArtifacts:
         bytes_sent: {round: {one of `LEVELS`: bytes}}.
         seconds: {round: {phase: seconds}}.
         epsilon: {department: ε of differential privacy after the last round}.
+        personal: {client_id: what `personalize` has chosen}; empty before.
         missing: one sentence for each file that is missing or broken, with its consequence.
         broken: {file: reason} of those that exist but cannot be read.
     """
@@ -104,6 +122,7 @@ class RunArtifacts:
     bytes_sent: dict[int, MetricValues] = field(default_factory=dict)
     seconds: dict[int, MetricValues] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
+    personal: dict[str, PersonalResult] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 

@@ -88,6 +88,19 @@ def make_run(adapters, tmp_path):
         }
         write(run / "checkpoints/round_1/state.json", {"examples": {"hr/client_0": 1}})
         write(run / "checkpoints/round_2/state.json", {"examples": trained, "key": "of the noise"})
+        figures_of_personalize = {
+            "hr/client_0": {
+                "own": 2.1, "level": 2.0, "mixture": 1.8, "adapter": 1.9, "chosen": "department",
+                "weights": {"own": 0.6, "department": 0.38, "base": 0.02}, "adapter_is": "mixture",
+            },
+            "hr/client_1": {
+                "own": 2.2, "level": 2.1, "mixture": 2.0, "adapter": 2.1, "chosen": "department",
+                "weights": {"own": 0.1, "department": 0.9, "base": 0.0}, "adapter_is": "department",
+            },
+        }  # fmt: skip
+        for client_id in figures_of_personalize:
+            shutil.copytree(adapters / "client_0", run / "personal/adapters" / client_id)
+        write(run / "personal_eval.json", {"choose": "mixture", "clients": figures_of_personalize})
         write(run / "samples.json", {"prompt": "Where is my parcel?"})
         return run
 

@@ -23,7 +23,9 @@ def card_of(make_run, tmp_path):
         run = make_run(f"run_{len(list(tmp_path.iterdir()))}", **config)
         settings = parse_config(["--config", str(run / "config.yaml")])
         place = "client_exports/hr/round_2_client_0" if "/" in name else f"adapters/{name}"
-        short = name.replace("/", "-")
+        if name.endswith("+adapter"):
+            place = f"personal/adapters/{name.removesuffix('+adapter')}"
+        short = name.replace("/", "-").replace("+", "-")
         source = ExportSource(
             run, settings, name, run / place, f"acme/bots-{short}", hub_id(settings.model, base), licence
         )
@@ -79,6 +81,29 @@ def test_group_and_client_are_called_what_they_are(card_of):
     assert "the own adapter of client `hr/client_0`" in client
     assert "| training records | 100 |" in client
     assert "no name of a client" not in client
+
+
+def test_one_adapter_of_a_client_has_its_weights_and_its_loss_beside_the_own_adapters(card_of):
+    text = card_of("hr/client_0+adapter")[0].text
+    for row in (
+        "the one adapter of client `hr/client_0` of a federated run, chosen by its own records",
+        "|  | the client's own adapter | this |",
+        "| loss | 2.100 | 1.900 |",
+        "made of those of all levels in the table, each with its weight",
+        "| own | trained by the client alone | 60% |",
+        "| department | of the client's department | 38% |",
+        "| base | none | 2% |",
+        "| combined by | residual averaging (FLoRA), step 0.1 (constant) |",
+    ):
+        assert row in text, row
+    assert "hr/client_1" not in text
+    assert "2.500" not in text  # the loss of the client's last fit
+    assert "has parts that were trained without noise" in card_of("hr/client_0+adapter", federation=DP)[0].text
+
+
+def test_one_adapter_that_is_a_levels_says_so(card_of):
+    text = card_of("hr/client_1+adapter")[0].text
+    assert "made of that of the level `department` alone, which was better on these records" in text
 
 
 @pytest.mark.parametrize(

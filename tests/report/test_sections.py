@@ -10,6 +10,7 @@ from fl_lightning.report.comparison import comparison, loss_rows
 from fl_lightning.report.costs import costs
 from fl_lightning.report.elements import Table
 from fl_lightning.report.losses import losses
+from fl_lightning.report.personal import personal
 from fl_lightning.report.run_summary import config, excluded_updates, overview, progress
 from fl_lightning.report.similarity import similarity
 from fl_lightning.runs.artifact_reader import read_artifacts
@@ -34,6 +35,35 @@ def test_losses_of_everybody_are_in_the_table(run):
     assert panels.table.rows[0] == ["finance", "6.000", "5.990", "5.980"]
     assert panels.table.rows[1] == ["finance/a", "–", "4.990", "4.980"]
     assert "finance from 6.000 to 5.980; hr from 5.900 to 5.880" in panels.alt
+
+
+def test_every_clients_weights_are_in_one_table_by_level(make_run):
+    folder = make_run(TWO, rounds=2)
+    losses_of = {"own": 2.0, "level": 1.9, "mixture": 1.75, "adapter": 1.8}
+    clients = {
+        "hr/c": {**losses_of, "chosen": "root", "weights": {"own": 0.2, "department": 0.3, "root": 0.5}},
+        "finance/a": {
+            **losses_of, "own": 1.0, "chosen": "own", "weights": {"own": 0.9, "department": 0.1, "cluster": 0.0},
+        },
+        "finance/b": {"own": None, "level": None, "mixture": None, "adapter": None, "weights": {"own": 1.0}},
+        "<b>": {"weights": "all"},
+    }  # fmt: skip
+    (folder / "personal_eval.json").write_text(json.dumps({"clients": clients}))
+    weights, losses_table = personal(read_artifacts(folder)).tables
+    assert weights.head == ["client", "own", "department", "cluster", "root", "best level"]
+    assert weights.rows == [
+        ["finance/a", "90%", "10%", "0%", "–", "own"],
+        ["finance/b", "100%", "–", "–", "–", ""],
+        ["hr/c", "20%", "30%", "–", "50%", "root"],
+    ]
+    assert losses_table.rows[0] == ["finance/a", "1.000", "1.900", "1.750", "1.800"]
+    assert losses_table.rows[1] == ["finance/b", "–", "–", "–", "–"]
+    assert losses_table.rows[-1] == ["mean", "1.500", "1.900", "1.750", "1.800"]
+
+
+def test_a_run_that_was_not_personalized_misses_nothing(run):
+    assert run.personal == {}
+    assert not any("personal_eval" in line for line in run.missing)
 
 
 def test_comparison_has_base_clients_department_and_cluster(run):
