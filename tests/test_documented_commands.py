@@ -6,6 +6,7 @@ what needs several machines by `tests/network`.
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -64,7 +65,10 @@ def finished(little, tmp_path_factory):
     """A folder with one finished run in lightning_logs."""
     folder = tmp_path_factory.mktemp("runs")
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2"]
-    fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
+    run = fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
+    levels = {"own": "adapters/hr", "department": "adapters/finance"}  # as if it were personalized
+    choice = {"chosen": "own", "weights": {"own": 0.5, "department": 0.5}, "adapters": levels}
+    (run / "personal_eval.json").write_text(json.dumps({"choose": "mixture", "clients": {"hr/client_0": choice}}))
     return folder
 
 

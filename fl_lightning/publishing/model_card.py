@@ -182,10 +182,10 @@ def _training(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> s
     rows = [["rounds", rounds]]
     if facts.kind == "group":
         rows.append(["departments in the group", str(facts.departments)])
-    if facts.clients:
+    if facts.clients and facts.personal is None:
         rows.append(["clients", str(facts.clients)])
     if facts.examples is not None:
-        rows.append(["training records", f"{facts.examples:,}"])
+        rows.append([f"training records{' of the client' if facts.personal else ''}", f"{facts.examples:,}"])
     if facts.kind == "department" and facts.departments > 1:
         rows.append(["departments in the federation", str(facts.departments)])
     rows.append(["adapter", f"rank {subject.r} on {', '.join(f'`{target}`' for target in subject.targets)}"])

@@ -22,15 +22,18 @@ from fl_lightning.launch import reserve_port
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.modeling.generation.generate import generate
-from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model, export_lora_adapter, load_lora_state
 from fl_lightning.storage.run_folder import create_run_folder
 
 SHARED = ("finance", "hr", "sales")
 CLIENTS = ("hr/client_0", "hr/client_1")
+MIXTURE = "hr/client_1+"
+LEVELS = {"own": (0.4, "hr/client_1"), "department": (0.35, "hr"), "root": (0.25, "sales")}
+"""{level of the mixture: its weight, and the model whose adapter it has}."""
 
 
 class MadeRun:
-    """A run whose adapters are random: three departments and two clients."""
+    """A run whose adapters are random: three departments, two clients, and a mixture of three of these for one."""
 
     def __init__(self, root):
         self.folder = create_run_folder(root, yaml.safe_dump(RunConfig().to_dict()))
@@ -44,6 +47,13 @@ class MadeRun:
         rounds = {"1": {"hr": {client.split("/")[1]: place for client, place in clients.items()}}}
         (self.folder / "dept_lora_federated.json").write_text(json.dumps(places))
         (self.folder / "client_lora_federated.json").write_text(json.dumps({"rounds": rounds}))
+        choice = {
+            "chosen": "own",
+            "weights": {level: weight for level, (weight, _) in LEVELS.items()},
+            "adapters": {level: (places | clients)[name] for level, (_, name) in LEVELS.items()},
+        }
+        personal = {"choose": "mixture", "clients": {MIXTURE.removesuffix("+"): choice}}
+        (self.folder / "personal_eval.json").write_text(json.dumps(personal))
 
     def put(self, name, seed):
         """Give a model another adapter; its state."""
@@ -63,6 +73,22 @@ class MadeRun:
             cohort.set_single_client()
             (ids,) = generate(self.model, [prompt], max_new_tokens=tokens, ends=[self.tokenizer.eos_token_id])
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @torch.no_grad()
+    def mixture_says(self, text, tokens):
+        """The greedy answer of the mixture: PEFT's adapters one at a time, probabilities mixed by hand, no cache."""
+        prompt = encode_prompt([Turn("user", text)], self.tokenizer)
+        ids = list(prompt)
+        while len(ids) < len(prompt) + tokens:
+            probs = 0
+            for weight, name in LEVELS.values():
+                load_lora_state(self.model, self.states[name])
+                logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                probs = probs + weight * logits.double().softmax(-1)
+            if (token := int(probs.argmax())) == self.tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        return self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class Server(Forked):

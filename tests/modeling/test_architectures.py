@@ -124,7 +124,7 @@ def served_answers(model, states, prompts):
         decoder.add(rows[:-1])
         decoder.step()
         decoder.add(rows[-1:])
-        while decoder.rows:
+        while decoder.answers:
             decoder.step()
     return [row.tokens for row in rows]
 

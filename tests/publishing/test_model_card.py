@@ -93,10 +93,12 @@ def test_one_adapter_of_a_client_has_its_weights_and_its_loss_beside_the_own_ada
         "| own | trained by the client alone | 60% |",
         "| department | of the client's department | 38% |",
         "| base | none | 2% |",
+        "| training records of the client | 100 |",
         "| combined by | residual averaging (FLoRA), step 0.1 (constant) |",
     ):
         assert row in text, row
     assert "hr/client_1" not in text
+    assert "| clients |" not in text  # those of its department and of all have trained parts of it
     assert "2.500" not in text  # the loss of the client's last fit
     assert "has parts that were trained without noise" in card_of("hr/client_0+adapter", federation=DP)[0].text
 

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("litserve", reason="litserve is not installed: pip install 'fl_lightning[serve]'")
 openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
 
-from served import CLIENTS, SHARED, MadeRun, Server, command_of, processes_of, serving, until  # noqa: E402
+from served import CLIENTS, MIXTURE, SHARED, MadeRun, Server, command_of, processes_of, serving, until  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
@@ -72,10 +72,13 @@ def metric(address, name):
 
 
 def test_every_adapter_has_a_name_and_the_base_too(client):
-    assert [model.id for model in client.models.list()] == [*SHARED, *CLIENTS, "base"]
+    assert [model.id for model in client.models.list()] == [*SHARED, *CLIENTS, MIXTURE, "base"]
     assert client.models.retrieve("hr/client_1").id == "hr/client_1"
+    assert client.models.retrieve(MIXTURE).id == MIXTURE
     with pytest.raises(openai.NotFoundError, match="finance"):
         client.models.retrieve("finnance")
+    with pytest.raises(openai.NotFoundError, match=r"'hr/client_7\+' is not served; did you mean"):
+        client.models.retrieve("hr/client_7+")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -84,6 +87,23 @@ def test_answers_at_once_are_those_of_each_adapter_alone(made, server, stream):
     got = ask_all(server[0], asked, 12, stream)
     assert got == [made.says(made.states[model], text, 12) for model, text in asked]
     assert len(set(got)) > 20  # or there were little to tell apart
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_mixture_answers_beside_single_adapters(made, server, stream):
+    asked = [*pairs(10), *((MIXTURE, question) for question in QUESTIONS)]
+    got = ask_all(server[0], asked, 8, stream)
+    assert got[:10] == [made.says(made.states[model], text, 8) for model, text in asked[:10]]
+    assert got[10:] == [made.mixture_says(text, 8) for text in QUESTIONS]
+
+
+def test_draws_of_a_mixture_are_those_of_the_seed(client):
+    asked = {"model": MIXTURE, "messages": [{"role": "user", "content": "List three"}], "max_tokens": 12}
+    texts = [
+        [c.message.content for c in client.chat.completions.create(**asked, seed=seed, n=2).choices]
+        for seed in (7, 7, 11)
+    ]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_stream_says_who_why_and_how_much(client, made):
