@@ -45,6 +45,7 @@ class ClusterMonitor(FederatedCallback):
     def _log(self, trainer: FederatedTrainer) -> None:
         report = trainer.report
         metrics: dict[str, float] = {"round/left_out": sum(len(d.rejected) for d in report.departments.values())}
+        metrics["round/tokens"] = report.num_tokens
         for level in (f"{who}/{way}" for who in ("client", "department", "group") for way in ("up", "down")):
             if level in report.bytes_sent:
                 metrics[f"round/bytes/{level}"] = report.bytes_sent[level]

@@ -96,6 +96,7 @@ class FederatedRound(FederatedCallback):
         if not policy.is_central:  # there, records have traveled instead of adapters
             bytes_sent[update.client_id] = num_bytes(shared)
             bytes_sent["client/up"] += num_bytes(shared)
+        trainer.report.num_tokens += update.num_tokens
         self._updates.add(update, policy)
         averages_factors = config.combiner not in KEEP_PRODUCTS and not policy.is_central
         origin = trainer.federation.departments[department] if averages_factors else task.start
@@ -108,6 +109,7 @@ class FederatedRound(FederatedCallback):
                 "round %d: dropping the fit of %s's own adapter: %s", trainer.round_num, update.client_id, problem
             )
             return
+        trainer.report.num_tokens += update.num_tokens
         self._own_adapters[update.client_id] = self._keep(update.state)
 
     def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:

@@ -58,12 +58,14 @@ class RoundReport:
         clusterings: {group: clustering of its members}; that of the whole federation under `ROOT`.
         bytes_sent: bytes of the shared tensors, by level: ``client/up``, ``client/down``, ``department/up``,
             ``department/down``, ``group/up``, ``group/down``; and by client id for each client's upload.
+        num_tokens: tokens that the clients have trained on, own adapters beside the federation included.
     """
 
     round_num: int
     departments: dict[str, DepartmentReport] = field(default_factory=dict)
     clusterings: dict[str, Clustering] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
+    num_tokens: int = 0
 
     @property
     def clustering(self) -> Clustering | None:

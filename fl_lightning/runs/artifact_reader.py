@@ -142,6 +142,11 @@ def _read_client_evaluation(run: RunArtifacts) -> None:
 
 def _read_metrics(run: RunArtifacts) -> None:
     """Curves, bytes and seconds from the CSV logger's table; it does not replace clients' losses from other files."""
+    curves = {
+        "selection/loss": run.selection_loss,
+        "selection/own_loss": run.own_selection_loss,
+        "round/tokens": run.tokens,
+    }
     for step, row in _metrics_rows(run):
         for name, value in row.items():
             *owner, kind, metric = ["", "", *name.split("/")]
@@ -156,6 +161,8 @@ def _read_metrics(run: RunArtifacts) -> None:
                     clients.setdefault(owner[1], {}).setdefault(step, value)
             elif name.removeprefix("round/bytes/") in LEVELS:
                 run.bytes_sent.setdefault(step, {})[name.removeprefix("round/bytes/")] = value
+            elif name in curves:
+                curves[name][step] = value
             elif name == "round/n_clusters":
                 run.n_clusters[step] = int(value)
             elif kind == "seconds" and not owner:

@@ -84,6 +84,8 @@ class RunArtifacts:
         planned_rounds: ``federation.rounds`` of the config.
         losses: {department or group: held-out loss by round}.
         mean_loss: mean over departments by round.
+        selection_loss: mean over departments of their loss on selection records by round, under early stopping.
+        own_selection_loss: the same as a mean over clients' own adapters.
         client_losses: {department: {client: held-out loss of its own adapter by round}}.
         client_metrics: {round: {department: {client: metrics of its own adapter}}}.
         metrics: {department or group: {"base" or "final": metrics}}.
@@ -96,6 +98,7 @@ class RunArtifacts:
         rejected: updates that were not averaged.
         scaled: updates that were scaled down before averaging.
         bytes_sent: {round: {one of `LEVELS`: bytes}}.
+        tokens: training tokens by round.
         seconds: {round: {phase: seconds}}.
         epsilon: {department: ε of differential privacy after the last round}.
         personal: {client_id: what `personalize` has chosen}; empty before.
@@ -108,6 +111,8 @@ class RunArtifacts:
     planned_rounds: int | None = None
     losses: dict[str, Curve] = field(default_factory=dict)
     mean_loss: Curve = field(default_factory=dict)
+    selection_loss: Curve = field(default_factory=dict)
+    own_selection_loss: Curve = field(default_factory=dict)
     client_losses: dict[str, dict[str, Curve]] = field(default_factory=dict)
     client_metrics: dict[int, dict[str, dict[str, MetricValues]]] = field(default_factory=dict)
     metrics: dict[str, dict[str, MetricValues]] = field(default_factory=dict)
@@ -120,6 +125,7 @@ class RunArtifacts:
     rejected: list[ExcludedUpdate] = field(default_factory=list)
     scaled: list[ExcludedUpdate] = field(default_factory=list)
     bytes_sent: dict[int, MetricValues] = field(default_factory=dict)
+    tokens: Curve = field(default_factory=dict)
     seconds: dict[int, MetricValues] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
     personal: dict[str, PersonalResult] = field(default_factory=dict)

@@ -6,6 +6,7 @@ file         does
 `plan`       the configs, overrides and seeds, and the folder with them
 `runner`     runs what is not finished, one run after another
 `statistics` results of a run; means, t-intervals and paired differences
+`stopping`   a run at its best round by selection records
 `report`     tables, JSON, CSV and the picture
 ============ =============================================================
 """

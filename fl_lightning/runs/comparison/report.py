@@ -180,6 +180,8 @@ def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table
             )
             differences.add_row(name, _cell(gap.interval if gap else None, 4, sign="+"), pairs)
         result.append(differences)
+    if any(over_seeds(runs.values(), "best_round") for runs in comparison.runs.values()):
+        result.append(_stopping_table(comparison))
     cost = _table("cost and clusters", ("config",), ("KiB up", "KiB down", "seconds", "clusters", "ARI"))
     for name, runs in comparison.runs.items():
         up, down, seconds, clusters, ari = (
@@ -188,6 +190,20 @@ def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table
         sizes = _number(up, 0, 1024), _number(down, 0, 1024)
         cost.add_row(name, *sizes, _number(seconds, 0), _number(clusters, 1), _cell(ari, 2))
     return [*result, cost]
+
+
+def _stopping_table(comparison: Comparison) -> Table:
+    """Held-out loss after the last round, and after the best one with what it has cost until then."""
+    numbers = ("last round", "best round", "round", "tokens", "KiB sent")
+    table = _table("held-out loss, stopped by selection records", ("config",), numbers)
+    for name, runs in comparison.runs.items():
+        last, best, number, tokens, sent = (
+            over_seeds(runs.values(), metric)
+            for metric in ("last_loss", "best_loss", "best_round", "tokens_to_best", "bytes_to_best")
+        )
+        cells = _number(number, 1), _number(tokens, 0), _number(sent, 0, 1024)
+        table.add_row(name, _cell(last, 4), _cell(best, 4), *cells)
+    return table
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -219,6 +235,11 @@ def footer(comparison: Comparison) -> list[str]:
         if len(runs) < len(comparison.seeds):
             lines.append(f"{name}: {len(runs)} of {len(comparison.seeds)} runs are finished.")
     lines += ["KiB: adapters sent in all rounds at both levels; seconds include loading."]
+    if any(over_seeds(runs.values(), "best_round") for runs in comparison.runs.values()):
+        lines.append(
+            "Best round: lowest mean loss on selection records, one for all departments; tokens and KiB are up to it. "
+            "In the other tables every adapter is of its own best round under early stopping."
+        )
     pairs = {gap.pairs for gap in comparison.differences().values() if gap is not None}
     if "seeds" in pairs:
         lines.append("Differences (below 0 is better) are paired by seed, with losses averaged over departments.")

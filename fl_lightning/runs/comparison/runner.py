@@ -97,7 +97,8 @@ def collect(folder: Path, plan: Plan) -> Comparison:
             result = _read_result(output)
             if _is_finished(output):
                 seconds, rounds = result.get("seconds"), config.federation.rounds
-                runs[name][seed] = read_run_metrics(output / RUN_FOLDER, rounds, seconds=seconds, truth=truth)
+                own = config.federation.share == "none"
+                runs[name][seed] = read_run_metrics(output / RUN_FOLDER, rounds, seconds=seconds, truth=truth, own=own)
             elif result.get("state") == "failed":
                 failed[f"{name}, seed {seed}"] = str(result.get("reason"))
     return Comparison(plan.seeds, runs, failed)

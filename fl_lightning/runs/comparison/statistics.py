@@ -18,7 +18,9 @@ from scipy.stats import t as student
 from fl_lightning.errors import InputError
 from fl_lightning.evaluation.metrics import perplexity
 from fl_lightning.runs.artifact_reader import read_artifacts
-from fl_lightning.runs.artifacts import ROOT, RunArtifacts
+from fl_lightning.runs.artifacts import ROOT, MetricValues, RunArtifacts
+from fl_lightning.runs.comparison.stopping import STOPPING, stopping_metrics
+from fl_lightning.storage.run_adapters import best_rounds
 
 OptionalMetrics = dict[str, float | None]
 Pairs = Literal["seeds", "departments"]
@@ -31,7 +33,7 @@ LEVELS = ("client/up", "client/down", "department/up", "department/down")
 BYTES = (*(f"bytes_{level.replace('/', '_')}" for level in LEVELS), "bytes_up", "bytes_down")
 """Bytes of adapters sent in all rounds; the last two are sums over both levels."""
 DEPARTMENT_METRICS = (*GLOBAL, *PERSONAL)
-RUN_METRICS = (*DEPARTMENT_METRICS, *BYTES, "seconds", "clusters", "ari")
+RUN_METRICS = (*DEPARTMENT_METRICS, *BYTES, "seconds", "clusters", "ari", *STOPPING)
 MIN_SEEDS = 3
 """With this many seeds or more the pairs are seeds; with fewer they are departments."""
 
@@ -133,7 +135,12 @@ def _loss(run: RunMetrics, department: str) -> float:
 
 
 def read_run_metrics(
-    run_folder: Path, rounds: int, *, seconds: float | None = None, truth: Mapping[str, int] | None = None
+    run_folder: Path,
+    rounds: int,
+    *,
+    seconds: float | None = None,
+    truth: Mapping[str, int] | None = None,
+    own: bool = False,
 ) -> RunMetrics:
     """The results of a finished run.
 
@@ -142,6 +149,7 @@ def read_run_metrics(
         rounds: number of rounds that it had.
         seconds: wall time; None if unknown.
         truth: {department: true cluster}, for the adjusted Rand index of the last round's clusters.
+        own: whether clients share nothing, so that their own adapters are what the run is about.
 
     Raises:
         InputError: if the evaluation is missing, or a file is not as ``fit`` writes it.
@@ -150,7 +158,7 @@ def read_run_metrics(
     for name, reason in run.broken.items():
         raise InputError(f"{run_folder / name}: expected a file as fit writes it, got a broken one ({reason})")
     try:
-        clients = run.newest_client_metrics()
+        clients = _of_best_rounds(run)
         personal = {name: _mean_personal(own.values(), GLOBAL) for name, own in clients.items() if own}
         departments: dict[str, OptionalMetrics] = {
             name: {**_global(run.metrics[name]["final"]), **personal.get(name, dict.fromkeys(PERSONAL))}
@@ -163,10 +171,22 @@ def read_run_metrics(
             **_bytes(run, rounds),
             "seconds": seconds,
             **_clusters(run, rounds, truth),
+            **stopping_metrics(run, rounds, own=own),
         }
     except KeyError as error:
         raise InputError(f"{run_folder}: expected the results of a finished run, got none of {error}") from error
     return RunMetrics(metrics, departments, run.mean_loss)
+
+
+def _of_best_rounds(run: RunArtifacts) -> dict[str, dict[str, MetricValues]]:
+    """{department: {client: metrics of its own adapter}}, of its best round under early stopping, else the newest."""
+    clients, best = run.newest_client_metrics(), best_rounds(run.folder)
+    for department, metrics in clients.items():
+        for client in metrics:
+            number = best.get(f"{department}/{client}")
+            if number is not None:
+                metrics[client] = run.client_metrics[number][department][client]
+    return clients
 
 
 def _global(values: Mapping[str, float]) -> OptionalMetrics:
