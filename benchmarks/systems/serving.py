@@ -40,7 +40,7 @@ from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import adapter_scaling
 from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.serving.engine import load_answering
-from fl_lightning.storage.run_adapters import all_adapters
+from fl_lightning.storage.model_names import all_adapters
 from fl_lightning.storage.run_folder import find_run_folder
 
 Pairs = list[tuple[str, str]]

@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     setup_logging()
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.serving.chat import Conversation, talk
-    from fl_lightning.storage.run_adapters import all_models
+    from fl_lightning.storage.model_names import all_models
 
     silence_libraries()
     sources = all_models(folder, args.model)

@@ -8,7 +8,7 @@ from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import format_bytes, setup_logging, silence_libraries
 from fl_lightning.signals import Stopped
-from fl_lightning.storage.run_adapters import chosen_adapters, folder_names
+from fl_lightning.storage.model_names import chosen_adapters, folder_names
 from fl_lightning.storage.run_folder import find_run_folder, locked
 from fl_lightning.storage.run_layout import CONFIG
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from fl_lightning.bundled import PREFIX
 from fl_lightning.config import ModelConfig
 from fl_lightning.errors import InputError
-from fl_lightning.storage.run_adapters import folder_names
+from fl_lightning.storage.model_names import folder_names
 
 UNNAMED_BASE = "BASE-MODEL-NOT-NAMED"
 """In ``adapter_config.json`` if the base is a folder or file of one machine."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fl_lightning.runs.artifact_reader import read_artifacts, read_num_examples
 from fl_lightning.runs.artifacts import PersonalResult, RunArtifacts
-from fl_lightning.storage.run_adapters import ONE_ADAPTER
+from fl_lightning.storage.personal_models import ONE_ADAPTER
 
 Kind = Literal["department", "group", "client"]
 

@@ -29,7 +29,7 @@ from fl_lightning.runs.level_adapters import export_level_adapters
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.run_adapters import NEGLIGIBLE_WEIGHT
+from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients

@@ -18,7 +18,8 @@ from fl_lightning.modeling.generation.token_sampling import Sampler, Sampling
 from fl_lightning.seeding import derive_seed
 from fl_lightning.serving.detokenizer import TextStream
 from fl_lightning.serving.engine import BASE_MODEL, load_answering, read_model
-from fl_lightning.storage.run_adapters import BASE, ModelSource
+from fl_lightning.storage.personal_models import ModelSource
+from fl_lightning.storage.run_adapters import BASE
 
 
 class Conversation:

@@ -20,7 +20,7 @@ from fl_lightning.modeling.limits import is_recurrent
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state, create_lora_model
 from fl_lightning.modeling.scaled_adapter import read_adapter
 from fl_lightning.state import LoraState
-from fl_lightning.storage.run_adapters import ModelSource
+from fl_lightning.storage.personal_models import ModelSource
 from fl_lightning.training.device import make_fabric
 
 BASE_MODEL = BankedAdapter({}, "fp_base")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fl_lightning.modeling.generation.token_sampling import Sampling
-from fl_lightning.storage.run_adapters import ModelSource
+from fl_lightning.storage.personal_models import ModelSource
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_lightning.errors import InputError, nearest
-from fl_lightning.storage.run_adapters import (
-    BASE,
-    MIXTURE,
-    ModelSource,
-    all_adapters,
-    client_mixtures,
-    shared_adapters,
-)
+from fl_lightning.storage.model_names import all_adapters
+from fl_lightning.storage.personal_models import MIXTURE, ModelSource, client_mixtures
+from fl_lightning.storage.run_adapters import BASE, shared_adapters
 from fl_lightning.storage.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 
 log = logging.getLogger(__name__)

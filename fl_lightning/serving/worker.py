@@ -21,7 +21,8 @@ from fl_lightning.config import RunConfig
 from fl_lightning.console import setup_logging
 from fl_lightning.errors import InputError
 from fl_lightning.serving.messages import Cancel, GenerateRequest, Load, TokenChunk
-from fl_lightning.storage.run_adapters import BASE, ModelSource
+from fl_lightning.storage.personal_models import ModelSource
+from fl_lightning.storage.run_adapters import BASE
 
 if TYPE_CHECKING:
     from fl_lightning.modeling.generation.adapter_mixture import ServedModel

@@ -17,7 +17,8 @@ from fl_lightning.errors import InputError
 from fl_lightning.modeling.generation.generate import generate
 from fl_lightning.modeling.lora import load_adapter_model
 from fl_lightning.serving.chat import Conversation, talk
-from fl_lightning.storage.run_adapters import all_models, client_adapters, shared_adapters
+from fl_lightning.storage.model_names import all_models
+from fl_lightning.storage.run_adapters import client_adapters, shared_adapters
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from fl_lightning.errors import InputError
 from fl_lightning.serving.model_registry import FILES, ModelRegistry
-from fl_lightning.storage.run_adapters import MixtureSource
+from fl_lightning.storage.personal_models import MixtureSource
 
 
 def adapter(folder, content="x"):

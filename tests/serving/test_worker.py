@@ -8,7 +8,7 @@ pytest.importorskip("litserve", reason="litserve is not installed: pip install '
 
 from fl_lightning.errors import InputError
 from fl_lightning.serving.worker import ChatAPI
-from fl_lightning.storage.run_adapters import MixtureSource
+from fl_lightning.storage.personal_models import MixtureSource
 
 
 class Reader:

@@ -1,0 +1,104 @@
+"""What `personalize` has made for the clients of a run: a mixture of adapters for each, and one adapter made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fl_lightning.errors import InputError
+from fl_lightning.storage.files import check_name, natural_key, read_json
+from fl_lightning.storage.run_adapters import BASE, resolve_inside
+from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
+
+MIXTURE, ONE_ADAPTER = "+", "+adapter"
+"""After a client's name: the mixture of its levels, and the one adapter made of them."""
+NEGLIGIBLE_WEIGHT = 0.005
+"""A level with a smaller weight in a client's mixture is left out."""
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """Where the adapters of a mixture are.
+
+    Attributes:
+        folders: of its adapters; None is the base model.
+        weights: of the adapters, of sum 1.
+    """
+
+    folders: tuple[Path | None, ...]
+    weights: tuple[float, ...]
+
+
+ModelSource: TypeAlias = Path | MixtureSource
+"""The folder of an adapter, or those of a mixture."""
+
+
+def personal_adapters(run_folder: Path) -> dict[str, Path]:
+    """{``hr/client_0+adapter``: folder} of the one adapter that `personalize` has made for each client.
+
+    Raises:
+        InputError: if ``personal_eval.json`` is not as `personalize` writes it.
+    """
+    folders = {client_id: run_folder / personal_adapter(client_id) for client_id in _personalized(run_folder)}
+    return {f"{client_id}{ONE_ADAPTER}": folder for client_id, folder in folders.items() if folder.is_dir()}
+
+
+def client_mixtures(run_folder: Path) -> dict[str, MixtureSource]:
+    """{``hr/client_0+``: mixture} of the clients of a run that `personalize` has seen; none before.
+
+    With ``personal.choose: level`` a client has its level alone. Levels below `NEGLIGIBLE_WEIGHT` are left out, and the
+    other weights divided by their sum.
+
+    Raises:
+        InputError: if ``personal_eval.json`` is not as `personalize` writes it, or the levels' adapters are not there.
+    """
+    path = run_folder / PERSONAL_EVALUATION
+    mixtures: dict[str, MixtureSource] = {}
+    for client_id, values in _personalized(run_folder).items():
+        folders: dict[str, Path | None] = {BASE: None}
+        weights = {level: weight for level, weight in values["weights"].items() if weight >= NEGLIGIBLE_WEIGHT}
+        for level in (level for level in weights if level != BASE):
+            entry = values.get("adapters", {}).get(level)
+            folder = None if entry is None else resolve_inside(run_folder, path, client_id, entry)
+            if folder is None or not folder.is_dir():
+                raise InputError(
+                    f"{path}: {client_id}: expected the adapter of its level {level}, got none; earlier versions did "
+                    f"not keep it: fl-lightning personalize --run {run_folder} writes it without training again"
+                )
+            folders[level] = folder
+        total = sum(weights.values())
+        mixtures[f"{client_id}{MIXTURE}"] = MixtureSource(
+            tuple(folders[level] for level in weights), tuple(weight / total for weight in weights.values())
+        )
+    return mixtures
+
+
+def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """{client_id: what personalize has written about it}, in natural order; empty before."""
+    path = run_folder / PERSONAL_EVALUATION
+    value: Any = read_json(path) if path.exists() else {"clients": {}}
+    clients: Any = value.get("clients") if isinstance(value, dict) else None
+    if not isinstance(clients, dict) or not all(map(_has_weights, clients.values())):
+        raise InputError(
+            f"{path}: expected {{clients: {{client: {{weights: {{level: weight}}}}}}}}, as personalize writes it"
+        )
+    for name in (name for client_id in clients for name in client_id.split("/", 1)):
+        check_name(name, f"{path}: name")
+    if value.get("choose") == "level":
+        clients = {client_id: {**values, "weights": {values["chosen"]: 1.0}} for client_id, values in clients.items()}
+    return {client_id: clients[client_id] for client_id in sorted(clients, key=natural_key)}
+
+
+def _has_weights(values: Any) -> bool:
+    """Whether an entry of a client has weights of sum 1, and a level with one of them."""
+    weights = values.get("weights") if isinstance(values, dict) else None
+    return (
+        isinstance(weights, dict)
+        and isinstance(values.get("chosen"), str)
+        and values["chosen"] in weights
+        and isinstance(values.get("adapters", {}), dict)
+        and all(isinstance(weight, float) and weight >= 0 for weight in weights.values())
+        and math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6)
+    )
