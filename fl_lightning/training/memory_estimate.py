@@ -5,10 +5,11 @@ vocabulary V, P trained parameters of one adapter, K clients at once, and b byte
 
     base         bytes of its weights; in 4-bit 0.5 per parameter, and 4 for every 64 parameters of its linear layers
     adapters     K · P · 16: factor, gradient and AdamW's two moments, all fp32
-    activations  T · (L · b · (2 h + 2 h + 2 v + 3 m) + (b + 1) Σ in): two norms; query, output, key, value; gate, its
-                 activation, up; and for each LoRA layer its input after dropout, with the mask in bytes
-    head         8 bytes for each logit of a chunk: in fp32 logits and the logarithms that become their gradient, in 16
-                 bits also a gradient; and T · RESPONSE_SHARE · h · 2 b: input of the head and its gradient
+    activations  T · (L · (8 h + b · (2 h + 2 v + 3 m)) + (b + 1) Σ in): two norms, which compute in fp32; query,
+                 output, key, value; gate, its activation, up; and for each LoRA layer its input after dropout, with
+                 the mask in bytes
+    head         for each logit of a chunk 8 bytes, in fp32 its value and the logarithm that becomes its gradient, and
+                 in 16 bits 2 more; and T · RESPONSE_SHARE · h · 2 b: input of the head and its gradient
     margin       libraries and allocator
 
 With gradient checkpointing each layer keeps its input, T · b · L · h, and one at a time the rest, a share of 1 / L.
@@ -221,7 +222,8 @@ def estimate_memory(
         limit = config.fabric.memory_limit_mb * 2**20
         card_bytes = limit if card_bytes is None else min(card_bytes, limit)
     if training.clients_at_once == "auto":
-        max_tokens = row_tokens(kind, per_token, weights + MARGIN[kind] + 8 * CHUNK_LOGITS[kind], card_bytes)
+        fixed_bytes = weights + MARGIN[kind] + head_bytes(CHUNK_LOGITS[kind], computed_bytes)
+        max_tokens = row_tokens(kind, per_token, fixed_bytes, card_bytes)
         at_once = max(1, min(num_clients, max_tokens // (MIN_RECORD_TOKENS * training.batch_size)))
         tokens = max(client_tokens, min(max_tokens, at_once * client_tokens))
     else:
@@ -232,7 +234,8 @@ def estimate_memory(
         base=weights,
         adapters=at_once * base.adapter * 16,
         activations=tokens * per_token,
-        head=8 * min(targets * base.vocabulary, CHUNK_LOGITS[kind]) + targets * base.hidden * 2 * computed_bytes,
+        head=head_bytes(min(targets * base.vocabulary, CHUNK_LOGITS[kind]), computed_bytes)
+        + targets * base.hidden * 2 * computed_bytes,
         margin=MARGIN[kind],
         step_tokens=tokens,
         clients_at_once=at_once,
@@ -247,9 +250,19 @@ def token_bytes(base: BaseSizes, computed_bytes: int, recompute: bool = False) -
         computed_bytes: of a number in the computation.
         recompute: whether layers run again in the backward pass (``gradient_checkpointing``).
     """
-    per_layer = 4 * base.hidden + 2 * base.key_value + 3 * base.mlp
-    whole = computed_bytes * base.layers * per_layer + (computed_bytes + 1) * base.inputs
+    per_layer = 8 * base.hidden + computed_bytes * (2 * base.hidden + 2 * base.key_value + 3 * base.mlp)
+    whole = base.layers * per_layer + (computed_bytes + 1) * base.inputs
     return computed_bytes * base.layers * base.hidden + whole // base.layers if recompute else whole
+
+
+def head_bytes(logits: int, computed_bytes: int) -> int:
+    """Bytes of so many logits that exist at once, see above.
+
+    Args:
+        logits: of a chunk.
+        computed_bytes: of a number in the computation.
+    """
+    return (8 if computed_bytes == 4 else 8 + computed_bytes) * logits
 
 
 def card_memory(device: str) -> int | None:

@@ -11,7 +11,7 @@ from fl_lightning.modeling.head_loss import CHUNK_LOGITS
 from fl_lightning.modeling.lora import lora_layers
 from fl_lightning.training.cohorts import row_tokens
 from fl_lightning.training.memory import MIB
-from fl_lightning.training.memory_estimate import MARGIN, BaseSizes, layer_sizes, token_bytes
+from fl_lightning.training.memory_estimate import MARGIN, BaseSizes, head_bytes, layer_sizes, token_bytes
 
 
 def row_budget(model: Any, device: torch.device, recompute: bool, limit_mb: int | None = None) -> int:
@@ -35,11 +35,12 @@ def model_bytes(model: Any, recompute: bool) -> tuple[int, int]:
     The first is 0 for models whose config does not name the sizes of a decoder.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fixed = weights + MARGIN["cuda"] + 8 * CHUNK_LOGITS["cuda"]
+    # On a GPU weights have the dtype of the computation; embeddings are not quantized.
+    computed_bytes = model.get_input_embeddings().weight.element_size()
+    fixed = weights + MARGIN["cuda"] + head_bytes(CHUNK_LOGITS["cuda"], computed_bytes)
     inputs = sum(int(layer.in_features) for layer in lora_layers(model).values())
     try:
         sizes = BaseSizes(parameters=0, linear=0, adapter=0, inputs=inputs, **layer_sizes(model.config))
     except (AttributeError, TypeError):
         return 0, fixed
-    # On a GPU weights have the dtype of the computation; embeddings are not quantized.
-    return token_bytes(sizes, model.get_input_embeddings().weight.element_size(), recompute), fixed
+    return token_bytes(sizes, computed_bytes, recompute), fixed
