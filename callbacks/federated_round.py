@@ -81,6 +81,8 @@ class FederatedRound(FederatedCallback):
         trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
         sent = (policy.shared(task.start, trainer.round_num) for task in tasks)
         down = sum(map(num_bytes, sent)) + sum(num_bytes(task.frozen_product) for task in tasks)
+        if trainer.personal.fedalt_weight:
+            down += sum(num_bytes(task.frozen_product) for task in trainer.own_tasks.values())
         trainer.report.bytes_sent = {"client/up": 0, "client/down": 0 if policy.is_central else down}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
@@ -111,6 +113,8 @@ class FederatedRound(FederatedCallback):
             return
         trainer.report.num_tokens += update.num_tokens
         self._own_adapters[update.client_id] = self._keep(update.state)
+        if trainer.personal.fedalt_weight:
+            trainer.report.bytes_sent["client/up"] += num_bytes(update.state)
 
     def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:
         limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)

@@ -59,6 +59,8 @@ def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, l
         "guard.name: dp adds noise to every state that is kept, and own adapters have none": federation.guard.name
         == "dp",
         "lora.profiles gives clients several ranks or scales": lora.is_mixed(),
+        "fedalt_weight averages own adapters, which no guard looks at": personal.fedalt_weight > 0
+        and federation.guard.name != "none",
         f"ditto_lambda pulls towards factors, and combiner: {federation.combiner} keeps products": bool(
             personal.ditto_lambda
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from fl_lightning.config.checks import Block, NonNegativeFloat, PositiveFraction, check
+from fl_lightning.config.checks import Block, FractionBelowOne, NonNegativeFloat, PositiveFraction, check
 
 LevelName: TypeAlias = Literal["own", "department", "cluster", "root", "base"]
 """Adapters that a client can take: trained by itself alone, of its department, of its department's cluster, of all
@@ -27,6 +27,9 @@ class PersonalConfig(Block, key="personal"):
     apfl_alpha: PositiveFraction = 1.0
     """own: during: APFL's weight of a client's own adapter in its mixture with the department's, in which it trains and
     is used; 1 turns it off."""
+    fedalt_weight: FractionBelowOne = 0.0
+    """own: during: FedALT's weight of the mean of the other clients' own adapters, beside which a client's own trains
+    and is used; 0 turns it off. With it the mean of own adapters leaves the clients."""
     choose: Literal["level", "mixture"] = "mixture"
     """level gives each client the level with the lowest loss, mixture a weight for each."""
     prior: NonNegativeFloat = 20.0
@@ -34,6 +37,11 @@ class PersonalConfig(Block, key="personal"):
     own decides by itself."""
     refit: bool = False
     """Train all levels again, selection records included, after these have chosen: it doubles the training."""
+
+    @property
+    def mixes_own(self) -> bool:
+        """Whether own adapters are trained and used in a mixture, by APFL or FedALT."""
+        return self.apfl_alpha < 1 or self.fedalt_weight > 0
 
     def __post_init__(self) -> None:
         """Check the ranges, and the levels."""
@@ -44,10 +52,12 @@ class PersonalConfig(Block, key="personal"):
         for name, value, is_off in (
             ("ditto_lambda", self.ditto_lambda, self.ditto_lambda == 0),
             ("apfl_alpha", self.apfl_alpha, self.apfl_alpha == 1),
+            ("fedalt_weight", self.fedalt_weight, self.fedalt_weight == 0),
         ):
             expected = "the default, or personal.own: during (own adapters that train beside the department's)"
             check(is_off or self.own == "during", f"personal.{name}", expected, value)
-        ok = self.ditto_lambda == 0 or self.apfl_alpha == 1
-        check(ok, "personal.apfl_alpha", "1 with ditto_lambda above 0 (choose one method)", self.apfl_alpha)
+        methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0]
+        got = f"ditto_lambda {self.ditto_lambda}, apfl_alpha {self.apfl_alpha}, fedalt_weight {self.fedalt_weight}"
+        check(sum(methods) <= 1, "personal", "one method for own adapters", got)
         ok = self.own != "off" or len(self.levels) > 1
         check(ok, "personal.levels", "a level besides own, which personal.own: off leaves out", self.levels)

@@ -91,8 +91,8 @@ class RunConfig(Block, key=""):
         check_own_adapters(self.personal, self.federation, self.lora)
         ok = self.data.selection_fraction > 0 or not self.training.early_stopping
         check(ok, "data.selection_fraction", "records for training.early_stopping, such as 0.2", 0)
-        ok = self.personal.apfl_alpha == 1 or not self.training.early_stopping
-        check(ok, "personal.apfl_alpha", "1 with training.early_stopping", self.personal.apfl_alpha)
+        ok = not (self.personal.mixes_own and self.training.early_stopping)
+        check(ok, "training.early_stopping", "false with personal.apfl_alpha or personal.fedalt_weight", True)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain dicts, as in config.yaml."""

@@ -108,7 +108,10 @@ class FederationState:
         for best in (self.best.get(f"{client_id}/own"), self.best.get(client_id)):
             if best is not None:
                 return dict(best.adapter)
-        return dict(self.own_adapters.get(client_id) or self.personal.get(client_id) or self.initial)
+        for adapter in (self.own_adapters.get(client_id), self.personal.get(client_id)):
+            if adapter is not None and adapter.keys() == self.initial.keys():  # personal may be a part of one
+                return dict(adapter)
+        return dict(self.initial)
 
     def department_examples(self) -> dict[str, int]:
         """{department: training records of all its known clients}, its weight in a cluster's mean."""

@@ -1,27 +1,34 @@
-"""Clients' own adapters beside the federation: never averaged, each goes on from itself.
+"""Clients' own adapters beside the federation: each goes on from itself.
 
-==============  ===================================================================  ==================================
-``personal``    the own adapter v of a client, with the department's adapter w       source
-==============  ===================================================================  ==================================
-`own: during`   is trained alone
-`ditto_lambda`  is trained under ``λ / 2 · ‖v − w‖²``, with w of the round's start     Ditto, Li et al. 2021, arXiv
-                                                                                     2012.04221
-`apfl_alpha`    is trained inside ``α B_v A_v + (1 − α) B_w A_w``, with w of the       APFL, Deng et al. 2020, arXiv
-                round's start, and used in the same mixture                          2003.13461
-==============  ===================================================================  ==================================
+=================  ===============================================================  ====================================
+``personal``       the own adapter v of a client                                    source
+=================  ===============================================================  ====================================
+``own: during``    is trained alone
+``ditto_lambda``   is trained under ``λ / 2 · ‖v − w‖²``                            Ditto, Li et al. 2021, arXiv
+                                                                                    2012.04221
+``apfl_alpha``     is trained and used in ``α B_v A_v + (1 − α) B_w A_w``           APFL, Deng et al. 2020, arXiv
+                                                                                    2003.13461
+``fedalt_weight``  is trained and used in ``(1 − β) B_v A_v + β B_u A_u``           FedALT, Bian et al. 2025, arXiv
+                                                                                    2503.11880
+=================  ===============================================================  ====================================
 
-Ditto and APFL step v and w in turns, and so does a round here: w is frozen while the own adapters train, and both start
-the next round from what they became. APFL mixes whole models; here what is mixed are the products, which is the same.
+w is the department's adapter and u the mean of the factors of the other clients' own adapters in the department, both
+of the start of the round and frozen while v trains. Ditto and APFL step v and w in turns within a round; here each
+trains through the round. APFL mixes whole models; to mix the products is the same. FedALT has a gate between v and u
+that depends on the input and is trained; here β is one fixed number. Only under FedALT does anything of own adapters
+leave the clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import torch
 
 from fl_lightning.config import PersonalConfig
 from fl_lightning.federation.protocol import ClientTask
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.state import LoraState
 
@@ -29,7 +36,7 @@ from fl_lightning.state import LoraState
 def own_tasks(config: PersonalConfig, state: FederationState, tasks: Sequence[ClientTask]) -> list[ClientTask]:
     """The fits of the sampled clients' own adapters; the first one of a client starts from the common start.
 
-    They have the seeds of the clients' other fits. So without Ditto and APFL an own adapter is the one that
+    They have the seeds of the clients' other fits. So an own adapter that is trained alone is the one that
     ``share: none`` would train.
 
     Args:
@@ -42,17 +49,14 @@ def own_tasks(config: PersonalConfig, state: FederationState, tasks: Sequence[Cl
     """
     if config.own != "during":
         return []
-    frozen: dict[str, LoraState] = {}
-    if config.apfl_alpha < 1:
-        names = {task.department for task in tasks}
-        frozen = {name: concatenate_adapters([state.adapter(name)], [1 - config.apfl_alpha]) for name in names}
+    partners = Partners(config, state)
     return [
         replace(
             task,
             start=state.own_adapters.get(task.client_id, state.initial),
             trainable_factor="all",
-            relative_scaling=task.relative_scaling * config.apfl_alpha,
-            frozen_product=frozen.get(task.department, {}),
+            relative_scaling=task.relative_scaling * (1 - partners.weight),
+            frozen_product=partners.of(task.client_id),
             is_own=True,
             anchor=state.departments[task.department] if config.ditto_lambda else {},
             anchor_strength=config.ditto_lambda,
@@ -62,12 +66,63 @@ def own_tasks(config: PersonalConfig, state: FederationState, tasks: Sequence[Cl
 
 
 def own_adapter(config: PersonalConfig, state: FederationState, client_id: str) -> LoraState:
-    """What a client uses as its own after the run: its own adapter, under APFL mixed with its department's.
+    """What a client uses as its own after the run: its own adapter, mixed with its partner under APFL and FedALT.
 
-    A client that never took part has the common start, which changes nothing.
+    A client that never took part has the common start as its own, which changes nothing.
     """
-    own = state.final_own_adapter(client_id)
-    if config.apfl_alpha == 1:
-        return own
-    alpha, department = config.apfl_alpha, client_id.split("/", 1)[0]
-    return concatenate_adapters([own, state.adapter(department)], [alpha, 1 - alpha])
+    own, partners = state.final_own_adapter(client_id), Partners(config, state)
+    partner = partners.of(client_id)
+    return concatenate_adapters(
+        [own, *([partner] if partner else [])], [1 - partners.weight, *([1.0] if partner else [])]
+    )
+
+
+class Partners:
+    """The products with which own adapters are mixed under APFL and FedALT.
+
+    Args:
+        config: the ``personal`` block.
+        state: of the federation.
+
+    Attributes:
+        weight: of the partner in the mixture; 0 if there is none.
+    """
+
+    def __init__(self, config: PersonalConfig, state: FederationState) -> None:
+        self._config, self._state = config, state
+        self.weight = config.fedalt_weight or 1 - config.apfl_alpha
+        self._departments: dict[str, LoraState] = {}
+        self._sums: dict[str, tuple[LoraState, int]] = {}
+
+    def of(self, client_id: str) -> LoraState:
+        """A client's partner times its weight; empty if there is none. Under APFL a department's clients share it."""
+        department = client_id.split("/", 1)[0]
+        if not self.weight:
+            return {}
+        if self._config.fedalt_weight:
+            return self._rest(department, client_id)
+        if department not in self._departments:
+            adapter = self._state.adapter(department)
+            self._departments[department] = concatenate_adapters([adapter], [self.weight])
+        return self._departments[department]
+
+    def _rest(self, department: str, client_id: str) -> LoraState:
+        """β u of FedALT; empty while no other client of the department has an own adapter."""
+        if department not in self._sums:
+            names = clients_by_department(sorted(self._state.own_adapters)).get(department, [])
+            self._sums[department] = _sum([self._state.own_adapters[name] for name in names]), len(names)
+        total, count = self._sums[department]
+        own = self._state.own_adapters.get(client_id)
+        others = count - (own is not None)
+        if not others:
+            return {}
+        means = {n: (t if own is None else t - own[n].double()) / others for n, t in total.items()}
+        return concatenate_adapters([{name: mean.float() for name, mean in means.items()}], [self.weight])
+
+
+def _sum(states: Sequence[Mapping[str, torch.Tensor]]) -> LoraState:
+    """The sum of states in fp64, each read once."""
+    total: LoraState = {}
+    for state in states:
+        total = {name: tensor.double() + total.get(name, 0.0) for name, tensor in state.items()}
+    return total

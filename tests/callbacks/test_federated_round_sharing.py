@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fl_lightning.config import PersonalConfig
+
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
 
@@ -96,3 +98,13 @@ def test_client_clusters_under_alternate_keep_the_start_of_the_factor_that_rests
     trainer = play(script, plain_config(rounds=3, share="alternate", num_clusters=2, global_mix=0.0))
     assert numbers(trainer.clients.tasks[3, "hr/c0"].start, B) == [8.0, 0.0, 0.0]
     assert numbers(trainer.clients.tasks[3, "hr/c1"].start, B) == [0.0, 8.0, 0.0]
+
+
+@pytest.mark.parametrize(("weight", "more"), [(0.0, ([0, 0], [0, 0])), (0.5, ([40, 40], [0, 40]))])
+def test_own_adapters_are_sent_under_fedalt_only(play, plain_config, state, weight, more):
+    """Each is 20 bytes; in the first round no client has another's to start beside."""
+    personal = PersonalConfig(own="during", fedalt_weight=weight)
+    for rounds in (1, 2):
+        trainer = play(two_rounds(state)[:rounds], plain_config(rounds=rounds), personal=personal)
+        sent = [trainer.report.bytes_sent[key] - 40 for key in ("client/up", "client/down")]
+        assert sent == [direction[rounds - 1] for direction in more]

@@ -15,10 +15,8 @@ def test_levels_are_own_and_others_once(levels):
     [
         ({"ditto_lambda": 0.1}, "personal.ditto_lambda: expected the default, or personal.own: during.*got 0.1"),
         ({"apfl_alpha": 0.5, "own": "off"}, "personal.apfl_alpha: expected the default, or personal.own: during"),
-        (
-            {"apfl_alpha": 0.5, "ditto_lambda": 0.1, "own": "during"},
-            "personal.apfl_alpha: expected 1 with ditto_lambda",
-        ),
+        ({"fedalt_weight": 0.5}, "personal.fedalt_weight: expected the default, or personal.own: during"),
+        ({"apfl_alpha": 0.5, "ditto_lambda": 0.1, "own": "during"}, "personal: expected one method for own adapters"),
         ({"own": "off", "levels": ["own"]}, "personal.levels: expected a level besides own"),
     ],
 )

@@ -246,6 +246,7 @@ def test_the_defaults_are_the_documented_ones():
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",
+        "share_layers": None,
         "combiner": "flora",
         "clients_per_round": None,
         "client_fraction": 1.0,

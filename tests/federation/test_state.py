@@ -104,3 +104,11 @@ def test_mean_of_personal_b_is_weighted_and_stays_inside_the_department():
 
 def test_mean_of_nobodys_b_is_empty():
     assert mean_personal({"it/client_0": {B: torch.ones(1)}}, {"it/client_0": 1}, ["hr/client_0"]) == {}
+
+
+def test_the_factor_that_a_client_keeps_is_not_its_own_adapter():
+    federation = dataclasses.replace(begin(), personal={"hr/a": {B: torch.tensor([2.0])}, "hr/b": state(3.0, 4.0)})
+    assert federation.final_own_adapter("hr/a") == federation.initial
+    assert federation.final_own_adapter("hr/b") == federation.personal["hr/b"]
+    own = dataclasses.replace(federation, own_adapters={"hr/a": state(5.0, 6.0)})
+    assert own.final_own_adapter("hr/a") == own.own_adapters["hr/a"]

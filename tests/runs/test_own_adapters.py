@@ -94,6 +94,7 @@ def test_only_sampled_clients_train_their_own_adapters(fit, tmp_path):
         (("--federation.share", "central", "--federation.combiner", "fedavg", *ALONE[2:]), "one client for all"),
         (("--lora.profiles", "{hr: {r: 4}}", "--federation.combiner", "svd", *ALONE[2:]), "several ranks or scales"),
         (("--federation.guard.name", "dp", "--federation.weighting", "uniform", *ALONE[2:]), "own adapters have none"),
+        (("--personal.fedalt_weight", "0.5", "--federation.guard.name", "median", *ALONE[2:]), "no guard looks at"),
         (("--personal.ditto_lambda", "0.1", "--federation.combiner", "stack", *ALONE[2:]), "combiner: stack keeps"),
     ],
 )
@@ -141,7 +142,10 @@ def test_personalize_without_own_adapters_chooses_among_the_shared_ones(measured
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [("--personal.ditto_lambda", "0.5"), ("--personal.apfl_alpha", "0.5")])
+@pytest.mark.parametrize(
+    "method",
+    [("--personal.ditto_lambda", "0.5"), ("--personal.apfl_alpha", "0.5"), ("--personal.fedalt_weight", "0.5")],
+)
 def test_a_method_changes_own_adapters_only_and_personalize_measures_what_the_client_uses(
     fit, measured, tmp_path, method
 ):

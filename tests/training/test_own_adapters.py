@@ -14,7 +14,7 @@ from fl_lightning.data.packing import epoch_order
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState
 from fl_lightning.seeding import derive_seed
-from fl_lightning.training.own_adapters import own_adapter, own_tasks
+from fl_lightning.training.own_adapters import Partners, own_adapter, own_tasks
 
 SETTINGS = {"batch_size": 4, "local_epochs": 2, "max_grad_norm": 0.1}
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
@@ -150,3 +150,43 @@ def test_an_own_adapter_starts_from_the_common_start_and_then_goes_on_from_itsel
     for task in (first, second):
         assert (task.is_own, task.trainable_factor, task.frozen_product, task.relative_scaling) == (True, "all", {}, 1)
     assert own_tasks(PersonalConfig(), state, tasks) == []
+
+
+def test_fedalt_equals_a_plain_loop_beside_the_mean_of_the_others(plain, round_state, federation):
+    state, clients, tasks = round_state
+    own = own_tasks(PersonalConfig(own="during", fedalt_weight=0.7), state, tasks)
+    updates = clients.fit_cohort(own)
+    mix(plain)
+    for task, update in zip(own, updates, strict=True):
+        first, second = (adapter for c, adapter in state.own_adapters.items() if c != task.client_id)
+        load(plain, {name: (first[name] + second[name]) / 2 for name in first}, "w")
+        load(plain, state.own_adapters[task.client_id], "v")
+        expected = train(plain, "v", federation[task.client_id].train, task)
+        assert_states_close(update.state, dict(sorted(expected.items())), atol=1e-5)
+
+
+def test_a_clients_adapter_under_fedalt_gives_peft_the_losses_of_the_mixture(plain, round_state, federation):
+    state, clients, _ = round_state
+    adapter = own_adapter(PersonalConfig(own="during", fedalt_weight=0.7), state, "hr/client_1")
+    metrics = clients.evaluate([(adapter, "hr/client_1")])[0]
+    first, second = (state.own_adapters[f"hr/client_{k}"] for k in (0, 2))
+    load(plain, state.own_adapters["hr/client_1"], "v")
+    load(plain, {name: (first[name] + second[name]) / 2 for name in first}, "w")
+    mix(plain)
+    with torch.no_grad():
+        expected = loss_of(plain, federation["hr/client_1"].eval)
+    assert metrics.loss_sum / metrics.num_tokens == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_others_of_fedalt_are_those_of_the_department_that_have_an_own_adapter():
+    def adapter(value):
+        return {"q.lora_A.weight": torch.full((1, 2), value), "q.lora_B.weight": torch.full((2, 1), value)}
+
+    own = {"hr/a": adapter(1.0), "hr/b": adapter(5.0), "it/a": adapter(9.0)}
+    state = FederationState(2, adapter(0.0), {"hr": adapter(7.0), "it": adapter(7.0)}, own_adapters=own)
+    partners = Partners(PersonalConfig(own="during", fedalt_weight=0.5), state)
+    for client_id, a in (("hr/a", 5.0), ("hr/b", 1.0), ("hr/new", 3.0)):
+        partner = partners.of(client_id)
+        assert partner["q.lora_A.weight"].tolist() == [[a, a]]
+        assert partner["q.lora_B.weight"].tolist() == [[a / 2], [a / 2]]
+    assert partners.of("it/a") == {}
