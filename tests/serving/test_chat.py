@@ -70,6 +70,9 @@ def test_a_greedy_answer_is_that_of_the_adapter(conversation, reference, model):
     assert "".join(conversation.say("How do I file a claim?")) == reference(model, "How do I file a claim?")
 
 
+QUESTIONS = ("How do I file a claim?", "What is due?", "Who takes leave?", "List three colours")
+
+
 @pytest.fixture(scope="module")
 def personal_run(adapter_run, tmp_path_factory):
     """The run after `personalize`: three adapters and the base are the levels of hr/client_0."""
@@ -94,23 +97,27 @@ def test_a_mixture_answers_as_probabilities_mixed_by_hand_do(personal_run, loade
         level: PeftModel.from_pretrained(copy.deepcopy(base), personal_run / folder).eval()
         for level, folder in values["adapters"].items()
     } | {"base": base}
-    prompt = encode_prompt([Turn("user", "How do I file a claim?")], tokenizer)
-    ids = list(prompt)
-    while len(ids) < len(prompt) + 8 and ids[-1] != tokenizer.eos_token_id:
-        with torch.no_grad():
-            logits = {level: model(input_ids=torch.tensor([ids])).logits[0, -1] for level, model in models.items()}
-        probs = sum(values["weights"][level] * logits[level].double().softmax(-1) for level in models)
-        ids.append(int(probs.argmax()))
-    expected = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def by_hand(question):
+        prompt = encode_prompt([Turn("user", question)], tokenizer)
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 8 and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                logits = {level: model(input_ids=torch.tensor([ids])).logits[0, -1] for level, model in models.items()}
+            probs = sum(values["weights"][level] * logits[level].double().softmax(-1) for level in models)
+            ids.append(int(probs.argmax()))
+        return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     config = parse_config(["--config", str(personal_run / "config.yaml")])
-    sources = all_models(personal_run, "hr/client_0+")
-    conversation = Conversation(config, sources, "hr/client_0+", max_new_tokens=8)
-    pieces = [piece for piece in conversation.say("How do I file a claim?") if piece]
-    assert "".join(pieces) == expected
-    assert len(pieces) > 2
+    conversation = Conversation(config, all_models(personal_run, "hr/client_0+"), "hr/client_0+", max_new_tokens=8)
+    for question in QUESTIONS:
+        conversation.turns = []
+        pieces = [piece for piece in conversation.say(question) if piece]
+        assert "".join(pieces) == by_hand(question)
+        assert len(pieces) > 2
     conversation.turns = []
     conversation.switch("hr/client_0")
-    assert "".join(conversation.say("How do I file a claim?")) != expected
+    assert "".join(conversation.say(QUESTIONS[0])) != by_hand(QUESTIONS[0])
 
 
 def test_a_mixture_of_an_unknown_client_is_refused(personal_run):
