@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,8 @@ def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
 def test_what_chooses_is_run(words, little, tmp_path, monkeypatch):
     small = ["--rounds", "1", "--clients-per-dept", "1", "--data.selection_fraction", "1", "--logging.samples", "0"]
     fit(parse_config([*small, "--data", str(little), "--output", str(tmp_path / "lightning_logs")]))
+    for client in little.glob("*/client_1"):
+        shutil.copytree(client, tmp_path / "NEWCOMERS" / client.parent.name / client.name)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
 

@@ -5,28 +5,34 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fl_lightning.commands.parser import Parser
+from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.storage.run_folder import find_run_folder
-from fl_lightning.storage.run_layout import PERSONAL, PERSONAL_EVALUATION
+from fl_lightning.storage.run_layout import NEWCOMERS, PERSONAL, PERSONAL_EVALUATION
 
 DESCRIPTION = f"""Choose for every client of a finished run between its own adapter and those of its department, its
 cluster and all clients, or mix their predictions, by records that have not trained (data.selection_fraction). Clients'
-own adapters and that of all are trained first, as runs in RUN/{PERSONAL}; {PERSONAL_EVALUATION} has the figures."""
+own adapters and that of all are trained first, as runs in RUN/{PERSONAL}; {PERSONAL_EVALUATION} has the figures. With
+--data, clients and departments that were not in the run choose between its adapters instead, by their training records
+and without training: {NEWCOMERS} has the figures, RUN/{PERSONAL}/newcomers an adapter for each."""
 
 
 def run(argv: list[str]) -> int:
     """Personalize."""
     parser = Parser("personalize", DESCRIPTION)
     parser.takes_run()
+    parser.add_argument("--data", type=not_empty, metavar="DIR", help="folder of departments with newcomers' records")
     args = parser.read(argv)
     folder = find_run_folder(args.run, Path(args.output))
     setup_logging()
     from rich.console import Console
 
-    from fl_lightning.runs.personalize import personalize, show
+    from fl_lightning.runs import newcomers, personalize
 
     silence_libraries()
-    result = personalize(folder, console=None if sys.stderr.isatty() else Console(quiet=True))
-    show(result)
+    console = None if sys.stderr.isatty() else Console(quiet=True)
+    if args.data is not None:
+        newcomers.show(newcomers.welcome(folder, args.data, console=console))
+        return 0
+    personalize.show(personalize.personalize(folder, console=console))
     return 0

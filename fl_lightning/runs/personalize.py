@@ -17,7 +17,6 @@ from rich.table import Table
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.modeling.lora import export_lora_adapter
@@ -26,7 +25,7 @@ from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.level_adapters import export_level_adapters
-from fl_lightning.runs.resume import load_resume_state
+from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
 from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
@@ -71,14 +70,7 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
     with locked(run_folder):
         config = replace(config, fabric=config.fabric.alone())
         components = build_components(config)
-        run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
-        state, _ = load_resume_state(components, run_folder, run_fingerprint, config.federation.rounds)
-        done = 0 if state is None else state.round_num
-        if state is None or done < config.federation.rounds:
-            raise InputError(
-                f"{run_folder}: expected a finished run, got {done} of {config.federation.rounds} rounds; continue it "
-                f"with fl-lightning fit --resume {run_folder}"
-            )
+        state = load_finished_state(components, run_folder, config)
         clients = LocalClients(
             components.fabric, components.module, components.data, config.training, config.training.clients_at_once
         )
@@ -127,7 +119,7 @@ def adapters_by_level(
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.final_adapter(name) for name in state.departments}
-    clusters = {name: _mean_of_cluster(state, departments, name) for name in departments}
+    clusters = {name: mean_of_cluster(state, departments, name) for name in departments}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
@@ -141,7 +133,7 @@ def adapters_by_level(
     return adapters
 
 
-def _mean_of_cluster(state: FederationState, departments: Mapping[str, LoraState], name: str) -> LoraState | None:
+def mean_of_cluster(state: FederationState, departments: Mapping[str, LoraState], name: str) -> LoraState | None:
     """The mean of the products of the departments in a department's cluster; None if it is alone there."""
     cluster = state.cluster_assignments.get(name)
     members = [other for other in departments if state.cluster_assignments.get(other) == cluster]

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.checkpoint_schema import CheckpointExtra
-from fl_lightning.federation.fingerprint import check_fingerprint
+from fl_lightning.federation.fingerprint import check_fingerprint, fingerprint_run
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents
@@ -71,3 +72,25 @@ def load_resume_state(
             "run started with"
         )
     return state, extra
+
+
+def load_finished_state(components: RunComponents, run_folder: Path, config: RunConfig) -> FederationState:
+    """The state of a run after its last round.
+
+    Args:
+        components: of the config.
+        run_folder: of the run, locked by this process.
+        config: of the run.
+
+    Raises:
+        InputError: if the run is not finished, or was trained with another config or base or on other records.
+    """
+    run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
+    state, _ = load_resume_state(components, run_folder, run_fingerprint, config.federation.rounds)
+    done = 0 if state is None else state.round_num
+    if state is None or done < config.federation.rounds:
+        raise InputError(
+            f"{run_folder}: expected a finished run, got {done} of {config.federation.rounds} rounds; continue it "
+            f"with fl-lightning fit --resume {run_folder}"
+        )
+    return state

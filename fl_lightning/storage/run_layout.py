@@ -15,6 +15,8 @@ network.json                                  sites of a run between machines
 personal_eval.json                            what personalize has chosen for each client, and its losses
 personal/adapters/<department>/<client>/      one adapter for each client, with the weights of its mixture
 personal/levels/<level>[/<owner>]/            adapters whose predictions are mixed; personal_eval.json has the weights
+newcomers.json                                the same for clients and departments that were not in the run
+personal/newcomers/<department>/<client>/     one adapter for each of them
 personal/{own,root}/version_0/                runs of the clients alone, and of all clients as one department
 metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
@@ -38,6 +40,7 @@ CLIENT_EVALUATION = "client_eval_all_rounds.json"
 SAMPLES = "samples.json"
 NETWORK = "network.json"
 PERSONAL_EVALUATION = "personal_eval.json"
+NEWCOMERS = "newcomers.json"
 
 DEPARTMENT_INDEX = "dept_lora_federated.json"
 EARLY_STOPPING = "early_stopping.json"
@@ -100,6 +103,11 @@ def level_adapter(level: str, owner: str = "") -> str:
         ('personal/levels/own/hr/client_0', 'personal/levels/root')
     """
     return "/".join(filter(None, (PERSONAL, "levels", level, owner)))
+
+
+def newcomer_adapter(client_id: str) -> str:
+    """Folder of the adapter that `personalize` has made for a client that was not in the run."""
+    return f"{PERSONAL}/newcomers/{client_id}"
 
 
 def client_losses(department: str, client: str, round_num: int) -> str:
