@@ -190,7 +190,8 @@ class WorkerProcesses:
             return
         remaining = iter(states)
         for cohort in header["cohorts"]:
-            tasks = [ClientTask(**task, **{name: next(remaining) for name in TASK_STATES}) for task in cohort]
+            values: list[dict[str, Any]] = [{**t, **{name: next(remaining) for name in TASK_STATES}} for t in cohort]
+            tasks = [ClientTask(**task) for task in values]
             updates = self.local.fit_cohort(tasks)
             if self.parallelism == "clients":
                 self._channel.send(0, {"updates": [header_of(u) for u in updates]}, [u.state for u in updates])
