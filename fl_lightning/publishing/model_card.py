@@ -179,6 +179,8 @@ def _training(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> s
         if facts.planned_rounds in (None, facts.rounds)
         else f"{facts.rounds} of {facts.planned_rounds}"
     )
+    if facts.best_round is not None:
+        rounds += f"; this adapter is of round {facts.best_round}, with the lowest loss on selection records"
     rows = [["rounds", rounds]]
     if facts.kind == "group":
         rows.append(["departments in the group", str(facts.departments)])

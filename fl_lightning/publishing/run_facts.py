@@ -10,6 +10,7 @@ from typing import Literal
 from fl_lightning.runs.artifact_reader import read_artifacts, read_num_examples
 from fl_lightning.runs.artifacts import PersonalResult, RunArtifacts
 from fl_lightning.storage.personal_models import ONE_ADAPTER
+from fl_lightning.storage.run_adapters import best_rounds
 
 Kind = Literal["department", "group", "client"]
 
@@ -31,6 +32,7 @@ class AdapterFacts:
         held_out: number of held-out records behind these metrics; None if unknown.
         rejected: number of updates of these clients that were not averaged, over all rounds.
         epsilon: ε of differential privacy, the largest of its departments; None without differential privacy.
+        best_round: round that early stopping has taken the adapter from; None without early stopping.
         personal: what `personalize` has chosen, of the one adapter that it has made for a client; None of others.
     """
 
@@ -46,6 +48,7 @@ class AdapterFacts:
     held_out: int | None = None
     rejected: int = 0
     epsilon: float | None = None
+    best_round: int | None = None
     personal: PersonalResult | None = None
 
 
@@ -84,6 +87,7 @@ def collect_facts(run_folder: Path, name: str, groups: Mapping[str, list[str]] |
         held_out=_num_held_out(run, departments),
         rejected=sum(update.department in departments for update in run.rejected),
         epsilon=max(epsilons) if len(epsilons) == len(departments) else None,
+        best_round=best_rounds(run.folder).get(name),
     )
 
 
@@ -104,7 +108,8 @@ def _client_facts(run: RunArtifacts, name: str, examples: Mapping[str, int | Non
     department, client = name.split("/", 1)
     by_round = {r: departments.get(department, {}).get(client) for r, departments in run.client_metrics.items()}
     rounds = [r for r, metrics in by_round.items() if metrics]
-    metrics = dict(by_round[max(rounds)] or {}) if rounds else {}
+    best = best_rounds(run.folder).get(name)
+    metrics = dict(by_round[best if best in rounds else max(rounds)] or {}) if rounds else {}
     held_out = metrics.pop("num_examples", None)
     return AdapterFacts(
         name,
@@ -117,6 +122,7 @@ def _client_facts(run: RunArtifacts, name: str, examples: Mapping[str, int | Non
         final=metrics,
         held_out=None if held_out is None else int(held_out),
         rejected=sum((update.department, update.client) == (department, client) for update in run.rejected),
+        best_round=best,
     )
 
 
@@ -124,7 +130,7 @@ def _personal_facts(client: AdapterFacts, result: PersonalResult | None) -> Adap
     """The facts about a client's one adapter, with its loss in place of that of the client's last fit."""
     result = PersonalResult({}) if result is None else result
     final = {"loss": result.losses["adapter"]} if "adapter" in result.losses else {}
-    return replace(client, final=final, personal=result)
+    return replace(client, final=final, best_round=None, personal=result)
 
 
 def _num_departments(client_ids: Mapping[str, int | None]) -> int:

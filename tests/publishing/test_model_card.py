@@ -192,3 +192,10 @@ def test_card_reads_back_as_yaml_and_ends_with_one_line(card_of):
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "mit"
     assert text.endswith("well.\n")
     assert Path(folder / "adapter_model.safetensors").stat().st_size > 10_000
+
+
+def test_under_early_stopping_the_card_says_which_round_the_adapter_is_of(card_of, make_run, monkeypatch):
+    from fl_lightning.publishing import run_facts
+
+    monkeypatch.setattr(run_facts, "best_rounds", lambda folder: {"hr": 1})
+    assert "| rounds | 2; this adapter is of round 1, with the lowest loss on selection records |" in card_of()[0].text

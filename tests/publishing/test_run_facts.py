@@ -1,3 +1,4 @@
+import json
 import shutil
 
 from fl_lightning.publishing.run_facts import AdapterFacts, collect_facts
@@ -49,3 +50,17 @@ def test_what_a_run_does_not_say_is_left_out(make_run):
     assert (facts.clients, facts.examples, facts.base, facts.epsilon) == (3, None, {}, None)
     (run / "client_eval_all_rounds.json").unlink()
     assert collect_facts(run, "hr", GROUPS) == AdapterFacts("hr", "department", rounds=0, planned_rounds=2)
+
+
+def test_under_early_stopping_the_figures_are_those_of_the_round_that_was_taken(make_run):
+    run = make_run()
+    best = {"hr": {"round": 1, "loss": 1.0}, "hr/client_2": {"round": 1, "loss": 1.0}}
+    (run / "early_stopping.json").write_text(json.dumps(best))
+    values = json.loads((run / "client_eval_all_rounds.json").read_text())
+    values["rounds"]["1"]["hr"]["client_2"]["loss"] = 1.5
+    (run / "client_eval_all_rounds.json").write_text(json.dumps(values))
+    client, department = (collect_facts(run, name, GROUPS) for name in ("hr/client_2", "hr"))
+    assert client.final["loss"] == 1.5
+    assert (client.best_round, client.rounds) == (1, 2)
+    assert (department.best_round, department.rounds) == (1, 2)
+    assert collect_facts(run, "finance", GROUPS).best_round is None
