@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.personalization.shared_levels import levels_for_sites
 
 if TYPE_CHECKING:
     from fl_lightning.state import LoraState
@@ -16,11 +17,11 @@ class NetworkLog(FederatedCallback):
     """Logs ``network/up`` and ``network/down``: bytes of whole messages, where the round report counts tensors only.
 
     Args:
-        adapters: filled with {department: whole adapter} at the end of the run.
+        levels: filled with {department: {level: whole adapter}} at the end of the run.
     """
 
-    def __init__(self, adapters: MutableMapping[str, LoraState]) -> None:
-        self.adapters = adapters
+    def __init__(self, levels: MutableMapping[str, dict[str, LoraState]]) -> None:
+        self.levels = levels
         self._before: dict[str, int] = {}
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
@@ -32,6 +33,10 @@ class NetworkLog(FederatedCallback):
             trainer.log({f"{client_id}/network/transport_error": error})
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """Collect the final adapters."""
-        for department in trainer.federation.departments:
-            self.adapters[department] = trainer.federation.adapter(department)
+        """Collect the final adapters of departments, clusters and the root; where clients keep a factor, the first."""
+        state = trainer.federation
+        adapters = {department: state.adapter(department) for department in state.departments}
+        if state.personal:
+            self.levels.update({department: {"department": adapter} for department, adapter in adapters.items()})
+        else:
+            self.levels.update(levels_for_sites(adapters, state.cluster_assignments))

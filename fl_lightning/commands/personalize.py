@@ -27,6 +27,8 @@ def run(argv: list[str]) -> int:
     setup_logging()
     from rich.console import Console
 
+    from fl_lightning.network.site.levels import RECEIVED
+    from fl_lightning.network.site.personalize import personalize_site
     from fl_lightning.runs import newcomers, personalize
 
     silence_libraries()
@@ -34,5 +36,6 @@ def run(argv: list[str]) -> int:
     if args.data is not None:
         newcomers.show(newcomers.welcome(folder, args.data, console=console))
         return 0
-    personalize.show(personalize.personalize(folder, console=console))
+    choose = personalize_site if (folder / RECEIVED).is_dir() else personalize.personalize
+    personalize.show(choose(folder, console=console))
     return 0

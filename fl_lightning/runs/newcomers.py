@@ -18,9 +18,10 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.limits import limit_length
 from fl_lightning.modeling.lora import export_lora_adapter
+from fl_lightning.personalization.shared_levels import mean_of_cluster
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
-from fl_lightning.runs.personalize import choose, mean_of_cluster, measure, one_adapter
+from fl_lightning.runs.personalize import choose, measure, one_adapter
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
@@ -120,7 +121,7 @@ def newcomers_levels(
         shared: dict[str, LoraState | None] = {"root": root}
         if client.department in departments:
             shared["department"] = departments[client.department]
-            shared["cluster"] = mean_of_cluster(state, departments, client.department)
+            shared["cluster"] = mean_of_cluster(departments, state.cluster_assignments, client.department)
         elif "department" in config.personal.levels:
             shared |= {f"department {name}": adapter for name, adapter in departments.items()}
         shared["base"] = state.initial

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
+from fl_lightning.personalization.shared_levels import mean_of_cluster
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.level_adapters import export_level_adapters
@@ -62,11 +64,7 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
         RunError: if the training of a level cannot go on.
     """
     config = load_run_config(run_folder)
-    if not config.data.selection_fraction:
-        raise InputError(
-            f"{run_folder}: expected a run with selection records, which have not trained, got data.selection_fraction "
-            "0; start one with --data.selection_fraction 0.2"
-        )
+    check_selection(config, run_folder)
     with locked(run_folder):
         config = replace(config, fabric=config.fabric.alone())
         components = build_components(config)
@@ -81,14 +79,21 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
             refitted = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
             state, adapters = refitted, of_run(refitted, refit=True)
         result = measure(config.personal, clients, adapters, choices)
-        for client_id, levels in adapters.items():
-            folder = run_folder / personal_adapter(client_id)
-            export_lora_adapter(components.module.model, folder, one_adapter(levels, choices[client_id]))
-        folders = export_level_adapters(components.module.model, run_folder, adapters, state.cluster_assignments)
-        for client_id, values in result["clients"].items():
-            values["adapters"] = folders[client_id]
-        write_json(run_folder / PERSONAL_EVALUATION, result)
+        write_choices(run_folder, components.module.model, adapters, choices, result, state.cluster_assignments)
     return result
+
+
+def check_selection(config: RunConfig, run_folder: Path) -> None:
+    """Check that a run has selection records.
+
+    Raises:
+        InputError: if it has none.
+    """
+    if not config.data.selection_fraction:
+        raise InputError(
+            f"{run_folder}: expected a run with selection records, which have not trained, got data.selection_fraction "
+            "0; start one with --data.selection_fraction 0.2"
+        )
 
 
 def adapters_by_level(
@@ -119,7 +124,7 @@ def adapters_by_level(
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.final_adapter(name) for name in state.departments}
-    clusters = {name: mean_of_cluster(state, departments, name) for name in departments}
+    clusters = {name: mean_of_cluster(departments, state.cluster_assignments, name) for name in departments}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
@@ -131,15 +136,6 @@ def adapters_by_level(
         }
         adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
     return adapters
-
-
-def mean_of_cluster(state: FederationState, departments: Mapping[str, LoraState], name: str) -> LoraState | None:
-    """The mean of the products of the departments in a department's cluster; None if it is alone there."""
-    cluster = state.cluster_assignments.get(name)
-    members = [other for other in departments if state.cluster_assignments.get(other) == cluster]
-    if cluster is None or len(members) < 2:
-        return None
-    return concatenate_adapters([departments[other] for other in members], [1 / len(members)] * len(members))
 
 
 def choose(
@@ -185,6 +181,32 @@ def one_adapter(levels: Mapping[str, LoraState], choice: Choice) -> LoraState:
     if choice.mixes_parameters:
         return concatenate_adapters(list(levels.values()), [float(weight) for weight in choice.weights])
     return list(levels.values())[choice.level]
+
+
+def write_choices(
+    run_folder: Path,
+    model: PeftModel,
+    adapters: Mapping[str, Mapping[str, LoraState]],
+    choices: Mapping[str, Choice],
+    result: dict[str, Any],
+    assignments: Mapping[str, int],
+) -> None:
+    """Write what clients have chosen: their one adapters, those of all levels, and ``personal_eval.json`` last.
+
+    Args:
+        run_folder: locked by this process.
+        model: of the run.
+        adapters: {client_id: {level: adapter}}.
+        choices: {client_id: choice between them}.
+        result: of `measure`; gets the folders of the levels.
+        assignments: {department: cluster}.
+    """
+    for client_id, levels in adapters.items():
+        export_lora_adapter(model, run_folder / personal_adapter(client_id), one_adapter(levels, choices[client_id]))
+    folders = export_level_adapters(model, run_folder, adapters, assignments)
+    for client_id, values in result["clients"].items():
+        values["adapters"] = folders[client_id]
+    write_json(run_folder / PERSONAL_EVALUATION, result)
 
 
 def measure(

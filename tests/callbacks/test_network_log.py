@@ -13,12 +13,12 @@ class Wire(FederatedCallback):
 
 
 def test_bytes_of_each_round_and_rounding_errors_are_logged(play, state):
-    adapters = {}
+    levels = {}
     rounds = [{"hr/c0": (state((2, 0)), 1)}] * 2
-    trainer = play(rounds, callbacks=[Wire(), NetworkLog(adapters)])
+    trainer = play(rounds, callbacks=[Wire(), NetworkLog(levels)])
     for round_num in (1, 2):
         row = dict(trainer.history)[round_num]
         assert (row["network/up"], row["network/down"]) == (100, 30)
         assert row["hr/c0/network/transport_error"] == 0.25
-    assert list(adapters) == ["hr"]
-    assert all(torch.equal(adapters["hr"][n], t) for n, t in trainer.federation.adapter("hr").items())
+    assert [list(of_department) for of_department in levels.values()] == [["department"]]
+    assert all(torch.equal(levels["hr"]["department"][n], t) for n, t in trainer.federation.adapter("hr").items())

@@ -225,21 +225,22 @@ class RemoteClients:
         header, nonce = {"do": "evaluate", "own": with_private}, secrets.token_hex(16)
         self._requests.send(client_id, "evaluate", header, states, HEADER_BYTES, ttl, nonce, connected_since)
 
-    def finish(self, adapters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def finish(self, levels: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]], rounds: int) -> None:
         """Tell the sites that the run has ended; a site replies when it has written its adapter.
 
         Args:
-            adapters: {department: whole adapter}.
+            levels: {department: {level: whole adapter}}, the department's own first.
+            rounds: of the run.
         """
         self._requests.pending.clear()
         online, reasons = self._requests.transport.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
-            adapter = dict(adapters[client_id.split("/", 1)[0]])
+            adapters = levels[client_id.split("/", 1)[0]]
             self._requests.send(
                 client_id,
                 "query",
-                {"do": "finish"},
-                [adapter],
+                {"do": "finish", "levels": list(adapters), "rounds": rounds},
+                list(adapters.values()),
                 HEADER_BYTES,
                 FINISH_SECONDS,
                 connected_since=online[client_id],

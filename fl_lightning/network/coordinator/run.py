@@ -100,17 +100,17 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
         write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
         clients = RemoteClients(requests, policy)
-        adapters: dict[str, Any] = {}
+        levels: dict[str, Any] = {}
         run_fit(
             run_start,
             config,
             components,
             clients=clients,
             console=console,
-            extra_callbacks=[NetworkLog(adapters)],
+            extra_callbacks=[NetworkLog(levels)],
             command="server",
         )
-        clients.finish(adapters)
+        clients.finish(levels, config.federation.rounds)
         return run_start.run_folder
 
 

@@ -43,7 +43,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     check_flower()
     client_id = f"{department}/{client}"
     files = site_files(Path(config.network.certificates), client_id)
-    components = build_model_components(config, partial(_load_client, config, client_id))
+    components = build_model_components(config, partial(load_client, config, client_id))
     clients = make_local_clients(components, config)
     if not launch.is_first():
         if isinstance(clients, WorkerProcesses):
@@ -68,7 +68,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
         raise InputError(f"this config does not fit the server's: {site.mismatch}")
 
 
-def _load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: int) -> dict[str, ClientData]:
+def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: int) -> dict[str, ClientData]:
     """The records of one client.
 
     A client of a team has the team's name in its id, but its records are in its department's folder.

@@ -24,6 +24,7 @@ from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
 from fl_lightning.network.compression import encode as encode_update
+from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.state import LoraState, select
@@ -153,11 +154,19 @@ class Site:
         return {"metrics": [vars(m) for m in metrics]}
 
     def _finish(self, header: dict[str, Any], states: list[LoraState], store: SiteStore) -> None:
-        """Write this site's whole adapter: its department's, with the site's private factor if it has one."""
+        """Write this site's whole adapter: its department's, with the site's private factor if it has one.
+
+        Besides it what `personalize` needs, which this site's records alone decide.
+        """
         private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("own", {})
-        self._export(store.folder / "adapter", {**states[0], **private})
+        adapter = {**states[0], **private}
+        self._export(store.folder / "adapter", adapter)
+        levels = dict(zip(header["levels"], [adapter, *states[1:]], strict=True))
+        write_levels(store.folder, self._config, self.client_id, levels, int(header["rounds"]))
         self.finished = True
         log.info("the run has ended; this site's adapter is in %s", store.folder / "adapter")
+        if self._config.data.selection_fraction:
+            log.info("choose by this site's records: fl-lightning personalize --run %s", store.folder)
 
     def _info(self, store: SiteStore) -> SiteInfo:
         return SiteInfo(

@@ -15,7 +15,9 @@ from fl_lightning.network.coordinator.join import join_sites
 from fl_lightning.network.coordinator.remote_clients import NO_METRICS, RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import Reply
+from fl_lightning.network.site.levels import read_levels
 from fl_lightning.network.site.site import Site
+from fl_lightning.runs.build import load_run_config
 from fl_lightning.storage.messages import decode, encode
 
 START = {"q.lora_A.weight": torch.ones(2, 3), "q.lora_B.weight": torch.zeros(3, 2)}
@@ -421,18 +423,25 @@ def test_local_privacy_clips_and_sends_no_losses(federation):
     assert update.metrics is None
 
 
-def test_at_the_end_each_site_writes_its_whole_adapter(federation):
+def test_at_the_end_each_site_writes_its_whole_adapter_and_keeps_the_levels(federation, tmp_path):
     clients, post, _ = federation(federation={"share": "a"})
     written = {}
     for client_id, site in post.sites.items():
         site._export = lambda place, state, c=client_id: written.update({c: state})
     list(clients.fit(tasks(1)))
     department = {name: tensor + 5 for name, tensor in START.items()}
-    clients.finish({"hr": department, "it": department})
+    root = {name: tensor - 1 for name, tensor in START.items()}
+    clients.finish({"hr": {"department": department, "root": root}, "it": {"department": department}}, rounds=3)
     assert sorted(written) == IDS
     assert float(written["hr/a"]["q.lora_A.weight"][0, 0]) == 6.0
     assert float(written["hr/a"]["q.lora_B.weight"][0, 0]) == 2.0
     assert all(site.finished for site in post.sites.values())
+    kept = read_levels(tmp_path / "hr.a" / "5eed", START)
+    assert list(kept) == ["department", "root"]
+    assert torch.equal(kept["department"]["q.lora_A.weight"], written["hr/a"]["q.lora_A.weight"])
+    assert torch.equal(kept["root"]["q.lora_A.weight"], root["q.lora_A.weight"])
+    assert list(read_levels(tmp_path / "it.a" / "5eed", START)) == ["department"]
+    assert load_run_config(tmp_path / "hr.a" / "5eed").federation.rounds == 3
 
 
 def test_a_message_that_is_too_large_to_send_says_so(federation):

@@ -1,0 +1,65 @@
+"""``personalize`` at a site: nothing leaves it, neither records nor its own adapter, its losses or its weights.
+
+The site takes part with the adapters that it has got anyway: its department's, its cluster's and the mean of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fl_lightning.errors import InputError
+from fl_lightning.modeling.lora import collect_lora_state
+from fl_lightning.network.site.levels import read_client_id, read_levels
+from fl_lightning.network.site.run import load_client
+from fl_lightning.runs.build import build_model_components, load_run_config
+from fl_lightning.runs.chains import train_chain
+from fl_lightning.runs.personalize import check_selection, choose, measure, write_choices
+from fl_lightning.state import LoraState
+from fl_lightning.storage.run_folder import locked
+from fl_lightning.training.local_clients import LocalClients
+
+
+def personalize_site(folder: Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Choose for one site by its selection records, as `fl_lightning.runs.personalize.personalize` does for a run.
+
+    Trains the site's own adapter first, for as many rounds as the run had.
+
+    Args:
+        folder: of the site and the run, as ``client`` has left it.
+        console: for progress bars; None is standard error.
+
+    Returns:
+        What is written to ``personal_eval.json``.
+
+    Raises:
+        InputError: if the site has no selection records, asks for a refit, or its base or records are not those of the
+            run.
+        RunError: if the training of its own adapter cannot go on.
+    """
+    config = load_run_config(folder)
+    check_selection(config, folder)
+    if config.personal.refit:
+        raise InputError("personal.refit: expected false at a site, which has nobody else's records, got true")
+    with locked(folder):
+        client_id = read_client_id(folder)
+        config = replace(config, fabric=config.fabric.alone())
+        components = build_model_components(config, partial(load_client, config, client_id))
+        clients = LocalClients(
+            components.fabric, components.module, components.data, config.training, config.training.clients_at_once
+        )
+        initial = collect_lora_state(components.module.model)
+        levels: dict[str, LoraState] = {**read_levels(folder, initial), "base": initial}
+        if config.personal.own != "off":
+            own = train_chain("own", folder, config, components, clients, console=console)
+            levels = {"own": own.final_own_adapter(client_id), **levels}
+        wanted: list[str] = [level for level in config.personal.levels if level in levels]
+        adapters = {client_id: {level: levels[level] for level in wanted}}
+        choices = choose(config.personal, clients, adapters)
+        result = measure(config.personal, clients, adapters, choices)
+        write_choices(folder, components.module.model, adapters, choices, result, {client_id.split("/")[0]: 0})
+    return result
