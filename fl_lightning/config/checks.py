@@ -172,7 +172,8 @@ def describe(hint: Any, *, plural: bool = False) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(member) for member in arguments)
     if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
+        words = [str(value) for value in arguments if value is not False]  # which stands for YAML's bare off
+        return ("one of " if len(words) > 1 else "") + ", ".join(words)
     if hint is type(None):
         return "null"
     text = _KINDS.get(origin or hint, ("a block of keys", "blocks of keys"))[plural]

@@ -18,7 +18,7 @@ class PersonalConfig(Block, key="personal"):
 
     levels: list[LevelName] = field(default_factory=lambda: list(get_args(LevelName)))
     """Levels to choose from; own is always one of them, unless own is off."""
-    own: Literal["off", "during", "after"] = "after"
+    own: Literal["off", "during", "after", False] = "after"
     """When clients' own adapters, which are never averaged, are trained: after the run, by personalize; during the run,
     in every round that the client takes part in; or not at all, and then personalize chooses among the shared ones."""
     ditto_lambda: NonNegativeFloat = 0.0
@@ -46,6 +46,7 @@ class PersonalConfig(Block, key="personal"):
     def __post_init__(self) -> None:
         """Check the ranges, and the levels."""
         super().__post_init__()
+        self.own = self.own or "off"  # which YAML reads as false
         choices, first = get_args(LevelName), self.levels[:1]
         ok = len(set(self.levels)) == len(self.levels) and set(self.levels) <= set(choices) and first == ["own"]
         check(ok, "personal.levels", f"own, and after it some of {', '.join(choices[1:])}", self.levels)

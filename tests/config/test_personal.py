@@ -1,6 +1,7 @@
 import pytest
 
 from fl_lightning.config import PersonalConfig
+from fl_lightning.config.parsing import parse_config, to_yaml
 from fl_lightning.errors import InputError
 
 
@@ -23,3 +24,14 @@ def test_levels_are_own_and_others_once(levels):
 def test_methods_for_own_adapters_need_own_adapters(choices, message):
     with pytest.raises(InputError, match=message):
         PersonalConfig(**choices)
+
+
+def test_off_in_a_file_is_the_word_and_not_yamls_false(tmp_path):
+    (tmp_path / "run.yaml").write_text("personal:\n  own: off\n")
+    config = parse_config(["--config", str(tmp_path / "run.yaml")])
+    assert config.personal.own == "off"
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert parse_config(["--config", str(tmp_path / "again.yaml")]) == config
+    (tmp_path / "run.yaml").write_text("personal:\n  own: never\n")
+    with pytest.raises(InputError, match=r"run.yaml:2: personal.own: expected one of off, during, after, got never"):
+        parse_config(["--config", str(tmp_path / "run.yaml")])
