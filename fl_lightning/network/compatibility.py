@@ -33,7 +33,7 @@ MUST_MATCH = (
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
