@@ -1,7 +1,7 @@
 """What a client gains by choosing its level: own adapter, department, cluster, all, or a mixture; and the controls.
 
     python -m benchmarks.methods.personal_levels conflict even departments [--seeds 3] [--first 1] [--rounds 12]
-        [--records 16] [--eval 12] [--selection 0.25] [--output DIR]
+        [--records 16] [--eval 12] [--selection 0.25] [--rivals ditto apfl fedalt] [--output DIR]
 
 Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
 seeds). `fit` and `personalize` run as a user starts them. Beside them, on the same held-out records:
@@ -10,6 +10,7 @@ seeds). `fit` and `personalize` run as a user starts them. Beside them, on the s
 ensemble           own adapters of three seeds, predictions averaged: what no federation is needed for
 best level         the one level, the same for all clients, that turned out lowest on the held-out records
 strangers          as level and mixture, chosen by the selection records of another department's client
+rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit
 =================  ================================================================================================
 """
 
@@ -39,33 +40,50 @@ from fl_lightning.runs.chains import train_chain
 from fl_lightning.runs.personalize import HURT, KINDS, adapters_by_level, choose, measure
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json, write_json
+from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
 from fl_lightning.training.local_clients import LocalClients
 
-CONFIG = str(Path(__file__).parents[2] / "configs/methods/fedavg.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs/methods"
 
 
 def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One seed of a federation: the figures of every client, kept in a file."""
+    """One seed of a federation: the figures of every client, kept in files."""
     place = Path(args.output) / arm / f"seed_{seed}"
-    if (place / "figures.json").is_file():
-        figures: dict[str, Any] = read_json(place / "figures.json")
-        return figures
+    options = options_of(arm, seed, args, place)
+    if not (place / "figures.json").is_file():
+        result = personalized(CONFIGS / "fedavg.yaml", options, place)
+        write_json(place / "figures.json", {**result, **controls(place / "version_0", place)})
+    figures: dict[str, Any] = read_json(place / "figures.json")
+    figures["rivals"] = {}
+    for method in args.rivals:
+        more = ["--personal.levels", "[own, department]"]
+        result = personalized(CONFIGS / f"{method}.yaml", [*options, *more], place / method)
+        figures["rivals"][method] = {client_id: values["own"] for client_id, values in result["clients"].items()}
+    return figures
+
+
+def options_of(arm: str, seed: int, args: argparse.Namespace, place: Path) -> list[Any]:
+    """Options of `fit` for a seed of a federation, whose records are made first."""
     data = "bundled:departments"
     if arm != "departments":
         data = str(place / "data")
         if not (place / "data" / "structure.json").is_file():
             build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
-    run_folder = place / "version_0"
     options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
     options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
-    options += ["--personal.refit", "true"]
-    command = ["--resume", run_folder] if run_folder.is_dir() else ["--config", CONFIG]
-    for words in (["fit", *command, *options, "--output", place], ["personalize", "--run", run_folder]):
-        if code := command_line([str(word) for word in words]):
-            sys.exit(code)
-    figures = {**read_json(run_folder / "personal_eval.json"), **controls(run_folder, place)}
-    write_json(place / "figures.json", figures)
-    return figures
+    return [*options, "--personal.refit", "true"]
+
+
+def personalized(config: Path, options: list[Any], place: Path) -> dict[str, Any]:
+    """``personal_eval.json`` of a run, which is begun, continued, or finished already."""
+    run_folder = place / "version_0"
+    if not (run_folder / PERSONAL_EVALUATION).is_file():
+        command = ["--resume", run_folder] if run_folder.is_dir() else ["--config", config]
+        for words in (["fit", *command, *options, "--output", place], ["personalize", "--run", run_folder]):
+            if code := command_line([str(word) for word in words]):
+                sys.exit(code)
+    result: dict[str, Any] = read_json(run_folder / PERSONAL_EVALUATION)
+    return result
 
 
 def controls(run_folder: Path, place: Path) -> dict[str, Any]:
@@ -124,6 +142,8 @@ def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
         for kind in KINDS:
             columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
         columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
+        for method, losses in figures["rivals"].items():
+            columns.setdefault(method, []).extend(losses.values())
         for kind in ("level", "mixture"):
             columns.setdefault(f"{kind}, strangers' records", []).extend(figures["strangers"][kind].values())
     own = columns["own"]
@@ -146,6 +166,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--records", type=int, default=16)
     parser.add_argument("--eval", type=int, default=12)
     parser.add_argument("--selection", type=float, default=0.25)
+    parser.add_argument("--rivals", nargs="*", default=[], metavar="METHOD")
     parser.add_argument("--output", default="lightning_logs/personal_levels")
     parser.add_argument("--classic", type=Path, default=CLASSIC)
     return parser.parse_args()
