@@ -43,6 +43,8 @@ def test_the_federation_is_the_one_without_own_adapters(finished, with_own):
     assert adapters(with_own) == adapters(finished)
     for step, row in metrics(finished).items():
         row_with_own = metrics(with_own)[step]
+        if step:  # training tokens are counted wherever they go
+            assert int(row_with_own.pop("round/tokens")) == 2 * int(row.pop("round/tokens"))
         assert {k: v for k, v in row_with_own.items() if "/own/" not in k} == row
         own_rows = {k.split("/own/")[1] for k in row_with_own if "/own/" in k}
         assert own_rows == ({"train/loss", "eval/loss", "eval/perplexity", "eval/token_accuracy"} if step else set())

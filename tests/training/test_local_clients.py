@@ -86,10 +86,10 @@ def room_for(clients, monkeypatch, most, error, at_step=2):
         steps.clear()
         return fit(tasks, on_step)
 
-    def fail(micro, optimizer, streams, starts):
-        losses = step(micro, optimizer, streams, starts)
+    def fail(rows, *rest):
+        losses = step(rows, *rest)
         steps.append(losses)
-        if len(micro) > most and len(steps) == at_step:
+        if len(losses) > most and len(steps) == at_step:
             raise error
         return losses
 
