@@ -51,6 +51,17 @@ def test_every_package_is_listed_for_setuptools():
 def test_files_stay_short_and_few_are_at_the_top():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {path.name: length for path, length in lengths.items() if length > 300} == {}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [path.parent for path in sorted(PACKAGE.rglob("__init__.py")) if "====" in path.read_text()],
+    ids=lambda folder: str(folder.relative_to(PACKAGE)),
+)
+def test_a_folders_table_names_each_of_its_files(folder):
+    table = (folder / "__init__.py").read_text()
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {module for module in modules if not re.search(rf"\b{module}\b", table)} == set()
     assert len(list(PACKAGE.glob("*.py"))) <= 15
 
 

@@ -11,6 +11,9 @@ file                   does
 `server_optimizers`    the step: SGD, FedAvgM, FedAdam, FedYogi, FedAdagrad; schedules of its size
 `department`           all of these together; the default is `fl_lightning.flora.flora_weighted_aggregate`
 `private`              the same under differential privacy
+`round_step`           the step of all departments in a round
+`quorum`               which departments have enough valid updates
+`diagnostics`          how a department's step went
 =====================  ===============================================================================================
 
 The names of methods are written once, in `fl_lightning.config.federation`; `registry` finds their functions.

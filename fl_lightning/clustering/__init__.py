@@ -37,8 +37,8 @@ dynamic        all that clients can tell      yes, by a test          Anderson 2
 Around them: `rounds` computes a round's clusters from the config, `group_step` averages, clusters and mixes at every
 group of a `tree` of departments, `dissimilarity.smooth` averages over rounds, `hysteresis` keeps a partition until
 another one has been better several times (Schmitt 1938), `label_matching` keeps cluster ids (Kuhn 1955), `quality`
-measures a partition, and `random_projection` replaces exact distances for more than 2,000 departments (Johnson &
-Lindenstrauss 1984).
+measures a partition, `sums_of_squares` and `classical_scaling` do the arithmetic, and `random_projection` replaces
+exact distances for more than 2,000 departments (Johnson & Lindenstrauss 1984).
 """
 
 from fl_lightning.clustering.federated import (

@@ -17,5 +17,8 @@ client_data    the tokenized records of all clients, or of some
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients
 inspection/    all problems of a folder at once
+splits         which records of a client train, which are held out, and which choose
+row_padding    rows of a few sizes, for what is recorded once
+transfer       copies to a device, for which the host does not wait
 =============  ==================================================================================
 """

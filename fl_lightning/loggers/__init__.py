@@ -1,1 +1,1 @@
-"""Lightning loggers: made from the config (`factory`), and given images and texts (`media`)."""
+"""Lightning loggers: made from the config (`factory`), resumed (`service_runs`), given images and texts (`media`)."""

@@ -12,6 +12,18 @@ file                        does, or computes                               pape
 `loss`                      ``− log softmax(logits)[target]``
 `activation_checkpointing`  keeps layer inputs only, computes layers twice  Chen et al. 2016 (1604.06174)
 `generation`                answers of many adapters in one batch           Yu et al. 2022 (Orca)
+`target_modules`            which layers get an adapter
+`adapter_config`            ``adapter_config.json``, read and written
+`scaled_adapter`            an adapter of another rank, scale or layers
+`limits`                    positions and token ids that a base can take
+`cohort_sites`              the layers in which a cohort works
+`cohort_row`                where each client's tokens are in a row
+`stacked_factors`           one factor of all clients as a matrix
+`low_rank_product`          ``B_g A_g x`` for several clients
+`dropout`                   dropout from a counter                          Salmon et al. 2011 (Philox)
+`row_layout`                packed, padded or single sequences
+`packed_layout`             the sequences of a packed row
+`head_loss`                 head and cross-entropy in chunks
 ==========================  ==============================================  ==================================
 
 Numbers are arXiv ids.

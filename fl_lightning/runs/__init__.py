@@ -14,5 +14,9 @@ file               does
 `listing`          the runs under a folder
 `diagnosis`        compares a config with this machine
 `comparison`       several configs, each with several seeds
+`personalize`      which adapter each client takes, by its selection records
+`newcomers`        the same for clients that were not in the run
+`chains`           runs beside a run: of each client alone, and of all as one department
+`level_adapters`   writes the adapters between which clients choose
 ================== ====================================================================================
 """

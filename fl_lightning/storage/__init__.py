@@ -12,5 +12,7 @@ background_writer   one writing thread
 run_folder          ``version_N``: made, found, locked
 run_layout          the name of every file and folder in a run
 run_adapters        a run's adapters by name, from its indexes
+model_names         the names of a run's models, as commands take them
+personal_models     mixtures and adapters that `personalize` has made
 ==================  =====================================================================
 """

@@ -17,5 +17,8 @@ file                   does
 `device`               device and precision
 `memory`               memory in use, and its limit
 `memory_estimate`      memory that a config needs
+`step_rows`            what an optimizer step trains on, on the device
+`step_graphs`          forward and backward pass of a row as a CUDA graph
+`own_adapters`         clients' own adapters beside the federation: Ditto, APFL, FedALT
 =====================  ===============================================================================
 """

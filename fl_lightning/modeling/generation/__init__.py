@@ -1,1 +1,1 @@
-"""Generating text: `generate` for one adapter; `decoding` with `adapter_bank` and `token_sampling` for many at once."""
+"""Generating text: `generate` for one adapter; `decoding` with `adapter_bank`, `adapter_mixture`, `token_sampling`."""
