@@ -29,7 +29,7 @@ from fl_lightning.training.step_rows import StepRow
 
 log = logging.getLogger(__name__)
 
-MAX_GRAPHS = 32
+MAX_GRAPHS = 16
 TOLERANCE = 0.02
 """Relative difference, in the norm of a whole factor's gradient, that is rounding in bf16."""
 
@@ -67,6 +67,7 @@ class StepGraphs:
         self._forward, self._cohort, self._autocast = forward, cohort, autocast
         self._record = record or record_cuda_graph()
         self._graphs: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
+        self._factors: dict[tuple[Any, ...], list[torch.Tensor]] = {}
         self._is_off = False
 
     def add_gradients(self, row: StepRow, num_targets: torch.Tensor) -> torch.Tensor:
@@ -100,6 +101,7 @@ class StepGraphs:
             graph = graph or self._recorded(inputs, row)
         except Exception as error:  # whatever a kernel may raise that cannot be recorded
             self._graphs.clear()
+            self._factors.clear()
             if is_out_of_memory(error):
                 raise
             self._is_off = True
@@ -116,9 +118,9 @@ class StepGraphs:
         Raises:
             RuntimeError: if it computes something else than the same pass without a graph.
         """
-        fixed = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        remaining = iter(fixed)
-        values = [next(remaining) for _ in self._cohort.values()]
+        values = self._fixed_factors()
+        fixed = [*values, *(x.clone() for x in inputs[len(values) :])]
+        remaining = iter(fixed[len(values) :])
         num_targets, ends = next(remaining), next(remaining)
         tensors: dict[str, Any] = {name: next(remaining) for name in TENSORS}
         batch = replace(row.batch, lengths=(), client_tokens=(), **tensors)
@@ -136,6 +138,16 @@ class StepGraphs:
         if not all(difference <= TOLERANCE for difference in differences):
             raise RuntimeError(f"its results differ by {max(differences):.1%} from those without a graph")
         return _Graph(fixed, repeat, outputs)
+
+    def _fixed_factors(self) -> list[torch.Tensor]:
+        """The cohort's values in places that all graphs of so many clients share: they are larger than a row."""
+        values = self._cohort.values()
+        key = tuple((value.shape, value.requires_grad) for value in values)
+        if key not in self._factors:
+            self._factors[key] = [torch.empty_like(v).requires_grad_(v.requires_grad) for v in values]
+        with torch.no_grad():
+            torch._foreach_copy_(self._factors[key], values)
+        return self._factors[key]
 
     def _inputs(self, row: StepRow, num_targets: torch.Tensor) -> list[torch.Tensor]:
         """All tensors that differ from row to row."""
