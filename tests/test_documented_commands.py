@@ -18,7 +18,9 @@ from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
 from fl_lightning.commands.parser import Parser
 from fl_lightning.config.parsing import parse_config
+from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.launch import reserve_port
+from fl_lightning.network.site.levels import write_levels
 from fl_lightning.runs.fit import fit
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +115,12 @@ def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
 @pytest.mark.parametrize("words", of("personalize"))
 def test_what_chooses_is_run(words, little, tmp_path, monkeypatch):
     small = ["--rounds", "1", "--clients-per-dept", "1", "--data.selection_fraction", "1", "--logging.samples", "0"]
-    fit(parse_config([*small, "--data", str(little), "--output", str(tmp_path / "lightning_logs")]))
+    config = parse_config([*small, "--data", str(little), "--output", str(tmp_path / "lightning_logs")])
+    run_folder = fit(config)
+    site = next((Path(word) for word in words if "<run>" in word), None)
+    if site is not None:  # as the command client leaves it
+        state = newest_checkpoint(run_folder)[0]
+        write_levels(tmp_path / site, config, "hr/client_0", {"department": state.adapter("hr")}, 1)
     for client in little.glob("*/client_1"):
         shutil.copytree(client, tmp_path / "NEWCOMERS" / client.parent.name / client.name)
     monkeypatch.chdir(tmp_path)

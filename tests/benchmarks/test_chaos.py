@@ -67,7 +67,7 @@ def life(tmp_path):
     def lives(target, *args, **kwargs):
         process = context.Process(target=target, args=args, kwargs=kwargs)
         process.start()
-        process.join(120)
+        process.join(400)
         assert process.exitcode is not None, "hangs"
         return process.exitcode
 
