@@ -35,9 +35,10 @@ from fl_lightning.cli import main as command_line
 from fl_lightning.config import RunConfig
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.personalization.mixture import mixture_losses
+from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import train_chain
-from fl_lightning.runs.personalize import HURT, KINDS, adapters_by_level, choose, measure
+from fl_lightning.runs.personalize import HURT, adapters_by_level, choose, measure
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
@@ -108,7 +109,7 @@ def controls(run_folder: Path, place: Path) -> dict[str, Any]:
     return {
         "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
         "by_level": by_level,
-        "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in KINDS},
+        "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in PERSONAL_LOSSES},
     }
 
 
@@ -139,7 +140,7 @@ def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
         shared = [level for level in figures["levels"] if all(level in v for v in figures["by_level"].values())]
         for level in shared[1:]:
             columns.setdefault(f"{level}, for all", []).extend(v[level] for v in figures["by_level"].values())
-        for kind in KINDS:
+        for kind in PERSONAL_LOSSES:
             columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
         columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
         for method, losses in figures["rivals"].items():

@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     silence_libraries()
     console = None if sys.stderr.isatty() else Console(quiet=True)
     if args.data is not None:
-        newcomers.show(newcomers.welcome(folder, args.data, console=console))
+        newcomers.show(newcomers.personalize_newcomers(folder, args.data, console=console))
         return 0
     choose = personalize_site if (folder / RECEIVED).is_dir() else personalize.personalize
     personalize.show(choose(folder, console=console))

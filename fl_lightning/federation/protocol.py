@@ -146,13 +146,13 @@ class ClientTransport(Protocol):
         ...
 
 
-STATES = ("start", "state", "frozen_product", "anchor")
-"""Fields of tasks and updates that hold tensors."""
+TASK_STATES = ("start", "frozen_product", "anchor")
+"""Fields of a task that hold tensors, in the order in which they are sent."""
 
 
 def header_of(item: ClientTask | ClientUpdate) -> dict[str, Any]:
     """A task or an update without its tensors, as JSON values."""
-    values = {name: value for name, value in vars(item).items() if name not in STATES}
+    values = {name: value for name, value in vars(item).items() if name not in (*TASK_STATES, "state")}
     if values.get("metrics") is not None:
         values["metrics"] = vars(values["metrics"])
     return values

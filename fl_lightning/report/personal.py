@@ -5,8 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from fl_lightning.report.elements import UNKNOWN, Section, Table, format_number
-from fl_lightning.runs.artifact_reader import PERSONAL_LOSSES
-from fl_lightning.runs.artifacts import PersonalResult, RunArtifacts
+from fl_lightning.runs.artifacts import PERSONAL_LOSSES, PersonalResult, RunArtifacts
 from fl_lightning.storage.files import natural_key
 
 

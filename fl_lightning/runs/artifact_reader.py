@@ -12,6 +12,7 @@ import yaml
 from fl_lightning.errors import InputError
 from fl_lightning.runs.artifacts import (
     LEVELS,
+    PERSONAL_LOSSES,
     ROOT,
     ClusteringResult,
     ExcludedUpdate,
@@ -35,8 +36,6 @@ from fl_lightning.storage.run_layout import (
     round_folders,
 )
 
-PERSONAL_LOSSES = ("own", "level", "mixture", "adapter")
-"""Losses of a client in ``personal_eval.json``."""
 MAX_STEP = 10**9
 """A row of ``metrics.csv`` with a larger step is not a round's."""
 

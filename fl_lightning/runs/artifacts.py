@@ -57,6 +57,11 @@ class ExcludedUpdate:
     reason: str
 
 
+PERSONAL_LOSSES = ("own", "level", "mixture", "adapter")
+"""What a client can take, whose losses are in ``personal_eval.json``: its own adapter, the best level, the mixture of
+all levels, and one adapter of it."""
+
+
 @dataclass(frozen=True)
 class PersonalResult:
     """What `personalize` has chosen for a client.

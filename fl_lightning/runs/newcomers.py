@@ -34,7 +34,7 @@ COLUMNS = ("base", "level", "mixture", "adapter")
 """Held-out losses in the table: of the base model, the chosen level, the mixture, and the one adapter of it."""
 
 
-def welcome(run_folder: Path, data: str | Path, *, console: Console | None = None) -> dict[str, Any]:
+def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Choose for newcomers between the adapters of a run by their training records, which train nothing.
 
     The adapter of all clients is trained first if `personalize` has not done it.

@@ -24,6 +24,7 @@ from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.personalization.shared_levels import mean_of_cluster
+from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.level_adapters import export_level_adapters
@@ -36,8 +37,6 @@ from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapte
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.own_adapters import own_adapter
 
-KINDS = ("own", "level", "mixture", "adapter")
-"""What a client can take: its own adapter, the best level, the mixture of all levels, and one adapter of it."""
 HURT = 0.02
 """A client is hurt if its loss is higher by more than this than with its own adapter."""
 
@@ -233,14 +232,18 @@ def measure(
             "adapter_is": "mixture" if choice.mixes_parameters else list(levels)[choice.level],
         }
     measured = [values for values in results.values() if values["level"] is not None]
-    kinds = [kind for kind in KINDS if all(values[kind] is not None for values in measured)] if measured else []
+    kinds = (
+        [kind for kind in PERSONAL_LOSSES if all(values[kind] is not None for values in measured)] if measured else []
+    )
     hurt = [values[config.choose] - values["own"] > HURT for values in measured if "own" in kinds]
     return {
         "levels": [level for level in config.levels if level != "own" or config.own != "off"],
         "choose": config.choose,
         "refit": config.refit,
         "clients": results,
-        "mean": {kind: float(np.mean([v[kind] for v in measured])) if kind in kinds else None for kind in KINDS},
+        "mean": {
+            kind: float(np.mean([v[kind] for v in measured])) if kind in kinds else None for kind in PERSONAL_LOSSES
+        },
         "hurt": float(np.mean(hurt)) if hurt else None,
     }
 
@@ -249,7 +252,7 @@ def _held_out_losses(
     clients: LocalClients, levels: Mapping[str, LoraState], choice: Choice, records: Sequence[Example]
 ) -> dict[str, float | None]:
     if not records:
-        return dict.fromkeys(KINDS)
+        return dict.fromkeys(PERSONAL_LOSSES)
     losses = np.concatenate(clients.target_losses([*levels.values(), one_adapter(levels, choice)], records))
     by_level = losses[:, :-1]
     return {
@@ -264,7 +267,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a line for each client, and the mean."""
     table = Table(title="held-out loss of what each client can take", title_justify="left", box=box.SIMPLE)
     table.add_column("client", overflow="fold")
-    for column in KINDS:
+    for column in PERSONAL_LOSSES:
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("chosen", "weights"):
         table.add_column(column, overflow="fold")
@@ -286,7 +289,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
 
 def _cells(values: Mapping[str, Any]) -> list[str]:
     cells = []
-    for kind in KINDS:
+    for kind in PERSONAL_LOSSES:
         loss = values[kind]
         cells.append("–" if loss is None or not math.isfinite(loss) else f"{loss:.3f}")
     return cells

@@ -256,10 +256,10 @@ def token_bytes(base: BaseSizes, computed_bytes: int, recompute: bool = False) -
 
 
 def head_bytes(logits: int, computed_bytes: int) -> int:
-    """Bytes of so many logits that exist at once, see above.
+    """Bytes of the logits that exist at once, see above.
 
     Args:
-        logits: of a chunk.
+        logits: number of them, in a chunk.
         computed_bytes: of a number in the computation.
     """
     return (8 if computed_bytes == 4 else 8 + computed_bytes) * logits

@@ -140,7 +140,7 @@ class StepGraphs:
         return _Graph(fixed, repeat, outputs)
 
     def _fixed_factors(self) -> list[torch.Tensor]:
-        """The cohort's values in places that all graphs of so many clients share: they are larger than a row."""
+        """Copies of the cohort's values that all graphs with as many clients share: they are larger than a row."""
         values = self._cohort.values()
         key = tuple((value.shape, value.requires_grad) for value in values)
         if key not in self._factors:

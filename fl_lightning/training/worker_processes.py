@@ -23,6 +23,7 @@ from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from fl_lightning import signals
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import (
+    TASK_STATES,
     ClientTask,
     ClientUpdate,
     CohortJournal,
@@ -38,8 +39,6 @@ from fl_lightning.training.channel import Channel
 from fl_lightning.training.local_clients import LocalClients
 
 Parallelism = Literal["clients", "data"]
-TASK_STATES = ("start", "frozen_product", "anchor")
-"""Fields of a task that hold tensors, in the order in which they are sent."""
 
 
 def pin_device(fabric: Fabric) -> Fabric:

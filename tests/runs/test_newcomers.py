@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fl_lightning import InputError, ModelConfig, load_base_model
 from fl_lightning.cli import main
-from fl_lightning.runs.newcomers import welcome
+from fl_lightning.runs.newcomers import personalize_newcomers
 
 pytestmark = pytest.mark.xdist_group("newcomers")
 
@@ -34,7 +34,7 @@ def data(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(run_folder, data):
-    return welcome(run_folder, data)
+    return personalize_newcomers(run_folder, data)
 
 
 def test_a_newcomer_chooses_between_the_levels_of_its_department_or_of_every_department(run_folder, result):
@@ -83,7 +83,7 @@ def test_held_out_records_choose_nothing(run_folder, data, result, tmp_path):
     other = shutil.copytree(data, tmp_path / "data")
     records = (other / "finance/late/train.jsonl").read_text().splitlines()
     (other / "finance/late/eval.jsonl").write_text("\n".join(records[:2]) + "\n")
-    again = welcome(run_folder, other)["clients"]["finance/late"]
+    again = personalize_newcomers(run_folder, other)["clients"]["finance/late"]
     assert again["weights"] == result["clients"]["finance/late"]["weights"]
     assert again["mixture"] != result["clients"]["finance/late"]["mixture"]
 
@@ -98,4 +98,4 @@ def test_the_command_prints_a_line_for_each_newcomer(run_folder, data, result, c
 
 def test_a_client_of_the_run_is_no_newcomer(run_folder, root):
     with pytest.raises(InputError, match=r"expected clients that were not in the run, got customer_support/client_0"):
-        welcome(run_folder, root)
+        personalize_newcomers(run_folder, root)

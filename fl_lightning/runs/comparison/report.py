@@ -238,7 +238,7 @@ def footer(comparison: Comparison) -> list[str]:
     if any(over_seeds(runs.values(), "best_round") for runs in comparison.runs.values()):
         lines.append(
             "Best round: lowest mean loss on selection records, one for all departments; tokens and KiB are up to it. "
-            "In the other tables every adapter is of its own best round under early stopping."
+            "Under early stopping the other tables have each adapter at its own best round."
         )
     pairs = {gap.pairs for gap in comparison.differences().values() if gap is not None}
     if "seeds" in pairs:

@@ -179,7 +179,7 @@ def read_run_metrics(
 
 
 def _of_best_rounds(run: RunArtifacts) -> dict[str, dict[str, MetricValues]]:
-    """{department: {client: metrics of its own adapter}}, of its best round under early stopping, else the newest."""
+    """{department: {client: metrics of its own adapter}} of the best round under early stopping, else the newest."""
     clients, best = run.newest_client_metrics(), best_rounds(run.folder)
     for department, metrics in clients.items():
         for client in metrics:
