@@ -32,6 +32,7 @@ DEFAULT = "KMP_BLOCKTIME=200"
 
 def work(records: int, rounds: int) -> None:
     """In a child: load, warm up, say so, and time `rounds` as soon as a line comes in."""
+    openmp.spin_while_alone()  # as `fit` does
     import torch
     from lightning.fabric import Fabric
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_lightning import launch
+from fl_lightning import launch, openmp
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
@@ -18,6 +18,7 @@ def run(argv: list[str]) -> int:
     config, folder = config_and_folder(argv, "fit")
     with launch.started(config.fabric.devices, ["fit", *argv]):
         setup_logging()
+        openmp.spin_while_alone()
         from fl_lightning.runs.fit import fit
 
         silence_libraries()

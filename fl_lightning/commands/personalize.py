@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from fl_lightning import openmp
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.storage.run_folder import find_run_folder
@@ -25,6 +26,7 @@ def run(argv: list[str]) -> int:
     args = parser.read(argv)
     folder = find_run_folder(args.run, Path(args.output))
     setup_logging()
+    openmp.spin_while_alone()
     from rich.console import Console
 
     from fl_lightning.network.site.levels import RECEIVED
