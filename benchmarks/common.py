@@ -67,18 +67,29 @@ def write_clients(root: Path, count: int, records: int) -> None:
         (folder / "eval.jsonl").write_text(lines[first + records] + "\n")
 
 
-def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, float]:
-    """Run ``fit`` in a process of its own: {"seconds", "rounds_seconds", "peak_mib"} of it."""
+def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, Any]:
+    """Run ``fit`` in a process of its own.
+
+    Returns:
+        Its "seconds", of which "start_seconds" before the first round, "rounds_seconds" in rounds, with those of the
+        first and last one and of all "later_rounds"; and "peak_mib".
+    """
     command = [sys.executable, "-m", "fl_lightning", "fit", "--data", str(data), "--output", str(output), *arguments]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    printed = process.stdout.read()
+    printed, rounds, first_ended = [], [], started
+    for line in process.stdout:
+        printed.append(line)
+        if found := re.search(r"round \d+ of \d+ · ([\d.]+) s", line):
+            rounds.append(float(found[1]))
+            first_ended = time.perf_counter() if len(rounds) == 1 else first_ended
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{printed[-3000:]}")
-    rounds = [float(seconds) for seconds in re.findall(r"round \d+ of \d+ · ([\d.]+) s", printed)]
+        raise RuntimeError(f"{' '.join(command)} failed:\n{''.join(printed)[-3000:]}")
     return {
         "seconds": time.perf_counter() - started,
+        "start_seconds": first_ended - started - rounds[0],
+        "later_rounds": rounds[1:],
         "rounds_seconds": sum(rounds),
         "first_round_seconds": rounds[0],
         "last_round_seconds": rounds[-1],
