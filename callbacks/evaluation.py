@@ -25,7 +25,8 @@ class Evaluation(FederatedCallback):
 
     A department's metrics are over all tokens of its clients' held-out records; ``eval/loss`` is the mean over
     departments, ``eval/loss_client_mean`` the unweighted mean over clients. Step 0 is the base model. Logged metrics
-    are those of the round; under early stopping ``final`` in the file are those of each adapter's best round.
+    are those of the round; under early stopping ``final`` in the file are those of each adapter's best round. Rounds
+    and clients are those of the ``evaluation`` block.
     """
 
     wants_client_metrics = True
@@ -38,12 +39,14 @@ class Evaluation(FederatedCallback):
 
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the base model: the initial adapter, whose B is zero."""
+        trainer.panel.log()
         if not self.base:
             initial = dict.fromkeys(trainer.federation.departments, trainer.federation.initial)
-            self.base, _ = evaluate_departments(trainer.clients, trainer.data, initial)
+            panel = trainer.panel
+            self.base, _ = evaluate_departments(trainer.clients, panel.data, initial, panel.population)
             self.final = self.base
             initial = dict.fromkeys(trainer.tree.groups, trainer.federation.initial)
-            groups = evaluate_groups(trainer.clients, trainer.data, initial, trainer.tree)
+            groups = evaluate_groups(trainer.clients, panel.data, initial, trainer.tree, panel.population)
             self.groups = {group: {"base": values, "final": values} for group, values in groups.items()}
             self._log(trainer, self.base, groups)
 
@@ -70,11 +73,14 @@ class Evaluation(FederatedCallback):
 
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Evaluate the departments' adapters and write both files."""
+        if not trainer.is_evaluated(trainer.round_num):
+            return
         results = trainer.journal.look_up(trainer.round_num, "evaluation")
         if results is None:
             adapters = {name: trainer.federation.adapter(name) for name in trainer.federation.departments}
-            groups = evaluate_groups(trainer.clients, trainer.data, trainer.federation.groups, trainer.tree)
-            results = [*evaluate_departments(trainer.clients, trainer.data, adapters), groups]
+            data, population = trainer.panel.data, trainer.panel.population
+            groups = evaluate_groups(trainer.clients, data, trainer.federation.groups, trainer.tree, population)
+            results = [*evaluate_departments(trainer.clients, data, adapters, population), groups]
             trainer.journal.note(trainer.round_num, "evaluation", results)
         departments, client_mean, groups = results
         best = trainer.federation.best

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from fl_lightning.evaluation.cross_loss import contribution_measure
 from fl_lightning.evaluation.early_stopping import keep_best_rounds
 from fl_lightning.federation.round_report import DepartmentReport, RoundReport, by_client
 from fl_lightning.federation.state import FederationState
+from fl_lightning.loggers.distributions import MAX_CLIENTS
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState, distance, norm, num_bytes
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 class FederatedRound(FederatedCallback):
@@ -129,7 +131,7 @@ class FederatedRound(FederatedCallback):
             (update,) = self._updates.values()
             state = replace(state, departments={name: dict(update.shared) for name in state.departments})
         else:
-            measure = contribution_measure(trainer.clients, trainer.data, state.departments)
+            measure = contribution_measure(trainer.clients, trainer.panel.data, state.departments)
             # → department.aggregate_department → flora.flora_weighted_aggregate
             state = aggregate_departments(config, state, departments, self._updates, tasks, report, measure=measure)
             # → clustering.cluster_aware_average_selected
@@ -139,11 +141,13 @@ class FederatedRound(FederatedCallback):
         own_adapters = {**state.own_adapters, **self._own_adapters}
         state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters)
         state.check()
-        if trainer.training is not None and trainer.training.early_stopping:
+        is_measured = self.take_rounds is not None or trainer.is_evaluated(trainer.round_num)
+        if trainer.training is not None and trainer.training.early_stopping and is_measured:
             # → early_stopping.keep_best_rounds
             state, metrics = keep_best_rounds(
-                state, trainer.clients, trainer.data, trainer.tree, take_rounds=self.take_rounds
-            )
+                state, trainer.clients, trainer.data, trainer.tree, take_rounds=self.take_rounds,
+                panel=trainer.panel.data, trained=tasks if len(trainer.data) > MAX_CLIENTS else None,
+            )  # fmt: skip
             trainer.log(metrics)
         trainer.federation = state
         self._updates, self._own_adapters = RoundUpdates(), {}
@@ -191,7 +195,7 @@ class FederatedRound(FederatedCallback):
         weights = {d: 1.0 if state.privacy else float(n) for d, n in examples.items() if d in aggregated}
         inputs = partial(
             collect_clustering_inputs, config.dept_clusters, initial=state.initial, tree=tree, updates=self._updates,
-            tasks=trainer.tasks, report=report, clients=trainer.clients, data=trainer.data,
+            tasks=trainer.tasks, report=report, clients=trainer.clients, data=trainer.panel.data,
         )  # fmt: skip
         try:
             step = step_groups(
@@ -221,3 +225,17 @@ class FederatedRound(FederatedCallback):
             cluster_assignments={**state.cluster_assignments, **step.assignments} if step.clusterings else {},
             clustering_memory={**state.clustering_memory, **step.memory},
         )
+
+
+def agreed(name: str, value: Value | None, of_round: Value | None) -> Value | None:
+    """The value that the trainer or its `FederatedRound` was given.
+
+    Raises:
+        ValueError: if both were given one, and not the same.
+    """
+    if value is not None and of_round is not None and value != of_round:
+        raise ValueError(
+            f"{name}: expected one for FederatedTrainer and its FederatedRound, got two that differ; give it to the "
+            "trainer only"
+        )
+    return of_round if value is None else value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.federation.state import clients_by_department
+from fl_lightning.loggers.distributions import MAX_CLIENTS
 from fl_lightning.loggers.media import heatmap, log_image, log_layout, log_outcome
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ class LoggerViews(FederatedCallback):
     def on_federation_start(self, *, trainer: FederatedTrainer) -> None:
         """Lay out charts that show departments, or the clients of one, together."""
         departments = sorted(trainer.federation.departments)
-        clients = clients_by_department(trainer.data)
+        clients = clients_by_department(trainer.data if len(trainer.data) <= MAX_CLIENTS else ())
         names = [*departments, *trainer.tree.groups]
         layout = {
             "loss": {
                 "departments": [f"{name}/eval/loss" for name in names],
                 "mean": ["eval/loss", "eval/loss_client_mean"],
-                **{f"clients of {d}": [f"{client}/eval/loss" for client in clients[d]] for d in departments},
+                **{f"clients of {d}": [f"{client}/eval/loss" for client in clients[d]] for d in clients},
             },
-            "training": {f"clients of {d}": [f"{client}/train/loss" for client in clients[d]] for d in departments},
+            "training": {f"clients of {d}": [f"{client}/train/loss" for client in clients[d]] for d in clients},
             "clusters": {
                 "cluster of each department": [f"{name}/cluster" for name in names],
                 "how many": ["round/n_clusters"],

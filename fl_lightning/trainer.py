@@ -8,23 +8,32 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.fabric import Fabric
 
 from fl_lightning import signals
 from fl_lightning.aggregation.sharing import SharePolicy, share_policy
 from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
-from fl_lightning.callbacks.federated_round import FederatedRound
+from fl_lightning.callbacks.federated_round import FederatedRound, agreed
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
-from fl_lightning.config import FederationConfig, LoraConfig, PersonalConfig, RunConfig, TrainingConfig
+from fl_lightning.config import (
+    EvaluationConfig,
+    FederationConfig,
+    LoraConfig,
+    PersonalConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from fl_lightning.config.compatibility import check_compatible, check_own_adapters
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
+from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientTransport
 from fl_lightning.federation.round_report import RoundReport
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.loggers.distributions import MAX_CLIENTS, client_distributions
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
 from fl_lightning.storage.background_writer import BackgroundWriter
@@ -34,7 +43,6 @@ from fl_lightning.training.own_adapters import own_tasks
 from fl_lightning.training.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 
 class FederatedTrainer:
@@ -48,6 +56,7 @@ class FederatedTrainer:
             learning rate and weight decay.
         lora: the ``lora`` block, for its profiles; None gives every client the model's own rank and scaling.
         personal: the ``personal`` block, for the clients' own adapters; None trains none.
+        evaluation: the ``evaluation`` block; None takes the defaults.
         seed: the run seed; None takes that of the `FederatedRound`, or the default.
         run_folder: in which callbacks write through `writer`; None writes nothing.
 
@@ -76,6 +85,7 @@ class FederatedTrainer:
         training: TrainingConfig | None = None,
         lora: LoraConfig | None = None,
         personal: PersonalConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
         seed: int | None = None,
         run_folder: Path | None = None,
     ) -> None:
@@ -85,12 +95,13 @@ class FederatedTrainer:
                 f"callbacks: expected at most one FederatedRound, since one alone writes the state, got {len(rounds)}"
             )
         writer = rounds[0] if rounds else FederatedRound()
-        self.federation_config = _agreed("federation", federation, writer.config) or FederationConfig()
-        run_seed = _agreed("seed", seed, writer.seed)
+        self.federation_config = agreed("federation", federation, writer.config) or FederationConfig()
+        run_seed = agreed("seed", seed, writer.seed)
         self.seed = RunConfig.seed if run_seed is None else run_seed
         self.training = training
         self.lora = lora or LoraConfig()
         self.personal = personal or PersonalConfig()
+        self.evaluation = evaluation or EvaluationConfig()
         check_compatible(self.federation_config, self.lora)
         check_own_adapters(self.personal, self.federation_config, self.lora)
         self.run_folder = run_folder
@@ -103,6 +114,7 @@ class FederatedTrainer:
         self.tasks: dict[str, ClientTask] = {}
         self.own_tasks: dict[str, ClientTask] = {}
         self.data: Mapping[str, ClientData] = {}
+        self.panel = EvaluationPanel({}, {})
         self.history: list[tuple[int, dict[str, float]]] = []
         self._row: dict[str, float] = {}
         self.tree = NO_GROUPS
@@ -152,7 +164,9 @@ class FederatedTrainer:
         self.fabric.launch()
         self.lora.check_names(self.data)
         self.clients = clients or self._make_clients()
-        departments = {client.department for client in self.data.values()}
+        self._clients_of = clients_by_department(self.data)
+        departments = self._clients_of.keys()
+        self.panel = EvaluationPanel.draw(self.data, self.evaluation, self.seed)
         self.tree = Tree.of(self.federation_config.hierarchy.groups, departments)
         if resume_from is None:
             resume_from = FederationState.begin(collect_lora_state(module.model), departments, self.tree.groups)
@@ -206,16 +220,20 @@ class FederatedTrainer:
         if error is not None:
             raise error
 
+    def is_evaluated(self, round_num: int) -> bool:
+        """Whether adapters are evaluated after a round: every n-th one, and the last."""
+        return round_num % self.evaluation.every == 0 or round_num == self.federation_config.rounds
+
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
         tasks = round_tasks(
             self.federation_config,
             self.lora,
             self.federation,
-            self.data,
+            self._clients_of,
             round_num=round_num,
             seed=self.seed,
-            evaluate=any(callback.wants_client_metrics for callback in self.callbacks),
+            evaluate=self.is_evaluated(round_num) and any(callback.wants_client_metrics for callback in self.callbacks),
         )
         own = own_tasks(self.personal, self.federation, tasks)
         self.tasks, self.own_tasks = ({task.client_id: task for task in some} for some in (tasks, own))
@@ -250,7 +268,7 @@ class FederatedTrainer:
 
     def _flush_row(self, step: int, without: Collection[Any] = ()) -> None:
         if self._row:
-            row, self._row = self._row, {}
+            row, self._row = self._finished_row(), {}
             self.history.append((step, row))
             self.writer.submit(lambda: self._write_row(step, row, without))
 
@@ -262,7 +280,11 @@ class FederatedTrainer:
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
         """(step, metrics) of every row so far, including the unfinished one of this round."""
-        return [*self.history, *([(self.round_num, dict(self._row))] if self._row else [])]
+        return [*self.history, *([(self.round_num, self._finished_row())] if self._row else [])]
+
+    def _finished_row(self) -> dict[str, float]:
+        """The metrics collected so far; those of clients as distributions if there are many clients."""
+        return client_distributions(self._row, self.data) if len(self.data) > MAX_CLIENTS else dict(self._row)
 
     def _on_step(self, client_ids: Sequence[str], share: float, tokens: int) -> None:
         signals.check()
@@ -272,17 +294,3 @@ class FederatedTrainer:
         for callback in self.callbacks:
             signals.check()
             getattr(callback, hook)(trainer=self, **arguments)
-
-
-def _agreed(name: str, value: Value | None, of_round: Value | None) -> Value | None:
-    """The value that the trainer or its `FederatedRound` was given.
-
-    Raises:
-        ValueError: if both were given one, and not the same.
-    """
-    if value is not None and of_round is not None and value != of_round:
-        raise ValueError(
-            f"{name}: expected one for FederatedTrainer and its FederatedRound, got two that differ; give it to the "
-            "trainer only"
-        )
-    return of_round if value is None else value

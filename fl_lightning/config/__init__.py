@@ -10,6 +10,7 @@ file              block of the YAML
 `training`        ``training``: a client's fit; ``fabric``: devices and precision
 `federation`      ``federation``: sharing, aggregation, server step, guard
 `clusters`        ``federation.client_clusters``, ``federation.dept_clusters`` and ``federation.hierarchy``
+`evaluation`      ``evaluation``: in which rounds, and on whose records
 `privacy`         ``federation.privacy``: differential privacy at the server
 `personal`        ``personal``: what each client takes
 `network`         ``network``; ``network.local_privacy``: differential privacy at the sites
@@ -29,6 +30,7 @@ file              does
 
 from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
 from fl_lightning.config.data import EXAMPLE_DEPARTMENTS, DataConfig
+from fl_lightning.config.evaluation import EvaluationConfig
 from fl_lightning.config.federation import FederationConfig, FloraConfig, GuardConfig, ServerConfig
 from fl_lightning.config.lora import LoraConfig, LoraProfile
 from fl_lightning.config.model import TINY_BASE, ModelConfig
@@ -43,6 +45,7 @@ __all__ = [
     "DataConfig",
     "DeptClustersConfig",
     "EXAMPLE_DEPARTMENTS",
+    "EvaluationConfig",
     "FabricConfig",
     "FederationConfig",
     "FloraConfig",

@@ -8,6 +8,7 @@ from typing import Any
 from fl_lightning.config.checks import Block, NonNegativeInt, check
 from fl_lightning.config.compatibility import check_compatible, check_own_adapters
 from fl_lightning.config.data import DataConfig
+from fl_lightning.config.evaluation import EvaluationConfig
 from fl_lightning.config.federation import FederationConfig
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.model import ModelConfig
@@ -73,6 +74,8 @@ class RunConfig(Block, key=""):
     """One client's fit in one round."""
     federation: FederationConfig = field(default_factory=FederationConfig)
     """The rounds."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """On whose held-out records, and in which rounds, adapters are evaluated."""
     fabric: FabricConfig = field(default_factory=FabricConfig)
     """Devices and precision."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -14,6 +14,7 @@ chat_template  the template of a run, its variables, date and system turns
 answers        where the answers are in the text of a conversation
 end_tokens     the tokens that end an answer
 client_data    the tokenized records of all clients, or of some
+token_store    tokens of clients on disk, shared by runs
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients
 inspection/    all problems of a folder at once

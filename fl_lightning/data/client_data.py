@@ -102,6 +102,7 @@ def load_clients(
     max_length: int = 512,
     eval_fraction: float = 0.2,
     selection: float = 0.0,
+    eval_records: int | None = None,
     seed: int = 0,
 ) -> dict[str, ClientData]:
     """{client_id: data}, departments sorted, clients in natural order. Only the chosen clients' records are read.
@@ -118,6 +119,7 @@ def load_clients(
         max_length: at most n tokens per record.
         eval_fraction: share held out if a client has no eval file.
         selection: share of the training records that are selection records instead, or from 1 on their number.
+        eval_records: at most n held-out records per client; None takes all.
         seed: the run seed, for these splits.
 
     Raises:
@@ -138,7 +140,7 @@ def load_clients(
                 client.department,
                 client.client,
                 [example for index, example in enumerate(examples) if index not in chosen],
-                encode(held_out, tokenizer, max_length, str(client.eval or client.train)),
+                encode(held_out[:eval_records], tokenizer, max_length, str(client.eval or client.train)),
                 [examples[index] for index in sorted(chosen)],
             )
     _warn(records)

@@ -55,6 +55,28 @@ class Examples(Sequence[Example]):
         self._supervised = torch.tensor([mark for record in supervised for mark in record], dtype=torch.bool)
         self._ends = list(accumulate(len(record) for record in ids))
 
+    @classmethod
+    def of_flat(cls, ids: torch.Tensor, supervised: torch.Tensor, lengths: Sequence[int]) -> Examples:
+        """Records that follow one another in two tensors, int32 and bool, of shape (sum of the lengths,)."""
+        examples = cls([], [])
+        examples._ids, examples._supervised, examples._ends = ids, supervised, list(accumulate(lengths))
+        return examples
+
+    @property
+    def flat_ids(self) -> torch.Tensor:
+        """Token ids of all records, int32."""
+        return self._ids
+
+    @property
+    def flat_supervised(self) -> torch.Tensor:
+        """Marks of all records, bool."""
+        return self._supervised
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each record."""
+        return [end - start for start, end in zip([0, *self._ends], self._ends, strict=False)]
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
 

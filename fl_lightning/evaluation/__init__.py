@@ -4,6 +4,7 @@
 file                 does                                                         source
 ==================== ============================================================ ===========================
 `metrics`            loss, perplexity = exp(loss), token accuracy; their means
+`panel`              the clients on whose records departments are evaluated
 `departments`        departments' and groups' adapters, and a run's JSON files
 `cross_loss`         every adapter on every department; a mean without one client
 `scoring`            any adapters on any departments, record by record            ROUGE-L: Lin 2004

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,11 +33,11 @@ def cross_losses(
         they do not affect the clustering.
     """
     names = sorted(states)
-    jobs = [(name, client_id) for name in names for client_id, client in data.items() if client.department in owners]
+    jobs = [(name, client_id) for name in names for client_id in data if client_id.split("/", 1)[0] in owners]
     results = clients.evaluate((states[name], client_id) for name, client_id in jobs)
     loss_sums, num_tokens = np.zeros((2, len(names), len(names)))
     for (name, client_id), metrics in zip(jobs, results, strict=True):
-        pair = names.index(name), names.index(owners[data[client_id].department])
+        pair = names.index(name), names.index(owners[client_id.split("/", 1)[0]])
         loss_sums[pair] += metrics.loss_sum
         num_tokens[pair] += metrics.num_tokens
     measured = num_tokens > 0
@@ -57,12 +58,13 @@ def contribution_measure(
     Returns:
         From (department, {client_id: shared tensors}, {client_id: weight}) to the options of the weighting.
     """
-    clients_of = clients_by_department(data)
+    members = functools.cache(lambda: clients_by_department(data))  # most rounds never ask
 
     def measure(
         department: str, updates: Mapping[str, Mapping[str, torch.Tensor]], examples: Mapping[str, int]
     ) -> Mapping[str, Any]:
-        with_all, without = leave_one_out(clients, clients_of[department], departments[department], updates, examples)
+        here = members()[department]
+        with_all, without = leave_one_out(clients, here, departments[department], updates, examples)
         return {"loss_with": with_all, "loss_without": without}
 
     return measure

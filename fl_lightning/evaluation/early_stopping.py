@@ -6,7 +6,7 @@ The rounds go on, since others may still gain by them; what a run gives out is `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from statistics import fmean
 
@@ -27,6 +27,8 @@ def keep_best_rounds(
     tree: Tree,
     *,
     take_rounds: Mapping[str, int] | None = None,
+    panel: Mapping[str, ClientData] | None = None,
+    trained: Container[str] | None = None,
 ) -> tuple[FederationState, dict[str, float]]:
     """Take this round for every adapter whose selection loss is lower than in all rounds before.
 
@@ -39,6 +41,8 @@ def keep_best_rounds(
         data: {client_id: records}.
         tree: of the groups above the departments.
         take_rounds: {name: round to take}; None measures.
+        panel: {client_id: records} of the clients that evaluate departments and groups; None takes all.
+        trained: clients whose own adapters are measured, since only theirs have changed; None takes all.
 
     Returns:
         (the state with its best rounds, metrics to log: ``<name>/selection/loss`` of each adapter, ``selection/loss``
@@ -49,7 +53,9 @@ def keep_best_rounds(
         now = {name: adapter for name, adapter in adapters.items() if take_rounds.get(name) == state.round_num}
         best = {name: BestRound(state.round_num, None, adapter) for name, adapter in now.items()}
         return replace(state, best={**state.best, **best}), {}
-    losses = _selection_losses(clients, data, tree, adapters)
+    if trained is not None:
+        adapters = {name: a for name, a in adapters.items() if _owner(name) not in data or _owner(name) in trained}
+    losses = _selection_losses(clients, data, tree, adapters, data if panel is None else panel)
     lowest = {name: best.loss for name, best in state.best.items() if best.loss is not None}
     better = {
         name: BestRound(state.round_num, loss, adapters[name])
@@ -78,10 +84,14 @@ def _owner(name: str) -> str:
 
 
 def _selection_losses(
-    clients: ClientTransport, data: Mapping[str, ClientData], tree: Tree, adapters: Mapping[str, LoraState]
+    clients: ClientTransport,
+    data: Mapping[str, ClientData],
+    tree: Tree,
+    adapters: Mapping[str, LoraState],
+    panel: Mapping[str, ClientData],
 ) -> dict[str, float]:
-    """{name: mean loss over the target tokens of the selection records of all its clients}."""
-    by_department = clients_by_department(data)
+    """{name: mean loss over the target tokens of the selection records of all its clients in the panel}."""
+    by_department = clients_by_department(panel)
     jobs = [
         (name, client_id)
         for name in adapters

@@ -12,6 +12,7 @@ import torch
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.tokenization import Example
+from fl_lightning.federation.state import clients_by_department
 from fl_lightning.modeling.generation.generate import generate, split
 from fl_lightning.state import LoraState
 from fl_lightning.training.local_clients import LocalClients
@@ -77,10 +78,8 @@ def take_samples(
         count: prompts per department, taken from its clients in turn.
         max_new_tokens: of an answer.
     """
-    records = {
-        department: _first_records([c for c in data.values() if c.department == department], count)
-        for department in sorted(adapters)
-    }
+    members = clients_by_department(data)
+    records = {name: _first_records(data, members.get(name, []), count) for name in sorted(adapters)}
     parts = {department: [split_prompt(example) for _, example in rows] for department, rows in records.items()}
     prompts = {department: [prompt for prompt, _ in pairs] for department, pairs in parts.items()}
 
@@ -101,9 +100,10 @@ def take_samples(
     return samples
 
 
-def _first_records(members: Sequence[ClientData], count: int) -> list[tuple[str, Example]]:
-    """(client, held-out record) of the clients in turn, at most `count`."""
-    return [(c.client_id, c.eval[i]) for i in range(count) for c in members if i < len(c.eval)][:count]
+def _first_records(data: Mapping[str, ClientData], client_ids: Sequence[str], count: int) -> list[tuple[str, Example]]:
+    """(client, held-out record) of the clients in turn, at most `count`; no more clients are looked up."""
+    records = ((c, data[c].eval[i]) for i in range(count) for c in client_ids if i < len(data[c].eval))
+    return list(itertools.islice(records, count))
 
 
 def as_json(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def build_components(config: RunConfig) -> RunComponents:
             max_length=max_length,
             eval_fraction=config.data.eval_fraction,
             selection=config.data.selection_fraction,
+            eval_records=config.evaluation.records,
             seed=config.seed,
         )
         return regroup_clients(data, client_teams(groups))

@@ -8,6 +8,7 @@ from typing import Any
 from fl_lightning import launch
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.evaluation.departments import evaluate_run
+from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import build_components, build_tree, load_run_config, make_local_clients
 from fl_lightning.storage.run_folder import locked
@@ -40,6 +41,7 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
             collect_lora_state(components.module.model),
             tree=build_tree(config, components.data),
             any_rank=config.federation.combiner in KEEP_PRODUCTS,
+            panel=EvaluationPanel.draw(components.data, config.evaluation, config.seed),
         )
         if isinstance(clients, WorkerProcesses):
             clients.stop()

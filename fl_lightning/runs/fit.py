@@ -156,6 +156,7 @@ def run_fit(
         training=config.training,
         lora=config.lora,
         personal=config.personal,
+        evaluation=config.evaluation,
         seed=config.seed,
         run_folder=run_folder,
     )

@@ -94,6 +94,7 @@ def load_newcomers(data: str | Path, config: RunConfig, components: RunComponent
         max_records=config.data.max_records,
         max_length=limit_length(config.data.max_length, base),
         eval_fraction=config.data.eval_fraction,
+        eval_records=config.evaluation.records,
         seed=config.seed,
     )
     if known := [client_id for client_id in loaded if client_id in components.data]:

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from fl_lightning.config import LoraConfig, RunConfig
 from fl_lightning.errors import InputError, nearest
+from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.evaluation.scoring import AdapterScorer, score_all
+from fl_lightning.federation.state import clients_by_department
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.modeling.scaled_adapter import ScaledAdapter, adapted_layers, read_adapter
 from fl_lightning.runs.build import build_components
@@ -73,7 +75,9 @@ def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
     initial, scaling = collect_lora_state(model), adapter_scaling(model)
     adapters = {BASE: ScaledAdapter(initial)}
     adapters.update({name: read_adapter(folder, initial, scaling) for name, folder in folders.items()})
-    departments = sorted({client.department for client in components.data.values()})
+    panel = EvaluationPanel.draw(components.data, config.evaluation, config.seed)
+    panel.log()
+    departments = sorted(clients_by_department(panel.data))
     pairs = [(name, department) for name in adapters for department in departments if _pairs(name, department, request)]
     if all(name == BASE for name, _ in pairs):
         raise InputError(
@@ -86,7 +90,7 @@ def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
         max_new_tokens=request.max_new_tokens,
         max_records=request.max_records,
     )
-    metrics = score_all(scorer, adapters, components.data, pairs=pairs, seed=config.seed, resamples=request.resamples)
+    metrics = score_all(scorer, adapters, panel.data, pairs=pairs, seed=config.seed, resamples=request.resamples)
     return {
         "data": config.data.root,
         "departments": departments,

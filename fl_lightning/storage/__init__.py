@@ -7,6 +7,7 @@ files               atomic writes, secrets, the one reader of UTF-8 files, safe 
 manifest            digests of a folder or of a block of bytes, and their check
 tensors             LoRA states in safetensors files
 messages            a JSON header and LoRA states as bytes
+block_file          a file of blocks that several processes append to and find by key
 offload             states on disk while a round waits
 background_writer   one writing thread
 run_folder          ``version_N``: made, found, locked

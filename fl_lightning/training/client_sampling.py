@@ -42,5 +42,4 @@ def sample_clients(
     if count >= len(clients):
         return list(clients)
     generator = random.Random(derive_seed(seed, "sample", round_num, department))
-    indices = set(generator.sample(range(len(clients)), count))
-    return [client for index, client in enumerate(clients) if index in indices]
+    return [clients[index] for index in sorted(generator.sample(range(len(clients)), count))]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from fl_lightning.aggregation.products.client_start import ClientStarts
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import FederationConfig, LoraConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT
 from fl_lightning.federation.protocol import ClientTask
-from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.federation.state import FederationState
 from fl_lightning.training.client_sampling import sample_clients
 
 
@@ -17,7 +17,7 @@ def round_tasks(
     config: FederationConfig,
     lora: LoraConfig,
     state: FederationState,
-    client_ids: Iterable[str],
+    clients: Mapping[str, Sequence[str]],
     *,
     round_num: int,
     seed: int,
@@ -29,7 +29,7 @@ def round_tasks(
         config: the ``federation`` block.
         lora: the ``lora`` block, for its profiles.
         state: of the federation before the round.
-        client_ids: of all clients.
+        clients: {department: ids of all its clients}, departments in order.
         round_num: from 1.
         seed: the run seed.
         evaluate: whether clients evaluate their fitted adapters.
@@ -41,7 +41,7 @@ def round_tasks(
         return [ClientTask(CENTRAL_CLIENT, round_num, shared, seed, trainable_factor=trainable_factor)]
     starts = ClientStarts(config.combiner, state, round_num, seed)
     tasks = []
-    for department, all_clients in clients_by_department(client_ids).items():
+    for department, all_clients in clients.items():
         for client_id in sample_clients(
             all_clients,
             clients_per_round=config.clients_per_round,

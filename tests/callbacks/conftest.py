@@ -86,6 +86,7 @@ def play(plain_config):
         model=None,
         fabric=None,
         personal=None,
+        evaluation=None,
     ):
         config = config or plain_config(rounds=len(script))
         ids = sorted({client_id for updates in script for client_id in updates})
@@ -95,6 +96,7 @@ def play(plain_config):
             callbacks=callbacks,
             federation=config,
             personal=personal,
+            evaluation=evaluation,
             run_folder=run_folder,
         )
         start = resume or FederationState.begin(initial or make_state(), {c.split("/")[0] for c in ids})

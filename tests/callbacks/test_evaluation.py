@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fl_lightning import ClientLog, ClusterMonitor, Evaluation, FederatedCallback, RoundCheckpoint
+from fl_lightning.config import EvaluationConfig
 from fl_lightning.federation.checkpoint import load_checkpoint
 from fl_lightning.federation.protocol import Metrics
 
@@ -217,3 +218,30 @@ def test_the_checkpoint_of_a_run_with_bad_figures_can_be_read(play, script, tmp_
     state, extra = load_checkpoint(tmp_path / "checkpoints" / "round_2")
     assert (state.round_num, state.examples) == (2, trainer.federation.examples)
     assert list(extra.records["Evaluation"][1]["hr"]) == ["c0"]
+
+
+def test_adapters_are_evaluated_every_second_round_and_in_the_last(play, plain_config, state):
+    script = [{"hr/c0": (state((n, 0)), 1)} for n in (3, 5, 7)]
+    trainer = play(script, plain_config(rounds=3), callbacks=[Evaluation()], evaluation=EvaluationConfig(every=2))
+    assert [step for step, row in trainer.history if "eval/loss" in row] == [0, 2, 3]
+    assert [step for step, row in trainer.history if "hr/c0/eval/loss" in row] == [2, 3]
+
+
+def test_a_sampled_department_has_a_standard_error_and_only_asked_clients_figures_of_their_own(play, state, tmp_path):
+    script = [{f"hr/c{i}": (state((4, 0)), 1) for i in range(5)}]
+    evaluation = EvaluationConfig(clients_per_dept=2)
+    trainer = play(script, callbacks=[Evaluation()], evaluation=evaluation, run_folder=tmp_path)
+    panel = {client_id for s, client_id in trainer.clients.evaluated if s is trainer.federation.initial}
+    assert len(panel) == 2
+    written = json.loads((tmp_path / "federated_eval.json").read_text())
+    assert written["departments"]["hr"]["final"] == {**figures(4.0), "loss_stderr": 0.0}  # all clients lose alike
+    assert dict(trainer.history)[1]["hr/eval/loss_stderr"] == 0.0
+    assert len(json.loads((tmp_path / "client_eval_all_rounds.json").read_text())["rounds"]["1"]["hr"]) == 5
+
+
+def test_many_clients_figures_are_logged_as_distributions(play, script, monkeypatch):
+    monkeypatch.setattr("fl_lightning.trainer.MAX_CLIENTS", 2)
+    row = dict(play(script, callbacks=[Evaluation(), ClientLog()]).history)[1]
+    assert (row["hr/clients/eval/loss/min"], row["hr/clients/eval/loss/max"]) == (4.0, 8.0)
+    assert not [name for name in row if name.startswith(("hr/c0", "hr/c1", "it/c0"))]
+    assert row["hr/eval/loss"] == pytest.approx(7.0)

@@ -83,6 +83,7 @@ def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: i
         max_length=max_length,
         eval_fraction=config.data.eval_fraction,
         selection=config.data.selection_fraction,
+        eval_records=config.evaluation.records,
         seed=config.seed,
     )
     return regroup_clients(data, {member: team for member, team in team_of.items() if member in data})
