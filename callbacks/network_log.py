@@ -35,7 +35,7 @@ class NetworkLog(FederatedCallback):
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
         """Collect the final adapters of departments, clusters and the root; where clients keep a factor, the first."""
         state = trainer.federation
-        adapters = {department: state.adapter(department) for department in state.departments}
+        adapters = {department: state.final_adapter(department) for department in state.departments}
         if state.personal:
             self.levels.update({department: {"department": adapter} for department, adapter in adapters.items()})
         else:

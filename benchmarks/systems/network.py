@@ -77,7 +77,9 @@ def make_sites(ids: list[str], folder: Path, settings: SharedSettings) -> dict[s
     made = {}
     for client_id in ids:
         data = ClientData(*client_id.split("/"), [example], [example])
-        made[client_id] = Site(RunConfig(), Idle(), data, settings, folder / client_id, lambda place, state: None)
+        made[client_id] = Site(
+            RunConfig(), Idle(), data, settings, folder / client_id, START, lambda place, state: None
+        )
     return made
 
 

@@ -70,6 +70,11 @@ class SharePolicy:
             return factor
         return {name: state[name] for name in state if name in factor or not self._is_in_shared_layer(name)}
 
+    def without_private(self, state: Mapping[str, torch.Tensor]) -> LoraState:
+        """The tensors of a state that a client does not keep: those that it needs before a fit, not copied."""
+        private = self.private(state)
+        return {name: state[name] for name in state if name not in private}
+
     def _is_in_shared_layer(self, name: str) -> bool:
         return self.layers is None or layer_index(name) in self.layers
 

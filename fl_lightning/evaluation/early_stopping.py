@@ -5,6 +5,7 @@ The rounds go on, since others may still gain by them; what a run gives out is `
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Container, Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.federation.protocol import ClientTransport, Metrics
 from fl_lightning.federation.state import BestRound, FederationState, clients_by_department
 from fl_lightning.state import LoraState
+
+log = logging.getLogger(__name__)
 
 OWN = "/own"
 """Ends the name of a client's adapter that is trained beside the federation."""
@@ -33,7 +36,9 @@ def keep_best_rounds(
     """Take this round for every adapter whose selection loss is lower than in all rounds before.
 
     Adapters are those of departments, of groups, and of clients that share nothing or train one beside the federation
-    (``<client_id>/own``). One whose clients have no selection records has no best round; the run gives out its last.
+    (``<client_id>/own``). One whose clients have no selection records has no best round; the run gives out its last. A
+    round in which one of its clients with selection records does not answer is not judged, since the others' mean could
+    not be compared with that of other rounds; clients on other machines may be away.
 
     Args:
         state: after the round.
@@ -99,10 +104,15 @@ def _selection_losses(
         if data[client_id].selection
     ]
     sums: dict[str, Metrics] = {}
+    silent: dict[str, str] = {}
     results = clients.evaluate([(adapters[name], client_id) for name, client_id in jobs], "selection")
-    for (name, _), metrics in zip(jobs, results, strict=True):
+    for (name, client_id), metrics in zip(jobs, results, strict=True):
         sums[name] = sums[name] + metrics if name in sums else metrics
-    return {name: metrics.loss_sum / metrics.num_tokens for name, metrics in sums.items() if metrics.num_tokens}
+        if not metrics.num_examples:
+            silent[name] = client_id
+    for name, client_id in silent.items():
+        log.warning("early stopping: this round of %s is not judged, without an answer of %s", name, client_id)
+    return {n: m.loss_sum / m.num_tokens for n, m in sums.items() if m.num_tokens and n not in silent}
 
 
 def _clients_below(name: str, tree: Tree, by_department: Mapping[str, list[str]]) -> list[str]:

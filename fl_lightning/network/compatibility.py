@@ -1,4 +1,4 @@
-"""What the configs of a server and its sites must have in common, and what a site says about itself."""
+"""What a run between machines refuses, what the configs of both sides must share, and what a site says about itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import RunConfig
+from fl_lightning.errors import InputError
 
 MUST_MATCH = (
     "seed",
@@ -25,16 +27,57 @@ MUST_MATCH = (
     "training.max_grad_norm",
     "training.weight_decay",
     "training.proximal_mu",
+    "training.early_stopping",
     "federation.share",
+    "federation.share_layers",
     "federation.combiner",
+    "personal.ditto_lambda",
+    "personal.apfl_alpha",
     "network.transport",
     "network.local_privacy",
 )
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
+
+
+def check_between_machines(config: RunConfig) -> None:
+    """Check that a run can keep records, private tensors and own adapters at its sites.
+
+    Raises:
+        InputError: with the key, the reason and what to choose instead.
+    """
+    federation, personal = config.federation, config.personal
+    policy = share_policy(federation.share, federation.share_layers)
+    if policy.is_central:
+        raise InputError(
+            "federation.share: expected a share without central training, got central, which brings all records to one "
+            "place; use another one, or fit"
+        )
+    if config.training.early_stopping and policy.keeps_private:
+        part = f"share {federation.share}" if federation.share_layers is None else "share_layers"
+        raise InputError(
+            f"training.early_stopping: expected false between machines with {part}, got true: a part of the adapter "
+            "stays at each site, so nobody has the department's adapter that its clients' selection records would judge"
+        )
+    if personal.fedalt_weight:
+        raise InputError(
+            f"personal.fedalt_weight: expected 0 between machines, where own adapters stay at their sites, got "
+            f"{personal.fedalt_weight}; use fit"
+        )
+    starts_elsewhere = policy.keeps_private or federation.client_clusters.num_clusters > 1
+    if (personal.ditto_lambda or personal.apfl_alpha < 1) and (
+        starts_elsewhere or federation.combiner in ("stack", "svd")
+    ):
+        key = "ditto_lambda" if personal.ditto_lambda else "apfl_alpha"
+        raise InputError(
+            f"personal.{key}: expected the default between machines, or sites that start each round from their "
+            "department's adapter (share: all, combiner: flora or fedavg, client_clusters.num_clusters: 1), got "
+            f"share {federation.share}, combiner {federation.combiner}, "
+            f"num_clusters {federation.client_clusters.num_clusters}"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,15 +148,17 @@ class SiteInfo:
         client_id: of the site.
         train: number of training records.
         eval: number of held-out records.
+        selection: number of selection records.
         tokens: in the training records.
         records: hash of all records.
         r: rank of the adapter.
-        kept: last round of this run after which the site saved its private factor; 0 if there is none.
+        kept: last round of this run after which the site saved its private tensors; 0 if there are none.
     """
 
     client_id: str
     train: int
     eval: int
+    selection: int
     tokens: int
     records: str
     r: int
@@ -126,7 +171,8 @@ class SiteInfo:
         Raises:
             ValueError: if names, types or sizes are not those of a site.
         """
-        kinds = {"client_id": str, "train": int, "eval": int, "tokens": int, "records": str, "r": int, "kept": int}
+        numbers = ("train", "eval", "selection", "tokens", "r", "kept")
+        kinds: dict[str, type] = {"client_id": str, "records": str, **dict.fromkeys(numbers, int)}
         if not isinstance(values, Mapping) or values.keys() != kinds.keys():
             raise ValueError(f"a site's values: expected {', '.join(kinds)}, got {str(values)[:80]}")
         for name, kind in kinds.items():

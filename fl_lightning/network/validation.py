@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from fl_lightning.config.network import Transport
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
 from fl_lightning.network.compression import decode as decode_update
 from fl_lightning.network.compression import encoded_num_bytes
-from fl_lightning.state import Factor, LoraState, select
+from fl_lightning.state import LoraState
 from fl_lightning.storage.messages import decode
 
 HEADER_BYTES = 1 << 20
@@ -45,17 +47,18 @@ class RequestId:
         return asdict(self)
 
 
-def max_update_bytes(task: ClientTask, shared_factor: Factor, transport: Transport) -> int:
+def max_update_bytes(shared_start: Mapping[str, torch.Tensor], transport: Transport) -> int:
     """Largest size of a correct reply to a task, in bytes.
 
+    Args:
+        shared_start: the tensors of the task's start that the site trains and sends.
+        transport: fp32, bf16 or int8.
+
     Example:
-        >>> import torch
-        >>> task = ClientTask("hr/a", 1, {"q.lora_A": torch.zeros(2, 3), "q.lora_B": torch.zeros(3, 2)}, 7)
-        >>> max_update_bytes(task, "a", "fp32") - HEADER_BYTES - 2 * TENSOR_BYTES
+        >>> max_update_bytes({"q.lora_A": torch.zeros(2, 3)}, "fp32") - HEADER_BYTES - 2 * TENSOR_BYTES
         24
     """
-    start = select(task.start, shared_factor)
-    return encoded_num_bytes(start, transport) + HEADER_BYTES + TENSOR_BYTES * 2 * len(start)
+    return encoded_num_bytes(shared_start, transport) + HEADER_BYTES + TENSOR_BYTES * 2 * len(shared_start)
 
 
 def parse_reply(
@@ -91,9 +94,20 @@ def parse_reply(
 
 
 def parse_update(
-    header: Mapping[str, Any], states: list[LoraState], task: ClientTask, shared_factor: Factor, transport: Transport
+    header: Mapping[str, Any],
+    states: list[LoraState],
+    task: ClientTask,
+    shared_start: Mapping[str, torch.Tensor],
+    transport: Transport,
 ) -> ClientUpdate:
     """The update in a reply to a task; parameters that are not shared are those of the task's start.
+
+    Args:
+        header: of the reply.
+        states: of the reply.
+        task: that it answers.
+        shared_start: the tensors of the task's start that the site sends.
+        transport: fp32, bf16 or int8.
 
     Raises:
         RejectedReply: if it cannot be an update for this task.
@@ -111,8 +125,7 @@ def parse_update(
     try:
         if not math.isfinite(seconds):
             raise ValueError(f"expected a finite number of seconds, got {seconds}")
-        start = select(task.start, shared_factor)
-        shared = decode_update(states[0], start, transport) if start else {}
+        shared = decode_update(states[0], shared_start, transport) if shared_start else {}
         state = {name: shared.get(name, task.start[name]) for name in sorted(task.start)}
         metrics = None if values["metrics"] is None else Metrics(**values["metrics"])
     except (TypeError, ValueError, OverflowError) as error:

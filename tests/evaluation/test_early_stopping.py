@@ -110,3 +110,17 @@ def test_rounds_that_are_given_are_taken_without_measuring(data):
     state, rows = play(data, [{"hr": 3.0}, {"hr": 2.0}, {"hr": 1.0}], take_rounds={"hr": 2, "it": 3})
     assert rounds_of(state) == {"hr": 2, "it": 3}
     assert (state.best["hr"].loss, rows) == (None, [{}, {}, {}])
+
+
+def test_a_round_in_which_a_client_does_not_answer_is_not_judged(data, log_messages):
+    class Away:
+        def evaluate(self, jobs, split):
+            answers = ClientsWithLosses().evaluate(jobs, split)
+            is_away = [c == "hr/c1" for _, c in jobs]
+            return [Metrics(0.0, 0.0, 0, 0) if away else m for away, m in zip(is_away, answers, strict=True)]
+
+    state = FederationState(1, adapter(9.0), {"hr": adapter(2.0), "it": adapter(1.0)})
+    state, metrics = keep_best_rounds(state, Away(), data, NO_GROUPS)
+    assert rounds_of(state) == {"it": 1}
+    assert metrics == {"it/selection/loss": 1.0, "selection/loss": 1.0}
+    assert log_messages == ["WARNING early stopping: this round of hr is not judged, without an answer of hr/c1"]

@@ -1,9 +1,18 @@
 import pytest
 
 from fl_lightning.config import LoraProfile, RunConfig
-from fl_lightning.network.compatibility import MUST_MATCH, PROTOCOL_VERSION, SharedSettings, SiteInfo, find_mismatch
+from fl_lightning.config.parsing import parse_config
+from fl_lightning.errors import InputError
+from fl_lightning.network.compatibility import (
+    MUST_MATCH,
+    PROTOCOL_VERSION,
+    SharedSettings,
+    SiteInfo,
+    check_between_machines,
+    find_mismatch,
+)
 
-FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
+FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "selection": 1, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
 
 
 def made(form="fp32", base="ab", **lora):
@@ -62,3 +71,42 @@ def test_facts_that_are_none_are_refused(change):
 def test_facts_of_another_form_are_refused(values):
     with pytest.raises(ValueError, match="a site's values"):
         SiteInfo.from_dict(values)
+
+
+ALONE = ["--no-dept-clustering", "--num-clusters", "1", "--federation.combiner", "fedavg"]
+STOP = ["--training.early_stopping", "true", "--data.selection_fraction", "0.2"]
+DURING = ["--personal.own", "during"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([*ALONE, "--federation.share", "central"], "federation.share: expected a share without central training"),
+        ([*ALONE, *STOP, "--federation.share", "a"], "training.early_stopping: .* with share a, .* stays at each site"),
+        ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
+        ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
+        (
+            [*ALONE, *DURING, "--personal.ditto_lambda", "1", "--federation.share", "a"],
+            "personal.ditto_lambda: .*share a",
+        ),
+        ([*DURING, "--personal.apfl_alpha", "0.5", "--num-clusters", "2"], "personal.apfl_alpha: .* num_clusters 2"),
+    ],
+)
+def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        check_between_machines(parse_config(options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        STOP,
+        DURING,
+        [*ALONE, "--federation.share_layers", "[0]", *DURING],
+        [*ALONE, *STOP, *DURING, "--personal.ditto_lambda", "1"],
+        [*ALONE, *DURING, "--personal.apfl_alpha", "0.5"],
+    ],
+)
+def test_what_sites_decide_or_answer_with_a_loss_is_not_refused(options):
+    check_between_machines(parse_config(options))

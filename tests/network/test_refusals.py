@@ -111,7 +111,7 @@ def test_only_a_reply_of_this_client_to_this_request_is_accepted(server, certs):
 
     def reply_to(message):
         header, _ = decode(message)
-        info = vars(SiteInfo("hr/a", 3, 2, 30, "ab", 8))
+        info = vars(SiteInfo("hr/a", 3, 2, 0, 30, "ab", 8))
         honest = {"client": "hr/a", "request_id": header["request_id"], "site": info}
         sent.append(encode(honest))
         return {

@@ -7,14 +7,21 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+
 from fl_lightning import signals
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import RunError
 from fl_lightning.network.compatibility import SiteInfo
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.validation import HEADER_BYTES, RejectedReply
+from fl_lightning.storage.files import natural_key
 
 log = logging.getLogger(__name__)
 
+AT_SITE = Example(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool))
+"""A record that is not on this machine."""
 ASK_AGAIN_SECONDS = 30.0
 """A site that does not answer is asked again after this time, or at once if it has connected anew."""
 
@@ -53,6 +60,24 @@ def join_sites(requests: RequestTracker, client_ids: Iterable[str]) -> Mapping[s
         log.warning("%s has not joined: %s", client_id, reasons[client_id])
     _check_quorum(requests, expected, reasons)
     return {client_id: requests.sites[client_id] for client_id in expected if client_id in requests.sites}
+
+
+def data_at_sites(sites: Mapping[str, SiteInfo]) -> dict[str, ClientData]:
+    """{client_id: no records, but as many `AT_SITE` as it has selection records}.
+
+    Departments are sorted and clients in natural order, as `fl_lightning.data.layout` lists them.
+
+    Example:
+        >>> info = SiteInfo("hr/client_2", 9, 4, 3, 80, "ab", 8)
+        >>> data = data_at_sites({"hr/client_10": info, "hr/client_2": info})
+        >>> list(data), len(data["hr/client_2"].selection)
+        (['hr/client_2', 'hr/client_10'], 3)
+    """
+    data: dict[str, ClientData] = {}
+    for department, client in sorted((c.split("/", 1) for c in sites), key=lambda c: (c[0], natural_key(c[1]))):
+        selection = [AT_SITE] * sites[f"{department}/{client}"].selection
+        data[f"{department}/{client}"] = ClientData(department, client, (), (), selection)
+    return data
 
 
 def _check_quorum(requests: RequestTracker, expected: Sequence[str], reasons: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ from fl_lightning.network.validation import (
     parse_metrics,
     parse_update,
 )
-from fl_lightning.state import LoraState, select
+from fl_lightning.state import LoraState
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class RemoteClients:
 
     Args:
         requests: to the sites, which have joined.
-        policy: which factors are shared.
+        policy: which factors and layers are shared.
 
     Attributes:
         transport_errors: {client_id: relative rounding error of its last encoded update}.
@@ -66,6 +66,8 @@ class RemoteClients:
     def __init__(self, requests: RequestTracker, policy: SharePolicy) -> None:
         self._requests, self._policy, self._network = requests, policy, requests.network
         self.transport_errors: dict[str, float] = {}
+        self._busy: set[str] = set()
+        """Sites that owe a reply, until the next round: they are busy with what they did not finish in time."""
 
     @property
     def sites(self) -> dict[str, SiteInfo]:
@@ -86,6 +88,8 @@ class RemoteClients:
         """
         nonce = secrets.token_hex(16)
         self._requests.pending.clear()  # a late reply to an earlier round is rejected
+        self._busy.clear()
+        tasks = [task for task in tasks if not task.is_own]  # a site trains its own adapter by itself, and keeps it
         num_tasks = Counter(task.department for task in tasks)
         num_received = dict.fromkeys(num_tasks, 0)
         unanswered: dict[str, ClientTask] = {}
@@ -136,19 +140,21 @@ class RemoteClients:
             log.warning("round %d goes on without %s: %s", self._requests.round, client_id, reasons[client_id])
 
     def _send_task(self, task: ClientTask, nonce: str, seconds: float, connected_since: str) -> None:
-        shared_factor = self._policy.shared_factor(task.round_num)
-        # After its first fit a site has its private factor on its own disk.
-        at_site = self._policy.private_factor != "none" and self.sites[task.client_id].kept > 0
-        start = select(task.start, shared_factor) if at_site else {name: task.start[name] for name in task.start}
-        max_bytes = max_update_bytes(task, shared_factor, self._network.transport)
+        # After its first fit a site has its private tensors on its own disk.
+        start = self._policy.without_private(task.start) if self._has_private(task.client_id) else dict(task.start)
+        max_bytes = max_update_bytes(self._policy.shared(task.start, task.round_num), self._network.transport)
         header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen_product]
         ttl = max(1.0, seconds)
         self._requests.send(task.client_id, "train", header, states, max_bytes, ttl, nonce, connected_since)
 
+    def _has_private(self, client_id: str) -> bool:
+        """Whether a site has its private tensors."""
+        return self._policy.keeps_private and self.sites[client_id].kept > 0
+
     def _receive_update(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:
         self._requests.register_site(task.client_id, header)
-        shared_factor = self._policy.shared_factor(task.round_num)
-        update = parse_update(header, states, task, shared_factor, self._network.transport)
+        shared_start = self._policy.shared(task.start, task.round_num)
+        update = parse_update(header, states, task, shared_start, self._network.transport)
         num_records = self.sites[task.client_id].train
         if update.num_examples != num_records:
             raise RejectedReply(
@@ -161,33 +167,30 @@ class RemoteClients:
         return update
 
     def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
-        """Evaluate adapters on the sites' held-out records; sites evaluate nothing on their selection records.
+        """Evaluate adapters on the sites' held-out or selection records.
 
         Returns:
             Metrics in the order of the jobs; `NO_METRICS` for all jobs of a site that does not answer all of them.
         """
-        if split != "eval":
-            raise ValueError(f"split: expected eval, got {split}")
         states_and_ids = list(jobs)
         results = [NO_METRICS] * len(states_and_ids)
         job_indices: dict[str, list[int]] = {}
         for index, (_, client_id) in enumerate(states_and_ids):
             job_indices.setdefault(client_id, []).append(index)
-        # A site that still owes a reply is busy with what it did not finish in time.
-        busy = {request.client_id for request in self._requests.pending.values()}
+        self._busy |= {request.client_id for request in self._requests.pending.values()}
         self._requests.pending.clear()
         online, end = self._requests.transport.online(), time.monotonic() + self._network.deadline
         chunks: dict[str, list[list[int]]] = {  # unanswered jobs, a message each, in order
             client_id: [indices[i : i + JOBS_PER_MESSAGE] for i in range(0, len(indices), JOBS_PER_MESSAGE)]
             for client_id, indices in job_indices.items()
-            if client_id in online and client_id not in busy
+            if client_id in online and client_id not in self._busy
         }
         received: dict[str, list[Metrics]] = {client_id: [] for client_id in chunks}
         reasons = dict.fromkeys(job_indices, "it is not connected, or still busy with the round")
 
         def send(client_id: str) -> None:
             states = [states_and_ids[index][0] for index in chunks[client_id][0]]
-            self._send_evaluation(client_id, states, max(1.0, end - time.monotonic()), online[client_id])
+            self._send_evaluation(client_id, states, split, max(1.0, end - time.monotonic()), online[client_id])
 
         for client_id in chunks:
             send(client_id)
@@ -215,14 +218,15 @@ class RemoteClients:
             log.warning("round %d: no metrics of %s: %s", self._requests.round, client_id, reason)
         return results
 
-    def _send_evaluation(self, client_id: str, states: list[LoraState], ttl: float, connected_since: str) -> None:
-        with_private = self._policy.private_factor != "none" and self._requests.round > 0
-        if with_private and self.sites[client_id].kept > 0:
-            shared_factor = self._policy.shared_factor(self._requests.round)
+    def _send_evaluation(
+        self, client_id: str, states: list[LoraState], split: Split, ttl: float, connected_since: str
+    ) -> None:
+        with_private = self._policy.keeps_private and self._requests.round > 0
+        if with_private and self._has_private(client_id):
             # Equal objects stay equal objects, so that each is encoded once.
             selected: dict[int, LoraState] = {}
-            states = [selected.setdefault(id(state), select(state, shared_factor)) for state in states]
-        header, nonce = {"do": "evaluate", "own": with_private}, secrets.token_hex(16)
+            states = [selected.setdefault(id(state), self._policy.without_private(state)) for state in states]
+        header, nonce = {"do": "evaluate", "split": split, "with_private": with_private}, secrets.token_hex(16)
         self._requests.send(client_id, "evaluate", header, states, HEADER_BYTES, ttl, nonce, connected_since)
 
     def finish(self, levels: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]], rounds: int) -> None:

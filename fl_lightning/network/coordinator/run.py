@@ -19,11 +19,10 @@ from fl_lightning import signals
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.callbacks import NetworkLog
 from fl_lightning.config import RunConfig
-from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.fingerprint import fingerprint_run
-from fl_lightning.network.compatibility import SharedSettings, SiteInfo
-from fl_lightning.network.coordinator.join import join_sites
+from fl_lightning.network.compatibility import SharedSettings, SiteInfo, check_between_machines
+from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.transport import FlowerTransport
@@ -33,7 +32,7 @@ from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
 from fl_lightning.runs.build import RunComponents, build_model_components
 from fl_lightning.runs.fit import open_run, run_fit
-from fl_lightning.storage.files import natural_key, read_json, write_json
+from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import CHECKPOINTS, NETWORK
 
@@ -54,25 +53,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         RunError: if the run cannot go on.
     """
     check_flower()
-    policy = share_policy(config.federation.share)
-    if policy.is_central:
-        raise InputError(
-            "federation.share: expected a share without central training, got central, which brings all records to one "
-            "place; use another one, or fit"
-        )
-    if config.federation.share_layers is not None:
-        raise InputError(
-            f"federation.share_layers: expected null, got {config.federation.share_layers}; sites send all layers"
-        )
-    if config.personal.own == "during":
-        raise InputError(
-            "personal.own: expected after or off, got during; sites train no own adapters beside the run yet"
-        )
-    if config.training.early_stopping:
-        raise InputError(
-            "training.early_stopping: expected false between machines, whose selection records stay at the sites, got "
-            "true; leave it out, or use fit"
-        )
+    check_between_machines(config)
     if config.fabric.devices != 1:
         raise InputError(
             f"fabric.devices: expected 1 for the server, which trains nothing, got {config.fabric.devices}; a site may "
@@ -93,13 +74,11 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes)}
         requests.sites.update(sites)
         config.lora.check_names(sites)
-        for client_id in sorted(sites, key=_folder_order):
-            department, client = client_id.split("/", 1)
-            components.data[client_id] = ClientData(department, client, (), ())
+        components.data.update(data_at_sites(sites))
         run_start = stack.enter_context(open_run(config, components, _fingerprint(config, components, sites), resume))
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
         write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
-        clients = RemoteClients(requests, policy)
+        clients = RemoteClients(requests, share_policy(config.federation.share, config.federation.share_layers))
         levels: dict[str, Any] = {}
         run_fit(
             run_start,
@@ -132,12 +111,6 @@ def _read_sites(run_folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
         return str(content["run"]), {c: SiteInfo.from_dict(values) for c, values in content["sites"].items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{run_folder / NETWORK}: expected the file as the server wrote it, got {error}") from error
-
-
-def _folder_order(client_id: str) -> tuple[str, list[tuple[int, int, str]]]:
-    """Departments sorted, clients in natural order, as `fl_lightning.data.layout` lists them."""
-    department, client = client_id.split("/", 1)
-    return department, natural_key(client)
 
 
 def _fingerprint(config: RunConfig, components: RunComponents, sites: Mapping[str, SiteInfo]) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 `run.py`          the command ``client``
 `listener.py`     takes in requests while the site works
 `site.py`         answers them: fit, evaluate, finish
-`store.py`        the site's factor and rounding error of the last rounds, on its disk
+`own_adapter.py`  the adapter that the site trains for itself beside the run
+`store.py`        what the site keeps of the last rounds, on its disk
 `levels.py`       what the site keeps of a run, for `personalize`
 `personalize.py`  chooses between these adapters and its own
 `local_dp.py`     clipping and noise at the site       Kasiviswanathan et al. 2011

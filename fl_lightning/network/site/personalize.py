@@ -15,19 +15,22 @@ from rich.console import Console
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.network.site.levels import read_client_id, read_levels
+from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.run import load_client
+from fl_lightning.network.site.store import SiteStore
 from fl_lightning.runs.build import build_model_components, load_run_config
 from fl_lightning.runs.chains import train_chain
 from fl_lightning.runs.personalize import check_selection, choose, measure, write_choices
 from fl_lightning.state import LoraState
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.own_adapters import own_adapter
 
 
 def personalize_site(folder: Path, *, console: Console | None = None) -> dict[str, Any]:
     """Choose for one site by its selection records, as `fl_lightning.runs.personalize.personalize` does for a run.
 
-    Trains the site's own adapter first, for as many rounds as the run had.
+    Trains the site's own adapter first, for as many rounds as the run had, unless it was trained beside the run.
 
     Args:
         folder: of the site and the run, as ``client`` has left it.
@@ -54,7 +57,12 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
         )
         initial = collect_lora_state(components.module.model)
         levels: dict[str, LoraState] = {**read_levels(folder, initial), "base": initial}
-        if config.personal.own != "off":
+        if config.personal.own == "during":
+            saved = SiteStore(folder).load_before(config.federation.rounds + 1)[1]
+            departments = {components.data[client_id].department: levels["department"]}
+            state = replace(from_store(client_id, initial, saved), departments=departments)
+            levels = {"own": own_adapter(config.personal, state, client_id), **levels}
+        elif config.personal.own == "after":
             own = train_chain("own", folder, config, components, clients, console=console)
             levels = {"own": own.final_own_adapter(client_id), **levels}
         wanted: list[str] = [level for level in config.personal.levels if level in levels]

@@ -15,8 +15,8 @@ from fl_lightning.clustering.tree import client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.errors import InputError
-from fl_lightning.modeling.lora import export_lora_adapter
-from fl_lightning.network.compatibility import SharedSettings
+from fl_lightning.modeling.lora import collect_lora_state, export_lora_adapter
+from fl_lightning.network.compatibility import SharedSettings, check_between_machines
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import check_flower
 from fl_lightning.network.flower.supernode import SuperNode
@@ -41,6 +41,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
         RunError: if Flower's SuperNode does not stay up.
     """
     check_flower()
+    check_between_machines(config)
     client_id = f"{department}/{client}"
     files = site_files(Path(config.network.certificates), client_id)
     components = build_model_components(config, partial(load_client, config, client_id))
@@ -56,7 +57,8 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     settings = SharedSettings.of(config, components.base_precision, components.base_fingerprint)
     export = partial(export_lora_adapter, components.module.model)
     with locked(site_folder), SocketFolder() as folder, contextlib.ExitStack() as stack:
-        site = Site(config, clients, data, settings, site_folder, export)
+        initial = collect_lora_state(components.module.model)
+        site = Site(config, clients, data, settings, site_folder, initial, export)
         requests = receive_requests(folder)
         node = SuperNode(folder, files.ca, files.key, _server_address(config), department, client)
         stack.callback(node.close)

@@ -1,7 +1,8 @@
-"""A site: holds base model, records and its private factor, and answers the server's requests.
+"""A site: holds base model, records and its private tensors, and answers the server's requests.
 
-It does not know Flower: requests and replies are bytes. Records never leave it. An update leaves it reduced to the
-shared factor, clipped and noised if ``network.local_privacy`` is on, and encoded as ``network.transport`` says.
+It does not know Flower: requests and replies are bytes. Records and the site's own adapter never leave it. An update
+leaves it reduced to what is shared, clipped and noised if ``network.local_privacy`` is on, and encoded as
+``network.transport`` says.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mi
 from fl_lightning.network.compression import encode as encode_update
 from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
+from fl_lightning.network.site.own_adapter import after_fit, from_store, own_fit, to_store
 from fl_lightning.network.site.store import SiteStore
-from fl_lightning.state import LoraState, select
+from fl_lightning.state import LoraState
 from fl_lightning.storage.messages import decode, encode
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class Site:
         clients: fit and evaluate adapters.
         data: the client's records.
         settings: what the server's must match.
-        folder: where the site keeps its secret, its ledger and its private factor.
+        folder: where the site keeps its secret, its ledger, its private tensors and its own adapter.
+        initial: the adapter from which everybody starts, A₀ and B = 0.
         export: writes an adapter in PEFT's format.
 
     Attributes:
@@ -57,11 +60,12 @@ class Site:
         data: ClientData,
         settings: SharedSettings,
         folder: Path,
+        initial: LoraState,
         export: Export,
     ) -> None:
         self._config, self._clients, self._data = config, clients, data
-        self._settings, self._folder, self._export = settings, folder, export
-        self._policy = share_policy(config.federation.share)
+        self._settings, self._folder, self._initial, self._export = settings, folder, initial, export
+        self._policy = share_policy(config.federation.share, config.federation.share_layers)
         self._started_tasks: set[str] = set()
         self.client_id = data.client_id
         self.finished = False
@@ -110,21 +114,25 @@ class Site:
             raise ValueError(f"expected a task of {self.client_id}, got one of {str(values['client_id'])[:80]!r}")
         round_num = int(values["round_num"])
         _, saved = store.load_before(round_num)
-        start = {**states[0], **saved.get("own", {})}
+        start = {**states[0], **saved.get("private", {})}
         task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen_product=states[1])
-        (update,) = self._clients.fit([task], lambda *_: signals.check())
+        own = from_store(self.client_id, self._initial, saved)
+        own_task = own_fit(self._config.personal, own, task)
+        update, *own_update = self._clients.fit([task, *own_task], lambda *_: signals.check())
         log.info("round %d: fitted %d records in %.1f s", round_num, update.num_examples, update.seconds)
-        shared = replace(update, state=select(update.state, self._policy.shared_factor(round_num)))
+        shared = replace(update, state=self._policy.shared(update.state, round_num))
         released = self._privatize(shared, task.start, run_id) if shared.state else shared
         # A combiner that draws new starts leaves nothing to which the last rounding error could be added.
         draws_new_starts = self._config.federation.combiner in KEEP_PRODUCTS
         last_error = None if draws_new_starts else saved.get("rest")
         encoded = encode_update(released.state, task.start, self._config.network.transport, last_error)
-        private = select(update.state, self._policy.private_factor)
+        private = self._policy.private(update.state)
         if bad := [name for name, tensor in private.items() if not bool(torch.isfinite(tensor).all())]:
             raise ValueError(f"{bad[0]}: not finite after the fit; nothing of it is saved or sent")
-        if private or encoded.error_feedback:
-            store.save(round_num, {"own": private, "rest": encoded.error_feedback})
+        if own_task:
+            own = after_fit(self._config, own, own_task[0], own_update[0], self._clients, self._data)
+        if private or encoded.error_feedback or own_task:
+            store.save(round_num, {"private": private, "rest": encoded.error_feedback, **to_store(own)})
         content = {"update": header_of(released), "transport_error": encoded.relative_error}
         return content, [encoded.tensors]
 
@@ -147,19 +155,25 @@ class Site:
         return privatized.update
 
     def _evaluate(self, header: dict[str, Any], states: list[LoraState], store: SiteStore) -> dict[str, Any]:
-        private: LoraState = {}
-        if header["own"]:  # evaluate with the site's private factor
-            private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("own", {})
-        metrics = self._clients.evaluate([({**state, **private}, self.client_id) for state in states])
+        split, private = header["split"], {}
+        if split not in ("eval", "selection"):
+            raise ValueError(f"split: expected eval or selection, got {str(split)[:80]!r}")
+        if split == "selection" and not self._config.training.early_stopping:
+            raise ValueError("training.early_stopping: expected true for selection records to judge, got false")
+        if header["with_private"]:
+            private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("private", {})
+        metrics = self._clients.evaluate([({**state, **private}, self.client_id) for state in states], split)
+        if split == "selection":  # which stop by their loss and its number of tokens alone
+            metrics = [replace(m, correct=0.0) for m in metrics]
         return {"metrics": [vars(m) for m in metrics]}
 
     def _finish(self, header: dict[str, Any], states: list[LoraState], store: SiteStore) -> None:
-        """Write this site's whole adapter: its department's, with the site's private factor if it has one.
+        """Write this site's whole adapter: its department's, with the site's private tensors if it has some.
 
         Besides it what `personalize` needs, which this site's records alone decide.
         """
-        private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("own", {})
-        adapter = {**states[0], **private}
+        saved = store.load_before(int(header["request_id"]["round"]) + 1)[1]
+        adapter = {**states[0], **saved.get("private", {})}
         self._export(store.folder / "adapter", adapter)
         levels = dict(zip(header["levels"], [adapter, *states[1:]], strict=True))
         write_levels(store.folder, self._config, self.client_id, levels, int(header["rounds"]))
@@ -173,10 +187,11 @@ class Site:
             client_id=self.client_id,
             train=len(self._data.train),
             eval=len(self._data.eval),
+            selection=len(self._data.selection),
             tokens=sum(len(example) for example in self._data.train),
             records=records_digest(self._data),
             r=self._config.lora.rank(self.client_id),
-            kept=store.load_before(2**31)[0] if self._policy.private_factor != "none" else 0,
+            kept=store.load_before(2**31)[0] if self._policy.keeps_private else 0,
         )
 
 

@@ -1,6 +1,6 @@
-"""A site's disk: its private factor and rounding error after each of the last rounds, and its adapter at the end.
+"""A site's disk: what it keeps after each of the last rounds, and its adapter at the end.
 
-    <output>/sites/<department>.<client>/<run>/round_R/own.safetensors
+    <output>/sites/<department>.<client>/<run>/round_R/kept.safetensors
 
 A round that is repeated starts from what was saved before it, not from what its first attempt saved.
 """
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 KEEP_ROUNDS = 8
 """Rounds that stay on the disk: a server may resume from an older checkpoint."""
-FILE = "own.safetensors"
+FILE = "kept.safetensors"
 
 
 class SiteStore:
     """Tensors of one site in one run, by round and kind.
 
-    The kinds are ``own``, the factor that the site does not share, and ``rest``, the rounding error that the next
-    round's update makes up for.
+    The kinds are ``private``, the factor and layers that the site does not share; ``rest``, the rounding error that the
+    next round's update makes up for; and those of its own adapter, see `fl_lightning.network.site.own_adapter`.
 
     Args:
         folder: of the site and the run.
@@ -39,9 +39,9 @@ class SiteStore:
     Example:
         >>> import tempfile
         >>> store = SiteStore(Path(tempfile.mkdtemp()))
-        >>> store.save(1, {"own": {"q.lora_B": torch.ones(1)}})
+        >>> store.save(1, {"private": {"q.lora_B": torch.ones(1)}})
         >>> store.load_before(2), store.load_before(1)
-        ((1, {'own': {'q.lora_B': tensor([1.])}}), (0, {}))
+        ((1, {'private': {'q.lora_B': tensor([1.])}}), (0, {}))
     """
 
     def __init__(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from sites_in_memory import Memory
 
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import LocalPrivacyConfig, RunConfig
@@ -42,36 +43,6 @@ class Fits:
         return [Metrics(float(sum(t.sum() for t in s.values())), 1.0, 10, 2) for s, _ in self.evaluated[-len(jobs) :]]
 
 
-class Memory:
-    """A transport to sites in this process; `meddle` may change an answer, None loses it without a word."""
-
-    def __init__(self, sites):
-        self.sites, self.here = sites, dict.fromkeys(sites, "1")
-        self.sent, self.inbox = [], []
-        self.meddle = lambda client_id, question, answer: answer
-
-    def online(self):
-        return dict(self.here)
-
-    def send(self, client_id, kind, body, ttl):
-        self.sent.append((client_id, decode(body), len(body)))
-        number = len(self.sent)
-        answer = self.meddle(client_id, decode(body)[0], self.sites[client_id].handle(body))
-        if isinstance(answer, str):
-            self.inbox.append(Reply(number, None, answer))
-        elif answer is not None:
-            self.inbox.append(Reply(number, answer))
-        return number
-
-    def receive(self, timeout):
-        if not self.inbox:
-            time.sleep(min(timeout, 0.01))
-        return self.inbox.pop(0) if self.inbox else None
-
-    def asked(self, do):
-        return [client_id for client_id, (header, _), _ in self.sent if header["do"] == do]
-
-
 @pytest.fixture
 def federation(tmp_path, make_examples):
     """Function that makes (clients, post, {client_id: Fits}) from config blocks; all sites have joined."""
@@ -87,7 +58,7 @@ def federation(tmp_path, make_examples):
             own = config if site_config is None else site_config
             folder = tmp_path / client_id.replace("/", ".")
             settings = SharedSettings.of(own, "fp32", "ab")
-            homes[client_id] = Site(own, fits[client_id], data, settings, folder, lambda place, state: None)
+            homes[client_id] = Site(own, fits[client_id], data, settings, folder, START, lambda place, state: None)
         post = Memory(homes)
         settings = SharedSettings.of(config, "fp32", "ab")
         requests = RequestTracker(post, run="5eed", settings=settings, network=config.network)
@@ -113,7 +84,7 @@ def test_sites_join_with_counts_and_hashes_and_nothing_else(federation):
     clients, post, _ = federation()
     assert sorted(clients.sites) == IDS
     facts = clients.sites["hr/a"]
-    assert (facts.train, facts.eval, facts.r, facts.kept) == (3, 2, 8, 0)
+    assert (facts.train, facts.eval, facts.selection, facts.r, facts.kept) == (3, 2, 0, 8, 0)
     assert len(facts.records) == 16
     assert post.asked("hello") == IDS
 
@@ -161,11 +132,11 @@ def test_share_a_sends_a_only_and_b_stays_on_the_sites_disk(federation):
 def test_a_site_whose_private_factor_is_lost_says_so_and_makes_no_update(federation, tmp_path, log_messages):
     clients, _, fits = federation(federation={"share": "a"})
     list(clients.fit(tasks(1, ["hr/a"])))
-    (saved,) = tmp_path.glob("hr.a/5eed/round_1/own.safetensors")
+    (saved,) = tmp_path.glob("hr.a/5eed/round_1/kept.safetensors")
     saved.write_bytes(b"torn")
     assert list(clients.fit(tasks(2, ["hr/a"]))) == []
     assert len(fits["hr/a"].tasks) == 1
-    assert any("a reply of hr/a is rejected" in m and "expected a readable own.safetensors" in m for m in log_messages)
+    assert any("a reply of hr/a is rejected" in m and "expected a readable kept.safetensors" in m for m in log_messages)
 
 
 def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
@@ -272,7 +243,8 @@ def test_the_deadline_ends_the_wait_for_a_site_that_hangs(federation, log_messag
     assert any("goes on without hr/a: it did not reply in time" in m for m in log_messages)
     # It still owes an answer, so it is not waited for a second time.
     started = time.monotonic()
-    assert clients.evaluate([(START, "hr/a"), (START, "hr/b")]) == [NO_METRICS, Metrics(6.0, 1.0, 10, 2)]
+    for _ in range(2):  # nor by the next evaluation of the round
+        assert clients.evaluate([(START, "hr/a"), (START, "hr/b")]) == [NO_METRICS, Metrics(6.0, 1.0, 10, 2)]
     assert time.monotonic() - started < 0.3
 
 
@@ -388,6 +360,13 @@ def test_under_share_a_a_site_evaluates_with_its_own_b(federation):
     clients.evaluate([(START, "hr/a")])
     seen = [float(state["q.lora_B.weight"][0, 0]) for state, _ in fits["hr/a"].evaluated]
     assert seen == [0.0, 2.0]
+
+
+def test_selection_records_answer_nothing_but_early_stopping(federation, log_messages):
+    clients, _, fits = federation()
+    assert clients.evaluate([(START, "hr/a")], "selection") == [NO_METRICS]
+    assert any("training.early_stopping: expected true for selection records to judge" in m for m in log_messages)
+    assert fits["hr/a"].evaluated == []
 
 
 @pytest.mark.parametrize("figures", [{}, [{"loss_sum": 1.0}], [None], "x"])

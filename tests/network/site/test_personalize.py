@@ -11,8 +11,11 @@ from fl_lightning.cli import main
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.federation.state import FederationState
 from fl_lightning.network.site.levels import write_levels
+from fl_lightning.network.site.own_adapter import to_store
 from fl_lightning.network.site.personalize import personalize_site
+from fl_lightning.network.site.store import SiteStore
 from fl_lightning.personalization.shared_levels import levels_for_sites
 from fl_lightning.runs.fit import fit
 from fl_lightning.runs.personalize import personalize
@@ -82,6 +85,17 @@ def test_without_own_adapter_the_site_chooses_between_what_it_was_sent(site):
     result = personalize_site(site)
     assert "own" not in result["clients"][CLIENT]["weights"]
     assert not (site / "personal" / "own").exists()
+
+
+def test_an_own_adapter_that_was_trained_beside_the_run_is_taken_and_not_trained_again(site, run_folder, monkeypatch):
+    trained, _ = newest_checkpoint(run_folder / "personal" / "own" / "version_0")
+    own = FederationState(2, trained.initial, {}, own_adapters={CLIENT: trained.final_own_adapter(CLIENT)})
+    SiteStore(site).save(2, to_store(own))
+    config = (site / "config.yaml").read_text()
+    (site / "config.yaml").write_text(config.replace("own: after", "own: during"))
+    monkeypatch.setattr("fl_lightning.runs.chains.run_fit", lambda *_, **__: pytest.fail("trained again"))
+    expected = json.loads((run_folder / "personal_eval.json").read_text())["clients"][CLIENT]
+    assert personalize_site(site)["clients"][CLIENT]["own"] == pytest.approx(expected["own"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from fl_lightning.network.site.store import KEEP_ROUNDS, SiteStore
 
 
 def break_off(round_folder):
-    path = round_folder / "own.safetensors"
+    path = round_folder / "kept.safetensors"
     path.write_bytes(path.read_bytes()[:40])
 
 
 def state(value):
-    return {"own": {"q.lora_B": torch.full((2, 2), float(value))}}
+    return {"private": {"q.lora_B": torch.full((2, 2), float(value))}}
 
 
 def test_the_last_round_before_is_found(tmp_path):
@@ -26,7 +26,7 @@ def test_a_round_that_is_done_again_takes_its_own_place(tmp_path):
     store = SiteStore(tmp_path)
     store.save(1, state(1))
     store.save(1, state(7))
-    assert float(store.load_before(2)[1]["own"]["q.lora_B"][0, 0]) == 7.0
+    assert float(store.load_before(2)[1]["private"]["q.lora_B"][0, 0]) == 7.0
 
 
 def test_an_unreadable_file_is_logged_and_the_round_before_is_used_without_its_rounding_error(tmp_path, log_messages):
@@ -35,8 +35,8 @@ def test_an_unreadable_file_is_logged_and_the_round_before_is_used_without_its_r
         store.save(round_num, {**state(round_num), "rest": {"q.lora_A": torch.ones(1)}})
     break_off(tmp_path / "round_2")
     saved_round, states = store.load_before(3)
-    assert (saved_round, list(states)) == (1, ["own"])
-    assert float(states["own"]["q.lora_B"][0, 0]) == 1.0
+    assert (saved_round, list(states)) == (1, ["private"])
+    assert float(states["private"]["q.lora_B"][0, 0]) == 1.0
     first, second = log_messages
     assert first.startswith("WARNING this site's tensors after round 2 cannot be read: ")
     assert "round_2" in first
@@ -47,7 +47,9 @@ def test_no_readable_file_is_an_error_that_says_what_to_do(tmp_path):
     store = SiteStore(tmp_path)
     store.save(2, state(2))
     break_off(tmp_path / "round_2")
-    with pytest.raises(InputError, match=r"expected a readable own\.safetensors of a round before 3, got none.*remove"):
+    with pytest.raises(
+        InputError, match=r"expected a readable kept\.safetensors of a round before 3, got none.*remove"
+    ):
         store.load_before(3)
     assert store.load_before(2) == (0, {})
 

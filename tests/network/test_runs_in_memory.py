@@ -1,0 +1,202 @@
+"""Runs between a server and its sites, joined in memory, against the same runs in one process."""
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from sites_in_memory import Memory
+
+from fl_lightning import FederatedTrainer, FederationConfig, LoraClientModule
+from fl_lightning.aggregation.sharing import share_policy
+from fl_lightning.callbacks import NetworkLog
+from fl_lightning.config import (
+    ClientClustersConfig,
+    DataConfig,
+    DeptClustersConfig,
+    PersonalConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
+from fl_lightning.network.compatibility import SharedSettings
+from fl_lightning.network.coordinator.join import data_at_sites, join_sites
+from fl_lightning.network.coordinator.remote_clients import RemoteClients
+from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.site.levels import read_levels
+from fl_lightning.network.site.own_adapter import from_store
+from fl_lightning.network.site.site import Site
+from fl_lightning.network.site.store import SiteStore
+from fl_lightning.storage.messages import decode
+from fl_lightning.training.local_clients import LocalClients
+
+COUNTS = {"hr/a": 3, "hr/b": 5, "it/a": 4}
+ROUNDS = 2
+
+
+class Sites(Memory):
+    """Sites with models; it keeps what they answer."""
+
+    def __init__(self, make_site):
+        super().__init__({client_id: make_site(client_id) for client_id in COUNTS})
+        self.make_site, self.answers = make_site, []
+        self.meddle = self._record
+
+    def _record(self, client_id, request, answer):
+        self.answers.append((client_id, request, answer))
+        return answer
+
+    def restart(self, client_id):
+        """A new process for a site, which has its folder only."""
+        self.sites[client_id] = self.make_site(client_id)
+
+
+@pytest.fixture
+def both(micro_model, make_examples, tmp_path):
+    """Function that makes a run in one process and one between sites: (its state, the server's, sites, folders)."""
+    data = {
+        c: ClientData(*c.split("/"), make_examples(n, seed=n), make_examples(1, seed=50), make_examples(2, seed=n + 14))
+        for c, n in COUNTS.items()
+    }
+
+    def made_module(config):
+        return LoraClientModule(
+            create_lora_model(micro_model("qwen"), r=2, lora_alpha=4, seed=3),
+            learning_rate=config.training.learning_rate,
+        )
+
+    def fit(config, clients, data, callbacks=()):
+        trainer = FederatedTrainer(
+            fabric=Fabric(accelerator="cpu", devices=1),
+            callbacks=callbacks,
+            federation=config.federation,
+            training=config.training,
+            personal=config.personal,
+            seed=config.seed,
+        )
+        return trainer.fit(made_module(config), data, clients=clients)
+
+    def run(meddle=lambda sites: None, **blocks):
+        federation = FederationConfig(
+            rounds=ROUNDS,
+            combiner="fedavg",
+            client_clusters=ClientClustersConfig(num_clusters=1),
+            dept_clusters=DeptClustersConfig(enabled=False),
+            **blocks.pop("federation", {}),
+        )
+        training = TrainingConfig(learning_rate=5e-2, batch_size=2, **blocks.pop("training", {}))
+        config = RunConfig(federation=federation, training=training, data=DataConfig(selection_fraction=0.4), **blocks)
+        settings = SharedSettings.of(config, "fp32", "ab")
+        module = made_module(config)
+        initial = collect_lora_state(module.model)
+        # They keep nothing between two fits, so one model does for all sites, before and after a restart.
+        clients_here = LocalClients(Fabric(accelerator="cpu", devices=1), module, data, training, 1)
+
+        def make_site(client_id):
+            folder = tmp_path / client_id.replace("/", ".")
+            return Site(config, clients_here, data[client_id], settings, folder, initial, lambda path, state: None)
+
+        sites = Sites(make_site)
+        meddle(sites)
+        requests = RequestTracker(sites, run="5eed", settings=settings, network=config.network)
+        clients = RemoteClients(requests, share_policy(federation.share, federation.share_layers))
+        levels = {}
+        server = fit(config, clients, data_at_sites(join_sites(requests, COUNTS)), [NetworkLog(levels)])
+        clients.finish(levels, ROUNDS)
+        one_process = fit(config, clients_here, data)
+        stores = {client_id: SiteStore(tmp_path / client_id.replace("/", ".") / "5eed") for client_id in COUNTS}
+        return one_process, server, sites, stores
+
+    return run
+
+
+def own_states(stores, initial):
+    """{client: its own adapter as the site has it after the last round}."""
+    return {c: from_store(c, initial, store.load_before(ROUNDS + 1)[1]) for c, store in stores.items()}
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def die_twice(sites):
+    """A site is killed between two rounds, and another after it has saved a round but before its answer is out."""
+
+    def meddle(client_id, request, answer):
+        now = client_id, request["do"], request["request_id"]["round"]
+        if now == ("hr/b", "fit", 2) and sites.here["hr/b"] == "1":
+            sites.restart("hr/b")
+            sites.here["hr/b"] = "2"
+            return None
+        if now == ("hr/a", "fit", 1):
+            sites.restart("hr/a")
+        return sites._record(client_id, request, answer)
+
+    sites.meddle = meddle
+
+
+def test_own_adapters_and_the_rounds_that_are_taken_are_those_of_one_process(both):
+    one_process, server, sites, stores = both(
+        die_twice, personal=PersonalConfig(own="during"), training={"early_stopping": True}
+    )
+    assert sites.asked("fit").count("hr/b") == ROUNDS + 1
+    at_sites = own_states(stores, server.initial)
+    for client_id in COUNTS:
+        own, name = at_sites[client_id], f"{client_id}/own"
+        assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
+        assert own.best[name].round_num == one_process.best[name].round_num
+        assert own.best[name].loss == pytest.approx(one_process.best[name].loss, rel=1e-6)
+        assert_same_bits(own.final_own_adapter(client_id), one_process.final_own_adapter(client_id))
+    taken = {name: best.round_num for name, best in one_process.best.items()}
+    assert {taken["hr"], taken["it"]} == {1, 2}  # else stopping would change nothing
+    for department in ("hr", "it"):
+        assert server.best[department].round_num == taken[department]
+        assert server.best[department].loss == pytest.approx(one_process.best[department].loss, rel=1e-6)
+        assert_same_bits(server.final_adapter(department), one_process.final_adapter(department))
+        received = read_levels(stores[f"{department}/a"].folder, server.initial)["department"]
+        assert_same_bits(received, one_process.final_adapter(department))
+    # No message of a site holds its own adapter: an update's tensors are the ones that one process averages, and of
+    # selection records there are losses and numbers only.
+    assert server.own_adapters == {}
+    assert {name for name in server.best if "/" in name} == set()
+    # (In its first round it is the update itself, and so it is with one site in a department: both have one start.)
+    own_bytes = [t.numpy().tobytes() for c in ("hr/a", "hr/b") for t in at_sites[c].own_adapters[c].values()]
+    for _, request, answer in sites.answers:
+        header, states = decode(answer)
+        assert not any(tensor in answer for tensor in own_bytes)
+        assert "own" not in str(header).replace("is_own", "")
+        if request["do"] == "evaluate" and request["split"] == "selection":
+            assert header.keys() == {"client", "request_id", "metrics"}
+            assert states == []
+            assert all(metrics["correct"] == 0.0 and metrics["num_examples"] == 2 for metrics in header["metrics"])
+    assert sum(request.get("split") == "selection" for _, request, _ in sites.answers) == ROUNDS * len(COUNTS)
+
+
+def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both):
+    one_process, server, _, stores = both(personal=PersonalConfig(own="during", apfl_alpha=0.5))
+    for client_id, own in own_states(stores, server.initial).items():
+        assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
+
+
+def test_layers_that_are_not_shared_stay_at_the_site_and_equal_those_of_one_process(both):
+    # With alternate a site needs the frozen factor of the shared layers, too.
+    one_process, server, sites, stores = both(die_twice, federation={"share": "alternate", "share_layers": [1]})
+    for client_id, store in stores.items():
+        private = store.load_before(ROUNDS + 1)[1]["private"]
+        assert_same_bits(private, one_process.personal[client_id])
+        assert all(".layers.0." in name for name in private)
+    for department in ("hr", "it"):
+        shared = {n: t for n, t in server.departments[department].items() if ".layers.1." in n}
+        assert_same_bits(shared, {n: one_process.departments[department][n] for n in shared})
+    private_bytes = [t.numpy().tobytes() for store in stores.values() for round_num in range(1, ROUNDS + 1)
+                     for t in store.load_before(round_num + 1)[1]["private"].values() if bool(t.any())]  # fmt: skip
+    initial_bytes = {t.numpy().tobytes() for t in server.initial.values()}
+    private_bytes = [tensor for tensor in private_bytes if tensor not in initial_bytes]
+    assert private_bytes
+    for _, request, answer in sites.answers:
+        assert not any(tensor in answer for tensor in private_bytes)
+        if request["do"] == "fit":
+            assert all(".layers.1." in name for name in decode(answer)[1][0])
+    for _, (header, states), _ in sites.sent:  # after its first fit a site is not even sent old values
+        if header["do"] == "fit" and header["request_id"]["round"] > 1:
+            assert all(".layers.1." in name for name in states[0])
