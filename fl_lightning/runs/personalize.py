@@ -76,7 +76,9 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
         choices = choose(config.personal, clients, adapters)
         if config.personal.refit:
             refitted = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
-            state, adapters = refitted, of_run(refitted, refit=True)
+            # The choice is between these clusters; those that the other records find may be others.
+            state = replace(refitted, cluster_assignments=state.cluster_assignments)
+            adapters = of_run(state, refit=True)
         result = measure(config.personal, clients, adapters, choices)
         write_choices(run_folder, components.module.model, adapters, choices, result, state.cluster_assignments)
     return result
