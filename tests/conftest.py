@@ -61,6 +61,15 @@ def tokenizer(loaded_tiny_base):
     return loaded_tiny_base[1]
 
 
+@pytest.fixture(scope="session")
+def micro_base(tmp_path_factory):
+    """The folder of a random base with the bundled tokenizer, for runs whose answers nobody reads: it is read only."""
+    from micro_base import write_micro_base
+    from shared_folder import make_once
+
+    return str(make_once(tmp_path_factory, "micro_base", write_micro_base))
+
+
 def _micro(kind: str, vocabulary: int = 4096, dropout: bool = False):
     import torch
     import transformers as hf

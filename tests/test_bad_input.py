@@ -536,7 +536,7 @@ def test_wrong_model(case, tmp_path, capfd):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(micro_base, tmp_path_factory):
     """A run of one round on two departments of one client, each with 4 records; beside its data."""
     root = tmp_path_factory.mktemp("finished")
     for department in DEPARTMENTS:
@@ -545,7 +545,8 @@ def finished(tmp_path_factory):
         for split, count in (("train", 4), ("eval", 2)):
             lines = (bundled.resolve("bundled:departments") / department / "client_0" / f"{split}.jsonl").read_text()
             (folder / f"{split}.jsonl").write_text("".join(lines.splitlines(keepends=True)[:count]))
-    small = "--clients-per-dept 1 --max-records 4 --learning-rate 5e-3 --device-map cpu --rounds 1"
+    small = "--clients-per-dept 1 --max-records 4 --learning-rate 5e-3 --device-map cpu --rounds 1 --logging.samples 0"
+    small += f" --model.name_or_path {micro_base}"
     assert main(["fit", *small.split(), "--data", str(root / "data"), "--output", str(root / "logs")]) == 0
     return root
 
@@ -628,8 +629,8 @@ BOTH = {  # whatever reads the run's config
     "config with an unknown key": (text_of("config.yaml", "seed:", "sead:"), ["{run}/config.yaml:1", "'seed'"]),
     "config with a bad value": (text_of("config.yaml", "  r: 8", "  r: -8"), ["{run}/config.yaml:", "lora.r", "-8"]),
     "config with a missing model": (
-        text_of("config.yaml", "bundled:tiny_base", "/no/such/folder"),
-        ["model.name_or_path", "/no/such/folder"],
+        text_of("config.yaml", "micro_base", "no/such/folder"),
+        ["model.name_or_path", "no/such/folder"],
     ),
     "config with missing data": (text_of("config.yaml", "/data", "/dota"), ["data.root", "/dota"]),
     "lock a folder": (all_of(gone(".lock"), put({".lock/": ""})), ["{run}/.lock", "cannot be written"]),

@@ -1,4 +1,4 @@
-"""Every YAML under configs/ is read with all checks, and run for the smallest possible round on the tiny base model."""
+"""Every YAML under configs/ is read with all checks, and run for the smallest possible round on a micro base model."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import fl_lightning
-from fl_lightning.config import TINY_BASE, LoraProfile, RunConfig
+from fl_lightning.config import LoraProfile, RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.config.yaml_checks import known_keys
 from fl_lightning.runs.fit import fit
@@ -54,7 +54,7 @@ def little(cut_departments, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(FOLDER).as_posix())
-def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
+def test_config_runs_a_round_on_the_micro_base(path, little, micro_base, tmp_path):
     written = yaml.safe_load(path.read_text())
     for logger in written.get("logging", {}).get("loggers", ()):
         service = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}.get(logger["class_path"].rsplit(".", 1)[1])
@@ -65,11 +65,9 @@ def test_config_runs_a_round_on_the_tiny_base(path, little, tmp_path):
     teams = "/" in str(written.get("federation", {}).get("hierarchy", ""))
     clients = "4" if teams else "3" if krum else "1"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", str(tmp_path)]
-    small += ["--logging.samples=0", "--data.max_length=64"]  # samples took 40 % of the time
-    tiny = model.get("name_or_path", TINY_BASE) == TINY_BASE
-    other = [] if tiny else [f"--model.name_or_path={TINY_BASE}", "--model.revision=null"]
+    small += ["--logging.samples=0", f"--model.name_or_path={micro_base}", "--model.revision=null"]
     cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", str(little)]
-    config = parse_config(["--config", str(path), *small, *other, *cpu])
+    config = parse_config(["--config", str(path), *small, *cpu])
     assert config.model.load_in_4bit == model.get("load_in_4bit", False)
     folder = fit(config)
     assert (folder / "federated_eval.json").is_file()
@@ -137,5 +135,5 @@ def test_help_shows_the_docstring_of_every_key(capsys, monkeypatch):
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 18
+    assert len(blocks) == 19
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)

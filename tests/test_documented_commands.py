@@ -64,10 +64,10 @@ def little(cut_departments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(little, tmp_path_factory):
+def finished(little, micro_base, tmp_path_factory):
     """A folder with one finished run in lightning_logs."""
     folder = tmp_path_factory.mktemp("runs")
-    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2"]
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2", "--model.name_or_path", micro_base]
     run = fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
     levels = {"own": "adapters/hr", "department": "adapters/finance"}  # as if it were personalized
     choice = {"chosen": "own", "weights": {"own": 0.5, "department": 0.5}, "adapters": levels}
@@ -82,7 +82,7 @@ def at_home(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", of("fit", "compare"))
-def test_what_trains_is_run_with_little(words, little, finished, monkeypatch, capsys):
+def test_what_trains_is_run_with_little(words, little, finished, micro_base, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     if "--help" in words:
         with pytest.raises(SystemExit) as stop:
@@ -99,7 +99,7 @@ def test_what_trains_is_run_with_little(words, little, finished, monkeypatch, ca
         words = [*words[:place], *words[place + 2 :], "--seeds", "1"]
     clients = "4" if "hierarchy" in str(words) else "3"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", "elsewhere"]
-    small += ["--logging.samples", "0"]
+    small += ["--logging.samples", "0", "--model.name_or_path", micro_base]
     assert main([*at_home(words), *small, "--data", str(little)]) == 0
 
 
@@ -113,8 +113,9 @@ def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", of("personalize"))
-def test_what_chooses_is_run(words, little, tmp_path, monkeypatch):
+def test_what_chooses_is_run(words, little, micro_base, tmp_path, monkeypatch):
     small = ["--rounds", "1", "--clients-per-dept", "1", "--data.selection_fraction", "1", "--logging.samples", "0"]
+    small += ["--model.name_or_path", micro_base]
     config = parse_config([*small, "--data", str(little), "--output", str(tmp_path / "lightning_logs")])
     run_folder = fit(config)
     site = next((Path(word) for word in words if "<run>" in word), None)

@@ -10,7 +10,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "in
 
 
 def write_micro_base(folder):
-    """Fill a folder with a Qwen2 of three layers, four heads and two key/value heads: the same weights at every call."""
+    """Fill a folder with a Qwen2 of three layers and four heads: the same weights at every call."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

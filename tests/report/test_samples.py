@@ -86,13 +86,14 @@ def test_words_are_those_of_the_record():
 
 
 @pytest.mark.slow
-def test_base_and_adapter_answer_held_out_prompts(tmp_path, cut_departments):
+def test_base_and_adapter_answer_held_out_prompts(tmp_path, cut_departments, micro_base):
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.runs.fit import fit
 
     data = cut_departments(tmp_path / "data", 2, 4, 2)
     teams = "{one: [hr/client_0], two: [hr/client_1]}"
     options = ["--data", str(data), "--output", str(tmp_path), "--rounds", "1", "--clients-per-dept", "2"]
+    options += ["--logging.samples", "0", "--model.name_or_path", micro_base]
     config = parse_config([*options, "--federation.hierarchy.groups", teams, "--learning-rate", "0.05"])
     folder = fit(config)
     found = generate_answers(folder, 3)

@@ -17,13 +17,19 @@ def root(cut_departments, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def fit(root):
+def small(root, micro_base):
+    """Arguments of a small run: little data, a micro base, no samples."""
+    return [*SMALL, "--model.name_or_path", micro_base, "--logging.samples", "0", "--data", str(root)]
+
+
+@pytest.fixture(scope="session")
+def fit(small):
     """Function that runs a small config into a folder."""
     from fl_lightning.config.parsing import parse_config
     from fl_lightning.runs.fit import fit
 
     def run(output, *arguments, resume=None):
-        config = parse_config([*SMALL, "--data", str(root), "--output", str(output), *arguments])
+        config = parse_config([*small, "--output", str(output), *arguments])
         return fit(config, resume=resume)
 
     return run
@@ -31,8 +37,9 @@ def fit(root):
 
 @pytest.fixture(scope="session")
 def finished(fit, tmp_path_factory):
-    """A finished run of two rounds. Read it; copy it before changing it."""
-    return make_once(tmp_path_factory, "finished_run", lambda folder: fit(folder, "--rounds", "2")) / "version_0"
+    """A finished run of two rounds, with samples. Read it; copy it before changing it."""
+    options = ["--rounds", "2", "--logging.samples", "1"]
+    return make_once(tmp_path_factory, "finished_run", lambda folder: fit(folder, *options)) / "version_0"
 
 
 @pytest.fixture

@@ -34,11 +34,12 @@ def data(tmp_path, write_jsonl):
 
 
 @pytest.fixture
-def run_fit(data, tmp_path, capfd):
+def run_fit(data, micro_base, tmp_path, capfd):
     """Function that runs ``fit``: (exit code, lines on standard error, run folder)."""
 
     def run(*options):
-        code = main(["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, *options])
+        small = [*SMALL, "--model.name_or_path", micro_base, "--data", str(data), "--output", str(tmp_path / "out")]
+        code = main(["fit", *small, *options])
         lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "Loading weights" not in line]
         return code, lines, tmp_path / "out/version_0"
 
@@ -46,14 +47,14 @@ def run_fit(data, tmp_path, capfd):
 
 
 @pytest.fixture
-def make_base(tmp_path, loaded_tiny_base):
-    """Function that saves the bundled base with another end token or template."""
+def make_base(tmp_path):
+    """Function that saves a base with another end token or template."""
 
-    def make(**changes):
-        tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:tiny_base"))
+    def make(source, **changes):
+        tokenizer = AutoTokenizer.from_pretrained(source)
         for name, value in changes.items():
             setattr(tokenizer, name, value)
-        model = AutoModelForCausalLM.from_pretrained(resolve("bundled:tiny_base"), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(tmp_path / "base")
         tokenizer.save_pretrained(tmp_path / "base")
@@ -64,7 +65,7 @@ def make_base(tmp_path, loaded_tiny_base):
 
 @pytest.mark.slow
 def test_answers_end_on_a_base_whose_template_has_another_end_token_than_its_tokenizer(make_base, run_fit):
-    base = make_base(eos_token="<|endoftext|>")
+    base = make_base(resolve("bundled:tiny_base"), eos_token="<|endoftext|>")
     once = ["--local-epochs", "12", "--learning-rate", "1e-2", "--lora-r", "16", "--federation.combiner", "fedavg"]
     code, _, folder = run_fit("--model.name_or_path", base, *once, "--rounds", "3")
     assert code == 0
@@ -83,11 +84,10 @@ def test_answers_end_on_a_base_whose_template_has_another_end_token_than_its_tok
     assert tokenizer.decode(out) == "call the office<|im_end|>"
 
 
-def test_a_base_without_an_end_token_is_warned_about(make_base, run_fit):
+def test_a_base_without_an_end_token_is_warned_about(make_base, micro_base, run_fit):
     plain = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    code, lines, _ = run_fit(
-        "--model.name_or_path", make_base(eos_token=None, pad_token=None), "--data.chat_template", plain
-    )
+    base = make_base(micro_base, eos_token=None, pad_token=None)
+    code, lines, _ = run_fit("--model.name_or_path", base, "--data.chat_template", plain)
     assert code == 0
     assert any("answers will not end" in line for line in lines)
 

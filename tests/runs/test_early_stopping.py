@@ -6,23 +6,14 @@ from run_files import adapters, metrics, read
 from shared_folder import make_once
 from torch.nn.functional import cross_entropy
 
-from fl_lightning import ModelConfig, load_base_model
+from fl_lightning import load_base_model
 from fl_lightning.runs.build import build_components, load_run_config
 from fl_lightning.storage.run_adapters import client_adapters
 
 pytestmark = pytest.mark.xdist_group("early_stopping")
 
 # A rate that is too high, so that the losses soon rise again.
-OPTIONS = [
-    "--data.selection_fraction",
-    "0.25",
-    "--learning-rate",
-    "4e-2",
-    "--batch-size",
-    "2",
-    "--logging.samples",
-    "0",
-]
+OPTIONS = ["--data.selection_fraction", "0.25", "--learning-rate", "4e-2", "--batch-size", "2"]
 OPTIONS += ["--federation.combiner", "fedavg", "--no-dept-clustering", "--num-clusters", "1"]
 STOP = ["--training.early_stopping", "true"]
 ALONE = ["--federation.share", "none"]
@@ -45,8 +36,9 @@ def selection_loss(run_folder, client_ids, adapter):
     """Mean loss over the target tokens of the clients' selection records, as PEFT and torch have it."""
     from peft import PeftModel
 
-    base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
-    data = build_components(load_run_config(run_folder)).data
+    config = load_run_config(run_folder)
+    base, _ = load_base_model(config.model, dtype=torch.float32)
+    data = build_components(config).data
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     loss = count = 0
     for example in (example for client_id in client_ids for example in data[client_id].selection):

@@ -7,8 +7,9 @@ from peft import PeftModel
 from run_files import CLIENTS, DEPARTMENTS, adapters, metrics, read, scalars
 from safetensors.torch import load_file
 
-from fl_lightning import InputError, ModelConfig, load_base_model
+from fl_lightning import InputError, load_base_model
 from fl_lightning.federation.checkpoint import checkpoints
+from fl_lightning.runs.build import load_run_config
 
 
 def test_run_folder_is_version_0_of_the_output(finished):
@@ -72,7 +73,7 @@ def test_tensorboard_holds_the_same_rows(finished):
 
 
 def test_department_adapters_open_with_peft_and_lower_the_loss_of_the_base(finished):
-    base, tokenizer = load_base_model(ModelConfig(), dtype=torch.float32)
+    base, tokenizer = load_base_model(load_run_config(finished).model, dtype=torch.float32)
     ids = torch.tensor([tokenizer("The invoice is due")["input_ids"]])
     plain = base(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None]).logits
     model = PeftModel.from_pretrained(base, str(finished / "adapters" / "finance"))
@@ -209,6 +210,6 @@ def test_logger_that_does_not_exist_is_refused_before_a_run_folder_is_made(fit, 
 
 
 def test_layers_that_the_base_lacks_are_refused_before_there_is_a_run_folder(fit, tmp_path):
-    with pytest.raises(InputError, match=r"federation.share_layers: expected some of .*\[0, 1, 2, 3\].*got \[7\]"):
+    with pytest.raises(InputError, match=r"federation.share_layers: expected some of .*\[0, 1, 2\].*got \[7\]"):
         fit(tmp_path / "runs", "--federation.share_layers", "[7]", "--no-dept-clustering", "--num-clusters", "1")
     assert not (tmp_path / "runs").exists()

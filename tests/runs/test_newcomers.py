@@ -9,8 +9,9 @@ import torch
 from shared_folder import make_once
 from torch.nn.functional import cross_entropy
 
-from fl_lightning import InputError, ModelConfig, load_base_model
+from fl_lightning import InputError, load_base_model
 from fl_lightning.cli import main
+from fl_lightning.runs.build import load_run_config
 from fl_lightning.runs.newcomers import personalize_newcomers
 
 pytestmark = pytest.mark.xdist_group("newcomers")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("newcomers")
 @pytest.fixture(scope="module")
 def run_folder(fit, tmp_path_factory):
     """A run without selection records, which newcomers do not need."""
-    options = ["--rounds", "2", "--federation.combiner", "fedavg", "--batch-size", "2", "--logging.samples", "0"]
+    options = ["--rounds", "2", "--federation.combiner", "fedavg", "--batch-size", "2"]
     return make_once(tmp_path_factory, "newcomers_run", lambda folder: fit(folder, *options)) / "version_0"
 
 
@@ -52,14 +53,14 @@ def test_a_newcomer_chooses_between_the_levels_of_its_department_or_of_every_dep
     assert trained == {"root"}  # by the run's own clients
 
 
-def loss_of(adapter, records, tokenizer):
+def loss_of(run_folder, adapter, records, tokenizer):
     """Mean loss over the target tokens of records, as PEFT and torch have it."""
     from peft import PeftModel
 
     from fl_lightning.data.record_files import read_records
     from fl_lightning.data.tokenization import encode
 
-    base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+    base, _ = load_base_model(load_run_config(run_folder).model, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     loss = count = 0
     for example in encode(read_records(records), tokenizer, 512, str(records)):
@@ -73,9 +74,9 @@ def loss_of(adapter, records, tokenizer):
 def test_losses_are_what_peft_says_of_the_newcomers_held_out_records(run_folder, data, result, tokenizer):
     values = result["clients"]["finance/late"]
     held_out = data / "finance/late/eval.jsonl"
-    one = loss_of(run_folder / "personal/newcomers/finance/late", held_out, tokenizer)
+    one = loss_of(run_folder, run_folder / "personal/newcomers/finance/late", held_out, tokenizer)
     assert values["adapter"] == pytest.approx(one, rel=1e-5)
-    department = loss_of(run_folder / "adapters/finance", held_out, tokenizer)
+    department = loss_of(run_folder, run_folder / "adapters/finance", held_out, tokenizer)
     assert values["by_level"]["department"] == pytest.approx(department, rel=1e-5)
 
 

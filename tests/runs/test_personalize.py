@@ -20,16 +20,7 @@ from fl_lightning.training.local_clients import LocalClients
 
 pytestmark = pytest.mark.xdist_group("personalize")
 
-SELECTION = [
-    "--data.selection_fraction",
-    "0.25",
-    "--federation.combiner",
-    "fedavg",
-    "--learning-rate",
-    "5e-3",
-    "--batch-size",
-    "2",
-]
+SELECTION = ["--data.selection_fraction", "0.25", "--federation.combiner", "fedavg", "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +77,11 @@ def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, re
     from peft import PeftModel
     from torch.nn.functional import cross_entropy
 
-    from fl_lightning import ModelConfig, load_base_model
+    from fl_lightning import load_base_model
 
-    base, _ = load_base_model(ModelConfig(), dtype=torch.float32)
-    client = build_components(load_run_config(run_folder)).data["hr/client_0"]
+    config = load_run_config(run_folder)
+    base, _ = load_base_model(config.model, dtype=torch.float32)
+    client = build_components(config).data["hr/client_0"]
     model = PeftModel.from_pretrained(base, str(run_folder / "personal/adapters/hr/client_0")).eval()
     loss = count = 0
     for example in client.eval:
@@ -105,13 +97,14 @@ def test_adapters_of_the_levels_give_peft_the_loss_of_the_mixture_in_the_table(r
     import torch
     from peft import PeftModel
 
-    from fl_lightning import ModelConfig, load_base_model
+    from fl_lightning import load_base_model
 
+    config = load_run_config(run_folder)
     values = result["clients"]["hr/client_0"]
-    client = build_components(load_run_config(run_folder)).data["hr/client_0"]
+    client = build_components(config).data["hr/client_0"]
     probs = {}
     for level, weight in values["weights"].items():
-        model, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+        model, _ = load_base_model(config.model, dtype=torch.float32)
         if level != "base":
             model = PeftModel.from_pretrained(model, str(run_folder / values["adapters"][level]))
         for number, example in enumerate(client.eval):

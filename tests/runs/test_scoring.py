@@ -18,20 +18,13 @@ pytestmark = pytest.mark.xdist_group("run_scoring")
 
 
 @pytest.fixture(scope="module")
-def finished(cut_departments, tmp_path_factory):
+def finished(cut_departments, micro_base, tmp_path_factory):
     """A run of two rounds on little data, with a group."""
     data = cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
     output = tmp_path_factory.mktemp("runs")
     groups = json.dumps({"trade": ["finance", "customer_support"]})
-    options = [
-        "--rounds",
-        "1",
-        "--clients-per-dept",
-        "2",
-        "--max-records",
-        "4",
-        f"--federation.hierarchy.groups={groups}",
-    ]
+    options = ["--rounds", "1", "--clients-per-dept", "2", "--max-records", "4", "--logging.samples", "0"]
+    options += [f"--federation.hierarchy.groups={groups}", "--model.name_or_path", micro_base]
     config = parse_config([*options, "--data", str(data), "--output", str(output), "--learning-rate", "5e-3"])
     return fit(config)
 

@@ -33,22 +33,27 @@ def data(cut_departments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_folder(data, tmp_path_factory):
+def options(data, micro_base):
+    return [*OPTIONS, "--model.name_or_path", micro_base, "--data", str(data)]
+
+
+@pytest.fixture(scope="module")
+def run_folder(options, tmp_path_factory):
     """A run in one process, personalized: the reference."""
 
     def make(folder):
-        fit(parse_config([*OPTIONS, "--data", str(data), "--output", str(folder)]))
+        fit(parse_config([*options, "--output", str(folder)]))
         personalize(folder / "version_0")
 
     return make_once(tmp_path_factory, "personalized_run", make) / "version_0"
 
 
 @pytest.fixture
-def site(run_folder, data, tmp_path):
+def site(run_folder, options, tmp_path):
     """The folder of a site that took part in the same run."""
     state = newest_checkpoint(run_folder)[0]
     levels = levels_for_sites({name: state.adapter(name) for name in state.departments}, state.cluster_assignments)
-    config = parse_config([*OPTIONS, "--rounds", "9", "--data", str(data), "--output", str(tmp_path)])
+    config = parse_config([*options, "--rounds", "9", "--output", str(tmp_path)])
     write_levels(tmp_path / "run", config, CLIENT, levels["hr"], 2)
     return tmp_path / "run"
 

@@ -22,8 +22,6 @@ from fl_lightning.storage.run_folder import locked
 
 FEDAVG = "training: {learning_rate: 5.0e-3}\nfederation: {combiner: fedavg, dept_clusters: {enabled: false}}\n"
 CLUSTERED = "# with groups\ntraining: {learning_rate: 5.0e-3}\nfederation: {flora: {momentum: 1.0}}\n"
-TINY = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "1", "--device-map", "cpu"]
-TINY += ["--logging.samples", "0"]
 pytestmark = pytest.mark.xdist_group("comparison")
 FILES = {"compare.json", "comparison.csv", "comparison.json", "comparison.png"}
 
@@ -57,6 +55,13 @@ def root(cut_departments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def tiny(root, micro_base):
+    """Arguments of runs that take a moment."""
+    small = "--rounds 1 --max-records 2 --clients-per-dept 1 --device-map cpu --logging.samples 0"
+    return [*small.split(), "--model.name_or_path", micro_base, "--data", str(root)]
+
+
+@pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     for name, text in (("fedavg", FEDAVG), ("clustered", CLUSTERED)):
@@ -65,11 +70,11 @@ def configs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(root, configs, tmp_path_factory):
+def undisturbed(tiny, configs, tmp_path_factory):
     """A comparison of two configs with two seeds."""
     output = tmp_path_factory.mktemp("undisturbed")
     argv = ["compare", "--config", *configs, "--seeds", "2", "--seed", "7", "--output", str(output)]
-    assert main([*argv, "--data", str(root), *TINY]) == 0
+    assert main([*argv, *tiny]) == 0
     return output / "compare_0"
 
 
@@ -220,8 +225,8 @@ def test_every_config_runs_with_every_seed(undisturbed, configs):
 
 
 @pytest.mark.slow
-def test_a_run_is_the_run_that_fit_makes(undisturbed, root, configs, tmp_path):
-    argv = ["--config", configs[1], "--data", str(root), *TINY, "--seed", "8", "--output", str(tmp_path)]
+def test_a_run_is_the_run_that_fit_makes(undisturbed, tiny, configs, tmp_path):
+    argv = ["--config", configs[1], *tiny, "--seed", "8", "--output", str(tmp_path)]
     alone = fitting.fit(parse_config(argv))
     for name in ("federated_eval.json", "adapters/hr/adapter_model.safetensors"):
         assert (undisturbed / "clustered/seed_8/version_0" / name).read_bytes() == (alone / name).read_bytes()
@@ -243,7 +248,7 @@ def test_resuming_what_is_finished_prints_the_table_again(undisturbed, capfd, mo
 
 
 @pytest.mark.slow
-def test_interrupted_comparison_goes_on_and_ends_the_same(undisturbed, root, configs, tmp_path, capfd, monkeypatch):
+def test_interrupted_comparison_goes_on_and_ends_the_same(undisturbed, tiny, configs, tmp_path, capfd, monkeypatch):
     fit, check, runs = fitting.fit, signals.check, []
 
     def counted(config, **options):
@@ -258,7 +263,7 @@ def test_interrupted_comparison_goes_on_and_ends_the_same(undisturbed, root, con
     monkeypatch.setattr(fitting, "fit", counted)
     monkeypatch.setattr(signals, "check", interrupted)
     argv = ["compare", "--config", *configs, "--seeds", "2", "--seed", "7", "--output", str(tmp_path)]
-    assert main([*argv, "--data", str(root), *TINY]) == 130
+    assert main([*argv, *tiny]) == 130
     folder = tmp_path / "compare_0"
     assert f"compare --resume {folder} continues" in capfd.readouterr().err
     assert runs == [("fedavg", 7), ("flora", 7)]
@@ -287,7 +292,7 @@ def test_a_run_that_was_killed_is_resumed_and_took_nobody_knows_how_long(undistu
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_tried_again(root, configs, tmp_path, capfd, monkeypatch):
+def test_a_run_that_fails_is_named_and_tried_again(tiny, configs, tmp_path, capfd, monkeypatch):
     fit = fitting.fit
 
     def fail(config, **options):
@@ -295,7 +300,7 @@ def test_a_run_that_fails_is_named_and_tried_again(root, configs, tmp_path, capf
 
     argv = ["compare", "--config", configs[0], configs[0], "--seeds", "1", "--output", str(tmp_path)]
     monkeypatch.setattr(fitting, "fit", lambda config, **o: (fail if "fedavg_2" in config.output else fit)(config, **o))
-    assert main([*argv, "--data", str(root), *TINY]) == 1
+    assert main([*argv, *tiny]) == 1
     out, err = capfd.readouterr()
     assert "fedavg_2, seed 1234 failed: round 1: no valid update from any client" in out
     assert "tries them again" in err.splitlines()[-1]
@@ -307,9 +312,9 @@ def test_a_run_that_fails_is_named_and_tried_again(root, configs, tmp_path, capf
 
 
 @pytest.mark.slow
-def test_comparison_whose_first_run_is_refused_leaves_nothing(root, tmp_path, capfd):
+def test_comparison_whose_first_run_is_refused_leaves_nothing(tiny, tmp_path, capfd):
     (tmp_path / "a.yaml").write_text("logging: {loggers: [{class_path: no.such.Logger}]}\n")
-    argv = ["--config", str(tmp_path / "a.yaml"), "--data", str(root), *TINY, "--output", str(tmp_path / "out")]
+    argv = ["--config", str(tmp_path / "a.yaml"), *tiny, "--output", str(tmp_path / "out")]
     assert main(["compare", *argv]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: {tmp_path}/a.yaml, seed 1234: logging.loggers[0]: no.such.Logger")
