@@ -2,14 +2,12 @@
 
 import dataclasses
 import inspect
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 import fl_lightning
 from fl_lightning.errors import InputError, RunError
@@ -69,14 +67,14 @@ def test_what_is_raised_is_said(name):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_reference_is_built_by_the_command_in_the_docs(tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
     command = shlex.split(re.search(r"^(pdoc .*docs/api)$", page, re.MULTILINE)[1])
-    environment = {**os.environ, "PYTHONPATH": str(Path(fl_lightning.__file__).parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    program, *options = command
+    code = f"import runpy, sys; sys.argv[1:] = {options!r}; runpy.run_module({program!r}, run_name='__main__')"
+    status, output = Forked(code, tmp_path).finish()
+    assert status == 0, output[-2000:]
     page = (tmp_path / "docs/api/fl_lightning.html").read_text(encoding="utf-8")
     assert [name for name in fl_lightning.__all__ if f'id="{name}"' not in page] == []
 

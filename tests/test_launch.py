@@ -21,14 +21,17 @@ pytestmark = pytest.mark.xdist_group("forked")
 
 
 @pytest.fixture(scope="module")
-def data(cut_departments, tmp_path_factory):
-    """Four bundled departments, two clients each, 4 training and 2 held-out records."""
-    return cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+def fit(cut_departments, micro_base, tmp_path_factory):
+    """A run on four bundled departments, two clients each, 4 training and 2 held-out records."""
+    data = cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+    return ["fit", *SMALL, "--model.name_or_path", micro_base, "--data", data]
 
 
-def start(folder, data, *arguments, command="fit"):
-    more = [] if data is None else [*SMALL, "--data", data]
-    return Forked([command, *more, *arguments], folder, LOCAL_RANK=None, RANK=None, WORLD_SIZE=None)
+def start(folder, *arguments, forked=True):
+    """A command in a process of its own; its further processes are forked, or new interpreters as users have them."""
+    argv = [str(argument) for argument in arguments]
+    work = f"import sys, forked_rank; sys.exit(forked_rank.run({argv!r}))" if forked else argv
+    return Forked(work, folder, LOCAL_RANK=None, RANK=None, WORLD_SIZE=None)
 
 
 def children(pid):
@@ -82,8 +85,8 @@ def test_rank_says_which_process_is_first(monkeypatch, variables, first):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_adapters_that_one_writes(data, tmp_path):
-    both = [start(tmp_path, data, "--rounds", 2, "--output", str(n), "--fabric.devices", n) for n in (1, 2)]
+def test_two_processes_write_the_adapters_that_one_writes(fit, tmp_path):
+    both = [start(tmp_path, *fit, "--rounds", 2, "--output", n, "--fabric.devices", n, forked=False) for n in (1, 2)]
     outputs = []
     for process in both:
         code, output = process.finish()
@@ -104,14 +107,15 @@ def test_two_processes_write_the_adapters_that_one_writes(data, tmp_path):
     figures = tmp_path / "2" / "version_0" / "federated_eval.json"
     before = json.loads(figures.read_text())["mean"]["final"]["loss"]
     figures.unlink()
-    code, output = start(tmp_path, None, "--run", "last", "--output", "2", command="evaluate").finish()
+    code, output = start(tmp_path, "evaluate", "--run", "last", "--output", "2").finish()
     assert code == 0, output
     assert json.loads(figures.read_text())["mean"]["final"]["loss"] == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_bad_data_is_one_line_from_two_processes(tmp_path):
-    code, output = start(tmp_path, tmp_path / "nowhere", "--output", "out", "--fabric.devices", 2).finish()
+    argv = ["fit", "--data", tmp_path / "nowhere", "--output", "out", "--fabric.devices", 2]
+    code, output = start(tmp_path, *argv).finish()
     assert code == 2
     lines = output.strip().splitlines()
     assert len(lines) == 1, output
@@ -121,10 +125,10 @@ def test_bad_data_is_one_line_from_two_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for child processes in /proc")
-def test_a_run_that_ends_in_any_way_takes_its_processes_with_it_and_resumes(data, tmp_path):
+def test_a_run_that_ends_in_any_way_takes_its_processes_with_it_and_resumes(fit, tmp_path):
     def run(*arguments):
         """(first process, id of the other one) once a round is finished."""
-        process = start(tmp_path, data, "--rounds", 500, "--output", "out", "--fabric.devices", 2, *arguments)
+        process = start(tmp_path, *fit, "--rounds", 500, "--output", "out", "--fabric.devices", 2, *arguments)
         process.wait_for("of 500 ·", count=2)  # titles of two rounds' tables: the first is on disk
         (other,) = children(process.pid)
         return process, other

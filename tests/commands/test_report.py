@@ -1,8 +1,5 @@
-import os
-import subprocess
-import sys
-
 import pytest
+from forked import Forked
 
 from fl_lightning.cli import main
 
@@ -39,13 +36,12 @@ def test_report_of_the_last_run_says_where_it_is(make_run, tmp_path, capsys):
     assert (folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.xdist_group("forked")
 def test_missing_library_is_one_line(make_run, tmp_path):
     make_run({"hr": []}, rounds=1)
-    hidden = (
-        "import sys; sys.modules['matplotlib'] = None; from fl_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", hidden, "report", "--run", "last", "--output", str(tmp_path), "--samples", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr == "failed: report: matplotlib is not installed; pip install 'fl_lightning[report]'\n"
+    argv = ["report", "--run", "last", "--output", str(tmp_path), "--samples", "0"]
+    hide = "import sys; sys.modules['matplotlib'] = None"
+    code, output = Forked(f"{hide}; from fl_lightning.cli import main; sys.exit(main({argv!r}))", tmp_path).finish()
+    assert code == 1
+    assert output == "failed: report: matplotlib is not installed; pip install 'fl_lightning[report]'\n"
     assert not (tmp_path / "version_0" / "report").exists()

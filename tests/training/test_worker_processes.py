@@ -1,14 +1,12 @@
 """Two processes find the same numbers as one; whole runs of several processes are in tests/test_launch.py."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from forked import Forked
 
+from fl_lightning.launch import reserve_port
 from fl_lightning.training.worker_processes import balance_load
 
-pytestmark = pytest.mark.xdist_group("worker_processes")
+pytestmark = pytest.mark.xdist_group("forked")
 
 WORKER = """
 import sys
@@ -82,20 +80,29 @@ def test_balance_load_gives_the_heaviest_item_to_the_rank_with_the_smallest_load
     assert balance_load([], 2) == []
 
 
+def rank_of(folder, rank, count, port, modes):
+    """One of several processes, as torchrun starts them."""
+    code = f"import sys; sys.argv[1:] = {[str(folder), str(count), *modes]!r}\n{WORKER}"
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    several = {**group, "LOCAL_RANK": str(rank), "RANK": None, "WORLD_SIZE": str(count)} if count > 1 else {}
+    alone = dict.fromkeys((*group, "LOCAL_RANK", "RANK", "WORLD_SIZE"))
+    return Forked(code, folder, **{**alone, **several})
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """{mode and dropout: tensors of each rank} after two rounds; one launch for each number of processes."""
     from safetensors.torch import load_file
 
     folder = tmp_path_factory.mktemp("processes")
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    environment = {n: v for n, v in os.environ.items() if n not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
     one, two = ["one=0.1=2x2", "one=0.0=2x2", "one=0.0=4x1"], ["clients=0.1=2x2", "clients=0.0=2x2", "data=0.0=2x2"]
-    for devices, modes in ((1, one), (2, [*two, "fsdp=0.0=2x2"])):
-        command = [sys.executable, str(script), str(folder), str(devices), *modes]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    holder, port = reserve_port()
+    with holder:
+        started = [rank_of(folder, 0, 1, port, one)]
+        started += [rank_of(folder, rank, 2, port, [*two, "fsdp=0.0=2x2"]) for rank in range(2)]
+        for process in started:
+            code, output = process.finish()
+            assert code == 0, output[-3000:]
     modes = sorted({path.name.split(".rank")[0] for path in folder.glob("*.safetensors")})
     return {mode: [load_file(path) for path in sorted(folder.glob(f"{mode}.rank*"))] for mode in modes}
 
