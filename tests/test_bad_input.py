@@ -13,9 +13,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import fl_lightning.runs.fit  # noqa: F401  (its imports, cut off by the alarm of a case, would fail all others)
 from fl_lightning import bundled
 from fl_lightning.cli import main
-from fl_lightning.runs import fit as _  # noqa: F401  (its imports, cut off by the alarm of a case, would fail all others)
 from fl_lightning.storage.manifest import write_manifest
 from fl_lightning.storage.run_folder import locked
 

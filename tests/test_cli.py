@@ -156,9 +156,9 @@ def test_flags_of_the_contract_reach_the_run(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_fit_then_resume_then_evaluate(tmp_path, capfd):
+def test_fit_then_resume_then_evaluate(micro_base, tmp_path, capfd):
     output = ["--output", str(tmp_path)]
-    assert main(["fit", "--rounds", "1", *SMALL, *output]) == 0
+    assert main(["fit", "--rounds", "1", *SMALL, "--model.name_or_path", micro_base, *output]) == 0
     folder = tmp_path / "version_0"
     assert main(["fit", "--resume", "last", "--rounds", "2", *output]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["version_0"]
@@ -210,8 +210,9 @@ def test_help_loads_neither_torch_nor_lightning(argv):
 @pytest.mark.slow
 @pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_stops_a_run_with_its_code_and_the_run_resumes(tmp_path, number, code):
-    process = Forked(["fit", "--rounds", 500, *SMALL, "--output", tmp_path], tmp_path)
+def test_signal_stops_a_run_with_its_code_and_the_run_resumes(micro_base, tmp_path, number, code):
+    small = [*SMALL, "--model.name_or_path", micro_base, "--output", tmp_path]
+    process = Forked(["fit", "--rounds", 500, *small], tmp_path)
     process.wait_for("round 1 of 500")
     process.send_signal(number)
     status, rest = process.finish()
