@@ -46,11 +46,16 @@ def check_compatible(federation: FederationConfig, lora: LoraConfig) -> None:
 
 
 def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, lora: LoraConfig) -> None:
-    """Check that clients' own adapters can be trained beside the federation, if they are to be.
+    """Check that clients' own adapters can be trained beside the federation, or lent, if they are to be.
 
     Raises:
         InputError: with the reason and what to choose instead.
     """
+    if personal.mates != "off" and federation.guard.name == "dp":
+        raise InputError(
+            "personal.mates: guard.name: dp adds noise to what leaves clients, and own adapters have none; expected "
+            f"off, or another guard, got {personal.mates}"
+        )
     if personal.own != "during":
         return
     reasons = {

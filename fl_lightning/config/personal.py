@@ -35,6 +35,9 @@ class PersonalConfig(Block, key="personal"):
     prior: NonNegativeFloat = 20.0
     """How many target tokens the department's choice is worth in a client's choice; a client with more tokens of its
     own decides by itself."""
+    mates: Literal["off", "department", "all", False] = "off"
+    """Whose own adapters a client can take besides the levels, as the level mates: of the other clients of its
+    department, or of all other clients. With it own adapters leave the clients that trained them."""
     refit: bool = False
     """Train all levels again, selection records included, after these have chosen: it doubles the training."""
 
@@ -46,7 +49,7 @@ class PersonalConfig(Block, key="personal"):
     def __post_init__(self) -> None:
         """Check the ranges, and the levels."""
         super().__post_init__()
-        self.own = self.own or "off"  # which YAML reads as false
+        self.own, self.mates = self.own or "off", self.mates or "off"  # which YAML reads as false
         choices, first = get_args(LevelName), self.levels[:1]
         ok = len(set(self.levels)) == len(self.levels) and set(self.levels) <= set(choices) and first == ["own"]
         check(ok, "personal.levels", f"own, and after it some of {', '.join(choices[1:])}", self.levels)
@@ -60,5 +63,7 @@ class PersonalConfig(Block, key="personal"):
         methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0]
         got = f"ditto_lambda {self.ditto_lambda}, apfl_alpha {self.apfl_alpha}, fedalt_weight {self.fedalt_weight}"
         check(sum(methods) <= 1, "personal", "one method for own adapters", got)
+        ok = self.own != "off" or self.mates == "off"
+        check(ok, "personal.mates", "off, or personal.own: after or during, which train own adapters", self.mates)
         ok = self.own != "off" or len(self.levels) > 1
         check(ok, "personal.levels", "a level besides own, which personal.own: off leaves out", self.levels)

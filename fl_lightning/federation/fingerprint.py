@@ -33,6 +33,7 @@ MUTABLE_KEYS = (
     "logging",
     "retention",
     "personal.levels",
+    "personal.mates",
     "personal.choose",
     "personal.prior",
     "personal.refit",

@@ -56,6 +56,10 @@ def check_between_machines(config: RunConfig) -> None:
             "federation.share: expected a share without central training, got central, which brings all records to one "
             "place; use another one, or fit"
         )
+    if personal.mates != "off":
+        raise InputError(
+            f"personal.mates: expected off between machines, got {personal.mates}; sites lend no own adapters"
+        )
     if config.training.early_stopping and policy.keeps_private:
         part = f"share {federation.share}" if federation.share_layers is None else "share_layers"
         raise InputError(

@@ -25,6 +25,7 @@ LEVELS = {
     "cluster": "mean of the departments in its cluster",
     "root": "trained by all clients as one department",
     "base": "none",
+    "mates": "trained by other clients alone, all together",
 }
 """{level of `personalize`: whose adapter it is}."""
 

@@ -16,7 +16,8 @@ def personal(run: RunArtifacts) -> Section:
     levels = list(dict.fromkeys(level for client_id in clients for level in run.personal[client_id].weights))
     section.text.append(
         "Each client's mixture of predictions, chosen by its selection records: its own adapter, its department's, its "
-        "cluster's, that of all clients (root), and the base model. A dash is a level that the client does not have."
+        "cluster's, that of all clients (root), the base model, and by personal.mates all own adapters that other "
+        "clients lend it. A dash is a level that the client does not have."
     )
     rows = [
         [c, *(_percent(run.personal[c].weights.get(level)) for level in levels), run.personal[c].chosen]

@@ -17,6 +17,7 @@ file               does
 `personalize`      which adapter each client takes, by its selection records
 `newcomers`        the same for clients that were not in the run
 `chains`           runs beside a run: of each client alone, and of all as one department
+`choice_table`     prints what clients have chosen
 `level_adapters`   writes the adapters between which clients choose
 ================== ====================================================================================
 """

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.state import LoraState
+from fl_lightning.storage.mates import lender
 from fl_lightning.storage.run_layout import level_adapter
 
 
@@ -23,18 +24,22 @@ def export_level_adapters(
     Args:
         model: of the run.
         run_folder: of the run.
-        adapters: {client_id: {level: adapter}}; base has none to write.
+        adapters: {client_id: {level: adapter}}, and what mates lend; base has none to write.
         clusters: {department: cluster}.
 
     Returns:
-        {client_id: {level: folder within the run}}, without base.
+        {client_id: {level: folder within the run}}, without base; a mate's is that of its own level.
     """
     folders: dict[str, dict[str, str]] = {}
     written: set[str] = set()
     for client_id, levels in adapters.items():
         department = client_id.split("/", 1)[0]
         owners = {"own": client_id, "department": department, "cluster": str(clusters.get(department)), "root": ""}
-        folders[client_id] = {level: level_adapter(level, owners[level]) for level in levels if level != "base"}
+        folders[client_id] = {
+            level: level_adapter("own", mate) if (mate := lender(level)) else level_adapter(level, owners[level])
+            for level in levels
+            if level != "base"
+        }
         for level, folder in folders[client_id].items():
             if folder not in written:
                 export_lora_adapter(model, run_folder / folder, levels[level])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData, load_clients
@@ -18,17 +17,19 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.limits import limit_length
 from fl_lightning.modeling.lora import export_lora_adapter
+from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.shared_levels import mean_of_cluster
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.choice_table import show_choices
 from fl_lightning.runs.personalize import choose, measure, one_adapter
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import NEWCOMERS, newcomer_adapter
 from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.own_adapters import own_adapter
 
 COLUMNS = ("base", "level", "mixture", "adapter")
 """Held-out losses in the table: of the base model, the chosen level, the mixture, and the one adapter of it."""
@@ -37,7 +38,8 @@ COLUMNS = ("base", "level", "mixture", "adapter")
 def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Choose for newcomers between the adapters of a run by their training records, which train nothing.
 
-    The adapter of all clients is trained first if `personalize` has not done it.
+    The adapter of all clients, and with ``personal.mates`` their own adapters, are trained first if `personalize` has
+    not done it.
 
     Args:
         run_folder: of a finished run.
@@ -62,11 +64,17 @@ def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Consol
         clients = LocalClients(
             components.fabric, components.module, components.data, config.training, config.training.clients_at_once
         )
+        train = partial(train_chain, console=console)
         root = None
         if "root" in config.personal.levels:
-            root = train_chain("root", run_folder, config, components, clients, console=console).final_adapter(ROOT)
+            root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
+        own: dict[str, LoraState] = {}
+        if config.personal.mates != "off":
+            after = config.personal.own == "after"
+            own_state = train("own", run_folder, config, components, clients) if after else state
+            own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
         clients.data = newcomers
-        adapters = newcomers_levels(config, state, root, newcomers)
+        adapters = newcomers_levels(config, state, root, own, newcomers)
         choices = choose(config.personal, clients, adapters)
         result = measure(config.personal, clients, adapters, choices)
         for client_id, levels in adapters.items():
@@ -106,7 +114,11 @@ def load_newcomers(data: str | Path, config: RunConfig, components: RunComponent
 
 
 def newcomers_levels(
-    config: RunConfig, state: FederationState, root: LoraState | None, newcomers: Mapping[str, ClientData]
+    config: RunConfig,
+    state: FederationState,
+    root: LoraState | None,
+    own: Mapping[str, LoraState],
+    newcomers: Mapping[str, ClientData],
 ) -> dict[str, dict[str, LoraState]]:
     """{client_id: {level: adapter}}: those of the newcomer's department, or of every department if it has none.
 
@@ -114,6 +126,7 @@ def newcomers_levels(
         config: of the run; ``personal.levels`` says which levels.
         state: of the run's federation.
         root: the adapter of all clients; None for no such level.
+        own: {client_id: own adapter} of the run's clients that lend it; of a newcomer's department, or of all.
         newcomers: {client_id: records}.
     """
     departments = {name: state.final_adapter(name) for name in state.departments}
@@ -128,6 +141,7 @@ def newcomers_levels(
         shared["base"] = state.initial
         wanted = {level: a for level, a in shared.items() if level.split()[0] in config.personal.levels}
         adapters[client_id] = {level: adapter for level, adapter in wanted.items() if adapter is not None}
+        adapters[client_id] |= lent_adapters(client_id, own, config.personal.mates)
         if not adapters[client_id]:
             raise InputError("personal.levels: expected department, root or base for newcomers, got none of them")
     return adapters
@@ -144,19 +158,4 @@ def _held_out(clients: LocalClients, levels: Mapping[str, LoraState], client_id:
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a line for each newcomer, and the mean."""
-    table = Table(title="held-out loss of what each newcomer can take", title_justify="left", box=box.SIMPLE)
-    table.add_column("newcomer", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("chosen", "weights"):
-        table.add_column(column, overflow="fold")
-    for client_id, values in result["clients"].items():
-        shares = sorted(values["weights"].items(), key=lambda item: -item[1])
-        weights = ", ".join(f"{level} {weight:.0%}" for level, weight in shares if weight >= NEGLIGIBLE_WEIGHT)
-        table.add_row(client_id, *_cells(values), values["chosen"], weights)
-    table.add_row("mean", *_cells(result["mean"]), "", "")
-    (console or Console()).print(table)
-
-
-def _cells(values: Mapping[str, Any]) -> list[str]:
-    return ["–" if (loss := values[column]) is None else f"{loss:.3f}" for column in COLUMNS]
+    show_choices(result, "newcomer", COLUMNS, console or Console())

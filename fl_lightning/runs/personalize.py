@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,9 +10,7 @@ from typing import Any
 
 import numpy as np
 from peft import PeftModel
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
@@ -22,16 +19,18 @@ from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
+from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.personalization.shared_levels import mean_of_cluster
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.choice_table import show_choices
 from fl_lightning.runs.level_adapters import export_level_adapters
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
+from fl_lightning.storage.mates import MATES, level_of, split_weights
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
@@ -52,10 +51,10 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
 
     Returns:
         What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
-        ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights``, and the folders of the
-        ``adapters`` of its levels; the ``mean`` over clients of these losses; ``hurt``, the share of clients that lose
-        by what `personal.choose` gives them. Losses are mean nats for each target token; a client without held-out
-        records has none.
+        ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights`` by level (and of each of
+        its ``mates``, if there are any), and the folders of the ``adapters``; the ``mean`` over clients of these
+        losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses are mean nats for
+        each target token; a client without held-out records has none.
 
     Raises:
         InputError: if the run is not finished, has no selection records, or was trained with another config or base or
@@ -109,7 +108,8 @@ def adapters_by_level(
 ) -> dict[str, dict[str, LoraState]]:
     """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
 
-    Own adapters that were trained during the run are those of `state`; without own adapters there is no such level.
+    What mates lend comes last. Own adapters that were trained during the run are those of `state`; without own adapters
+    there is no such level.
 
     Args:
         run_folder: of the finished run, locked by this process.
@@ -126,16 +126,18 @@ def adapters_by_level(
     root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.final_adapter(name) for name in state.departments}
     clusters = {name: mean_of_cluster(departments, state.cluster_assignments, name) for name in departments}
+    own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
-            "own": own_adapter(config.personal, own_state, client_id),
+            "own": own[client_id],
             "department": departments[client.department],
             "cluster": clusters[client.department],
             "root": None if root is None else root.final_adapter(ROOT),
             "base": state.initial,
         }
         adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
+        adapters[client_id] |= lent_adapters(client_id, own, config.personal.mates)
     return adapters
 
 
@@ -162,7 +164,7 @@ def choose(
             for c in names
         }
         try:
-            chosen = choose_levels(losses, config.prior)
+            chosen = choose_levels(losses, config.prior, levels={c: list(map(level_of, adapters[c])) for c in names})
         except ValueError as error:
             raise InputError(
                 f"data.selection_fraction: {names[0]}: {error}; a client with one training record has none"
@@ -225,21 +227,24 @@ def measure(
         choices: {client_id: choice between them}.
     """
     results: dict[str, dict[str, Any]] = {}
-    for client_id, levels in adapters.items():
+    for client_id, components in adapters.items():
         choice = choices[client_id]
+        weights, mates = split_weights(dict(zip(components, map(float, choice.weights), strict=True)))
         results[client_id] = {
-            **_held_out_losses(clients, levels, choice, clients.data[client_id].eval),
-            "chosen": list(levels)[choice.level],
-            "weights": dict(zip(levels, map(float, choice.weights), strict=True)),
-            "adapter_is": "mixture" if choice.mixes_parameters else list(levels)[choice.level],
+            **_held_out_losses(clients, components, choice, clients.data[client_id].eval),
+            "chosen": list(components)[choice.level],
+            "weights": weights,
+            **({"mates": mates} if mates else {}),
+            "adapter_is": "mixture" if choice.mixes_parameters else list(components)[choice.level],
         }
     measured = [values for values in results.values() if values["level"] is not None]
     kinds = (
         [kind for kind in PERSONAL_LOSSES if all(values[kind] is not None for values in measured)] if measured else []
     )
     hurt = [values[config.choose] - values["own"] > HURT for values in measured if "own" in kinds]
+    levels = [level for level in config.levels if level != "own" or config.own != "off"]
     return {
-        "levels": [level for level in config.levels if level != "own" or config.own != "off"],
+        "levels": [*levels, *([MATES] if config.mates != "off" else [])],
         "choose": config.choose,
         "refit": config.refit,
         "clients": results,
@@ -266,32 +271,12 @@ def _held_out_losses(
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a line for each client, and the mean."""
-    table = Table(title="held-out loss of what each client can take", title_justify="left", box=box.SIMPLE)
-    table.add_column("client", overflow="fold")
-    for column in PERSONAL_LOSSES:
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("chosen", "weights"):
-        table.add_column(column, overflow="fold")
-    for client_id, values in result["clients"].items():
-        weights = ", ".join(
-            f"{level} {weight:.0%}" for level, weight in values["weights"].items() if weight >= NEGLIGIBLE_WEIGHT
-        )
-        table.add_row(client_id, *_cells(values), values["chosen"], weights)
-    table.add_row("mean", *_cells(result["mean"]), "", "")
+    """Print a line for each client, the mean, and how many are hurt."""
     console = console or Console()
-    console.print(table)
+    show_choices(result, "client", PERSONAL_LOSSES, console)
     if result["hurt"] is not None:
         num = sum(values["own"] is not None for values in result["clients"].values())
         console.print(
             f"{round(result['hurt'] * num)} of {num} clients lose more than {HURT} by their {result['choose']} against "
             "their own adapter"
         )
-
-
-def _cells(values: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for kind in PERSONAL_LOSSES:
-        loss = values[kind]
-        cells.append("–" if loss is None or not math.isfinite(loss) else f"{loss:.3f}")
-    return cells

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_name, natural_key, read_json
+from fl_lightning.storage.mates import join_weights
 from fl_lightning.storage.run_adapters import BASE, resolve_inside
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 
@@ -86,17 +87,22 @@ def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
         )
     for name in (name for client_id in clients for name in client_id.split("/", 1)):
         check_name(name, f"{path}: name")
+    clients = {
+        client_id: {**values, "weights": join_weights(values["weights"], values.get("mates", {}))}
+        for client_id, values in clients.items()
+    }
     if value.get("choose") == "level":
         clients = {client_id: {**values, "weights": {values["chosen"]: 1.0}} for client_id, values in clients.items()}
     return {client_id: clients[client_id] for client_id in sorted(clients, key=natural_key)}
 
 
 def _has_weights(values: Any) -> bool:
-    """Whether an entry of a client has weights of sum 1, and a level with one of them."""
-    weights = values.get("weights") if isinstance(values, dict) else None
+    """Whether an entry of a client has weights of sum 1, and a component with one of them."""
+    if not isinstance(values, dict) or not all(isinstance(values.get(k, {}), dict) for k in ("weights", "mates")):
+        return False
+    weights = join_weights(values.get("weights", {}), values.get("mates", {}))
     return (
-        isinstance(weights, dict)
-        and isinstance(values.get("chosen"), str)
+        isinstance(values.get("chosen"), str)
         and values["chosen"] in weights
         and isinstance(values.get("adapters", {}), dict)
         and all(isinstance(weight, float) and weight >= 0 for weight in weights.values())

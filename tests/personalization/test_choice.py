@@ -49,3 +49,41 @@ def test_levels_that_are_alike_leave_a_client_with_its_own():
 def test_department_without_selection_records_is_refused():
     with pytest.raises(ValueError, match="expected a selection record of one client at least, got none"):
         choose_levels({"a": NOTHING, "b": NOTHING}, 10.0)
+
+
+def em(losses, prior, steps=3000):
+    """Weights of the highest posterior by textbook EM: responsibilities, then shares of their sums."""
+    weights = np.full(losses.shape[1], 1 / losses.shape[1])
+    for _ in range(steps):
+        joint = weights * np.exp(-losses)
+        counts = (joint / joint.sum(1, keepdims=True)).sum(0) + prior
+        weights = counts / counts.sum()
+    return weights
+
+
+def test_department_chooses_mates_as_a_whole_and_the_client_between_them():
+    """a has two mates and b has one: their columns are not the same adapters, and only their sum is comparable."""
+    draw = np.random.default_rng(0)
+    losses = {"a": draw.uniform(1, 4, (30, 4)), "b": draw.uniform(1, 4, (20, 3))}
+    levels = {"a": ["own", "base", "mates", "mates"], "b": ["own", "base", "mates"]}
+    of_mates = -np.log(np.exp(-losses["a"][:, 2:]).mean(1, keepdims=True))
+    together = np.concatenate([np.hstack([losses["a"][:, :2], of_mates]), losses["b"]])
+    department = 20 * em(together, np.array([OWN_TOKENS, 0, 0]))
+    choices = choose_levels(losses, 20.0, levels=levels)
+    expected = em(losses["a"], np.array([department[0], department[1], department[2] / 2, department[2] / 2]))
+    assert choices["a"].weights.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert choices["b"].weights.tolist() == pytest.approx(em(losses["b"], department).tolist(), abs=1e-6)
+
+
+def test_client_without_records_divides_the_weight_of_mates_evenly():
+    losses = {"a": np.empty((0, 3)), "b": tokens(40, 3, 1, 2)}
+    levels = dict.fromkeys("ab", ["own", "mates", "mates"])
+    weights = choose_levels(losses, 20.0, levels=levels)["a"].weights
+    assert weights[1] == weights[2] > weights[0]
+
+
+def test_levels_of_one_adapter_are_chosen_as_without_names():
+    losses = {name: np.random.default_rng(i).uniform(1, 4, (30, 3)) for i, name in enumerate("ab")}
+    named = choose_levels(losses, 20.0, levels=dict.fromkeys("ab", ["own", "root", "base"]))
+    for client, choice in choose_levels(losses, 20.0).items():
+        assert (choice.level, choice.weights.tolist()) == (named[client].level, named[client].weights.tolist())

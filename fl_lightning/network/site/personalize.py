@@ -40,14 +40,19 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
         What is written to ``personal_eval.json``.
 
     Raises:
-        InputError: if the site has no selection records, asks for a refit, or its base or records are not those of the
-            run.
+        InputError: if the site has no selection records, asks for a refit or mates, or its base or records are not
+            those of the run.
         RunError: if the training of its own adapter cannot go on.
     """
     config = load_run_config(folder)
     check_selection(config, folder)
     if config.personal.refit:
         raise InputError("personal.refit: expected false at a site, which has nobody else's records, got true")
+    if config.personal.mates != "off":
+        raise InputError(
+            "personal.mates: expected off at a site, which gets nobody else's own adapter and lends its own to nobody, "
+            f"got {config.personal.mates}"
+        )
     with locked(folder):
         client_id = read_client_id(folder)
         config = replace(config, fabric=config.fabric.alone())

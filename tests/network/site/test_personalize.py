@@ -108,6 +108,7 @@ def test_an_own_adapter_that_was_trained_beside_the_run_is_taken_and_not_trained
     [
         ("selection", "expected a run with selection records"),
         ("refit", "personal.refit: expected false at a site"),
+        ("mates", "personal.mates: expected off at a site"),
         ("rank", "expected a product of shape"),
         ("names", "expected the tensors of this model's adapter"),
         ("nan", "expected finite numbers"),
@@ -117,10 +118,11 @@ def test_an_own_adapter_that_was_trained_beside_the_run_is_taken_and_not_trained
 )
 def test_what_does_not_fit_is_one_line(site, fault, message):
     config = site / "config.yaml"
-    if fault in ("selection", "refit"):
+    if fault in ("selection", "refit", "mates"):
         change = {
             "selection": ("selection_fraction: 0.25", "selection_fraction: 0"),
             "refit": ("refit: false", "refit: true"),
+            "mates": ("mates: 'off'", "mates: all"),
         }
         assert change[fault][0] in config.read_text()
         config.write_text(config.read_text().replace(*change[fault]))
