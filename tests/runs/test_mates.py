@@ -13,7 +13,6 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.errors import InputError
 from fl_lightning.personalization.choice import OWN_TOKENS
 from fl_lightning.runs.build import build_components, load_run_config
-from fl_lightning.runs.fit import fit as fit_run
 from fl_lightning.runs.newcomers import personalize_newcomers
 from fl_lightning.runs.personalize import personalize, show
 from fl_lightning.storage.personal_models import client_mixtures
@@ -21,20 +20,16 @@ from fl_lightning.storage.personal_models import client_mixtures
 pytestmark = pytest.mark.xdist_group("mates")
 
 CLIENT, MATE = "hr/client_0", "hr/client_1"
-OPTIONS = ["--rounds", "1", "--lora-r", "2", "--learning-rate", "5e-3", "--batch-size", "2", "--logging.samples", "0"]
-OPTIONS += ["--data.selection_fraction", "0.25", "--federation.combiner", "fedavg", "--clients-per-dept", "2"]
-OPTIONS += ["--personal.levels", "[own, department, base]", "--personal.own", "during", "--device-map", "cpu"]
+OPTIONS = ["--rounds", "1", "--learning-rate", "5e-2", "--batch-size", "2", "--data.selection_fraction", "0.25"]
+OPTIONS += ["--federation.combiner", "fedavg", "--personal.levels", "[own, department, base]"]
+OPTIONS += ["--personal.own", "during", "--personal.mates", "department"]
 
 
 @pytest.fixture(scope="module")
-def run_folder(root, tmp_path_factory):
+def run_folder(fit, tmp_path_factory):
     """A run with own adapters of eight clients, personalized with the mates of each department."""
-
-    def make(folder):
-        options = [*OPTIONS, "--data", str(root), "--personal.mates", "department"]
-        personalize(fit_run(parse_config([*options, "--output", str(folder)])))
-
-    return make_once(tmp_path_factory, "mates_run", make) / "version_0"
+    folder = make_once(tmp_path_factory, "mates_run", lambda output: personalize(fit(output, *OPTIONS)))
+    return folder / "version_0"
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +42,14 @@ def plain_losses(run_folder, result):
     """Function: losses of the target tokens of records under a client's components, each on PEFT alone."""
     from peft import PeftModel
 
-    from fl_lightning import ModelConfig, load_base_model
+    from fl_lightning import load_base_model
+
+    config = load_run_config(run_folder)
 
     def losses(client_id, records):
         columns = []
         for folder in (*result["clients"][client_id]["adapters"].values(), None):
-            model, _ = load_base_model(ModelConfig(), dtype=torch.float32)
+            model, _ = load_base_model(config.model, dtype=torch.float32)
             if folder is not None:
                 model = PeftModel.from_pretrained(model, str(run_folder / folder))
             column = []
