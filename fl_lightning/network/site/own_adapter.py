@@ -93,7 +93,8 @@ def after_fit(
         loss = update.metrics.loss_sum / update.metrics.num_tokens
         log.info("round %d: own adapter fitted, held-out loss %.4g", task.round_num, loss)
     state = replace(state, round_num=task.round_num, own_adapters={data.client_id: update.state})
-    if config.training.early_stopping:
+    is_evaluated = task.round_num % config.evaluation.every == 0 or task.round_num == config.federation.rounds
+    if config.training.early_stopping and is_evaluated:
         state, metrics = keep_best_rounds(state, clients, {data.client_id: data}, NO_GROUPS)
         if loss := metrics.get("selection/own_loss"):
             log.info("round %d: own adapter: selection loss %.4g", task.round_num, loss)
