@@ -33,7 +33,7 @@ class NetworkLog(FederatedCallback):
             trainer.log({f"{client_id}/network/transport_error": error})
 
     def on_federation_end(self, *, trainer: FederatedTrainer) -> None:
-        """Collect the final adapters of departments, clusters and the root; where clients keep a factor, the first."""
+        """Collect the final adapters of departments, clusters and the root; where clients keep a part, the first."""
         state = trainer.federation
         adapters = {department: state.final_adapter(department) for department in state.departments}
         if state.personal:
