@@ -96,6 +96,6 @@ def after_fit(
     is_evaluated = task.round_num % config.evaluation.every == 0 or task.round_num == config.federation.rounds
     if config.training.early_stopping and is_evaluated:
         state, metrics = keep_best_rounds(state, clients, {data.client_id: data}, NO_GROUPS)
-        if loss := metrics.get("selection/own_loss"):
-            log.info("round %d: own adapter: selection loss %.4g", task.round_num, loss)
+        if "selection/own_loss" in metrics:
+            log.info("round %d: own adapter: selection loss %.4g", task.round_num, metrics["selection/own_loss"])
     return state
