@@ -14,6 +14,7 @@ from fl_lightning.storage.run_layout import cluster_file
 
 if TYPE_CHECKING:
     from fl_lightning.config import DeptClustersConfig
+    from fl_lightning.federation.round_report import RoundReport
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ class ClusterMonitor(FederatedCallback):
         report = trainer.report
         metrics: dict[str, float] = {"round/left_out": sum(len(d.rejected) for d in report.departments.values())}
         metrics["round/tokens"] = report.num_tokens
+        if report.virtual_hours is not None:
+            metrics["round/virtual_hours"], metrics["round/dropped"] = report.virtual_hours, len(report.dropped)
+            ages = report.staleness.values()
+            metrics["round/stale"] = sum(age > 0 for age in ages)
+            metrics["round/staleness"] = sum(ages) / max(len(ages), 1)
         for level in (f"{who}/{way}" for who in ("client", "department", "group") for way in ("up", "down")):
             if level in report.bytes_sent:
                 metrics[f"round/bytes/{level}"] = report.bytes_sent[level]
@@ -130,8 +136,13 @@ class ClusterMonitor(FederatedCallback):
                 for name, d in report.departments.items()
             },
             "bytes": report.bytes_sent,
+            **({} if report.virtual_hours is None else _virtual_json(report)),
         }
         trainer.writer.json(run_folder / cluster_file(round_num, "aggregation"), aggregation)
+
+
+def _virtual_json(report: RoundReport) -> dict[str, Any]:
+    return {"virtual_hours": report.virtual_hours, "staleness": report.staleness, "dropped": report.dropped}
 
 
 def _similarity_json(clustering: Clustering, config: DeptClustersConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fl_lightning import clustering, mixing
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.aggregation.quorum import departments_to_aggregate
 from fl_lightning.aggregation.round_step import aggregate_departments
+from fl_lightning.aggregation.staleness import rebase, staleness_weight
 from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering.group_step import step_groups
@@ -33,6 +34,7 @@ from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState, distance, norm, num_bytes
 from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
+from fl_lightning.training.round_schedule import describe_plan
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientTask, ClientUpdate
@@ -79,8 +81,15 @@ class FederatedRound(FederatedCallback):
         """Begin the report of the round, with the bytes that go down to the clients."""
         self._updates, self._own_adapters = RoundUpdates(self._keep), {}
         policy = trainer.policy
-        departments = {task.department for task in tasks} if policy.is_central else trainer.federation.departments
+        is_buffered = trainer.federation_config.schedule.mode == "buffered"
+        only_asked = policy.is_central or is_buffered
+        departments = {task.department for task in tasks} if only_asked else trainer.federation.departments
         trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
+        if trainer.plan is not None:
+            log.info("%s", describe_plan(trainer.plan, is_buffered=is_buffered))
+            trainer.report.virtual_hours = trainer.plan.seconds / 3600
+            trainer.report.dropped = list(trainer.plan.dropped)
+            trainer.report.staleness = {fit.client_id: fit.staleness for fit in trainer.plan.fits.values()}
         sent = (policy.shared(task.start, trainer.round_num) for task in tasks)
         down = sum(map(num_bytes, sent)) + sum(num_bytes(task.frozen_product) for task in tasks)
         if trainer.personal.fedalt_weight:
@@ -101,6 +110,9 @@ class FederatedRound(FederatedCallback):
             bytes_sent[update.client_id] = num_bytes(shared)
             bytes_sent["client/up"] += num_bytes(shared)
         trainer.report.num_tokens += update.num_tokens
+        if task.started_round is not None:
+            shared = self._rebased(trainer, task, shared)
+            update = replace(update, state={**update.state, **shared})
         self._updates.add(update, policy)
         averages_factors = config.combiner not in KEEP_PRODUCTS and not policy.is_central
         origin = trainer.federation.departments[department] if averages_factors else task.start
@@ -117,6 +129,11 @@ class FederatedRound(FederatedCallback):
         self._own_adapters[update.client_id] = self._keep(update.state)
         if trainer.personal.fedalt_weight:
             trainer.report.bytes_sent["client/up"] += num_bytes(update.state)
+
+    def _rebased(self, trainer: FederatedTrainer, task: ClientTask, shared: LoraState) -> LoraState:
+        """What a late client shares, as a change of its department's newest state."""
+        name, age = trainer.federation_config.schedule.staleness, trainer.report.staleness[task.client_id]
+        return rebase(shared, task.start, trainer.federation.departments[task.department], staleness_weight(name, age))
 
     def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:
         limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)
@@ -137,9 +154,14 @@ class FederatedRound(FederatedCallback):
             # → clustering.cluster_aware_average_selected
             state = self._cluster_clients(trainer, state, departments)
             # → rounds.cluster_round → clustering.department_level_clustering, then mixing.mix_with_cluster_average
-            state = self._cluster_and_mix(trainer, state, departments)
+            if config.schedule.clusters_in(trainer.round_num, len(state.departments)):
+                if config.schedule.mode == "buffered":  # all that have stepped since the start
+                    departments = [name for name, count in state.department_examples().items() if count]
+                state = self._cluster_and_mix(trainer, state, departments)
         own_adapters = {**state.own_adapters, **self._own_adapters}
-        state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters)
+        in_use = trainer.schedule.versions_in_use() if trainer.schedule is not None else ()
+        past = {f"{name}/{r}": trainer.federation.version(name, r) for name, r in in_use if r < trainer.round_num}
+        state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters, past=dict(sorted(past.items())))
         state.check()
         is_measured = self.take_rounds is not None or trainer.is_evaluated(trainer.round_num)
         if trainer.training is not None and trainer.training.early_stopping and is_measured:

@@ -17,15 +17,9 @@ from fl_lightning.aggregation.sharing import SharePolicy, share_policy
 from fl_lightning.callbacks.base import FederatedCallback, check_state_keys
 from fl_lightning.callbacks.federated_round import FederatedRound, agreed
 from fl_lightning.clustering.tree import NO_GROUPS, Tree
-from fl_lightning.config import (
-    EvaluationConfig,
-    FederationConfig,
-    LoraConfig,
-    PersonalConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from fl_lightning.config import EvaluationConfig, FederationConfig, LoraConfig, PersonalConfig, RunConfig
 from fl_lightning.config.compatibility import check_compatible, check_own_adapters
+from fl_lightning.config.training import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.panel import EvaluationPanel
@@ -33,6 +27,7 @@ from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientTransport
 from fl_lightning.federation.round_report import RoundReport
 from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.federation.virtual_time import RoundPlan, RoundSchedule
 from fl_lightning.loggers.distributions import MAX_CLIENTS, client_distributions
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule
@@ -40,6 +35,7 @@ from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.training.client_tasks import round_tasks
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.own_adapters import own_tasks
+from fl_lightning.training.round_schedule import make_schedule
 from fl_lightning.training.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
@@ -118,6 +114,8 @@ class FederatedTrainer:
         self.history: list[tuple[int, dict[str, float]]] = []
         self._row: dict[str, float] = {}
         self.tree = NO_GROUPS
+        self.schedule: RoundSchedule | None = None
+        self.plan: RoundPlan | None = None
         self.federation: FederationState
         self.report: RoundReport
         self.module: LoraClientModule
@@ -175,6 +173,8 @@ class FederatedTrainer:
         self.policy.check_layers(self.federation.initial)
         self.round_num = self.federation.round_num
         self.report = RoundReport(self.round_num)
+        training = self.training or TrainingConfig()
+        self.schedule = make_schedule(self.federation_config, training, self.data, self.federation, self.seed)
         if isinstance(self.clients, WorkerProcesses) and self.fabric.global_rank > 0:
             names, states = sorted(departments), self.clients.serve()
             products = dict(zip(names, states[len(names) :], strict=True))
@@ -226,6 +226,7 @@ class FederatedTrainer:
 
     def _run_round(self, round_num: int) -> None:
         self.round_num = round_num
+        self.plan = None if self.schedule is None else self.schedule.next_round()
         tasks = round_tasks(
             self.federation_config,
             self.lora,
@@ -234,6 +235,7 @@ class FederatedTrainer:
             round_num=round_num,
             seed=self.seed,
             evaluate=self.is_evaluated(round_num) and any(callback.wants_client_metrics for callback in self.callbacks),
+            plan=self.plan,
         )
         own = own_tasks(self.personal, self.federation, tasks)
         self.tasks, self.own_tasks = ({task.client_id: task for task in some} for some in (tasks, own))

@@ -4,6 +4,7 @@
 file                   does
 =====================  ===============================================================================================
 `updates`              checks a round's updates and stores them by department
+`staleness`            late updates as changes of the newest state
 `weighting`            weights: examples, tokens, uniform, loss improvement, contribution
 `sharing`              share policies: which factor is trained, shared, private
 `robust`               robust means: norm clipping, outlier filter, Krum, medians, trimmed mean

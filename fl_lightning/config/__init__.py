@@ -10,6 +10,7 @@ file              block of the YAML
 `training`        ``training``: a client's fit; ``fabric``: devices and precision
 `federation`      ``federation``: sharing, aggregation, server step, guard
 `clusters`        ``federation.client_clusters``, ``federation.dept_clusters`` and ``federation.hierarchy``
+`schedule`        ``federation.schedule``: synchronous or buffered rounds, virtual time
 `evaluation`      ``evaluation``: in which rounds, and on whose records
 `privacy`         ``federation.privacy``: differential privacy at the server
 `personal`        ``personal``: what each client takes
@@ -20,7 +21,7 @@ file              block of the YAML
 file              does
 ================  =======================================================================================
 `checks`          compares each field with its type and range
-`compatibility`   refuses choices that do not go together
+`compatibility`   refuses choices that do not go together; `schedule_compatibility` those with buffered steps
 `parsing`         YAML and command line → `RunConfig`, and back to YAML
 `shortcuts`       ``--rounds`` and other short flags
 `yaml_checks`     unknown keys and values, with their lines
@@ -38,10 +39,12 @@ from fl_lightning.config.network import LocalPrivacyConfig, NetworkConfig
 from fl_lightning.config.personal import PersonalConfig
 from fl_lightning.config.privacy import PrivacyConfig
 from fl_lightning.config.run import LoggingConfig, RetentionConfig, RunConfig
+from fl_lightning.config.schedule import ClientProfilesConfig, ScheduleConfig
 from fl_lightning.config.training import FabricConfig, TrainingConfig
 
 __all__ = [
     "ClientClustersConfig",
+    "ClientProfilesConfig",
     "DataConfig",
     "DeptClustersConfig",
     "EXAMPLE_DEPARTMENTS",
@@ -61,6 +64,7 @@ __all__ = [
     "PrivacyConfig",
     "RetentionConfig",
     "RunConfig",
+    "ScheduleConfig",
     "ServerConfig",
     "TINY_BASE",
     "TrainingConfig",

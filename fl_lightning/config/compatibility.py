@@ -9,6 +9,7 @@ from typing import get_args
 from fl_lightning.config.federation import FederationConfig, ProductCombiner
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.personal import PersonalConfig
+from fl_lightning.config.schedule_compatibility import check_schedule
 from fl_lightning.errors import InputError
 
 
@@ -38,6 +39,7 @@ def check_compatible(federation: FederationConfig, lora: LoraConfig) -> None:
     for row in INCOMPATIBLE:
         if row.applies(federation):
             raise InputError(f"federation: {row.reason}; expected {row.expected}, got {_choices(federation)}")
+    check_schedule(federation)
     if lora.is_mixed() and federation.combiner not in ("stack", "svd"):
         raise InputError(
             f"lora.profiles: {federation.combiner} averages factors of equal rank and scale; expected "
@@ -64,6 +66,9 @@ def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, l
         "guard.name: dp adds noise to every state that is kept, and own adapters have none": federation.guard.name
         == "dp",
         "lora.profiles gives clients several ranks or scales": lora.is_mixed(),
+        "federation.schedule.mode: buffered has late clients, whose departments have moved on": (
+            federation.schedule.mode == "buffered"
+        ),
         "fedalt_weight averages own adapters, which no guard looks at": personal.fedalt_weight > 0
         and federation.guard.name != "none",
         f"ditto_lambda pulls towards factors, and combiner: {federation.combiner} keeps products": bool(

@@ -18,6 +18,7 @@ from fl_lightning.config.checks import (
 )
 from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
 from fl_lightning.config.privacy import PrivacyConfig
+from fl_lightning.config.schedule import ScheduleConfig
 
 ShareName: TypeAlias = Literal["all", "a", "b", "freeze_a", "alternate", "none", "central"]
 """Share policies of `fl_lightning.aggregation.sharing`."""
@@ -102,7 +103,7 @@ class FederationConfig(Block, key="federation"):
     """The rounds: what clients share, and how updates are weighted, guarded, averaged, clustered and mixed."""
 
     rounds: PositiveInt = 10
-    """Number of rounds."""
+    """Number of rounds; under schedule.mode: buffered each one is a step of one department."""
     share: ShareName = "all"
     """all sends A and B; a sends A and keeps B with the client; b the reverse; freeze_a trains and sends B only;
     alternate sends B in odd rounds and A in even ones; none sends nothing; central trains on all records in one
@@ -139,6 +140,8 @@ class FederationConfig(Block, key="federation"):
     """Clusters of departments."""
     hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
     """Groups of departments, and teams of clients."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Synchronous or buffered rounds, and clients' speeds in virtual time."""
 
     def __post_init__(self) -> None:
         """Check the ranges, and that the size of a round is given once."""

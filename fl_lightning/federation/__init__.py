@@ -10,5 +10,7 @@
 | `history` | logged rows and callbacks' records, one line a round |
 | `journal` | updates of the unfinished round |
 | `fingerprint` | what must be equal when a run resumes |
+| `virtual_time` | whose updates a round takes, and when, in virtual time |
+| `client_profiles` | how fast the clients are |
 | `retention` | which rounds are kept |
 """

@@ -9,6 +9,7 @@
 | ``best/<department, group or client>.safetensors`` | its adapter of the best round, under early stopping |
 | ``manifest.json`` | size and SHA-256 of every file |
 
+With buffered rounds the departments' states from which clients in flight have started are there too (kind ``past``).
 Logged rows are beside the folders, in ``history.jsonl``. Under differential privacy ``state.json`` holds the key of the
 noise: only the owner may read it.
 """
@@ -120,6 +121,7 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
             personal=_read_clients(folder / "personal", header.personal, initial, keep),
             own_adapters=_read_clients(folder / "own", header.own, initial, keep, whole=True),
             groups=owned["groups"],
+            past=owned["past"],
             best=_read_best(folder, header.best, initial, keep),
             clustering_memory=header.grouping,
             privacy=header.privacy,
@@ -176,6 +178,7 @@ def _states_by_kind(state: FederationState) -> dict[str, dict[str, LoraState]]:
         "server": state.optimizer_states,
         "products": state.products,
         "groups": state.groups,
+        "past": state.past,
     }
 
 

@@ -13,10 +13,13 @@ from fl_lightning.federation.history import HistoryMark, Row, is_count, is_row
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.storage.files import read_json
 
-OWNER_KINDS = ("departments", "client_starts", "server", "products", "groups")
+SCHEMA = 2
+"""Version of ``state.json``; files without one are of version 1, which has no states of earlier rounds."""
+
+OWNER_KINDS = ("departments", "client_starts", "server", "products", "groups", "past")
 """Kinds of states in ``state.safetensors``, apart from ``initial``."""
 
-OPTIONAL_KINDS = ("server", "products", "groups")
+OPTIONAL_KINDS = ("server", "products", "groups", "past")
 """Kinds that the checkpoints of older versions lack."""
 
 EXPECTED = "expected the file as the run wrote it"
@@ -80,6 +83,7 @@ class CheckpointHeader:
             **({} if self.identity is None else {"identity": self.identity}),
         }
         return {
+            "schema": SCHEMA,
             "round": self.round,
             "examples": self.examples,
             "cluster_assignments": self.cluster_assignments,
@@ -102,6 +106,12 @@ class CheckpointHeader:
         values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected an object, got {type(values).__name__}")
+        schema = values.get("schema", 1)
+        if not is_count(schema) or schema > SCHEMA:
+            raise InputError(
+                f"{path}: schema: expected at most {SCHEMA}, got {str(schema)[:40]}; resume with the version of "
+                "fl_lightning that the run was started with"
+            )
         owners, personal, own, extra = (values.get(key) for key in ("owners", "personal", "own", "extra"))
         own = [] if own is None else own
         owners, extra = (value if isinstance(value, dict) else {} for value in (owners, extra))
@@ -119,6 +129,7 @@ class CheckpointHeader:
                 f"owners.{kind}": _are_counts(owners.get(kind, {} if kind in OPTIONAL_KINDS else None))
                 for kind in OWNER_KINDS
             },
+            "owners.past's names": all(name.rpartition("/")[2].isdecimal() for name in owners.get("past") or {}),
             "extra": isinstance(values.get("extra"), dict),
             "extra.history": HistoryMark.describes(history)
             or (isinstance(history, list) and all(map(is_row, history))),
@@ -133,7 +144,7 @@ class CheckpointHeader:
             values["examples"],
             values["personal"],
             own,
-            *(owners.get(kind, {}) for kind in ("client_starts", "server", "products")),
+            *(owners.get(kind, {}) for kind in ("client_starts", "server", "products", "past")),
             identity["clients"] if identity else (),
         ):
             _check_departments(path, client_ids, known)

@@ -15,6 +15,7 @@ import torch
 from fl_lightning.config import RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
+from fl_lightning.federation.client_profiles import trace_digest
 
 MUTABLE_KEYS = (
     "output",
@@ -61,7 +62,11 @@ def fingerprint_run(config: RunConfig, data: Mapping[str, ClientData], base: str
         base: `fingerprint_model` of the base model.
     """
     clients = {client_id: records_digest(client) for client_id, client in data.items()}
-    return {"config": _fixed(config.to_dict()), "clients": clients, "base": base}
+    values = config.to_dict()
+    profiles = values["federation"]["schedule"]["clients"]
+    if profiles["trace"] is not None:
+        profiles["trace"] = trace_digest(profiles["trace"])
+    return {"config": _fixed(values), "clients": clients, "base": base}
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:

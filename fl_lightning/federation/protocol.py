@@ -29,7 +29,7 @@ class ClientTask:
         client_id: ``department/client``.
         round_num: from 1.
         start: the state it starts from.
-        run_seed: every random draw is seeded by a hash of this, the round and the client.
+        run_seed: every random draw is seeded by a hash of this, `seed_round` and the client.
         evaluate: whether to evaluate the fitted adapter on the client's held-out records.
         trainable_factor: the factor that is trained; the other stays as in `start`.
         relative_scaling: the client's lora_alpha / r over that of adapters without a profile.
@@ -37,6 +37,7 @@ class ClientTask:
         is_own: whether it is the fit of the client's own adapter, which is never averaged.
         anchor: the state that the fit is pulled towards; empty for none.
         anchor_strength: λ of the pull ``λ / 2 · ‖θ − anchor‖²``.
+        started_round: the round in which it would have ended if nobody were late; None if it is not late.
     """
 
     client_id: str
@@ -50,11 +51,17 @@ class ClientTask:
     is_own: bool = False
     anchor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     anchor_strength: float = 0.0
+    started_round: int | None = None
 
     @property
     def department(self) -> str:
         """The part of the id before the slash."""
         return self.client_id.split("/", 1)[0]
+
+    @property
+    def seed_round(self) -> int:
+        """The round that seeds are hashed from: that of its start, so that draws do not depend on when it arrives."""
+        return self.round_num if self.started_round is None else self.started_round
 
     def adapter(self, state: Mapping[str, torch.Tensor]) -> LoraState:
         """The whole adapter for a state trained under this task, at the common scaling."""

@@ -59,6 +59,9 @@ class RoundReport:
         bytes_sent: bytes of the shared tensors, by level: ``client/up``, ``client/down``, ``department/up``,
             ``department/down``, ``group/up``, ``group/down``; and by client id for each client's upload.
         num_tokens: tokens that the clients have trained on, own adapters beside the federation included.
+        virtual_hours: at the end of the round; None without virtual time.
+        staleness: {client_id: steps of its department since it started}, with virtual time.
+        dropped: clients whose updates came too late to be taken.
     """
 
     round_num: int
@@ -66,6 +69,9 @@ class RoundReport:
     clusterings: dict[str, Clustering] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
+    virtual_hours: float | None = None
+    staleness: dict[str, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
 
     @property
     def clustering(self) -> Clustering | None:

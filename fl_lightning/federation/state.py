@@ -51,6 +51,7 @@ class FederationState:
         groups: {group: state} of the groups above the departments.
         best: {department, group, client that shares nothing, or ``<client_id>/own``: its best round}; empty without
             early stopping. The next round does not depend on it.
+        past: {``department/round``: θ_d after that round}, from which clients in flight have started, in mode buffered.
     """
 
     round_num: int
@@ -67,6 +68,7 @@ class FederationState:
     clustering_memory: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, LoraState] = field(default_factory=dict)
     best: dict[str, BestRound] = field(default_factory=dict)
+    past: dict[str, LoraState] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str], groups: Iterable[str] = ()) -> FederationState:
@@ -83,11 +85,25 @@ class FederationState:
         states = {name: dict(initial) for name in sorted(departments)}
         return cls(0, initial, states, groups={name: dict(initial) for name in groups})
 
-    def start_of(self, client_id: str) -> Mapping[str, torch.Tensor]:
-        """Where a client starts: its personal factor over its cluster's start over θ_d. Reads nothing from disk yet."""
+    def start_of(self, client_id: str, round_num: int | None = None) -> Mapping[str, torch.Tensor]:
+        """Where a client starts: its personal factor over its cluster's start over θ_d. Reads nothing from disk yet.
+
+        Args:
+            client_id: ``department/client``.
+            round_num: after which it has started; None is the last one.
+        """
         department = client_id.split("/", 1)[0]
-        layers = (self.personal.get(client_id), self.client_starts.get(client_id), self.departments[department])
+        state = self.version(department, self.round_num if round_num is None else round_num)
+        layers = (self.personal.get(client_id), self.client_starts.get(client_id), state)
         return ChainMap(*(layer for layer in layers if layer is not None))  # type: ignore[arg-type]
+
+    def version(self, department: str, round_num: int) -> LoraState:
+        """θ_d after a round: the last one, or one that `past` has."""
+        return self.departments[department] if round_num == self.round_num else self.past[f"{department}/{round_num}"]
+
+    def past_versions(self) -> set[tuple[str, int]]:
+        """(department, round) of the states in `past`."""
+        return {(department, int(number)) for department, number in (key.split("/") for key in self.past)}
 
     def adapter(self, department: str) -> LoraState:
         """A department's whole adapter: its factors, and its product if it has one."""

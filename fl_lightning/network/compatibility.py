@@ -60,6 +60,11 @@ def check_between_machines(config: RunConfig) -> None:
         raise InputError(
             f"personal.mates: expected off between machines, got {personal.mates}; sites lend no own adapters"
         )
+    if federation.schedule.clients.speed is not None:
+        raise InputError(
+            "federation.schedule: expected the default between machines, whose clients take the time that they take, "
+            f"got mode {federation.schedule.mode} with clients.speed {federation.schedule.clients.speed}; use fit"
+        )
     if config.training.early_stopping and policy.keeps_private:
         part = f"share {federation.share}" if federation.share_layers is None else "share_layers"
         raise InputError(

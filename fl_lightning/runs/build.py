@@ -34,6 +34,7 @@ from fl_lightning.data.chat_template import pin_chat_template, pin_date
 from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.layout import true_clusters
+from fl_lightning.federation.client_profiles import client_profiles
 from fl_lightning.federation.fingerprint import fingerprint_model
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.modeling.base_model import load_base_model
@@ -95,6 +96,10 @@ def build_components(config: RunConfig) -> RunComponents:
 
     components = build_model_components(config, load_data)
     build_tree(config, components.data)
+    if config.federation.schedule.clients.speed is not None:  # a trace that cannot be used is refused now
+        profile_of = client_profiles(config.federation.schedule.clients, components.data, config.seed)
+        for client_id in components.data:
+            profile_of(client_id)
     config.lora.check_names(components.data)
     return components
 

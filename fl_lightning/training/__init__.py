@@ -6,6 +6,7 @@ file                   does
 `clients`              chooses between one process and several
 `client_tasks`         which clients train in a round, and from which state
 `client_sampling`      draws clients for a round
+`round_schedule`       which clients a round takes in virtual time
 `local_clients`        tasks in, updates out, in this process
 `cohorts`              how many clients share a step
 `row_budget`           tokens of a step, for the model and the device at hand

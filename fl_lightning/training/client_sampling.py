@@ -38,8 +38,13 @@ def sample_clients(
         >>> len(sample_clients(clients, client_fraction=0.5, seed=1, round_num=1, department="hr"))
         2
     """
-    count = max(1, round(client_fraction * len(clients))) if clients_per_round is None else clients_per_round
+    count = num_sampled(len(clients), clients_per_round, client_fraction)
     if count >= len(clients):
         return list(clients)
     generator = random.Random(derive_seed(seed, "sample", round_num, department))
     return [clients[index] for index in sorted(generator.sample(range(len(clients)), count))]
+
+
+def num_sampled(total: int, clients_per_round: int | None, client_fraction: float) -> int:
+    """How many of a department's `total` clients a round asks."""
+    return min(total, max(1, round(client_fraction * total)) if clients_per_round is None else clients_per_round)

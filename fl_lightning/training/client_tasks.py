@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fl_lightning.aggregation.products.client_start import ClientStarts
 from fl_lightning.aggregation.sharing import share_policy
@@ -10,6 +11,7 @@ from fl_lightning.config import FederationConfig, LoraConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.virtual_time import RoundPlan
 from fl_lightning.training.client_sampling import sample_clients
 
 
@@ -22,6 +24,7 @@ def round_tasks(
     round_num: int,
     seed: int,
     evaluate: bool,
+    plan: RoundPlan | None = None,
 ) -> list[ClientTask]:
     """A task for each sampled client, departments in order; under ``share: central`` one for all records together.
 
@@ -33,6 +36,7 @@ def round_tasks(
         round_num: from 1.
         seed: the run seed.
         evaluate: whether clients evaluate their fitted adapters.
+        plan: of the round in virtual time; None takes a sample of each department's clients.
     """
     policy = share_policy(config.share)
     trainable_factor = policy.trainable_factor(round_num)
@@ -42,19 +46,25 @@ def round_tasks(
     starts = ClientStarts(config.combiner, state, round_num, seed)
     tasks = []
     for department, all_clients in clients.items():
-        for client_id in sample_clients(
-            all_clients,
-            clients_per_round=config.clients_per_round,
-            client_fraction=config.client_fraction,
-            seed=seed,
-            round_num=round_num,
-            department=department,
-        ):
+        if plan is not None:
+            chosen = [client_id for client_id in all_clients if client_id in plan.fits]
+        else:
+            chosen = sample_clients(
+                all_clients,
+                clients_per_round=config.clients_per_round,
+                client_fraction=config.client_fraction,
+                seed=seed,
+                round_num=round_num,
+                department=department,
+            )
+        for client_id in chosen:
             scaling = lora.relative_scaling(client_id)
             start, product = starts.of(client_id, lora.rank(client_id), scaling)
-            tasks.append(
-                ClientTask(
-                    client_id, round_num, start, seed, evaluate, trainable_factor, scaling, frozen_product=product
-                )
+            task = ClientTask(
+                client_id, round_num, start, seed, evaluate, trainable_factor, scaling, frozen_product=product
             )
+            version = round_num - 1 if plan is None else plan.fits[client_id].version
+            if version < round_num - 1:  # it started rounds ago: compatibility.py allows no product and no other start
+                task = replace(task, start=state.start_of(client_id, version), started_round=version + 1)
+            tasks.append(task)
     return tasks

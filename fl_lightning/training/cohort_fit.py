@@ -110,7 +110,7 @@ class CohortFit:
         size = self.training.accumulate_grad_batches
         plan = []
         for epoch in range(self.training.local_epochs):
-            seed = derive_seed(task.run_seed, "order", task.round_num, task.client_id, epoch)
+            seed = derive_seed(task.run_seed, "order", task.seed_round, task.client_id, epoch)
             order = epoch_order(len(records), self.training.batch_size, seed)
             batches = [[records[i] for i in batch] for batch in order]
             plan += [batches[i : i + size] for i in range(0, len(batches), size)]
@@ -141,7 +141,7 @@ class CohortFit:
         plain_optimizer = self._module.make_optimizer(self._cohort.parameters())
         optimizer = cast(torch.optim.Optimizer, self._fabric.setup_optimizers(plain_optimizer))
         rank = [] if self._shard is None else [self._shard.rank]
-        streams = [dropout_stream(derive_seed(t.run_seed, "dropout", t.round_num, t.client_id, *rank)) for t in tasks]
+        streams = [dropout_stream(derive_seed(t.run_seed, "dropout", t.seed_round, t.client_id, *rank)) for t in tasks]
         states: list[LoraState] = [{} for _ in tasks]
         losses: list[torch.Tensor] = []
         steps = max(map(len, plans))

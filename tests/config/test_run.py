@@ -243,6 +243,8 @@ def test_the_defaults_are_the_documented_ones():
     training = config["training"]
     assert (training["local_epochs"], training["learning_rate"], training["batch_size"]) == (1, 2e-4, 4)
     assert (training["clients_at_once"], training["gradient_checkpointing"]) == ("auto", False)
+    schedule = config["federation"].pop("schedule")
+    assert (schedule["mode"], schedule["clients"]["speed"]) == ("sync", None)
     assert config["federation"] == {
         "rounds": 10,
         "share": "all",

@@ -71,6 +71,35 @@ def test_round_trip_is_bit_exact(tmp_path):
             assert_equal_states(getattr(loaded, kind)[owner], state)
 
 
+def test_states_that_clients_in_flight_started_from_are_kept_and_written_once(tmp_path):
+    state = federation()
+    before = {name: tensor + 1 for name, tensor in state.departments["hr"].items()}
+    flying = dataclasses.replace(state, past={"hr/3": before, "hr/5": before})
+    save_checkpoint(tmp_path / "round_7", flying)
+    loaded, _ = load_checkpoint(tmp_path / "round_7")
+    assert loaded.past_versions() == {("hr", 3), ("hr", 5)}
+    assert_equal_states(loaded.version("hr", 3), before)
+    assert_equal_states(loaded.version("hr", 7), state.departments["hr"])
+    assert sum(key.startswith("past|") for key in load_file(tmp_path / "round_7" / "state.safetensors")) == 2
+
+
+def test_checkpoints_of_the_first_schema_still_load_and_those_of_later_ones_are_refused(tmp_path):
+    """Before clients could be in flight, ``state.json`` had no schema and no past states."""
+    folder = tmp_path / "round_7"
+    save_checkpoint(folder, federation())
+    header = json.loads((folder / "state.json").read_text())
+    assert (header.pop("schema"), header["owners"].pop("past")) == (2, {})
+    (folder / "state.json").write_text(json.dumps(header))
+    write_manifest(folder)
+    loaded, _ = load_checkpoint(folder)
+    assert loaded.past == {}
+    assert_equal_states(loaded.departments["hr"], federation().departments["hr"])
+    (folder / "state.json").write_text(json.dumps({**header, "schema": 3}))
+    write_manifest(folder)
+    with pytest.raises(InputError, match="schema: expected at most 2, got 3"):
+        load_checkpoint(folder)
+
+
 def test_odd_floats_survive(tmp_path):
     odd = torch.tensor([0.0, -0.0, 1e-45, 3.4028235e38, -1e-38, 0.1])
     save_checkpoint(tmp_path / "c", FederationState(0, {A: odd}, {"hr": {A: -odd}}))

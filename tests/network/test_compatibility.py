@@ -91,6 +91,7 @@ DURING = ["--personal.own", "during"]
             "personal.ditto_lambda: .*share a",
         ),
         ([*DURING, "--personal.apfl_alpha", "0.5", "--num-clusters", "2"], "personal.apfl_alpha: .* num_clusters 2"),
+        (["--federation.schedule.clients.speed", "constant"], "federation.schedule: expected the default between mach"),
     ],
 )
 def test_what_would_need_a_sites_private_tensors_is_refused(options, message):

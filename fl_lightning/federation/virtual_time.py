@@ -1,0 +1,188 @@
+"""Whose updates a round takes, and at which virtual second: a function of seed and profiles, not of training.
+
+A resumed run therefore replays the order of events from the start, which takes milliseconds, and needs to keep only the
+states from which clients in flight have started. Events of one moment are ordered by client id.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fl_lightning.seeding import derive_seed
+
+EndOfFit = Callable[[str, float], float]
+"""From a client and the virtual second at which it is asked to the second at which its update arrives."""
+
+
+@dataclass(frozen=True)
+class PlannedFit:
+    """A client's fit whose update a round takes.
+
+    Attributes:
+        client_id: ``department/client``.
+        version: the round after which it started, from its department's state of then.
+        staleness: steps that its department has made since.
+    """
+
+    client_id: str
+    version: int
+    staleness: int = 0
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What a round takes.
+
+    Attributes:
+        round_num: from 1.
+        fits: {client_id: fit}.
+        seconds: virtual time at the end of the round.
+        dropped: clients whose updates came too late.
+    """
+
+    round_num: int
+    fits: Mapping[str, PlannedFit]
+    seconds: float
+    dropped: Sequence[str] = field(default_factory=list)
+
+
+class RoundSchedule(Protocol):
+    """The rounds of a run, one after another."""
+
+    def next_round(self) -> RoundPlan:
+        """The plan of the next round."""
+        ...
+
+    def versions_in_use(self) -> set[tuple[str, int]]:
+        """(department, round) of every state from which later rounds take fits that have started already."""
+        ...
+
+
+class BufferedRounds:
+    """Each round is one step of one department: the first whose buffer is full.
+
+    When an update arrives, the department asks another client, drawn from those that neither train nor wait in its
+    buffer, to start from its newest state (FedBuff, Nguyen et al. 2022, arXiv 2106.06639).
+
+    Args:
+        clients: {department: ids of its clients}, in any order.
+        end_of_fit: when an update arrives.
+        buffer: updates for a step; at most the clients of the department.
+        concurrency: clients of a department in flight; None takes all.
+        max_staleness: drop an update that is more steps old; None drops none.
+        seed: the run seed.
+
+    Example:
+        >>> seconds = {"hr/a": 1.0, "hr/b": 2.0}
+        >>> rounds = BufferedRounds({"hr": ["hr/a", "hr/b"]}, lambda c, now: now + seconds[c], buffer=1, seed=7)
+        >>> [(plan.seconds, list(plan.fits.values())) for plan in (rounds.next_round(), rounds.next_round())][1]
+        (2.0, [PlannedFit(client_id='hr/a', version=1, staleness=0)])
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, Sequence[str]],
+        end_of_fit: EndOfFit,
+        *,
+        buffer: int,
+        concurrency: int | None = None,
+        max_staleness: int | None = None,
+        seed: int,
+    ) -> None:
+        self._clients = {department: sorted(clients[department]) for department in sorted(clients)}
+        self._end_of_fit, self._seed, self._max_staleness = end_of_fit, seed, max_staleness
+        self._buffer_size = {name: min(buffer, len(ids)) for name, ids in self._clients.items()}
+        self._num_slots = {name: min(concurrency or len(ids), len(ids)) for name, ids in self._clients.items()}
+        self._arrivals: list[tuple[float, str]] = []
+        self._in_flight: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self._clients}
+        self._buffers: dict[str, dict[str, PlannedFit]] = {name: {} for name in self._clients}
+        self._num_steps = dict.fromkeys(self._clients, 0)
+        self._num_asked = dict.fromkeys(self._clients, 0)
+        self._round_num, self._now = 0, 0.0
+        for department in self._clients:
+            self._fill_slots(department)
+
+    def next_round(self) -> RoundPlan:
+        """The plan of the next round."""
+        dropped: list[str] = []
+        while True:
+            self._now, client_id = heapq.heappop(self._arrivals)
+            department = client_id.split("/", 1)[0]
+            version, step = self._in_flight[department].pop(client_id)
+            staleness = self._num_steps[department] - step
+            buffer = self._buffers[department]
+            if self._max_staleness is not None and staleness > self._max_staleness:
+                dropped.append(client_id)
+            else:
+                buffer[client_id] = PlannedFit(client_id, version, staleness)
+            if len(buffer) == self._buffer_size[department]:
+                break
+            self._fill_slots(department)
+        self._round_num += 1
+        self._num_steps[department] += 1
+        self._buffers[department] = {}
+        self._fill_slots(department)  # from the state after this round
+        return RoundPlan(self._round_num, buffer, self._now, dropped)
+
+    def versions_in_use(self) -> set[tuple[str, int]]:
+        """(department, round) of the states from which clients in flight or in a buffer have started."""
+        flying = {(name, version) for name, fits in self._in_flight.items() for version, _ in fits.values()}
+        return flying | {(name, fit.version) for name, fits in self._buffers.items() for fit in fits.values()}
+
+    def _fill_slots(self, department: str) -> None:
+        """Ask clients of a department until as many as may be are in flight, or nobody is left to be asked."""
+        clients, flying, waiting = self._clients[department], self._in_flight[department], self._buffers[department]
+        while len(flying) < self._num_slots[department] and len(flying) + len(waiting) < len(clients):
+            self._num_asked[department] += 1
+            draw = random.Random(derive_seed(self._seed, "ask", department, self._num_asked[department]))
+            client_id = clients[draw.randrange(len(clients))]
+            while client_id in flying or client_id in waiting:
+                client_id = clients[draw.randrange(len(clients))]
+            flying[client_id] = self._round_num, self._num_steps[department]
+            heapq.heappush(self._arrivals, (self._end_of_fit(client_id, self._now), client_id))
+
+
+class SynchronousRounds:
+    """Each round takes updates of all departments and waits for the last one that it takes.
+
+    With `over_select` more clients are asked than are taken, and with a deadline those that are later are dropped
+    (Bonawitz et al. 2019, arXiv 1902.01046).
+
+    Args:
+        sample: from a round to {department: (clients that are asked, how many are taken)}.
+        end_of_fit: when an update arrives.
+        deadline: seconds that a round waits at most; None waits for all.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[int], Mapping[str, tuple[Sequence[str], int]]],
+        end_of_fit: EndOfFit,
+        *,
+        deadline: float | None = None,
+    ) -> None:
+        self._sample, self._end_of_fit, self._deadline = sample, end_of_fit, deadline
+        self._round_num, self._now = 0, 0.0
+
+    def next_round(self) -> RoundPlan:
+        """The plan of the next round."""
+        self._round_num += 1
+        end, fits, dropped = self._now, {}, []
+        latest = None if self._deadline is None else self._now + self._deadline
+        for clients, count in self._sample(self._round_num).values():
+            arrivals = sorted((self._end_of_fit(client_id, self._now), client_id) for client_id in clients)
+            in_time = [(at, who) for at, who in arrivals[:count] if latest is None or at <= latest]
+            dropped += [client_id for _, client_id in arrivals[len(in_time) :]]
+            fits.update({who: PlannedFit(who, self._round_num - 1) for _, who in in_time})
+            waited = [at for at, _ in in_time[-1:]] if len(in_time) == count or latest is None else [latest]
+            end = max(end, *waited)
+        self._now = end
+        return RoundPlan(self._round_num, fits, end, sorted(dropped))
+
+    def versions_in_use(self) -> set[tuple[str, int]]:
+        """Nobody is in flight between rounds."""
+        return set()
