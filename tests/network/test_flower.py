@@ -4,7 +4,9 @@ import json
 import time
 
 import pytest
+import torch
 from flower_runs import adapters, in_process, largest_difference, prepare
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -15,7 +17,7 @@ SHARE_A = {"rounds": 3, "share": "a", "dept_clusters": {"enabled": False}, "clie
 def test_two_departments_of_two_sites_end_with_the_adapters_of_one_process(
     machines, tmp_path, cut_departments, monkeypatch
 ):
-    sites = prepare(tmp_path, cut_departments, departments=["finance", "hr"])
+    sites = prepare(tmp_path, cut_departments, departments=["finance", "hr"], personal={"own": "during"})
     assert len(sites) == 4
     started = time.monotonic()
     machines.server()
@@ -30,7 +32,14 @@ def test_two_departments_of_two_sites_end_with_the_adapters_of_one_process(
         assert machines.log(client_id).count("base model loaded") == 1
         assert machines.log(client_id).count("fitted 4 records") == 2
     run_folder = tmp_path / "out" / "version_0"
-    assert largest_difference(adapters(run_folder), adapters(in_process(tmp_path, monkeypatch))) <= 1e-6
+    one_process = in_process(tmp_path, monkeypatch)
+    assert largest_difference(adapters(run_folder), adapters(one_process)) <= 1e-6
+    for client_id in sites:
+        (kept,) = tmp_path.glob(f"of_sites/sites/{client_id.replace('/', '.')}/*/round_2/kept.safetensors")
+        own = load_file(one_process / "checkpoints" / "round_2" / "own" / f"{client_id}.safetensors")
+        at_site = load_file(kept)
+        assert all(torch.equal(at_site[f"own_adapter|{name}"], tensor) for name, tensor in own.items())
+    assert not list(run_folder.glob("**/own"))
     assert sorted(json.loads((run_folder / "network.json").read_text())["sites"]) == sorted(sites)
 
 
