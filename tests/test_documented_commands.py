@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
@@ -50,7 +51,13 @@ SHOWN = shown()
 
 
 def of(*names):
-    return [pytest.param(words, id=command[:70]) for command, words in SHOWN.items() if words[0] in names]
+    """The commands of these names; those of several processes are run where other tests fork processes."""
+    forked = pytest.mark.xdist_group("forked")
+    return [
+        pytest.param(words, id=command[:70], marks=[forked] if "--fabric.devices" in words else [])
+        for command, words in SHOWN.items()
+        if words[0] in names
+    ]
 
 
 def test_every_command_is_shown():
@@ -100,7 +107,12 @@ def test_what_trains_is_run_with_little(words, little, finished, micro_base, mon
     clients = "4" if "hierarchy" in str(words) else "3"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", "elsewhere"]
     small += ["--logging.samples", "0", "--model.name_or_path", micro_base]
-    assert main([*at_home(words), *small, "--data", str(little)]) == 0
+    argv = [*at_home(words), *small, "--data", str(little)]
+    if "--fabric.devices" not in words:
+        assert main(argv) == 0
+        return
+    status, output = Forked(f"import sys, forked_rank; sys.exit(forked_rank.run({argv!r}))", finished).finish()
+    assert status == 0, output
 
 
 @pytest.mark.slow

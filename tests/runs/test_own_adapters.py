@@ -16,9 +16,30 @@ DURING = ("--personal.own", "during")
 ALONE = ("--federation.share", "none", "--no-dept-clustering", "--num-clusters", "1")
 
 
+def watch_fits(monkeypatch, fits, stop_at=None):
+    """Append (round, whether of own adapters) for each cohort that is fitted; the one of that number interrupts."""
+    fit_cohort = LocalClients.fit_cohort
+
+    def watched(self, tasks, on_step=None):
+        if len(fits) == stop_at:
+            raise KeyboardInterrupt
+        fits.append((tasks[0].round_num, tasks[0].is_own))
+        return fit_cohort(self, tasks, on_step)
+
+    monkeypatch.setattr(LocalClients, "fit_cohort", watched)
+
+
 @pytest.fixture(scope="module")
-def with_own(fit, tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("own"), "--rounds", "2", *DURING)
+def fits():
+    """Those of `with_own`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def with_own(fit, fits, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        watch_fits(monkeypatch, fits)
+        return fit(tmp_path_factory.mktemp("own"), "--rounds", "2", *DURING)
 
 
 def own_of(folder):
@@ -58,28 +79,17 @@ def test_a_run_that_is_resumed_between_rounds_has_the_same_own_adapters(fit, wit
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_between_own_fits_fits_the_others_only(fit, with_own, tmp_path, monkeypatch):
-    fit_cohort, fits = LocalClients.fit_cohort, []
-
-    def watch(self, tasks, on_step=None):
-        if len(fits) == stop_at:
-            raise KeyboardInterrupt
-        fits.append((tasks[0].round_num, tasks[0].is_own))
-        return fit_cohort(self, tasks, on_step)
-
-    monkeypatch.setattr(LocalClients, "fit_cohort", watch)
-    stop_at = None
-    fit(tmp_path / "whole", "--rounds", "2", *DURING)
-    expected, stop_at = list(fits), len(fits) - 1  # before the last fit of all, which is of own adapters
-    assert expected[-2:] == [(2, True)] * 2
-    fits.clear()
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", "--rounds", "2", *DURING)
+def test_a_run_that_is_killed_between_own_fits_fits_the_others_only(fit, fits, with_own, tmp_path, monkeypatch):
+    assert fits[-2:] == [(2, True)] * 2
+    with monkeypatch.context() as interrupted:
+        watch_fits(interrupted, [], stop_at=len(fits) - 1)  # before the last fit of all, which is of own adapters
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "killed", "--rounds", "2", *DURING)
     (killed,) = (tmp_path / "killed").glob("version_0")
-    fits.clear()
-    stop_at = None
+    again = []
+    watch_fits(monkeypatch, again)
     fit(tmp_path / "killed", "--rounds", "2", *DURING, resume=killed)
-    assert fits == [(2, True)]
+    assert again == [(2, True)]
     assert_same_bits(own_of(killed), own_of(with_own))
     assert adapters(killed) == adapters(with_own)
 
@@ -151,7 +161,8 @@ def test_personalize_without_own_adapters_chooses_among_the_shared_ones(measured
 def test_a_method_changes_own_adapters_only_and_personalize_measures_what_the_client_uses(
     fit, measured, tmp_path, method
 ):
-    folder = fit(tmp_path, "--rounds", "2", *SELECTION, *DURING, *method)
+    levels = ["--personal.levels", "[own, department]"]
+    folder = fit(tmp_path, "--rounds", "2", *SELECTION, *DURING, *method, *levels)
     assert (departments := adapters(folder)) == adapters(measured["during"][0])
     assert departments
     values, plain = (result["clients"] for result in (personalize(folder), measured["during"][1]))
