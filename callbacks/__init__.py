@@ -4,6 +4,7 @@ from fl_lightning.callbacks.adapter_export import AdapterExport
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.callbacks.client_log import ClientLog
 from fl_lightning.callbacks.cluster_monitor import ClusterMonitor
+from fl_lightning.callbacks.department_mixtures import DepartmentMixtures
 from fl_lightning.callbacks.evaluation import Evaluation
 from fl_lightning.callbacks.federated_round import FederatedRound
 from fl_lightning.callbacks.logger_views import LoggerViews
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterExport",
     "ClientLog",
     "ClusterMonitor",
+    "DepartmentMixtures",
     "Evaluation",
     "FederatedCallback",
     "FederatedRound",

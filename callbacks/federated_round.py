@@ -1,4 +1,4 @@
-"""One federated round: snapshot → aggregate → cluster → mix, then early stopping.
+"""One federated round: snapshot → aggregate → cluster → mix, then early stopping and mixtures of predictions.
 
 The only callback that changes the federation's state.
 """
@@ -26,6 +26,7 @@ from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.clustering_inputs import collect_clustering_inputs
 from fl_lightning.evaluation.cross_loss import contribution_measure
+from fl_lightning.evaluation.department_mixtures import fit_mixtures, levels_of
 from fl_lightning.evaluation.early_stopping import keep_best_rounds
 from fl_lightning.federation.round_report import DepartmentReport, RoundReport, by_client
 from fl_lightning.federation.state import FederationState
@@ -171,8 +172,24 @@ class FederatedRound(FederatedCallback):
                 panel=trainer.panel.data, trained=tasks if len(trainer.data) > MAX_CLIENTS else None,
             )  # fmt: skip
             trainer.log(metrics)
+        if config.dept_clusters.mixes_predictions and trainer.is_evaluated(trainer.round_num):
+            state = self._fit_mixtures(trainer, state)
         trainer.federation = state
         self._updates, self._own_adapters = RoundUpdates(), {}
+
+    def _fit_mixtures(self, trainer: FederatedTrainer, state: FederationState) -> FederationState:
+        """4 under ``mix: predictions``: states stay as they are, and each department weighs the levels' predictions."""
+        levels, bytes_sent = levels_of(state), trainer.report.bytes_sent
+        bytes_sent["department/up"] = sum(num_bytes(adapters["department"]) for adapters in levels.values())
+        bytes_sent["department/down"] = sum(
+            num_bytes(adapter)
+            for adapters in levels.values()
+            for level, adapter in adapters.items()
+            if level != "department"
+        )
+        # → mixture.fit_weights
+        weights = fit_mixtures(trainer.clients, trainer.panel.data, levels, trainer.personal.prior)
+        return replace(state, mixtures=weights)
 
     def _cluster_clients(
         self, trainer: FederatedTrainer, state: FederationState, departments: Sequence[str]

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.personalization.shared_levels import levels_for_sites
+from fl_lightning.personalization.shared_levels import levels_by_department
 
 if TYPE_CHECKING:
     from fl_lightning.state import LoraState
@@ -39,4 +39,4 @@ class NetworkLog(FederatedCallback):
         if state.personal:
             self.levels.update({department: {"department": adapter} for department, adapter in adapters.items()})
         else:
-            self.levels.update(levels_for_sites(adapters, state.cluster_assignments))
+            self.levels.update(levels_by_department(adapters, state.cluster_assignments))

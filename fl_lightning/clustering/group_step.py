@@ -24,7 +24,8 @@ class HierarchyStep:
         assignments: {department or group: its cluster among the members of its group}.
         memory: {group: JSON values that its clustering needs in the next round}.
         clusterings: {group: clustering of its members}; empty if clustering is off.
-        mixed_bytes: bytes that departments and groups send up to be mixed: {"department": ..., "group": ...}.
+        mixed_bytes: bytes that departments and groups send up to be mixed: {"department": ..., "group": ...}; empty
+            where no states are mixed.
     """
 
     states: dict[str, LoraState]
@@ -90,7 +91,8 @@ def step_groups(
                 step.memory[group] = remembered
             step.clusterings[group] = clusters
             step.assignments.update(clusters.assignments)
-            _mix(step, config, tree, members, cluster_states(members, weights, clusters.assignments), mix)
+            if not config.mixes_predictions:
+                _mix(step, config, tree, members, cluster_states(members, weights, clusters.assignments), mix)
     return step
 
 

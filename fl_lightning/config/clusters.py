@@ -49,8 +49,10 @@ class DeptClustersConfig(Block, key="federation.dept_clusters"):
     """Largest number of clusters."""
     mixing_ratio: Fraction = 0.3
     """Share of the cluster's average in a department's next state, in [0, 1]."""
-    mix: Literal["a", "all"] = "a"
-    """a mixes the A-matrices only, all mixes B too."""
+    mix: Literal["a", "all", "predictions"] = "a"
+    """a mixes the A-matrices only, all mixes B too; predictions leaves the states as they are and mixes the predictions
+    of department, cluster and all departments, with weights by the selection records; mixing_ratio has no effect then.
+    """
     representation: Literal["delta", "raw", "subspace", "subspace_residual", "product", "cross_loss"] = "delta"
     """delta compares the directions of A - A0, raw compares A, subspace the row spaces of A, subspace_residual their
     parts outside A0's row space, product the directions of BA, cross_loss each adapter's loss on the other departments'
@@ -67,6 +69,11 @@ class DeptClustersConfig(Block, key="federation.dept_clusters"):
         super().__post_init__()
         expected = f"at least min_clusters ({self.min_clusters})"
         check(self.max_clusters >= self.min_clusters, f"{self.block_key}.max_clusters", expected, self.max_clusters)
+
+    @property
+    def mixes_predictions(self) -> bool:
+        """Whether departments mix the predictions of their levels instead of their states."""
+        return self.enabled and self.mix == "predictions"
 
 
 @dataclass

@@ -85,7 +85,9 @@ def _choices(federation: FederationConfig) -> str:
     guard, server = federation.guard.name, federation.server
     return (
         f"share {federation.share}, combiner {federation.combiner}, guard {guard}, server step {server.step}, "
-        f"schedule {server.schedule}" + ("" if federation.share_layers is None else ", share_layers")
+        f"schedule {server.schedule}"
+        + ("" if federation.share_layers is None else ", share_layers")
+        + (", dept_clusters.mix predictions" if federation.dept_clusters.mixes_predictions else "")
     )
 
 
@@ -170,7 +172,7 @@ INCOMPATIBLE: tuple[Incompatible, ...] = (
     Incompatible(
         lambda f: f.share == "b" and _clusters_departments(f) and f.dept_clusters.mix == "a",
         "clients keep their A, so a mixed A reaches nobody",
-        "dept_clusters.mix: all, or dept_clusters.enabled: false (--no-dept-clustering)",
+        "dept_clusters.mix: all or predictions, or dept_clusters.enabled: false (--no-dept-clustering)",
     ),
     Incompatible(
         lambda f: f.combiner != "flora" and (f.server.step != "sgd" or f.server.schedule != "constant"),
@@ -258,6 +260,16 @@ INCOMPATIBLE: tuple[Incompatible, ...] = (
         ),
         "clients' own fits and losses, without noise, would decide who is mixed",
         "another dept_clusters.select and dept_clusters.representation",
+    ),
+    Incompatible(
+        lambda f: f.dept_clusters.mixes_predictions and f.guard.name == "dp",
+        "the clients' losses, without noise, would set the weights of the predictions",
+        "dept_clusters.mix: a or all",
+    ),
+    Incompatible(
+        lambda f: f.dept_clusters.mixes_predictions and _has_groups(f),
+        "a group reaches its departments by mixing their states, and predictions leave them as they are",
+        "dept_clusters.mix: a or all, or hierarchy.groups: {}",
     ),
     Incompatible(
         lambda f: (

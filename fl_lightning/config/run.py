@@ -94,6 +94,8 @@ class RunConfig(Block, key=""):
         check_own_adapters(self.personal, self.federation, self.lora)
         ok = self.data.selection_fraction > 0 or not self.training.early_stopping
         check(ok, "data.selection_fraction", "records for training.early_stopping, such as 0.2", 0)
+        ok = self.data.selection_fraction > 0 or not self.federation.dept_clusters.mixes_predictions
+        check(ok, "data.selection_fraction", "records for dept_clusters.mix: predictions, such as 0.2", 0)
         ok = not (self.personal.mixes_own and self.training.early_stopping)
         check(ok, "training.early_stopping", "false with personal.apfl_alpha or personal.fedalt_weight", True)
 

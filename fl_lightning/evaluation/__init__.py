@@ -11,6 +11,7 @@ file                 does                                                       
 `bootstrap`          confidence intervals by resampling records                   Efron 1979
 `samples`            generated answers of base and adapter, to read
 `early_stopping`     the round with the lowest loss on selection records
+`department_mixtures` weights of departments' mixed predictions, and their losses
 `clustering_inputs`  what groups are clustered by, beyond their states
 ==================== ============================================================ ===========================
 """

@@ -70,6 +70,7 @@ def save_checkpoint(
         owners=owners,
         personal=list(state.personal),
         own=list(state.own_adapters),
+        mixtures=state.mixtures,
         best={owner: {"round": best.round_num, "loss": best.loss} for owner, best in state.best.items()},
         callbacks=extra.callbacks,
         history=extra.history if mark is None else mark,
@@ -127,6 +128,7 @@ def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationS
             privacy=header.privacy,
             examples=header.examples,
             cluster_assignments=header.cluster_assignments,
+            mixtures=header.mixtures,
         )
         return state, _read_extra(folder, header)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:

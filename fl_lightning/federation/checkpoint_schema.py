@@ -55,6 +55,7 @@ class CheckpointHeader:
         personal: ids of the clients that have a file under ``personal/``.
         own: ids of the clients that have a file under ``own/``.
         best: {owner of a file under ``best/``: {"round", "loss"}}, see `FederationState.best`.
+        mixtures: see `FederationState.mixtures`.
         callbacks: see `CheckpointExtra`.
         history: where the rows end in ``history.jsonl``, or the rows themselves.
         identity: see `CheckpointExtra`.
@@ -69,6 +70,7 @@ class CheckpointHeader:
     personal: list[str]
     own: list[str]
     best: dict[str, dict[str, Any]]
+    mixtures: dict[str, dict[str, float]]
     callbacks: dict[str, dict[str, Any]]
     history: HistoryMark | list[Row]
     identity: dict[str, Any] | None
@@ -92,6 +94,7 @@ class CheckpointHeader:
             "personal": self.personal,
             **({"own": self.own} if self.own else {}),
             **({"best": self.best} if self.best else {}),
+            **({"mixtures": self.mixtures} if self.mixtures else {}),
             **({} if self.privacy is None else {"privacy": asdict(self.privacy)}),
             "extra": extra,
         }
@@ -123,6 +126,7 @@ class CheckpointHeader:
             "personal": _are_names(personal),
             "own": _are_names(own),
             "best": _are_best_rounds(values.get("best", {})),
+            "mixtures": _are_mixtures(values.get("mixtures", {})),
             "grouping": isinstance(values.get("grouping", {}), dict),
             "privacy": "privacy" not in values or _is_ledger(values["privacy"]),
             **{
@@ -148,6 +152,7 @@ class CheckpointHeader:
             identity["clients"] if identity else (),
         ):
             _check_departments(path, client_ids, known)
+        _check_departments(path, values.get("mixtures", {}), known)
         _check_departments(path, values["cluster_assignments"], {**known, **owners.get("groups", {})})
         return cls(
             values["round"],
@@ -157,6 +162,7 @@ class CheckpointHeader:
             values["personal"],
             own,
             values.get("best", {}),
+            values.get("mixtures", {}),
             callbacks,
             HistoryMark(**history) if isinstance(history, dict) else [(step, row) for step, row in history],
             identity or None,
@@ -187,6 +193,13 @@ def _are_best_rounds(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(best, dict) and is_count(best.get("round")) and isinstance(best.get("loss", ""), float | None)
         for best in value.values()
+    )
+
+
+def _are_mixtures(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(weights, dict) and all(isinstance(weight, float) for weight in weights.values())
+        for weights in value.values()
     )
 
 

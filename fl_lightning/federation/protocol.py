@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
@@ -150,6 +152,12 @@ class ClientTransport(Protocol):
 
     def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
         """Metrics of adapters on clients' held-out or selection records, in the order of the jobs."""
+        ...
+
+    def target_losses_of(
+        self, states: Sequence[LoraState], client_ids: Sequence[str], split: Split
+    ) -> npt.NDArray[np.float64]:
+        """Losses of the target tokens of some clients' records under several adapters, in nats, (tokens, adapters)."""
         ...
 
 

@@ -52,6 +52,8 @@ class FederationState:
         best: {department, group, client that shares nothing, or ``<client_id>/own``: its best round}; empty without
             early stopping. The next round does not depend on it.
         past: {``department/round``: θ_d after that round}, from which clients in flight have started, in mode buffered.
+        mixtures: {department: {level: weight}} of its mixture of predictions, under ``dept_clusters.mix:
+            predictions``, after the last round that was evaluated. The next round does not depend on it.
     """
 
     round_num: int
@@ -69,6 +71,7 @@ class FederationState:
     groups: dict[str, LoraState] = field(default_factory=dict)
     best: dict[str, BestRound] = field(default_factory=dict)
     past: dict[str, LoraState] = field(default_factory=dict)
+    mixtures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str], groups: Iterable[str] = ()) -> FederationState:

@@ -71,6 +71,11 @@ def check_between_machines(config: RunConfig) -> None:
             f"training.early_stopping: expected false between machines with {part}, got true: a part of the adapter "
             "stays at each site, so nobody has the department's adapter that its clients' selection records would judge"
         )
+    if federation.dept_clusters.mixes_predictions:
+        raise InputError(
+            "federation.dept_clusters.mix: expected a or all between machines, whose sites send sums over records "
+            "and never the losses of single tokens, got predictions; use fit"
+        )
     if personal.fedalt_weight:
         raise InputError(
             f"personal.fedalt_weight: expected 0 between machines, where own adapters stay at their sites, got "

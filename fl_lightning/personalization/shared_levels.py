@@ -41,13 +41,19 @@ def mean_of_cluster(
     return None if cluster is None else mean_of_departments(adapters, members)
 
 
-def levels_for_sites(
+def levels_by_department(
     adapters: Mapping[str, LoraState], assignments: Mapping[str, int]
 ) -> dict[str, dict[str, LoraState]]:
-    """{department: {level: adapter}}, what the clients of a department get at the end of a run between machines.
+    """{department: {level: adapter}}: its own, the mean of its cluster, and as the root's the mean of all departments.
 
-    The root is the mean of all departments, since nobody has trained one; equal adapters are the same objects.
+    A cluster of one department or of all is no level beside the others; equal adapters are the same objects.
+
+    Args:
+        adapters: of all departments.
+        assignments: {department: cluster}; empty if departments are not clustered.
     """
+    if len({assignments.get(name) for name in adapters}) == 1:
+        assignments = {}
     root = mean_of_departments(adapters, list(adapters))
     clusters: dict[int, LoraState | None] = {}
     levels: dict[str, dict[str, LoraState]] = {}

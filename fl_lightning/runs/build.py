@@ -17,6 +17,7 @@ from fl_lightning.callbacks import (
     AdapterExport,
     ClientLog,
     ClusterMonitor,
+    DepartmentMixtures,
     Evaluation,
     FederatedCallback,
     FederatedRound,
@@ -175,16 +176,15 @@ def make_callbacks(
         take_rounds: see `FederatedRound`.
     """
     retention = config.retention
+    log_metrics, save_metadata = config.logging.cluster_logging, config.logging.save_cluster_metadata
+    mixtures = DepartmentMixtures(log_metrics=log_metrics, save_metadata=save_metadata)
     return [
         FederatedRound(take_rounds=take_rounds),
         ClientLog(),
         Evaluation(),
+        *([mixtures] if config.federation.dept_clusters.mixes_predictions else []),
         PhaseTimer(),
-        ClusterMonitor(
-            log_metrics=config.logging.cluster_logging,
-            save_metadata=config.logging.save_cluster_metadata,
-            truth=true_clusters(config.data.root),
-        ),
+        ClusterMonitor(log_metrics=log_metrics, save_metadata=save_metadata, truth=true_clusters(config.data.root)),
         MemoryMonitor(),
         *([] if tokenizer is None else [Samples(tokenizer, config.logging.samples)]),
         LoggerViews(config.to_dict()),

@@ -136,6 +136,9 @@ def _state_before_refit(
 def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:
     """The run's config with the federation of a chain, without what only its pages and services need."""
     federation = config.federation
+    if federation.dept_clusters.mixes_predictions:  # a refit trains on the records that would set the weights
+        unmixed = replace(federation.dept_clusters, mix="all", mixing_ratio=0.0)
+        federation = replace(federation, dept_clusters=unmixed)
     if chain != "department":
         federation = FederationConfig(
             rounds=config.federation.rounds,

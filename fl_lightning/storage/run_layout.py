@@ -5,6 +5,8 @@ adapters/<department or group>/               adapters after the last or the bes
 client_exports/<department>/round_R_<client>/ every client's adapter
 dept_lora_federated.json, group_…, client_…   indexes: {name: folder of its adapter}
 early_stopping.json                           {name: best round of its adapter, by selection records, and its loss}
+department_mixtures.json                      weights and losses of departments' mixtures of predictions
+mixture_levels/{cluster_<n>,root}/            adapters of these mixtures, beside the departments' own
 federated_eval.json                           loss and accuracy of base and adapters
 client_eval_all_rounds.json                   the same of clients, by round
 cluster_metadata/round_R_<kind>.json          clusters and aggregation of a round
@@ -41,6 +43,7 @@ SAMPLES = "samples.json"
 NETWORK = "network.json"
 PERSONAL_EVALUATION = "personal_eval.json"
 NEWCOMERS = "newcomers.json"
+DEPARTMENT_MIXTURES = "department_mixtures.json"
 
 DEPARTMENT_INDEX = "dept_lora_federated.json"
 EARLY_STOPPING = "early_stopping.json"
@@ -53,6 +56,7 @@ CLIENT_RUNS = "client_runs"
 CLUSTER_METADATA = "cluster_metadata"
 CHECKPOINTS = "checkpoints"
 PERSONAL = "personal"
+MIXTURE_LEVELS = "mixture_levels"
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter's folder, as PEFT calls them."""
@@ -61,7 +65,7 @@ CHECKPOINT_FACTS, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 HISTORY = "history.jsonl"
 """Logged rows and callbacks' records of all rounds, in the folder of checkpoints."""
 
-ClusterFile = Literal["department_clusters", "similarity", "hierarchy", "client_clusters", "aggregation"]
+ClusterFile = Literal["department_clusters", "similarity", "hierarchy", "client_clusters", "aggregation", "mixtures"]
 """What a file in ``cluster_metadata`` is about."""
 
 
@@ -103,6 +107,23 @@ def level_adapter(level: str, owner: str = "") -> str:
         ('personal/levels/own/hr/client_0', 'personal/levels/root')
     """
     return "/".join(filter(None, (PERSONAL, "levels", level, owner)))
+
+
+def mixture_level(level: str, department: str, cluster: int | None) -> str:
+    """Folder of the adapter of a level in a department's mixture of predictions.
+
+    Args:
+        level: department, cluster or root.
+        department: whose mixture.
+        cluster: of the department; None if departments are not clustered.
+
+    Example:
+        >>> [mixture_level(level, "hr", 1) for level in ("department", "cluster", "root")]
+        ['adapters/hr', 'mixture_levels/cluster_1', 'mixture_levels/root']
+    """
+    if level == "department":
+        return adapter(department)
+    return f"{MIXTURE_LEVELS}/{level}_{cluster}" if level == "cluster" else f"{MIXTURE_LEVELS}/{level}"
 
 
 def newcomer_adapter(client_id: str) -> str:

@@ -33,6 +33,7 @@ from fl_lightning.federation.protocol import (
 from fl_lightning.modeling.activation_checkpointing import check_layers
 from fl_lightning.modeling.cohort import LoraCohort
 from fl_lightning.module import LoraClientModule
+from fl_lightning.state import LoraState
 from fl_lightning.training.cohort_fit import CohortFit
 from fl_lightning.training.cohorts import cohorts_within_budget, fixed_size_cohorts
 from fl_lightning.training.data_parallel import DataParallelShard
@@ -184,6 +185,13 @@ class LocalClients:
     ) -> list[npt.NDArray[np.float64]]:
         """Losses of each record's target tokens under several adapters, see `RowEvaluation.target_losses`."""
         return self._evaluation.target_losses(states, examples)
+
+    def target_losses_of(
+        self, states: Sequence[LoraState], client_ids: Sequence[str], split: Split
+    ) -> npt.NDArray[np.float64]:
+        """Losses of the target tokens of some clients' records under several adapters, shape (tokens, adapters)."""
+        records = [example for client_id in client_ids for example in getattr(self.data[client_id], split)]
+        return np.concatenate([np.empty((0, len(states))), *self.target_losses(states, records)])
 
     def evaluate_records(
         self, state: Mapping[str, torch.Tensor], examples: Sequence[Example], relative_scaling: float = 1.0

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
@@ -156,6 +158,16 @@ class WorkerProcesses:
             results.update(zip(by_rank[rank], (Metrics(**values) for values in header["metrics"]), strict=True))
         return [results[i] for i in range(len(all_jobs))]
 
+    def target_losses_of(
+        self, states: Sequence[LoraState], client_ids: Sequence[str], split: Split
+    ) -> npt.NDArray[np.float64]:
+        """Losses of clients' target tokens, on the first process; the others help where they share the base model."""
+        if self.local.shards_base_model:
+            for rank in self._other_ranks:
+                header = {"do": "target_losses", "clients": list(client_ids), "split": split}
+                self._channel.send(rank, header, list(states))
+        return self.local.target_losses_of(states, client_ids, split)
+
     def serve(self) -> list[LoraState]:
         """On the other processes: handle the first one's requests until it stops.
 
@@ -186,6 +198,9 @@ class WorkerProcesses:
             metrics = self.local.evaluate(zip(states, header["clients"], strict=True), header["split"])
             if not self.local.shards_base_model:
                 self._channel.send(0, {"metrics": [vars(m) for m in metrics]})
+            return
+        if header["do"] == "target_losses":
+            self.local.target_losses_of(states, header["clients"], header["split"])
             return
         remaining = iter(states)
         for cohort in header["cohorts"]:

@@ -1,5 +1,7 @@
 """The step at every group, with numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,18 @@ def step(departments, weights, *, clusters=ONE, tree=None, seeds=None, **changes
         mix=mix_with_cluster_average,
         **arguments,
     )
+
+
+def test_states_stay_as_they_are_where_predictions_are_mixed():
+    departments = {name: state(number, number) for number, name in enumerate(DEPARTMENTS)}
+    result = step(
+        departments,
+        dict.fromkeys(DEPARTMENTS, 1.0),
+        clusters=replace(ONE, mix="predictions"),
+        tree=Tree.of({}, DEPARTMENTS),
+    )
+    assert result.states == departments
+    assert (result.assignments, result.mixed_bytes) == (dict.fromkeys(DEPARTMENTS, 0), {})
 
 
 def test_a_group_is_its_members_mean_and_mixing_pulls_whole_branches():

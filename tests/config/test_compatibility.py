@@ -55,7 +55,7 @@ BAD = {
     "departments without anything sent": (("none", 1), {"mix": "all"}, "--no-dept-clustering"),
     "clients without anything sent": (("none", 2), {}, "--num-clusters 1"),
     "departments by an A that nobody trains": (("freeze_a", 1), {"mix": "a"}, "--no-dept-clustering"),
-    "mixing an A that clients keep": (("b", 1), {"mix": "a"}, "mix: all"),
+    "mixing an A that clients keep": (("b", 1), {"mix": "a"}, "mix: all or predictions"),
     "a step without a residual": (("all", 1), {"server": {"step": "fedadam"}, "residual": False}, "use_residual: true"),
     "agreement without weights": (("all", 1), {"guard": "median", "server": {"schedule": "agreement"}}, "guard.name"),
     "weights in vain": (
@@ -111,6 +111,16 @@ BAD = {
         ("all", 1),
         {"mix": "a", "select": "dynamic", "guard": "dp", "weighting": "uniform"},
         "another dept_clusters.select",
+    ),
+    "privacy and weights by clients' losses": (
+        ("all", 1),
+        {"mix": "predictions", "guard": "dp", "weighting": "uniform"},
+        "mix: a or all",
+    ),
+    "groups and mixed predictions": (
+        ("all", 1),
+        {"mix": "predictions", "other": {"hierarchy": HierarchyConfig({"all": ["hr", "it"]})}},
+        "mix: a or all, or hierarchy.groups",
     ),
     "clients by an A that they keep": (
         ("b", 2),

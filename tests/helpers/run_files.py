@@ -8,6 +8,9 @@ DEPARTMENTS = ["customer_support", "engineering", "finance", "hr"]
 CLIENTS = ["client_0", "client_1"]
 SMALL = ["--clients-per-dept", "2", "--max-records", "8", "--learning-rate", "5e-3", "--device-map", "cpu"]
 
+SELECTION = ["--data.selection_fraction", "0.25", "--federation.combiner", "fedavg", "--batch-size", "2"]
+"""Options of a run whose clients have two selection records each."""
+
 
 def adapters(folder):
     """{path: sha256} of every adapter's tensors."""

@@ -21,6 +21,8 @@ pytest.importorskip("flwr", reason="flwr is not installed")
          "training.early_stopping: expected false between machines with share a"),
         (["client", "--department", "hr", "--client", "a", "--personal.own=during", "--personal.fedalt_weight=0.5"], 2,
          "personal.fedalt_weight: expected 0 between machines"),
+        (["server", "--data.selection_fraction=0.2", "--federation.dept_clusters.mix=predictions"], 2,
+         "federation.dept_clusters.mix: expected a or all between machines"),
         (["server", "--resume", "last"], 2, "run 'last': no version_N folder"),
         (["server", "--network.port=0"], 2, "network.port: expected an integer in [1, 65535], got 0"),
         (["server", "--network.prot=1"], 2, "did you mean"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fl_lightning.personalization.shared_levels import levels_for_sites, mean_of_cluster, mean_of_departments
+from fl_lightning.personalization.shared_levels import levels_by_department, mean_of_cluster, mean_of_departments
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_a_department_that_is_alone_has_no_cluster(adapters):
     assert mean_of_cluster(adapters, {}, "hr") is None
 
 
-def test_sites_get_their_department_their_cluster_and_all(adapters):
-    levels = levels_for_sites(adapters, {"hr": 0, "it": 0, "law": 1})
+def test_levels_of_a_department_are_its_own_its_clusters_and_the_mean_of_all(adapters):
+    levels = levels_by_department(adapters, {"hr": 0, "it": 0, "law": 1})
     assert {name: list(of_department) for name, of_department in levels.items()} == {
         "hr": ["department", "cluster", "root"],
         "it": ["department", "cluster", "root"],
@@ -43,4 +43,6 @@ def test_sites_get_their_department_their_cluster_and_all(adapters):
     }
     assert levels["hr"]["cluster"] is levels["it"]["cluster"]
     torch.testing.assert_close(product(levels["law"]["root"]), sum(product(a) for a in adapters.values()) / 3)
-    assert levels_for_sites({"hr": adapters["hr"]}, {}) == {"hr": {"department": adapters["hr"]}}
+    everybody = levels_by_department(adapters, {"hr": 1, "it": 1, "law": 1})
+    assert list(everybody["hr"]) == ["department", "root"]  # one cluster of all would count twice
+    assert levels_by_department({"hr": adapters["hr"]}, {}) == {"hr": {"department": adapters["hr"]}}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from report_runs import build_run, make_run
-from run_files import CLIENTS, SMALL
+from run_files import CLIENTS, SELECTION, SMALL
 from shared_folder import make_once
 
 __all__ = ["build_run", "make_run"]
@@ -40,6 +40,13 @@ def finished(fit, tmp_path_factory):
     """A finished run of two rounds, with samples. Read it; copy it before changing it."""
     options = ["--rounds", "2", "--logging.samples", "1"]
     return make_once(tmp_path_factory, "finished_run", lambda folder: fit(folder, *options)) / "version_0"
+
+
+@pytest.fixture(scope="session")
+def with_selection(fit, tmp_path_factory):
+    """A finished run of two rounds with selection records, whose departments mix predictions. Read it, as above."""
+    options = ["--rounds", "2", *SELECTION, "--federation.dept_clusters.mix", "predictions", "--personal.prior", "2"]
+    return make_once(tmp_path_factory, "run_with_selection", lambda folder: fit(folder, *options)) / "version_0"
 
 
 @pytest.fixture

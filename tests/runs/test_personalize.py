@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from run_files import SELECTION
 from safetensors.torch import load_file
-from shared_folder import make_once
 
 from fl_lightning.cli import main
 from fl_lightning.data.client_data import ClientData
@@ -20,16 +20,10 @@ from fl_lightning.training.local_clients import LocalClients
 
 pytestmark = pytest.mark.xdist_group("personalize")
 
-SELECTION = ["--data.selection_fraction", "0.25", "--federation.combiner", "fedavg", "--batch-size", "2"]
-
 
 @pytest.fixture(scope="module")
-def run_folder(fit, tmp_path_factory):
-    """A finished run of two rounds with two selection records for each client."""
-    return (
-        make_once(tmp_path_factory, "personal_run", lambda folder: fit(folder, "--rounds", "2", *SELECTION))
-        / "version_0"
-    )
+def run_folder(with_selection):
+    return with_selection
 
 
 @pytest.fixture(scope="module")

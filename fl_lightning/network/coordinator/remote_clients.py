@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -165,6 +165,10 @@ class RemoteClients:
         if isinstance(error, float) and math.isfinite(error):
             self.transport_errors[task.client_id] = error
         return update
+
+    def target_losses_of(self, states: Sequence[LoraState], client_ids: Sequence[str], split: Split) -> NoReturn:
+        """Sites send sums over their records, never the losses of single tokens."""
+        raise NotImplementedError("target_losses_of: expected clients of this process, got sites")
 
     def evaluate(self, jobs: Iterable[EvaluationJob], split: Split = "eval") -> list[Metrics]:
         """Evaluate adapters on the sites' held-out or selection records.

@@ -16,7 +16,7 @@ from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.own_adapter import to_store
 from fl_lightning.network.site.personalize import personalize_site
 from fl_lightning.network.site.store import SiteStore
-from fl_lightning.personalization.shared_levels import levels_for_sites
+from fl_lightning.personalization.shared_levels import levels_by_department
 from fl_lightning.runs.fit import fit
 from fl_lightning.runs.personalize import personalize
 
@@ -52,7 +52,7 @@ def run_folder(options, tmp_path_factory):
 def site(run_folder, options, tmp_path):
     """The folder of a site that took part in the same run."""
     state = newest_checkpoint(run_folder)[0]
-    levels = levels_for_sites({name: state.adapter(name) for name in state.departments}, state.cluster_assignments)
+    levels = levels_by_department({name: state.adapter(name) for name in state.departments}, state.cluster_assignments)
     config = parse_config([*options, "--rounds", "9", "--output", str(tmp_path)])
     write_levels(tmp_path / "run", config, CLIENT, levels["hr"], 2)
     return tmp_path / "run"
