@@ -16,7 +16,8 @@ from fl_lightning.storage.run_layout import CONFIG
 
 USAGE = """fl-lightning evaluate --run RUN [--output DIR]
        fl-lightning evaluate [--run RUN] [--adapter NAME=FOLDER ...] [--config FILE] [--data DIR] [OPTIONS]"""
-DESCRIPTION = """With --run (and --output) only: rewrite federated_eval.json and client_eval_all_rounds.json of the run.
+DESCRIPTION = """With --run (and --output) only: rewrite federated_eval.json, client_eval_all_rounds.json and the losses
+in department_mixtures.json of the run.
 With any other option: evaluate adapters on records, and write nothing into the run."""
 
 
@@ -97,6 +98,8 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fl_lightning.evaluation.department_mixtures import describe_mixture
+
     table = Table(title=str(folder), title_justify="left")
     table.add_column("department")
     for column in ("loss", "perplexity", "token accuracy"):
@@ -111,3 +114,5 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
             f"{base['token_accuracy']:.3f} → {final['token_accuracy']:.3f}",
         )
     Console().print(table)
+    for name, values in result.get("mixtures", {}).get("departments", {}).items():
+        Console().print(describe_mixture(name, values["weights"], values["losses"]))

@@ -7,6 +7,8 @@ The levels of a department are its own adapter, its cluster's and the root's, se
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +16,14 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.modeling.lora import read_lora_adapter
 from fl_lightning.personalization.mixture import fit_weights, mixture_losses
 from fl_lightning.personalization.shared_levels import levels_by_department
 from fl_lightning.state import LoraState
+from fl_lightning.storage.files import read_json, write_json
+from fl_lightning.storage.personal_models import department_mixtures
+from fl_lightning.storage.run_adapters import resolve_inside
+from fl_lightning.storage.run_layout import DEPARTMENT_MIXTURES
 
 MIXTURE = "mixture"
 """The key of a mixture's loss beside those of its levels."""
@@ -91,6 +98,44 @@ def measure_mixtures(
             means = {level: float(loss) for level, loss in zip(adapters, losses.mean(axis=0), strict=True)}
             measured[department] = {**means, MIXTURE: float(mixture.mean())}
     return measured
+
+
+def evaluate_mixtures(
+    run_folder: Path, data: Mapping[str, ClientData], clients: ClientTransport, initial: LoraState
+) -> dict[str, Any] | None:
+    """Evaluate the mixtures of a run folder and write their losses into ``department_mixtures.json`` again.
+
+    Args:
+        run_folder: of the run.
+        data: {client_id: records}.
+        clients: compute the losses.
+        initial: the initial adapter.
+
+    Returns:
+        The contents of that file; None if the run mixes no predictions.
+
+    Raises:
+        InputError: if the file is not as `fit` writes it, or an adapter is missing or does not fit.
+    """
+    path = run_folder / DEPARTMENT_MIXTURES
+    if not path.exists():
+        return None
+    department_mixtures(run_folder)  # checks the file
+    value: dict[str, Any] = read_json(path)
+    known = clients_by_department(data)
+    entries = {name: entry for name, entry in value["departments"].items() if name in known}
+
+    def read(name: str, level: str) -> LoraState:
+        folder = resolve_inside(run_folder, path, name, entries[name]["adapters"].get(level))
+        return read_lora_adapter(folder, initial, any_rank=True)
+
+    levels = {name: {level: read(name, level) for level in entry["weights"]} for name, entry in entries.items()}
+    losses = measure_mixtures(clients, data, levels, {name: entry["weights"] for name, entry in entries.items()})
+    for name, entry in entries.items():
+        entry["losses"] = losses.get(name, {})
+    value["mean"] = mean_losses(losses)
+    write_json(path, value)
+    return value
 
 
 def describe_mixture(department: str, weights: Mapping[str, float], losses: Mapping[str, float]) -> str:

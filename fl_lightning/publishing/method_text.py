@@ -47,10 +47,10 @@ def describe_method(config: RunConfig, facts: AdapterFacts) -> list[tuple[str, s
     clustering = "off"
     if d.enabled:
         factors = "A" if d.mix == "a" else "A and B"
-        clustering = (
-            f"{d.method} on `{d.representation}`, their number by `{d.select}`; {d.mixing_ratio:g} of the cluster's "
-            f"mean mixed into {factors}"
-        )
+        mixing = f"{d.mixing_ratio:g} of the cluster's mean mixed into {factors}"
+        if d.mixes_predictions:
+            mixing = "states are not mixed; predictions of department, cluster and all departments are, in `hr+`"
+        clustering = f"{d.method} on `{d.representation}`, their number by `{d.select}`; {mixing}"
     rows.append(("clusters of departments", clustering))
     return rows
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fl_lightning.report.drawing import Theme
 from fl_lightning.report.elements import UNKNOWN, WIDTH, Picture, Section, Table, shorten
+from fl_lightning.report.mixtures import loss_table, mixture_picture
 from fl_lightning.runs.artifacts import ROOT, RunArtifacts
 from fl_lightning.storage.files import natural_key
 
@@ -33,6 +34,14 @@ def clusters(run: RunArtifacts) -> Section:
         section.pictures.append(_picture(run, strips))
         if len(strips) > MAX_STRIPS:
             section.missing.append(f"{MAX_STRIPS} of {len(strips)} rows are drawn; the table has all.")
+    if run.mixtures:
+        section.text.append(
+            "Each department mixes the predictions of its own adapter, its cluster's and that of all departments "
+            "(root), weighted by its clients' selection records; states are not mixed. A dash is a level that it does "
+            "not have."
+        )
+        section.pictures.append(mixture_picture(run))
+        section.tables.append(loss_table(run))
     client_table = _client_table(run)
     if client_table is not None:
         section.collapsed.append(client_table)

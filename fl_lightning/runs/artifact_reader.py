@@ -15,6 +15,7 @@ from fl_lightning.runs.artifacts import (
     PERSONAL_LOSSES,
     ROOT,
     ClusteringResult,
+    DepartmentMixture,
     ExcludedUpdate,
     PersonalResult,
     RunArtifacts,
@@ -27,6 +28,7 @@ from fl_lightning.storage.run_layout import (
     CLIENT_EVALUATION,
     CLUSTER_METADATA,
     CONFIG,
+    DEPARTMENT_MIXTURES,
     EVALUATION,
     GROUP_INDEX,
     METRICS,
@@ -56,6 +58,7 @@ def read_artifacts(folder: Path, *, with_metadata: bool = True) -> RunArtifacts:
     _read_client_evaluation(run)
     _read_metrics(run)
     _read_personal(run)
+    _read_mixtures(run)
     if with_metadata:
         _read_clusters(run)
         _read_client_clusters(run)
@@ -184,6 +187,16 @@ def _read_personal(run: RunArtifacts) -> None:
             losses = {kind: loss for kind, loss in numbers(result).items() if kind in PERSONAL_LOSSES}
             chosen, adapter_is = (text(result.get(key, "")) for key in ("chosen", "adapter_is"))
             run.personal[client_id] = PersonalResult(weights, chosen, adapter_is, losses)
+
+
+def _read_mixtures(run: RunArtifacts) -> None:
+    if not (run.folder / DEPARTMENT_MIXTURES).exists():
+        return
+    value = _read(run, DEPARTMENT_MIXTURES, "the departments' mixtures are not shown")
+    for department, values in mapping(mapping(value).get("departments")).items():
+        weights, losses = (numbers(mapping(values).get(key)) for key in ("weights", "losses"))
+        if weights:
+            run.mixtures[department] = DepartmentMixture(weights, losses)
 
 
 def _metrics_rows(run: RunArtifacts) -> Iterator[tuple[int, dict[str, float]]]:

@@ -79,6 +79,19 @@ class PersonalResult:
     losses: MetricValues = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DepartmentMixture:
+    """A department's mixture of predictions after the last round that was evaluated.
+
+    Attributes:
+        weights: {level: weight}.
+        losses: {level or ``mixture``: held-out loss}; unknown ones are absent.
+    """
+
+    weights: dict[str, float]
+    losses: MetricValues = field(default_factory=dict)
+
+
 @dataclass
 class RunArtifacts:
     """The contents of a run folder; a file that is missing or broken leaves its fields empty.
@@ -107,6 +120,7 @@ class RunArtifacts:
         seconds: {round: {phase: seconds}}.
         epsilon: {department: ε of differential privacy after the last round}.
         personal: {client_id: what `personalize` has chosen}; empty before.
+        mixtures: {department: its mixture}, under ``dept_clusters.mix: predictions``.
         missing: one sentence for each file that is missing or broken, with its consequence.
         broken: {file: reason} of those that exist but cannot be read.
     """
@@ -134,6 +148,7 @@ class RunArtifacts:
     seconds: dict[int, MetricValues] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
     personal: dict[str, PersonalResult] = field(default_factory=dict)
+    mixtures: dict[str, DepartmentMixture] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 

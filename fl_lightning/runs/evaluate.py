@@ -7,6 +7,7 @@ from typing import Any
 
 from fl_lightning import launch
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
+from fl_lightning.evaluation.department_mixtures import evaluate_mixtures
 from fl_lightning.evaluation.departments import evaluate_run
 from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.modeling.lora import collect_lora_state
@@ -16,10 +17,11 @@ from fl_lightning.training.worker_processes import WorkerProcesses
 
 
 def evaluate(run_folder: Path) -> dict[str, Any] | None:
-    """Write ``federated_eval.json`` and ``client_eval_all_rounds.json`` of a finished run again from its adapters.
+    """Write the JSON files with a finished run's evaluation again from its adapters.
 
     Returns:
-        The contents of ``federated_eval.json``; None on all processes but the first.
+        The contents of ``federated_eval.json``, and as ``mixtures`` those of ``department_mixtures.json`` where there
+        is one; None on all processes but the first.
 
     Raises:
         InputError: if the run has no config or no adapters.
@@ -34,15 +36,18 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     with locked(run_folder):
         components = build_components(config)
         clients = make_local_clients(components, config)
+        initial = collect_lora_state(components.module.model)
         result = evaluate_run(
             run_folder,
             components.data,
             clients,
-            collect_lora_state(components.module.model),
+            initial,
             tree=build_tree(config, components.data),
             any_rank=config.federation.combiner in KEEP_PRODUCTS,
             panel=EvaluationPanel.draw(components.data, config.evaluation, config.seed),
         )
+        if (mixtures := evaluate_mixtures(run_folder, components.data, clients, initial)) is not None:
+            result = {**result, "mixtures": mixtures}
         if isinstance(clients, WorkerProcesses):
             clients.stop()
         return result

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.model_names import all_adapters
-from fl_lightning.storage.personal_models import MIXTURE, ModelSource, client_mixtures
+from fl_lightning.storage.personal_models import MIXTURE, ModelSource, client_mixtures, department_mixtures
 from fl_lightning.storage.run_adapters import BASE, shared_adapters
 from fl_lightning.storage.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 
@@ -24,7 +24,7 @@ class ModelRegistry:
 
     Attributes:
         run_folder: the run.
-        clients: also serve clients' adapters and mixtures, beside the adapters of departments and groups.
+        clients: also serve clients' adapters and all mixtures, beside the adapters of departments and groups.
         only: names to serve; empty for all.
         created: {model name: time its newest adapter was written, in seconds since 1970}, including the base model.
     """
@@ -89,9 +89,9 @@ class ModelRegistry:
         return changed
 
     def _mixtures(self) -> dict[str, ModelSource]:
-        """The clients' mixtures; none, and a warning, if their adapters are not there and no mixture is asked for."""
+        """All mixtures; none, and a warning, if their adapters are not there and no mixture is asked for."""
         try:
-            return {**client_mixtures(self.run_folder)}
+            return {**department_mixtures(self.run_folder), **client_mixtures(self.run_folder)}
         except InputError as error:
             if any(name.endswith(MIXTURE) for name in self.only):
                 raise

@@ -14,7 +14,7 @@ run_folder          ``version_N``: made, found, locked
 run_layout          the name of every file and folder in a run
 run_adapters        a run's adapters by name, from its indexes
 model_names         the names of a run's models, as commands take them
-personal_models     mixtures and adapters that `personalize` has made
+personal_models     mixtures of adapters, of departments and those that `personalize` has made
 mates               names and weights of own adapters that clients lend each other
 ==================  =====================================================================
 """

@@ -4,6 +4,7 @@
 name                        what it is
 ==========================  ==========================================================================
 ``hr``                      the adapter of a department or a group
+``hr+``                     with ``dept_clusters.mix: predictions``: the mixture of a department's levels
 ``hr/client_0``             a client's adapter of its last or best round
 ``hr/client_0+``            after `personalize`: the mixture of a client's levels, for `serve` and `chat`
 ``hr/client_0+adapter``     the one adapter made of this mixture
@@ -23,6 +24,7 @@ from fl_lightning.storage.personal_models import (
     MixtureSource,
     ModelSource,
     client_mixtures,
+    department_mixtures,
     personal_adapters,
 )
 from fl_lightning.storage.run_adapters import client_adapters, shared_adapters
@@ -39,7 +41,7 @@ def all_adapters(run_folder: Path) -> dict[str, Path]:
 
 
 def all_models(run_folder: Path, wanted: str | None = None) -> dict[str, ModelSource]:
-    """{name: where its adapters are} of `all_adapters`, then of `client_mixtures`.
+    """{name: where its adapters are} of `all_adapters`, then of `department_mixtures` and of `client_mixtures`.
 
     Args:
         run_folder: of the run.
@@ -50,7 +52,7 @@ def all_models(run_folder: Path, wanted: str | None = None) -> dict[str, ModelSo
     """
     mixtures: dict[str, MixtureSource] = {}
     with contextlib.suppress(*() if wanted and wanted.endswith(MIXTURE) else (InputError,)):
-        mixtures = client_mixtures(run_folder)
+        mixtures = department_mixtures(run_folder) | client_mixtures(run_folder)
     return {**all_adapters(run_folder), **mixtures}
 
 
@@ -70,10 +72,8 @@ def chosen_adapters(run_folder: Path, names: Sequence[str] = ()) -> dict[str, Pa
     adapters = all_adapters(run_folder)
     for name in names:
         if name.endswith(MIXTURE):
-            raise InputError(
-                f"--models {name}: a mixture has several adapters, which only serve and chat can use; "
-                f"{name.removesuffix(MIXTURE)}{ONE_ADAPTER} is one adapter made of them"
-            )
+            one = f"; {name.removesuffix(MIXTURE)}{ONE_ADAPTER} is one adapter made of them" if "/" in name else ""
+            raise InputError(f"--models {name}: a mixture has several adapters, which only serve and chat can use{one}")
         if name not in adapters:
             hint = nearest(name, adapters) or f"; expected one of {', '.join(shared)}, or a client such as hr/client_0"
             raise InputError(f"--models: {run_folder} has no adapter of {name!r}{hint}")

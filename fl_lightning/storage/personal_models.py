@@ -1,4 +1,4 @@
-"""What `personalize` has made for the clients of a run: a mixture of adapters for each, and one adapter made of it."""
+"""Mixtures of adapters that a run has for its departments, and those that `personalize` has made for its clients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_name, natural_key, read_json
 from fl_lightning.storage.mates import join_weights
 from fl_lightning.storage.run_adapters import BASE, resolve_inside
-from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
+from fl_lightning.storage.run_layout import DEPARTMENT_MIXTURES, MIXTURE_LEVELS, PERSONAL_EVALUATION, personal_adapter
 
 MIXTURE, ONE_ADAPTER = "+", "+adapter"
-"""After a client's name: the mixture of its levels, and the one adapter made of them."""
+"""After a client's name: the mixture of its levels, and the one adapter made of them. Departments have the first."""
 NEGLIGIBLE_WEIGHT = 0.005
-"""A level with a smaller weight in a client's mixture is left out."""
+"""A level with a smaller weight in a mixture is left out."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,51 @@ def client_mixtures(run_folder: Path) -> dict[str, MixtureSource]:
     Raises:
         InputError: if ``personal_eval.json`` is not as `personalize` writes it, or the levels' adapters are not there.
     """
+    mend = f"earlier versions did not keep it: fl-lightning personalize --run {run_folder} writes it without training"
     path = run_folder / PERSONAL_EVALUATION
-    mixtures: dict[str, MixtureSource] = {}
-    for client_id, values in _personalized(run_folder).items():
-        folders: dict[str, Path | None] = {BASE: None}
-        weights = {level: weight for level, weight in values["weights"].items() if weight >= NEGLIGIBLE_WEIGHT}
-        for level in (level for level in weights if level != BASE):
-            entry = values.get("adapters", {}).get(level)
-            folder = None if entry is None else resolve_inside(run_folder, path, client_id, entry)
-            if folder is None or not folder.is_dir():
-                raise InputError(
-                    f"{path}: {client_id}: expected the adapter of its level {level}, got none; earlier versions did "
-                    f"not keep it: fl-lightning personalize --run {run_folder} writes it without training again"
-                )
-            folders[level] = folder
-        total = sum(weights.values())
-        mixtures[f"{client_id}{MIXTURE}"] = MixtureSource(
-            tuple(folders[level] for level in weights), tuple(weight / total for weight in weights.values())
+    return {
+        f"{client_id}{MIXTURE}": _mixture(run_folder, path, client_id, values, f"{mend} again")
+        for client_id, values in _personalized(run_folder).items()
+    }
+
+
+def department_mixtures(run_folder: Path) -> dict[str, MixtureSource]:
+    """{``hr+``: mixture} of the departments of a run with ``dept_clusters.mix: predictions``; else none.
+
+    Raises:
+        InputError: if ``department_mixtures.json`` is not as `fit` writes it, or the levels' adapters are not there.
+    """
+    path = run_folder / DEPARTMENT_MIXTURES
+    value: Any = read_json(path) if path.exists() else {"departments": {}}
+    departments: Any = value.get("departments") if isinstance(value, dict) else None
+    if not isinstance(departments, dict) or not all(map(_has_weights, departments.values())):
+        raise InputError(f"{path}: expected {{departments: {{name: {{weights: …}}}}}}, as fit writes it")
+    return {
+        f"{check_name(name, f'{path}: name')}{MIXTURE}": _mixture(
+            run_folder, path, name, departments[name], f"copy {MIXTURE_LEVELS}/ with the run"
         )
-    return mixtures
+        for name in sorted(departments, key=natural_key)
+    }
+
+
+def _mixture(run_folder: Path, path: Path, owner: str, values: dict[str, Any], mend: str) -> MixtureSource:
+    """The mixture of the levels whose weight counts.
+
+    Raises:
+        InputError: if an adapter is not there, with how to mend it.
+    """
+    folders: dict[str, Path | None] = {BASE: None}
+    weights = {level: weight for level, weight in values["weights"].items() if weight >= NEGLIGIBLE_WEIGHT}
+    for level in (level for level in weights if level != BASE):
+        entry = values.get("adapters", {}).get(level)
+        folder = None if entry is None else resolve_inside(run_folder, path, owner, entry)
+        if folder is None or not folder.is_dir():
+            raise InputError(f"{path}: {owner}: expected the adapter of its level {level}, got none; {mend}")
+        folders[level] = folder
+    total = sum(weights.values())
+    return MixtureSource(
+        tuple(folders[level] for level in weights), tuple(weight / total for weight in weights.values())
+    )
 
 
 def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
@@ -81,7 +107,7 @@ def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
     path = run_folder / PERSONAL_EVALUATION
     value: Any = read_json(path) if path.exists() else {"clients": {}}
     clients: Any = value.get("clients") if isinstance(value, dict) else None
-    if not isinstance(clients, dict) or not all(map(_has_weights, clients.values())):
+    if not isinstance(clients, dict) or not all(map(_has_choice, clients.values())):
         raise InputError(
             f"{path}: expected {{clients: {{client: {{weights: {{level: weight}}}}}}}}, as personalize writes it"
         )
@@ -96,15 +122,20 @@ def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
     return {client_id: clients[client_id] for client_id in sorted(clients, key=natural_key)}
 
 
+def _has_choice(values: Any) -> bool:
+    """Whether an entry of a client has weights, and a component with one of them."""
+    if not _has_weights(values) or not isinstance(values.get("chosen"), str):
+        return False
+    return values["chosen"] in join_weights(values["weights"], values.get("mates", {}))
+
+
 def _has_weights(values: Any) -> bool:
-    """Whether an entry of a client has weights of sum 1, and a component with one of them."""
+    """Whether an entry has weights of sum 1, those of mates included."""
     if not isinstance(values, dict) or not all(isinstance(values.get(k, {}), dict) for k in ("weights", "mates")):
         return False
     weights = join_weights(values.get("weights", {}), values.get("mates", {}))
     return (
-        isinstance(values.get("chosen"), str)
-        and values["chosen"] in weights
-        and isinstance(values.get("adapters", {}), dict)
+        isinstance(values.get("adapters", {}), dict)
         and all(isinstance(weight, float) and weight >= 0 for weight in weights.values())
         and math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6)
     )

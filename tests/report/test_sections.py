@@ -61,6 +61,23 @@ def test_every_clients_weights_are_in_one_table_by_level(make_run):
     assert losses_table.rows[-1] == ["mean", "1.500", "1.900", "1.750", "1.800"]
 
 
+def test_departments_weights_are_drawn_beside_their_clusters(make_run):
+    folder = make_run(TWO, rounds=2)
+    losses_of = {"department": 2.0, "root": 3.0, "mixture": 1.9}
+    departments = {
+        "hr": {"weights": {"department": 0.75, "root": 0.25}, "losses": losses_of},
+        "finance": {"weights": {"department": 0.5, "cluster": 0.5, "root": 0.0}},
+        "<b>": {"weights": "all"},
+    }
+    (folder / "department_mixtures.json").write_text(json.dumps({"departments": departments}))
+    section = clusters(read_artifacts(folder))
+    picture = section.pictures[1]
+    assert picture.table.head == ["department", "department", "cluster", "root"]
+    assert picture.table.rows == [["finance", "50%", "50%", "0%"], ["hr", "75%", "–", "25%"]]
+    assert "finance: department 50%, cluster 50%, root 0%; hr: department 75%" in picture.alt
+    assert section.tables[0].rows[1] == ["hr", "2.000", "–", "3.000", "1.900"]
+
+
 def test_a_run_that_was_not_personalized_misses_nothing(run):
     assert run.personal == {}
     assert not any("personal_eval" in line for line in run.missing)

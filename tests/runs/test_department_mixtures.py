@@ -1,5 +1,6 @@
 """``dept_clusters.mix: predictions``: departments' weights and losses against PEFT, and runs that go on."""
 
+import json
 import logging
 import shutil
 
@@ -9,6 +10,7 @@ from run_files import adapters, metrics, read
 from torch.nn.functional import cross_entropy
 
 from fl_lightning import load_base_model
+from fl_lightning.cli import main
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.runs.build import build_components, load_run_config
 from fl_lightning.runs.fit import fit as fit_config
@@ -116,3 +118,16 @@ def test_a_run_that_goes_on_after_its_first_round_ends_with_the_same_bytes(with_
     assert len(compared) > 11
     for path in compared:
         assert (folder / path).read_bytes() == (with_selection / path).read_bytes(), path
+
+
+def test_evaluate_writes_the_same_losses_again(with_selection, tmp_path, capsys):
+    folder = shutil.copytree(with_selection, tmp_path / "version_0")
+    value = read(folder, "department_mixtures.json")
+    changed = {name: {**values, "losses": {}} for name, values in value["departments"].items()}
+    (folder / "department_mixtures.json").write_text(json.dumps({**value, "departments": changed, "mean": {}}))
+    assert main(["evaluate", "--run", str(folder)]) == 0
+    printed, again = capsys.readouterr().out, read(folder, "department_mixtures.json")
+    assert again["mean"] == pytest.approx(value["mean"], rel=1e-6)
+    for name, values in value["departments"].items():
+        assert again["departments"][name]["losses"] == pytest.approx(values["losses"], rel=1e-6)
+        assert f"{name} mixes department" in printed

@@ -24,6 +24,22 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def mix(run):
+    """Function that writes what `fit` writes about the mixture of hr, with some values replaced; the run."""
+
+    def write(**replaced):
+        weights = {"department": 0.748, "cluster": 0.002, "root": 0.25}
+        folders = {"department": "adapters/hr", "cluster": "mixture_levels/cluster_1", "root": "mixture_levels/root"}
+        for place in ("adapters/hr", "mixture_levels/root"):
+            (run / place).mkdir(parents=True, exist_ok=True)
+        values = {"weights": weights, "losses": {}, "adapters": folders, **replaced}
+        (run / "department_mixtures.json").write_text(json.dumps({"round": 1, "departments": {"hr": values}}))
+        return run
+
+    return write
+
+
+@pytest.fixture
 def personalize(run):
     """Function that writes what `personalize` writes about client_0 of hr, with some values replaced; the run."""
 

@@ -17,6 +17,13 @@ def test_what_personalize_gives_has_names_beside_those_of_the_run(run, personali
         chosen_adapters(run, ["hr/client_0+"])
 
 
+def test_departments_mixtures_have_names_too(run, mix):
+    before = list(all_models(run))
+    assert list(all_models(mix())) == [*before, "hr+"]
+    with pytest.raises(InputError, match=r"hr\+: a mixture has several adapters, which only serve and chat can use$"):
+        chosen_adapters(run, ["hr+"])
+
+
 def test_mixtures_without_adapters_are_refused_only_if_one_is_wanted(personalize):
     run = personalize(adapters={})
     with pytest.raises(InputError, match="fl-lightning personalize --run"):

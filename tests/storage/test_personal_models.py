@@ -3,7 +3,12 @@ import json
 import pytest
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.personal_models import MixtureSource, client_mixtures, personal_adapters
+from fl_lightning.storage.personal_models import (
+    MixtureSource,
+    client_mixtures,
+    department_mixtures,
+    personal_adapters,
+)
 
 
 def test_a_mixture_has_the_levels_whose_weight_counts(personalize):
@@ -64,4 +69,25 @@ def test_a_client_name_that_is_no_folder_name_is_refused(run):
 
 
 def test_a_run_that_was_not_personalized_has_none(run):
-    assert client_mixtures(run) == personal_adapters(run) == {}
+    assert client_mixtures(run) == department_mixtures(run) == personal_adapters(run) == {}
+
+
+def test_a_department_has_a_mixture_of_the_levels_whose_weight_counts(mix):
+    run = mix()
+    source = department_mixtures(run)["hr+"]
+    assert source.folders == (run / "adapters/hr", run / "mixture_levels/root")
+    assert source.weights == pytest.approx((0.748 / 0.998, 0.25 / 0.998))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"weights": {"department": 0.5}}, "as fit writes it"),
+        ({"weights": []}, "as fit writes it"),
+        ({"adapters": {}}, r"hr: expected the adapter of its level department, got none; copy mixture_levels/"),
+        ({"adapters": {"department": "../hr"}}, "leads out of the run"),
+    ],
+)
+def test_departments_mixtures_of_another_shape_are_refused(mix, replaced, message):
+    with pytest.raises(InputError, match=message):
+        department_mixtures(mix(**replaced))
