@@ -21,15 +21,16 @@ from benchmarks.systems import chaos
 from fl_lightning.cli import main
 
 CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir", "truncate")
-SMALL = ["--clients-per-dept", "2", "--learning-rate", "5e-3", "--device-map", "cpu", "--retention.client_exports=1"]
+SMALL = "--clients-per-dept 2 --learning-rate 5e-3 --device-map cpu --retention.client_exports=1 --logging.samples 1"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
 
 @pytest.fixture(scope="module")
-def data(cut_departments, tmp_path_factory):
-    """Four bundled departments, two clients each, 4 training and 2 held-out records."""
-    return cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+def small(cut_departments, micro_base, tmp_path_factory):
+    """Arguments of a run on four bundled departments, two clients each, 4 training and 2 held-out records."""
+    data = cut_departments(tmp_path_factory.mktemp("departments"), 2, 4, 2)
+    return ["fit", *SMALL.split(), "--model.name_or_path", micro_base, "--data", str(data)]
 
 
 def interfere(arguments, log, call, *, trouble):
@@ -76,27 +77,27 @@ def life(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
+def straight(small, tmp_path_factory):
     """Function: the results of a run by its options that nothing happens to."""
     known = {}
 
     def results(*options):
         if options not in known:
             output = tmp_path_factory.mktemp("straight")
-            assert main(["fit", "--data", str(data), "--output", str(output), *SMALL, *options]) == 0
+            assert main([*small, "--output", str(output), *options]) == 0
             known[options] = chaos.results(output / "version_0")
         return known[options]
 
     return results
 
 
-@pytest.mark.parametrize("options", [("--rounds", "3"), ("--rounds", "2", "--federation.share=a")])
-def test_a_run_that_is_killed_at_every_turn_ends_with_the_same_bytes(data, straight, life, tmp_path, options):
+@pytest.mark.parametrize("options", [("--rounds", "2"), ("--rounds", "2", "--federation.share=a")])
+def test_a_run_that_is_killed_at_every_turn_ends_with_the_same_bytes(small, straight, life, tmp_path, options):
     draw, kills, code = random.Random(1), 0, -9
     folder = tmp_path / "out" / "version_0"
     while code != 0:
         resume = ["--resume", "last"] if (folder / "config.yaml").exists() else []
-        argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, *options, *resume]
+        argv = [*small, "--output", str(tmp_path / "out"), *options, *resume]
         call = draw.randint(1, 150 if kills < 4 else 400)  # a round changes the disk about 220 times
         code = life(interfere, argv, life.log, call, trouble="kill")
         assert code in (0, -9), Path(life.log).read_text()
@@ -118,8 +119,8 @@ def one_line(log):
 
 
 @pytest.mark.parametrize("call", [4, 30, 100, 170])
-def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(data, straight, life, tmp_path, call):
-    argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "3"]
+def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(small, straight, life, tmp_path, call):
+    argv = [*small, "--output", str(tmp_path / "out"), "--rounds", "2"]
     code = life(interfere, argv, life.log, call, trouble="full disk")
     line = one_line(life.log)
     folder = tmp_path / "out" / "version_0"
@@ -131,7 +132,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(data, straight, li
     assert f"fl-lightning fit --resume {folder}" in line
     chaos.check_whole(folder)
     assert main([*argv, "--resume", "last"]) == 0
-    assert chaos.differences(straight("--rounds", "3"), chaos.results(folder)) == []
+    assert chaos.differences(straight("--rounds", "2"), chaos.results(folder)) == []
 
 
 def limited(arguments, log, size):
@@ -140,21 +141,21 @@ def limited(arguments, log, size):
     chaos.live(arguments, 1, log)
 
 
-def test_a_limit_on_the_size_of_files_is_one_line_and_the_run_resumes(data, straight, life, tmp_path):
-    argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "3"]
+def test_a_limit_on_the_size_of_files_is_one_line_and_the_run_resumes(small, straight, life, tmp_path):
+    argv = [*small, "--output", str(tmp_path / "out"), "--rounds", "2"]
     assert life(limited, argv, life.log, 60_000) == 1  # a journal entry has more, an adapter less
     assert "File too large" in one_line(life.log)
     folder = tmp_path / "out" / "version_0"
     chaos.check_whole(folder)
     assert main([*argv, "--resume", "last"]) == 0
-    assert chaos.differences(straight("--rounds", "3"), chaos.results(folder)) == []
+    assert chaos.differences(straight("--rounds", "2"), chaos.results(folder)) == []
 
 
-def test_an_output_that_may_not_be_written_is_bad_input_and_a_run_in_it_stays(data, life, tmp_path):
+def test_an_output_that_may_not_be_written_is_bad_input_and_a_run_in_it_stays(small, life, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     output.chmod(0o555)
-    argv = ["fit", "--data", str(data), "--output", str(output), *SMALL, "--rounds", "1"]
+    argv = [*small, "--output", str(output), "--rounds", "1"]
     try:
         code = life(as_nobody, argv, life.log)
     finally:
@@ -178,10 +179,10 @@ def as_nobody(arguments, log):
     chaos.live(arguments, 1, log)
 
 
-def test_a_run_can_be_resumed_by_one_process_at_a_time(data, life, tmp_path):
+def test_a_run_can_be_resumed_by_one_process_at_a_time(small, life, tmp_path):
     from fl_lightning.storage.run_folder import locked
 
-    argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "1"]
+    argv = [*small, "--output", str(tmp_path / "out"), "--rounds", "1"]
     assert main(argv) == 0
     with locked(tmp_path / "out" / "version_0"):
         assert life(plain, [*argv, "--resume", "last"], life.log) == 2
@@ -207,9 +208,9 @@ def rss_of_rounds(arguments, log, path):
     chaos.live(arguments, 1, log)
 
 
-def test_thirty_rounds_need_no_more_memory_than_ten(data, life, tmp_path):
-    argv = ["fit", "--data", str(data), "--output", str(tmp_path / "out"), *SMALL, "--rounds", "30"]
-    argv += ["--max-records", "2", "--logging.samples", "1"]
+def test_thirty_rounds_need_no_more_memory_than_ten(small, life, tmp_path):
+    argv = [*small, "--output", str(tmp_path / "out"), "--rounds", "30"]
+    argv += ["--max-records", "2"]
     assert life(rss_of_rounds, argv, life.log, tmp_path / "rss") == 0
     rss = [float(line) for line in (tmp_path / "rss").read_text().split()]
     assert len(rss) == 30
