@@ -289,7 +289,7 @@ def test_hostile_clients_take_nothing_from_the_others_and_memory_does_not_grow(m
 
 
 def test_a_key_is_asked_for_and_told_nobody(made):
-    with serving(made.folder, "--no-clients", FL_LIGHTNING_API_KEY=KEY) as (address, process):
+    with serving(made.folder, "--no-clients", fork=True, FL_LIGHTNING_API_KEY=KEY) as (address, process):
         assert httpx.get(f"{address}/health").status_code == 200
         for key in (None, "wrong-wrong-wrong-wrong", KEY[:-1]):
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -321,7 +321,7 @@ def test_an_adapter_that_does_not_fit_is_said_in_one_line(made):
     whole = place.read_text()
     place.write_text(whole.replace('"r": 8', '"r": 4'))
     try:
-        code, output = Server(made.folder, "--port", 18437).finish()
+        code, output = Server(made.folder, "--port", 18437, fork=True).finish()
     finally:
         place.write_text(whole)
     assert code == 2
