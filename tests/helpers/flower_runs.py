@@ -6,28 +6,30 @@ import yaml
 from safetensors.torch import load_file
 
 RUN = {
-    "data": {"root": "data", "max_records": 4},
+    "data": {"root": "data", "max_records": 4, "clients_per_dept": "all"},
     "training": {"learning_rate": 0.005, "clients_at_once": 1},
     "federation": {"rounds": 2},
     "network": {"join_timeout": 200.0, "deadline": 150.0},
 }
 
 
-def prepare(folder, cut_departments, clients=2, departments=None, **changes):
-    """A folder with data, certificates and run.yaml; the client ids come back."""
+def prepare(folder, cut_departments, micro_base, sites, **changes):
+    """Fill a folder with the data of sites ``department/client_N``, N below 2, with certificates and run.yaml."""
     from fl_lightning.network.tls import list_sites, make_certificates
 
-    cut_departments(folder / "data", clients, 4, 2)
-    for place in (folder / "data").iterdir():
-        if departments and place.name.removesuffix("_personal_clients") not in departments:
-            shutil.rmtree(place)
-    run = {**RUN, "data": {**RUN["data"], "clients_per_dept": clients}}
+    cut_departments(folder / "data", 2, 4, 2)
+    for client in (folder / "data").glob("*/*"):
+        if f"{client.parent.name.removesuffix('_personal_clients')}/{client.name}" not in sites:
+            shutil.rmtree(client)
+    for department in (folder / "data").iterdir():
+        if not any(department.iterdir()):
+            department.rmdir()
+    run = {**RUN, "model": {"name_or_path": micro_base}}
     for block, values in changes.items():
         run[block] = {**run.get(block, {}), **values}
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
-    sites = list_sites(str(folder / "data"), None)
+    assert sorted(list_sites(str(folder / "data"), None)) == sorted(sites)
     make_certificates(folder / "certs", sites)
-    return sites
 
 
 def adapters(folder):
