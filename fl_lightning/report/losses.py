@@ -30,6 +30,8 @@ def losses(run: RunArtifacts) -> Section:
     names = [*run.departments, *sorted(run.groups & run.losses.keys(), key=natural_key)]
     if len(run.mean_loss) > 1:
         section.pictures.append(_mean(run))
+        if run.virtual_hours:
+            section.pictures.append(_over_hours(run))
     section.pictures.append(_panels(run, names[:MAX_PANELS]))
     if len(names) > MAX_PANELS:
         section.missing.append(f"{MAX_PANELS} of {len(names)} departments are drawn; the table has all.")
@@ -62,6 +64,30 @@ def _mean(run: RunArtifacts) -> Picture:
         f"{curve[last]:.3f} at round {last}."
     )
     return Picture("mean_loss", alt, "Mean over departments", draw, (WIDTH, 2.9), table)
+
+
+def _over_hours(run: RunArtifacts) -> Picture:
+    hours = {0: 0.0, **run.virtual_hours}
+    rounds = sorted(hours.keys() & run.mean_loss.keys())
+
+    def draw(canvas: Any, theme: Theme) -> None:
+        axes = canvas.subplots()
+        for name in run.departments:
+            losses = {r: loss for r, loss in run.losses.get(name, {}).items() if r in hours}
+            axes.plot([hours[r] for r in losses], list(losses.values()), color=theme.muted, linewidth=0.8)
+        style = {**line_style(theme, 0), "linewidth": 2, "markevery": marker_step(run.mean_loss)}
+        axes.plot([hours[r] for r in rounds], [run.mean_loss[r] for r in rounds], label="mean", **style)
+        axes.set(xlabel="virtual hours", ylabel="held-out loss")
+        axes.grid(axis="y")
+
+    rows = [[str(r), format_number(hours[r], 4), format_number(run.mean_loss[r], 4)] for r in rounds]
+    table = Table("Mean held-out loss over virtual hours", ["round", "virtual hours", "loss"], rows)
+    first, last = rounds[0], rounds[-1]
+    alt = (
+        f"Line of the mean held-out loss over virtual hours: {run.mean_loss[first]:.3f} at {hours[first]:.2f} hours, "
+        f"{run.mean_loss[last]:.3f} at {hours[last]:.2f} hours."
+    )
+    return Picture("virtual_hours", alt, "Over virtual hours", draw, (WIDTH, 2.9), table)
 
 
 def _panels(run: RunArtifacts, names: Sequence[str]) -> Picture:

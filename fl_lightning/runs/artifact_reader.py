@@ -148,6 +148,7 @@ def _read_metrics(run: RunArtifacts) -> None:
         "selection/loss": run.selection_loss,
         "selection/own_loss": run.own_selection_loss,
         "round/tokens": run.tokens,
+        "round/virtual_hours": run.virtual_hours,
     }
     for step, row in _metrics_rows(run):
         for name, value in row.items():

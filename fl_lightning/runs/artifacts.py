@@ -117,6 +117,7 @@ class RunArtifacts:
         scaled: updates that were scaled down before averaging.
         bytes_sent: {round: {one of `LEVELS`: bytes}}.
         tokens: training tokens by round.
+        virtual_hours: at the end of each round, where clients have profiles (``federation.schedule``).
         seconds: {round: {phase: seconds}}.
         epsilon: {department: ε of differential privacy after the last round}.
         personal: {client_id: what `personalize` has chosen}; empty before.
@@ -145,6 +146,7 @@ class RunArtifacts:
     scaled: list[ExcludedUpdate] = field(default_factory=list)
     bytes_sent: dict[int, MetricValues] = field(default_factory=dict)
     tokens: Curve = field(default_factory=dict)
+    virtual_hours: Curve = field(default_factory=dict)
     seconds: dict[int, MetricValues] = field(default_factory=dict)
     epsilon: dict[str, float] = field(default_factory=dict)
     personal: dict[str, PersonalResult] = field(default_factory=dict)

@@ -37,6 +37,13 @@ def test_losses_of_everybody_are_in_the_table(run):
     assert "finance from 6.000 to 5.980; hr from 5.900 to 5.880" in panels.alt
 
 
+def test_losses_over_virtual_hours_are_drawn_if_clients_have_profiles(run):
+    run.virtual_hours = {1: 0.5, 2: 1.25}
+    mean, hours, _ = losses(run).pictures
+    assert hours.table.rows == [["0", "0.0000", "5.9500"], ["1", "0.5000", "5.9400"], ["2", "1.2500", "5.9300"]]
+    assert hours.alt.endswith("5.950 at 0.00 hours, 5.930 at 1.25 hours.")
+
+
 def test_every_clients_weights_are_in_one_table_by_level(make_run):
     folder = make_run(TWO, rounds=2)
     losses_of = {"own": 2.0, "level": 1.9, "mixture": 1.75, "adapter": 1.8}

@@ -25,6 +25,7 @@ from fl_lightning.runs.comparison.statistics import (
     difference,
     over_seeds,
 )
+from fl_lightning.runs.comparison.virtual_time import hours_to_loss_of
 from fl_lightning.storage.files import write_bytes, write_json, write_text
 
 UNKNOWN = "–"
@@ -130,14 +131,17 @@ def as_csv(comparison: Comparison) -> str:
 def as_png(comparison: Comparison) -> bytes:
     """Held-out loss over rounds, a line for each config: the mean over seeds, in a band from lowest to highest.
 
+    Where all runs have virtual time, their losses over virtual hours are below, a line for each run.
+
     Raises:
         ImportError: if matplotlib is not installed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    timed = all(run.hours for runs in comparison.runs.values() for run in runs.values())
+    figure = Figure(figsize=(8, 9 if timed else 5), layout="constrained")
+    axes, *below = figure.subplots(2 if timed else 1, squeeze=False).flat
     for name, runs in comparison.runs.items():
         curves = [run.curve for run in runs.values() if run.curve]
         if not curves:
@@ -147,6 +151,11 @@ def as_png(comparison: Comparison) -> bytes:
         (line,) = axes.plot(rounds, [fmean(values) for values in losses], marker=".", label=name)
         low, high = [min(values) for values in losses], [max(values) for values in losses]
         axes.fill_between(rounds, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        for hour_axes in below:
+            for run in runs.values():
+                points = [(run.hours.get(number, 0.0), run.curve[number]) for number in sorted(run.curve)]
+                hour_axes.plot(*zip(*points, strict=True), marker=".", color=line.get_color())
+            hour_axes.set(xlabel="virtual hours", ylabel="held-out loss")
     axes.set(xlabel="round", ylabel="held-out loss, mean over departments (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="mean over seeds; band: lowest to highest", alignment="left")
@@ -182,6 +191,8 @@ def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table
         result.append(differences)
     if any(over_seeds(runs.values(), "best_round") for runs in comparison.runs.values()):
         result.append(_stopping_table(comparison))
+    if any(over_seeds(runs.values(), "virtual_hours") for runs in comparison.runs.values()):
+        result.append(_virtual_table(comparison))
     cost = _table("cost and clusters", ("config",), ("KiB up", "KiB down", "seconds", "clusters", "ARI"))
     for name, runs in comparison.runs.items():
         up, down, seconds, clusters, ari = (
@@ -190,6 +201,16 @@ def tables(comparison: Comparison, *, by_department: bool = False) -> list[Table
         sizes = _number(up, 0, 1024), _number(down, 0, 1024)
         cost.add_row(name, *sizes, _number(seconds, 0), _number(clusters, 1), _cell(ari, 2))
     return [*result, cost]
+
+
+def _virtual_table(comparison: Comparison) -> Table:
+    """Virtual hours of the whole run, and until the loss that the first config ends with."""
+    table = _table("virtual time", ("config",), ("hours", f"to the loss of {comparison.first}"))
+    first = comparison.runs[comparison.first]
+    for name, runs in comparison.runs.items():
+        hours, to_loss = over_seeds(runs.values(), "virtual_hours"), hours_to_loss_of(first, runs)
+        table.add_row(name, _cell(hours, 3), _cell(to_loss, 3))
+    return table
 
 
 def _stopping_table(comparison: Comparison) -> Table:

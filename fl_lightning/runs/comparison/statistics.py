@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -33,7 +33,7 @@ LEVELS = ("client/up", "client/down", "department/up", "department/down")
 BYTES = (*(f"bytes_{level.replace('/', '_')}" for level in LEVELS), "bytes_up", "bytes_down")
 """Bytes of adapters sent in all rounds; the last two are sums over both levels."""
 DEPARTMENT_METRICS = (*GLOBAL, *PERSONAL)
-RUN_METRICS = (*DEPARTMENT_METRICS, *BYTES, "seconds", "clusters", "ari", *STOPPING)
+RUN_METRICS = (*DEPARTMENT_METRICS, *BYTES, "seconds", "clusters", "ari", *STOPPING, "virtual_hours")
 MIN_SEEDS = 3
 """With this many seeds or more the pairs are seeds; with fewer they are departments."""
 
@@ -46,11 +46,13 @@ class RunMetrics:
         metrics: {name: value}, the names being `RUN_METRICS`; those of adapters are means over departments.
         departments: {department: {name: value}}, the names being `DEPARTMENT_METRICS`.
         curve: {round: mean held-out loss}, with the base model as round 0; empty without metrics.csv.
+        hours: {round: virtual hours at its end}; empty without virtual time.
     """
 
     metrics: OptionalMetrics
     departments: dict[str, OptionalMetrics]
     curve: dict[int, float]
+    hours: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,11 @@ def read_run_metrics(
             "seconds": seconds,
             **_clusters(run, rounds, truth),
             **stopping_metrics(run, rounds, own=own),
+            "virtual_hours": run.virtual_hours.get(rounds),
         }
     except KeyError as error:
         raise InputError(f"{run_folder}: expected the results of a finished run, got none of {error}") from error
-    return RunMetrics(metrics, departments, run.mean_loss)
+    return RunMetrics(metrics, departments, run.mean_loss, run.virtual_hours)
 
 
 def _of_best_rounds(run: RunArtifacts) -> dict[str, dict[str, MetricValues]]:
