@@ -72,7 +72,7 @@ def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, An
 
     Returns:
         Its "seconds", of which "start_seconds" before the first round, "rounds_seconds" in rounds, with those of the
-        first and last one and of all "later_rounds"; and "peak_mib".
+        first and last one and of all "later_rounds"; its "cpu_seconds"; and "peak_mib".
     """
     command = [sys.executable, "-m", "fl_lightning", "fit", "--data", str(data), "--output", str(output), *arguments]
     started = time.perf_counter()
@@ -89,6 +89,7 @@ def fit_command(data: Path | str, output: Path, *arguments: str) -> dict[str, An
     return {
         "seconds": time.perf_counter() - started,
         "start_seconds": first_ended - started - rounds[0],
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "later_rounds": rounds[1:],
         "rounds_seconds": sum(rounds),
         "first_round_seconds": rounds[0],

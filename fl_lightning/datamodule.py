@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ class FederatedDataModule(L.LightningDataModule):
         self.clients_per_dept, self.max_records = clients_per_dept, max_records
         self.max_length, self.batch_size = max_length, batch_size
         self.eval_fraction, self.selection_fraction, self.seed = eval_fraction, selection_fraction, seed
-        self._federation: dict[str, ClientData] | None = None
+        self._federation: Mapping[str, ClientData] | None = None
 
-    def federation(self) -> dict[str, ClientData]:
+    def federation(self) -> Mapping[str, ClientData]:
         """{client_id: tokenized records} of the chosen clients, and of no others; read once."""
         if self._federation is None:
             self._federation = load_clients(

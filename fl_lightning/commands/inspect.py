@@ -54,7 +54,12 @@ def run(argv: list[str]) -> int:
         data = config.data
         max_length = min(data.max_length, context_length(config.model) or data.max_length)
         found = checks.inspect_folder(
-            root, measure, max_length=max_length, eval_fraction=data.eval_fraction, seed=config.seed
+            root,
+            measure,
+            max_length=max_length,
+            eval_fraction=data.eval_fraction,
+            seed=config.seed,
+            columns=data.columns,
         )
     if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))

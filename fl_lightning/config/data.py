@@ -21,7 +21,10 @@ class DataConfig(Block, key="data"):
     """The departments' records and how many of them are used."""
 
     root: str = EXAMPLE_DEPARTMENTS
-    """A folder of departments, or bundled:departments."""
+    """A folder of departments, bundled:departments, or one table of all records: a JSONL or Parquet file, or a folder
+    with a Hugging Face data set."""
+    columns: list[str] = field(default_factory=lambda: ["department", "client"])
+    """The columns of the department and of the client, if root is a table."""
     clients_per_dept: PositiveInt | Literal["all"] = 3
     """Use the first n clients of each department, in natural sort order; all uses every client, in departments of any
     size."""
@@ -42,10 +45,15 @@ class DataConfig(Block, key="data"):
     """Who writes a system turn: the template; or merge puts it into the first user turn; refuse makes it an error."""
     template_date: str | None = None
     """YYYY-MM-DD, for a chat template that writes the date; null uses the day on which the run started."""
+    token_store: str | None = "auto"
+    """With more than 1,000 clients: a folder in which clients' tokens are kept for the next runs; auto is the user's
+    folder of caches, null keeps none."""
 
     def __post_init__(self) -> None:
         """Check the ranges and read the file of the chat template."""
         super().__post_init__()
+        ok = len(self.columns) == 2 and len(set(self.columns)) == 2
+        check(ok, "data.columns", "two names, of the columns of department and client", self.columns)
         if self.chat_template is not None and not re.search(r"{[{%]", self.chat_template):
             self.chat_template = read_text(Path(self.chat_template).expanduser(), "data.chat_template: a Jinja file")
         if self.chat_template is not None:

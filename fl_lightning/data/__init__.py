@@ -8,12 +8,15 @@ record_forms   JSON values as records: Alpaca, prompt and completion, messages, 
 messages       messages of a conversation: roles, text parts, tool calls, weights
 record_keys    keys that are not read: errors if they could change what is learned
 record_files   JSONL and JSON files, with file and line
+client_files   the files of one client
 layout         departments and clients in a folder; the draw of held-out records
 tokenization   records as token ids, with a mark on the supervised ones
 chat_template  the template of a run, its variables, date and system turns
 answers        where the answers are in the text of a conversation
 end_tokens     the tokens that end an answer
 client_data    the tokenized records of all clients, or of some
+record_table   one file or data set with columns for department and client
+lazy_clients   clients that are read when they are first needed
 token_store    tokens of clients on disk, shared by runs
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients

@@ -1,4 +1,4 @@
-"""Clients' tokenized records, read once and used in every round."""
+"""Clients' tokenized records: of a small federation read once, of a large one when a client is first needed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.data.layout import ClientFiles, entries_not_read, find_client, find_clients, unread_files
+from fl_lightning.data.client_files import ClientFiles, ClientSource, unread_files
+from fl_lightning.data.layout import entries_not_read, find_client, find_clients
+from fl_lightning.data.lazy_clients import LAZY_ABOVE, LazyClients
 from fl_lightning.data.record_keys import describe_unread_keys
+from fl_lightning.data.record_table import COLUMNS
 from fl_lightning.data.records import Record
 from fl_lightning.data.splits import draw_selection, read_splits
+from fl_lightning.data.token_store import TokenStore, client_key, default_folder
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-Splits = Mapping[ClientFiles, tuple[list[Record], list[Record]]]
+Splits = Mapping[ClientSource, tuple[list[Record], list[Record]]]
 """{client: (training records, held-out records)}."""
 
 
@@ -46,7 +50,7 @@ class ClientData:
         return f"{self.department}/{self.client}"
 
 
-def regroup_clients(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> dict[str, ClientData]:
+def regroup_clients(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> Mapping[str, ClientData]:
     """Move clients to teams, each of which becomes a department; all other clients stay in theirs.
 
     Args:
@@ -60,19 +64,29 @@ def regroup_clients(data: Mapping[str, ClientData], teams: Mapping[str, str]) ->
         InputError: an unknown client, a team with the name of a department, or two clients of one name in a team.
     """
     key = "federation.hierarchy.groups"
+    if not teams:
+        return data
     if unknown := [client_id for client_id in teams if client_id not in data]:
         hint = nearest(unknown[0], data)
         raise InputError(f"{key}.{teams[unknown[0]]}: expected a client of the data, got {unknown[0]!r}{hint}")
-    departments = {client.department for client in data.values()}
+    departments = {client_id.split("/", 1)[0] for client_id in data}
     if taken := sorted(departments & set(teams.values())):
         raise InputError(f"{key}: {taken[0]!r} is also a department of the data; choose another name for the team")
-    regrouped: dict[str, ClientData] = {}
-    for client_id, client in data.items():
-        moved = replace(client, department=teams.get(client_id, client.department))
-        if moved.client_id in regrouped:
-            raise InputError(f"{key}.{moved.department}: two clients are called {moved.client!r}; rename one of them")
-        regrouped[moved.client_id] = moved
-    return dict(sorted(regrouped.items(), key=lambda item: item[1].department))
+    before: dict[str, str] = {}
+    for client_id in data:
+        department, client = client_id.split("/", 1)
+        team = teams.get(client_id, department)
+        if f"{team}/{client}" in before:
+            raise InputError(f"{key}.{team}: two clients are called {client!r}; rename one of them")
+        before[f"{team}/{client}"] = client_id
+    before = dict(sorted(before.items(), key=lambda item: item[0].split("/", 1)[0]))
+
+    def moved(client_id: str, old_id: str) -> ClientData:
+        return replace(data[old_id], department=client_id.split("/", 1)[0])
+
+    if isinstance(data, LazyClients):
+        return LazyClients(before, moved)
+    return {client_id: moved(client_id, old_id) for client_id, old_id in before.items()}
 
 
 CENTRAL_CLIENT = "pooled/all"
@@ -86,7 +100,7 @@ def pool_clients(data: Mapping[str, ClientData]) -> ClientData:
         InputError: if a department has the name of the pool's.
     """
     department, client = CENTRAL_CLIENT.split("/")
-    if any(member.department == department for member in data.values()):
+    if any(client_id.split("/", 1)[0] == department for client_id in data):
         raise InputError(f"data.root: a department is called {department!r}; rename it, or do not use share: central")
     return ClientData(department, client, [example for member in data.values() for example in member.train], [])
 
@@ -104,13 +118,16 @@ def load_clients(
     selection: float = 0.0,
     eval_records: int | None = None,
     seed: int = 0,
-) -> dict[str, ClientData]:
+    token_store: str | None = None,
+    columns: Sequence[str] = COLUMNS,
+) -> Mapping[str, ClientData]:
     """{client_id: data}, departments sorted, clients in natural order. Only the chosen clients' records are read.
 
-    A client without training records is left out. What is left out, or not read, is logged once.
+    A client without training records is left out. What is left out, or not read, is logged once. With more than
+    `LAZY_ABOVE` clients, each is read and checked when it is first looked up; then an empty one is an error.
 
     Args:
-        root: folder of departments, or ``bundled:departments``; see `fl_lightning.data.layout`.
+        root: folder of departments, ``bundled:departments``, or a table; see `fl_lightning.data.layout`.
         tokenizer: a transformers tokenizer.
         department: load this department only.
         client_id: load this client only; `department` is then ignored.
@@ -121,49 +138,111 @@ def load_clients(
         selection: share of the training records that are selection records instead, or from 1 on their number.
         eval_records: at most n held-out records per client; None takes all.
         seed: the run seed, for these splits.
+        token_store: folder for the tokens of such clients; ``auto`` is `default_folder`, None keeps none.
+        columns: of the department and of the client in a table.
 
     Raises:
         InputError: naming folder, file or line; or if a department has no training or no held-out records.
     """
     if client_id is not None:
-        files = [find_client(root, client_id, clients_per_dept)]
+        files = [find_client(root, client_id, clients_per_dept, columns)]
     else:
-        files = [client for clients in find_clients(root, clients_per_dept, department).values() for client in clients]
-    records = {c: read_splits(c, max_records=max_records, eval_fraction=eval_fraction, seed=seed) for c in files}
+        found = find_clients(root, clients_per_dept, department, columns)
+        files = [client for clients in found.values() for client in clients]
+    reader = ClientReader(tokenizer, max_length, max_records, eval_fraction, selection, eval_records, seed)
+    if len(files) > LAZY_ABOVE:
+        if token_store is not None:
+            folder = default_folder() if token_store == "auto" else Path(token_store).expanduser()
+            reader.store = TokenStore.of(folder, tokenizer, max_length)
+        return LazyClients({client.client_id: client for client in files}, reader.read)
+    records = {client: reader.splits(client) for client in files}
     _check_departments(records, whole=client_id is None)
-    data = {}
-    for client, (training, held_out) in records.items():
-        if training:
-            examples = encode(training, tokenizer, max_length, str(client.train))
-            chosen = draw_selection(len(examples), client.department, client.client, selection, seed)
-            data[client.client_id] = ClientData(
-                client.department,
-                client.client,
-                [example for index, example in enumerate(examples) if index not in chosen],
-                encode(held_out[:eval_records], tokenizer, max_length, str(client.eval or client.train)),
-                [examples[index] for index in sorted(chosen)],
-            )
+    data = {c.client_id: reader.tokenize(c, *splits) for c, splits in records.items() if splits[0]}
     _warn(records)
     if client_id is None and (paths := entries_not_read(root, department)):
         log.warning("%s in the folder of departments not read, no client: %s", _count(paths, "path"), _first(paths))
     return data
 
 
+@dataclass
+class ClientReader:
+    """Reads single clients; the arguments are those of `load_clients`.
+
+    Attributes:
+        store: keeps tokens between runs; None keeps none.
+    """
+
+    tokenizer: Any
+    max_length: int
+    max_records: int | None
+    eval_fraction: float
+    selection: float
+    eval_records: int | None
+    seed: int
+    store: TokenStore | None = None
+
+    def splits(self, client: ClientSource) -> tuple[list[Record], list[Record]]:
+        """A client's training and held-out records."""
+        return read_splits(client, max_records=self.max_records, eval_fraction=self.eval_fraction, seed=self.seed)
+
+    def tokenize(self, client: ClientSource, training: list[Record], held_out: list[Record]) -> ClientData:
+        """A client from its records."""
+        examples = encode(training, self.tokenizer, self.max_length, client.training_location)
+        chosen = draw_selection(len(examples), client.department, client.client, self.selection, self.seed)
+        train = [example for index, example in enumerate(examples) if index not in chosen]
+        evaluated = held_out[: self.eval_records]
+        return ClientData(
+            client.department,
+            client.client,
+            train,
+            encode(evaluated, self.tokenizer, self.max_length, client.held_out_location),
+            [examples[index] for index in sorted(chosen)],
+        )
+
+    def read(self, client_id: str, client: ClientSource) -> ClientData:
+        """A client from the store, or from its records, which are then put there.
+
+        Raises:
+            InputError: if the records cannot be used, naming file or line, or if none is for training.
+        """
+        key = self._key(client) if self.store is not None else b""
+        if self.store is not None and (stored := self.store.get(key)) is not None:
+            return ClientData(client.department, client.client, *stored)
+        training, held_out = self.splits(client)
+        if not training:
+            raise InputError(f"{client.training_location}: no training records; expected some, or remove the client")
+        data = self.tokenize(client, training, held_out)
+        if self.store is not None:
+            self.store.put(key, [data.train, data.eval, data.selection])
+        return data
+
+    def _key(self, client: ClientSource) -> bytes:
+        """The key of a client in the store; the seed counts only where records are drawn by it."""
+        contents = client.contents()
+        choice: dict[str, Any] = {"max_records": self.max_records, "eval_records": self.eval_records}
+        if contents[-1] is None or self.selection:
+            choice |= {"client": client.client_id, "seed": self.seed, "selection": self.selection}
+            choice["eval_fraction"] = self.eval_fraction
+        return client_key(contents, choice)
+
+
 def _warn(records: Splits) -> None:
     """One line for each kind of what is left out: clients without records, and files and keys that are not read."""
     empty = [client for client, (training, _) in records.items() if not training]
     unheld = [client for client, (training, held_out) in records.items() if training and not held_out]
-    unread = [path for client in records for path in unread_files(client)]
+    unread = [path for client in records if isinstance(client, ClientFiles) for path in unread_files(client)]
     keys = Counter(key for splits in records.values() for split in splits for r in split for key in r.unread_keys)
     if empty:
         log.warning(
-            "%s without training records, left out: %s", _count(empty, "client"), _first(c.train for c in empty)
+            "%s without training records, left out: %s",
+            _count(empty, "client"),
+            _first(c.training_location for c in empty),
         )
     if unheld:
         log.warning(
             "%s without held-out records, trained on but not evaluated: %s",
             _count(unheld, "client"),
-            _first(c.train for c in unheld),
+            _first(c.training_location for c in unheld),
         )
     if unread:
         log.warning("%s not read, beside train.jsonl and its held-out file: %s", _count(unread, "file"), _first(unread))
@@ -175,7 +254,7 @@ def _count(things: Sequence[object], what: str) -> str:
     return f"{len(things):,} {what}{'' if len(things) == 1 else 's'}"
 
 
-def _first(paths: Iterable[Path]) -> str:
+def _first(paths: Iterable[str | Path]) -> str:
     names = [str(path) for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
@@ -186,15 +265,17 @@ def _check_departments(records: Splits, *, whole: bool) -> None:
     Raises:
         InputError: naming the first that cannot.
     """
-    departments: dict[str, list[ClientFiles]] = {}
+    departments: dict[str, list[ClientSource]] = {}
     for client in records:
         departments.setdefault(client.department, []).append(client)
     for department, clients in departments.items():
         first, trained = clients[0], [client for client in clients if records[client][0]]
         if not trained:
-            raise InputError(f"{first.train}: no records; expected some in department {department}, or remove it")
+            raise InputError(
+                f"{first.training_location}: no records; expected some in department {department}, or remove it"
+            )
         if whole and not any(records[client][1] for client in trained):
             raise InputError(
-                f"{first.eval or first.train}: no records to hold out; expected some in department {department}: at "
+                f"{first.held_out_location}: no records to hold out; expected some in department {department}: at "
                 "least 2 records of a client, or an eval.jsonl"
             )

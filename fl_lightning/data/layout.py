@@ -3,44 +3,27 @@
     <root>/<department>_personal_clients/<client>/{train,eval}.jsonl     or  <root>/<department>/<client>/…
     <root>/<department>_personal_clients/<client>.jsonl (or .json)       split by eval_fraction, seeded
 
-Anything else in the root is ignored.
+Anything else in the root is ignored. Or the root is one table with a column for the department and one for the client.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fl_lightning import bundled
+from fl_lightning.data.client_files import ClientFiles, ClientSource, client_files_at
+from fl_lightning.data.record_table import COLUMNS, is_table, table_clients
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name, natural_key, read_json
 from fl_lightning.storage.run_adapters import BASE
 
 SUFFIX = "_personal_clients"
-ENDINGS = (".jsonl", ".json")
-HELD_OUT = ("eval", "validation", "valid", "val", "dev")
-"""Names of a file of held-out records beside train.jsonl; the first that exists is read. test.jsonl never is:
-results on it would choose rounds and methods, and then say nothing about new records."""
 STRUCTURE = "structure.json"
 TRUE_CLUSTERS = "true_department_clusters"
-
-
-@dataclass(frozen=True)
-class ClientFiles:
-    """Files of one client's records; `eval` is None if one file holds both splits."""
-
-    department: str
-    client: str
-    train: Path
-    eval: Path | None
-
-    @property
-    def client_id(self) -> str:
-        """``department/client``."""
-        return f"{self.department}/{self.client}"
 
 
 def true_clusters(root: str | Path) -> dict[str, int] | None:
@@ -79,37 +62,35 @@ def true_clusters(root: str | Path) -> dict[str, int] | None:
 
 
 def find_clients(
-    root: str | Path, clients_per_dept: int | None = None, department: str | None = None
-) -> dict[str, list[ClientFiles]]:
+    root: str | Path,
+    clients_per_dept: int | None = None,
+    department: str | None = None,
+    columns: Sequence[str] = COLUMNS,
+) -> dict[str, list[ClientSource]]:
     """{department: clients in natural order}, departments sorted.
 
     Args:
-        root: the folder, or ``bundled:departments``.
+        root: the folder, ``bundled:departments``, or a table, see `fl_lightning.data.record_table`.
         clients_per_dept: use the first n clients of each department, in natural sort order; None uses all.
         department: look into this department's folder only.
+        columns: of the department and of the client in a table.
 
     Raises:
         InputError: no such folder, no department, an unsafe name, or fewer clients than asked for.
     """
     folder = bundled.resolve(str(root))
-    if not os.path.isdir(folder):  # also false for a name that is too long
-        raise InputError(f"data.root: {root} is not a folder; expected a folder of departments")
-    departments: dict[str, list[ClientFiles]] = {}
-    for path in department_folders(folder):
-        name = path.name.removesuffix(SUFFIX)
-        if department not in (None, name):
-            continue
-        with _refuse_unreadable():
-            clients = _clients_in(path, name)
-        if not clients:
-            continue
-        check_department_name(name, path)
-        if name in departments:
-            raise InputError(f"{path}: department {name!r} has two folders; keep one of them")
-        departments[name] = clients
+    departments: dict[str, list[ClientSource]]
+    if is_table(folder):
+        found = table_clients(folder, columns)
+        for name in found:
+            check_department_name(name, folder)
+        departments = {name: list(clients) for name, clients in found.items() if department in (None, name)}
+    else:
+        departments = _departments_in(folder, root, department)
     if not departments:
         if department is not None:
-            names = {path.name.removesuffix(SUFFIX) for path in department_folders(folder)}
+            folders = () if is_table(folder) else department_folders(folder)
+            names = {path.name.removesuffix(SUFFIX) for path in folders}
             raise InputError(f"department: expected one of {root}, got {department!r}{nearest(department, names)}")
         raise InputError(f"data.root: no department in {root}; expected <department>/<client>/train.jsonl")
     if clients_per_dept is None:
@@ -123,13 +104,36 @@ def find_clients(
     return {name: departments[name][:clients_per_dept] for name in sorted(departments)}
 
 
-def find_client(root: str | Path, client_id: str, clients_per_dept: int | None = None) -> ClientFiles:
+def _departments_in(folder: Path, root: str | Path, department: str | None) -> dict[str, list[ClientSource]]:
+    """{department: clients} of a folder; empty departments are left out."""
+    if not os.path.isdir(folder):  # also false for a name that is too long
+        raise InputError(f"data.root: {root} is not a folder; expected a folder of departments")
+    departments: dict[str, list[ClientSource]] = {}
+    for path in department_folders(folder):
+        name = path.name.removesuffix(SUFFIX)
+        if department not in (None, name):
+            continue
+        with _refuse_unreadable():
+            clients = _clients_in(path, name)
+        if not clients:
+            continue
+        check_department_name(name, path)
+        if name in departments:
+            raise InputError(f"{path}: department {name!r} has two folders; keep one of them")
+        departments[name] = list(clients)
+    return departments
+
+
+def find_client(
+    root: str | Path, client_id: str, clients_per_dept: int | None = None, columns: Sequence[str] = COLUMNS
+) -> ClientSource:
     """The files of one client; no other department's folder is looked into.
 
     Args:
         root: the folder, or ``bundled:departments``.
         client_id: ``department/client``.
         clients_per_dept: as for `find_clients`; a client beyond the first n is refused.
+        columns: as for `find_clients`.
 
     Raises:
         InputError: if there is no such client, or `find_clients` refuses its department.
@@ -139,7 +143,7 @@ def find_client(root: str | Path, client_id: str, clients_per_dept: int | None =
     is_known = os.path.isdir(folder) and any(
         os.path.isdir(folder / name) for name in (department, department + SUFFIX) if department and "\0" not in name
     )
-    departments = find_clients(root, clients_per_dept, department if is_known else None)
+    departments = find_clients(root, clients_per_dept, department if is_known else None, columns)
     files = {client.client_id: client for clients in departments.values() for client in clients}
     if client_id not in files:
         raise InputError(f"data.root: expected a client of {root}, got {client_id!r}{nearest(client_id, files)}")
@@ -168,8 +172,10 @@ def _refuse_unreadable() -> Iterator[None]:
 
 def _clients_in(folder: Path, department: str) -> list[ClientFiles]:
     clients: dict[str, ClientFiles] = {}
-    for entry in folder.iterdir():
-        client = client_files_at(entry, department)
+    path, name_of = os.fspath(folder), sys.intern(department)
+    for name in os.listdir(path):
+        entry = f"{path}/{name}"
+        client = client_files_at(entry, name_of)
         if client is None:
             continue
         if client.client in clients:
@@ -189,42 +195,6 @@ def check_department_name(name: str, folder: Path) -> None:
         raise InputError(f"{folder}: expected another name than {BASE!r}, which is the base model's; rename the folder")
 
 
-def client_files_at(entry: Path, department: str) -> ClientFiles | None:
-    """The client in a file or folder of a department's folder; None if it is something else.
-
-    Raises:
-        InputError: an unsafe name, or held-out records without training records.
-    """
-    if entry.name.startswith("."):
-        return None
-    if entry.is_dir():
-        train = next((entry / f"train{e}" for e in ENDINGS if (entry / f"train{e}").is_file()), None)
-        held_out = next((p for name in HELD_OUT for e in ENDINGS if (p := entry / f"{name}{e}").is_file()), None)
-        if train is None:
-            if held_out is not None:
-                raise InputError(f"{held_out}: held-out records without train.jsonl; add the training records")
-            return None
-        client = ClientFiles(department, entry.name, train, held_out)
-    elif entry.suffix in ENDINGS:
-        client = ClientFiles(department, entry.stem, entry, None)
-    else:
-        return None
-    check_name(client.client, f"{entry}: client")
-    return client
-
-
-def unread_files(files: ClientFiles) -> list[Path]:
-    """Files of records in a client's folder that are not read, such as test.jsonl, sorted."""
-    folder = files.train.parent
-    if folder.name != files.client or files.train.stem != "train":
-        return []  # the client is a file
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in ENDINGS and path not in (files.train, files.eval) and not path.name.startswith(".")
-    )
-
-
 def entries_not_read(root: str | Path, department: str | None = None) -> list[Path]:
     """What is in the departments' folders and is no client, such as ``bob.csv``, sorted; a whole folder if none is.
 
@@ -232,6 +202,8 @@ def entries_not_read(root: str | Path, department: str | None = None) -> list[Pa
         root: the folder, or ``bundled:departments``.
         department: look into this department's folder only.
     """
+    if is_table(bundled.resolve(str(root))):
+        return []
     not_read: list[Path] = []
     for folder in department_folders(bundled.resolve(str(root))):
         if department not in (None, folder.name.removesuffix(SUFFIX)):

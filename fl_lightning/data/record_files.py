@@ -47,12 +47,23 @@ def scan_records(path: Path) -> Iterator[tuple[str, Record | InputError]]:
             yield location, value
             continue
         try:
-            record = parse_record(value)
-        except ValueError as error:
-            yield location, InputError(f"{location}: {error}")
-            continue
-        record.location = location
-        yield location, record
+            yield location, to_record(location, value)
+        except InputError as error:
+            yield location, error
+
+
+def to_record(location: str, value: object) -> Record:
+    """The record in a JSON value.
+
+    Raises:
+        InputError: if it is none, with the location.
+    """
+    try:
+        record = parse_record(value)
+    except ValueError as error:
+        raise InputError(f"{location}: {error}") from error
+    record.location = location
+    return record
 
 
 def scan_values(path: Path) -> Iterator[tuple[str, Any]]:
@@ -66,6 +77,21 @@ def scan_values(path: Path) -> Iterator[tuple[str, Any]]:
     """
     text = read_text(path, "a file of records")
     return _scan_list(path, text) if path.suffix == ".json" else _scan_lines(path, text)
+
+
+def parse_line(location: str, line: str) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        InputError: if it is none, with the location.
+    """
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{location}: not valid JSON ({_reason(error)}); expected one record per line") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{location}: expected an object, got {type(value).__name__}")
+    return value
 
 
 def _scan_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:

@@ -7,29 +7,29 @@ from __future__ import annotations
 
 import random
 
-from fl_lightning.data.layout import ClientFiles
-from fl_lightning.data.record_files import read_records
+from fl_lightning.data.client_files import ClientSource
 from fl_lightning.data.records import Record
 from fl_lightning.seeding import derive_seed
 
 
 def read_splits(
-    files: ClientFiles, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
+    source: ClientSource, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
     """(training records, held-out records) of a client.
 
-    Without an eval file, `draw_held_out` chooses; a client's only record is then for training. The first `max_records`
-    training records are kept. Both lists may be empty, if the files are.
+    Where none are set apart, `draw_held_out` chooses; a client's only record is then for training. The first
+    `max_records` training records are kept. Both lists may be empty.
 
     Raises:
         InputError: naming file and line.
     """
-    records = read_records(files.train, may_be_empty=True)
-    if files.eval is not None:
-        return records[:max_records], read_records(files.eval, may_be_empty=True)
+    records = source.training_records()
+    set_apart = source.held_out_records()
+    if set_apart is not None:
+        return records[:max_records], set_apart
     if len(records) < 2:
         return records[:max_records], []
-    held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
+    held_out = draw_held_out(len(records), source.department, source.client, eval_fraction, seed)
     training = [record for index, record in enumerate(records) if index not in held_out]
     return training[:max_records], [records[index] for index in sorted(held_out)]
 

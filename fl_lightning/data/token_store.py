@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_lightning.data.tokenization import Examples
+from fl_lightning.data.tokenization import Example, Examples
 from fl_lightning.storage.block_file import KEY_BYTES, BlockFile
 
 log = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ class TokenStore:
             log.warning("tokens are not kept on disk: %s: %s", error.filename or folder, error.strerror)
             return None
 
-    def get(self, key: bytes) -> tuple[list[Examples], dict[str, int]] | None:
-        """The record sets of a client, and {key of its records that is not read: number of records}."""
+    def get(self, key: bytes) -> list[Examples] | None:
+        """The record sets of a client; None if it is not there."""
         block = self._blocks.get(key)
         return None if block is None else _unpack(block)
 
-    def put(self, key: bytes, record_sets: Sequence[Examples], unread_keys: Mapping[str, int]) -> None:
+    def put(self, key: bytes, record_sets: Sequence[Sequence[Example]]) -> None:
         """Keep a client."""
         try:
-            self._blocks.put(key, _pack(record_sets, unread_keys))
+            self._blocks.put(key, _pack(record_sets))
         except OSError as error:  # the disk is full: the run goes on without
             log.warning("%s: %s; the tokens of a client are not kept", self._blocks.path, error.strerror)
 
@@ -106,29 +106,26 @@ def _digest_of(tokenizer: Any, max_length: int) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _pack(record_sets: Sequence[Examples], unread_keys: Mapping[str, int]) -> bytes:
-    keys = json.dumps(dict(unread_keys)).encode()
-    lengths = [np.asarray(examples.lengths, "<u4") for examples in record_sets]
-    head = np.asarray([len(record_sets), len(keys), *map(len, lengths)], "<u4")
-    ids = [examples.flat_ids.numpy().astype("<i4") for examples in record_sets]
-    marks = [examples.flat_supervised.numpy().astype("u1") for examples in record_sets]
-    return b"".join(part.tobytes() for part in (head, *lengths, *ids, *marks)) + keys
+def _pack(record_sets: Sequence[Sequence[Example]]) -> bytes:
+    """The numbers of records, the length of each, all ids, all marks."""
+    records = [example for examples in record_sets for example in examples]
+    head = np.asarray([len(record_sets), *map(len, record_sets), *map(len, records)], "<u4")
+    ids = [example.ids.numpy().astype("<i4") for example in records]
+    marks = [example.supervised.numpy().astype("u1") for example in records]
+    return b"".join(part.tobytes() for part in (head, *ids, *marks))
 
 
-def _unpack(block: bytes) -> tuple[list[Examples], dict[str, int]]:
-    num_sets, key_bytes = np.frombuffer(block, "<u4", 2).tolist()
-    counts = np.frombuffer(block, "<u4", num_sets, 8).tolist()
-    start = 8 + 4 * num_sets
-    lengths = []
-    for count in counts:
-        lengths.append(np.frombuffer(block, "<u4", count, start).tolist())
-        start += 4 * count
-    totals = [sum(of_set) for of_set in lengths]
+def _unpack(block: bytes) -> list[Examples]:
+    (num_sets,) = np.frombuffer(block, "<u4", 1).tolist()
+    counts = np.frombuffer(block, "<u4", num_sets, 4).tolist()
+    lengths = np.frombuffer(block, "<u4", sum(counts), 4 + 4 * num_sets).tolist()
+    start, total = 4 * (1 + num_sets + len(lengths)), sum(lengths)
+    ids = torch.from_numpy(np.frombuffer(block, "<i4", total, start).astype(np.int32))
+    marks = torch.from_numpy(np.frombuffer(block, "u1", total, start + 4 * total).astype(bool))
     sets = []
-    marks_start = start + 4 * sum(totals)
-    for of_set, total in zip(lengths, totals, strict=True):
-        ids = torch.from_numpy(np.frombuffer(block, "<i4", total, start).astype(np.int32))
-        marks = torch.from_numpy(np.frombuffer(block, "u1", total, marks_start).astype(bool))
-        sets.append(Examples.of_flat(ids, marks, of_set))
-        start, marks_start = start + 4 * total, marks_start + total
-    return sets, json.loads(block[len(block) - key_bytes :])
+    for count in counts:
+        own, lengths = lengths[:count], lengths[count:]
+        tokens = sum(own)
+        sets.append(Examples.of_flat(ids[:tokens], marks[:tokens], own))
+        ids, marks = ids[tokens:], marks[tokens:]
+    return sets

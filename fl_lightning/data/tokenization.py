@@ -62,21 +62,6 @@ class Examples(Sequence[Example]):
         examples._ids, examples._supervised, examples._ends = ids, supervised, list(accumulate(lengths))
         return examples
 
-    @property
-    def flat_ids(self) -> torch.Tensor:
-        """Token ids of all records, int32."""
-        return self._ids
-
-    @property
-    def flat_supervised(self) -> torch.Tensor:
-        """Marks of all records, bool."""
-        return self._supervised
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each record."""
-        return [end - start for start, end in zip([0, *self._ends], self._ends, strict=False)]
-
     @overload
     def __getitem__(self, index: int) -> Example: ...
 

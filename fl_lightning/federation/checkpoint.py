@@ -30,7 +30,8 @@ from fl_lightning.federation.state import BestRound, FederationState
 from fl_lightning.linalg.adapter_algebra import resize_like
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.storage.files import atomic_folder, check_name, write_json
-from fl_lightning.storage.manifest import MANIFEST, check_manifest, write_manifest
+from fl_lightning.storage.manifest import MANIFEST, FileDigest, check_manifest, write_manifest
+from fl_lightning.storage.offload import OffloadedState
 from fl_lightning.storage.run_layout import CHECKPOINT_FACTS, CHECKPOINT_TENSORS, CHECKPOINTS, HISTORY, round_folders
 from fl_lightning.storage.tensors import read_state, write_state
 
@@ -80,13 +81,17 @@ def save_checkpoint(
     )
     with atomic_folder(folder) as temporary:
         write_state(temporary / CHECKPOINT_TENSORS, tensors)
-        for name, by_client in (("personal", state.personal), ("own", state.own_adapters)):
-            for client_id, client_state in by_client.items():
-                write_state(temporary / name / f"{client_id}.safetensors", client_state)
-        for owner, best in state.best.items():
-            write_state(temporary / "best" / f"{owner}.safetensors", best.adapter)
+        best = {owner: best.adapter for owner, best in state.best.items()}
+        digests: dict[str, FileDigest] = {}
+        for kind, by_owner in (("personal", state.personal), ("own", state.own_adapters), ("best", best)):
+            for owner, adapter in by_owner.items():
+                name = f"{kind}/{owner}.safetensors"
+                if isinstance(adapter, OffloadedState):  # most clients' states are as in the checkpoint before
+                    digests[name] = adapter.write_to(temporary / name)
+                else:
+                    write_state(temporary / name, adapter)
         write_json(temporary / CHECKPOINT_FACTS, header.to_json(), secret=state.privacy is not None)
-        write_manifest(temporary)
+        write_manifest(temporary, digests)
 
 
 def load_checkpoint(folder: Path, keep: Keep | None = None) -> tuple[FederationState, CheckpointExtra]:

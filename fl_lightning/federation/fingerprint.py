@@ -7,7 +7,7 @@ its weights as loaded, so that another precision is detected. Paths may change: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ MUTABLE_KEYS = (
     "output",
     "model.name_or_path",
     "data.root",
+    "data.columns",
+    "data.token_store",
     "federation.rounds",
     "training.clients_at_once",
     "training.gradient_checkpointing",
@@ -53,20 +55,26 @@ USER_KEYED = ("lora.profiles", "federation.hierarchy.groups", "data.chat_templat
 """Mappings whose keys the user chooses; they are compared as a whole."""
 
 
-def fingerprint_run(config: RunConfig, data: Mapping[str, ClientData], base: str) -> dict[str, Any]:
+def fingerprint_run(
+    config: RunConfig, data: Mapping[str, ClientData], base: str, *, client_ids: Iterable[str] | None = None
+) -> dict[str, Any]:
     """A run's fingerprint: JSON values that are equal for equal runs.
 
     Args:
         config: of the run.
         data: {client_id: tokenized records}.
         base: `fingerprint_model` of the base model.
+        client_ids: of all clients, if `data` has some of them only.
     """
     clients = {client_id: records_digest(client) for client_id, client in data.items()}
     values = config.to_dict()
     profiles = values["federation"]["schedule"]["clients"]
     if profiles["trace"] is not None:
         profiles["trace"] = trace_digest(profiles["trace"])
-    return {"config": _fixed(values), "clients": clients, "base": base}
+    fingerprint = {"config": _fixed(values), "clients": clients, "base": base}
+    if client_ids is not None:
+        fingerprint["client_ids"] = hashlib.sha256("\n".join(client_ids).encode()).hexdigest()
+    return fingerprint
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:
@@ -94,11 +102,18 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> N
                 f"{key}: expected {saved['config'][key]!r}, with which the run started, got {value!r}; "
                 f"start a new run, or change only {', '.join(MUTABLE_KEYS)}"
             )
+    if "client_ids" in current and "client_ids" not in saved:  # of an older version, which hashed every client
+        saved = {**saved, "clients": {c: saved["clients"].get(c) for c in current["clients"]}}
     departments = [sorted({client_id.split("/")[0] for client_id in side["clients"]}) for side in (saved, current)]
     if departments[0] != departments[1]:
         raise InputError(
             f"data.root: expected the departments {departments[0]}, with which the run started, got {departments[1]}; "
             "restore the data, or start a new run"
+        )
+    if saved.get("client_ids", current.get("client_ids")) != current.get("client_ids"):
+        raise InputError(
+            "data.root: expected the clients with which the run started, got others; restore the data, or start a new "
+            "run"
         )
     for client_id in sorted(saved["clients"].keys() | current["clients"].keys()):
         before, after = saved["clients"].get(client_id), current["clients"].get(client_id)

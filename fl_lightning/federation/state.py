@@ -13,6 +13,7 @@ from fl_lightning.flora import WeightedMean
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
+from fl_lightning.storage.offload import OffloadedState
 
 
 @dataclass(frozen=True)
@@ -177,5 +178,6 @@ def mean_personal(
     mean = WeightedMean()
     for client_id in sorted(client_ids):
         if client_id in personal:
-            mean.add(personal[client_id], examples[client_id])
+            state = personal[client_id]
+            mean.add(state.in_memory() if isinstance(state, OffloadedState) else state, examples[client_id])
     return {name: tensor.float() for name, tensor in mean.value().items()} if mean.total else {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.lazy_clients import LazyClients
 from fl_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def limit_length(max_length: int, model: Any) -> int:
 
 
 def check_token_ids(data: Mapping[str, ClientData], model: Any, tokenizer: Any) -> None:
-    """Check that every token of the records has a row in the model's embedding.
+    """Check that every token of the records has a row in the model's embedding; of lazy clients, when they are read.
 
     Args:
         data: {client_id: tokenized records}.
@@ -72,7 +73,8 @@ def check_token_ids(data: Mapping[str, ClientData], model: Any, tokenizer: Any) 
     rows = model.get_input_embeddings().num_embeddings
     if max(tokenizer.get_vocab().values(), default=0) < rows:
         return
-    for client in data.values():
+
+    def check(client: ClientData) -> None:
         for split, examples in (("training", client.train), ("held-out", client.eval)):
             for index, example in enumerate(examples):
                 highest = int(example.ids.max())
@@ -83,6 +85,12 @@ def check_token_ids(data: Mapping[str, ClientData], model: Any, tokenizer: Any) 
                         f"got {highest} ({token!r:.40}) in {split} record {index} of {client.client_id}; the tokenizer "
                         f"has {len(tokenizer)} tokens: take the base model's own, or resize and train the embedding"
                     )
+
+    if isinstance(data, LazyClients):
+        data.check_each(check)
+        return
+    for client in data.values():
+        check(client)
 
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}

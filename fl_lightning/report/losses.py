@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fl_lightning.report.drawing import Theme, line_style, set_round_axis
 from fl_lightning.report.elements import WIDTH, Picture, Section, Table, format_number, shorten
 from fl_lightning.runs.artifacts import Curve, RunArtifacts
@@ -14,6 +16,9 @@ from fl_lightning.storage.files import natural_key
 MAX_PANELS = 24
 MAX_NAMED_CLIENTS = 4
 """A panel with more clients draws them all in the same style; the table has their names."""
+
+MAX_LISTED_CLIENTS = 256
+"""Of a department with more clients, quantiles over those that were asked are shown."""
 
 
 def losses(run: RunArtifacts) -> Section:
@@ -36,6 +41,22 @@ def losses(run: RunArtifacts) -> Section:
     if len(names) > MAX_PANELS:
         section.missing.append(f"{MAX_PANELS} of {len(names)} departments are drawn; the table has all.")
     return section
+
+
+def shown_clients(run: RunArtifacts, department: str) -> dict[str, Curve]:
+    """{client: losses by round}; of very many clients {quantile: losses by round}."""
+    clients = run.client_losses.get(department, {})
+    if len(clients) <= MAX_LISTED_CLIENTS:
+        return clients
+    by_round: dict[int, list[float]] = {}
+    for curve in clients.values():
+        for round_num, loss in curve.items():
+            by_round.setdefault(round_num, []).append(loss)
+    levels = {"p10 of clients": 0.1, "p50 of clients": 0.5, "p90 of clients": 0.9}
+    return {
+        name: {r: float(np.quantile(losses, level)) for r, losses in sorted(by_round.items())}
+        for name, level in levels.items()
+    }
 
 
 def _mean(run: RunArtifacts) -> Picture:
@@ -97,7 +118,7 @@ def _panels(run: RunArtifacts, names: Sequence[str]) -> Picture:
             if number >= len(names):
                 axes.set_axis_off()
                 continue
-            _panel(axes, theme, run.losses.get(names[number], {}), run.client_losses.get(names[number], {}))
+            _panel(axes, theme, run.losses.get(names[number], {}), shown_clients(run, names[number]))
             axes.set_title(shorten(names[number], 20), loc="left", fontweight="bold")
             if number + 2 >= len(names):
                 set_round_axis(axes)
@@ -143,7 +164,7 @@ def _legend(canvas: Any, theme: Theme, run: RunArtifacts, names: Sequence[str]) 
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **{**line_style(theme, 0), "linewidth": 2}, label="department's adapter")]
-    sizes = [len(run.client_losses.get(name, {})) for name in names]
+    sizes = [len(shown_clients(run, name)) for name in names]
     if any(size > MAX_NAMED_CLIENTS for size in sizes):
         handles.append(Line2D([], [], color=theme.muted, marker=".", linewidth=0.9, label="a client's own"))
     for number, name in enumerate(_client_labels(run, names)):
@@ -153,7 +174,7 @@ def _legend(canvas: Any, theme: Theme, run: RunArtifacts, names: Sequence[str]) 
 
 def _client_labels(run: RunArtifacts, names: Sequence[str]) -> list[str]:
     """Labels of the first, second, … client: their names if all departments with few clients agree, else numbers."""
-    clients = [sorted(run.client_losses.get(name, {}), key=natural_key) for name in names]
+    clients = [sorted(shown_clients(run, name), key=natural_key) for name in names]
     few_clients = [members for members in clients if len(members) <= MAX_NAMED_CLIENTS]
     longest = max(few_clients, key=len, default=[])
     if all(members == longest[: len(members)] for members in few_clients):
@@ -176,7 +197,7 @@ def table(run: RunArtifacts) -> Table:
     rows = []
     for name in [*run.departments, *sorted(run.groups & run.losses.keys(), key=natural_key)]:
         rows.append([name, *(format_number(run.losses.get(name, {}).get(r)) for r in rounds)])
-        clients = run.client_losses.get(name, {})
+        clients = shown_clients(run, name)
         for client in sorted(clients, key=natural_key):
             rows.append([f"{name}/{client}", *(format_number(clients[client].get(r)) for r in rounds)])
     return Table("Held-out loss by round", ["adapter", *(f"round {r}" for r in rounds)], rows)

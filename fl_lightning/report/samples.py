@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,7 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
     components = build_components(replace(config, fabric=on_cpu, output=str(run_folder)))
     clients = LocalClients(components.fabric, components.module, components.data, config.training)
     initial = collect_lora_state(components.module.model)
-    departments = {client.department for client in components.data.values()}
+    departments = {client_id.split("/", 1)[0] for client_id in components.data}
     folders = {department: run_folder / adapter(department) for department in sorted(departments)}
     # A run saves adapters of another rank at the common scaling.
     adapters = {
@@ -125,7 +125,7 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
     samples = take_samples(
         clients, components.tokenizer, components.data, initial, adapters, count=count, max_new_tokens=MAX_NEW_TOKENS
     )
-    records, num_used = _held_out_records(config), Counter[str]()
+    records, num_used = _held_out_records(config, {sample.client_id for sample in samples}), Counter[str]()
     answers: dict[str, list[PromptAnswers]] = {}
     for sample in samples:
         record = records[sample.client_id][num_used[sample.client_id]]
@@ -138,18 +138,19 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
     return answers
 
 
-def _held_out_records(config: RunConfig) -> dict[str, list[Record]]:
-    """{client_id: held-out records as text}, in the order in which they are tokenized."""
+def _held_out_records(config: RunConfig, client_ids: Container[str]) -> dict[str, list[Record]]:
+    """{client_id: held-out records as text} of some clients, in the order in which they are tokenized."""
     from fl_lightning.clustering.tree import client_teams
     from fl_lightning.data.layout import find_clients
     from fl_lightning.data.splits import read_splits
 
     team_of, data = client_teams(config.federation.hierarchy.groups), config.data
     records = {}
-    for department, clients in find_clients(data.root, data.max_clients).items():
-        for files in clients:
-            _, held_out = read_splits(files, eval_fraction=data.eval_fraction, seed=config.seed)
-            records[f"{team_of.get(files.client_id, department)}/{files.client}"] = held_out
+    for department, clients in find_clients(data.root, data.max_clients, columns=data.columns).items():
+        for source in clients:
+            client_id = f"{team_of.get(source.client_id, department)}/{source.client}"
+            if client_id in client_ids:
+                _, records[client_id] = read_splits(source, eval_fraction=data.eval_fraction, seed=config.seed)
     return records
 
 

@@ -35,8 +35,10 @@ from fl_lightning.data.chat_template import pin_chat_template, pin_date
 from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
 from fl_lightning.data.end_tokens import find_end_tokens
 from fl_lightning.data.layout import true_clusters
+from fl_lightning.data.lazy_clients import LazyClients
+from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.federation.client_profiles import client_profiles
-from fl_lightning.federation.fingerprint import fingerprint_model
+from fl_lightning.federation.fingerprint import fingerprint_model, fingerprint_run
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.modeling.base_model import load_base_model
 from fl_lightning.modeling.limits import check_token_ids, limit_length
@@ -68,7 +70,7 @@ class RunComponents:
     fabric: Fabric
     module: LoraClientModule
     tokenizer: Any
-    data: dict[str, ClientData]
+    data: Mapping[str, ClientData]
     base_fingerprint: str
     base_precision: str = "fp32"
 
@@ -81,7 +83,7 @@ def build_components(config: RunConfig) -> RunComponents:
     """
     groups = config.federation.hierarchy.groups
 
-    def load_data(tokenizer: Any, max_length: int) -> dict[str, ClientData]:
+    def load_data(tokenizer: Any, max_length: int) -> Mapping[str, ClientData]:
         data = load_clients(
             config.data.root,
             tokenizer,
@@ -91,7 +93,9 @@ def build_components(config: RunConfig) -> RunComponents:
             eval_fraction=config.data.eval_fraction,
             selection=config.data.selection_fraction,
             eval_records=config.evaluation.records,
+            columns=config.data.columns,
             seed=config.seed,
+            token_store=config.data.token_store,
         )
         return regroup_clients(data, client_teams(groups))
 
@@ -105,7 +109,9 @@ def build_components(config: RunConfig) -> RunComponents:
     return components
 
 
-def build_model_components(config: RunConfig, load_data: Callable[[Any, int], dict[str, ClientData]]) -> RunComponents:
+def build_model_components(
+    config: RunConfig, load_data: Callable[[Any, int], Mapping[str, ClientData]]
+) -> RunComponents:
     """Load the base model, and the data by a function of its tokenizer and the tokens per record; nothing is written.
 
     Raises:
@@ -145,13 +151,22 @@ def build_model_components(config: RunConfig, load_data: Callable[[Any, int], di
     return RunComponents(fabric, module, tokenizer, data, base_fingerprint, base_precision)
 
 
+def fingerprint_components(config: RunConfig, components: RunComponents) -> dict[str, Any]:
+    """The fingerprint of a run, see `fingerprint_run`; of a large federation the evaluated clients are hashed."""
+    data = components.data
+    if not isinstance(data, LazyClients):
+        return fingerprint_run(config, data, components.base_fingerprint)
+    panel = EvaluationPanel.draw(data, config.evaluation, config.seed)
+    return fingerprint_run(config, panel.data, components.base_fingerprint, client_ids=data)
+
+
 def build_tree(config: RunConfig, data: Mapping[str, ClientData]) -> Tree:
     """The tree of groups above the departments of the data.
 
     Raises:
         InputError: if a group names a department that has no data.
     """
-    return Tree.of(config.federation.hierarchy.groups, {client.department for client in data.values()})
+    return Tree.of(config.federation.hierarchy.groups, {client_id.split("/", 1)[0] for client_id in data})
 
 
 def make_callbacks(

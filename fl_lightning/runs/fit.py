@@ -18,16 +18,23 @@ from fl_lightning.callbacks import FederatedCallback
 from fl_lightning.callbacks.round_checkpoint import restore_callbacks
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import to_yaml
+from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.lazy_clients import LazyClients
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.checkpoint_schema import CheckpointExtra
-from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTransport
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.loggers.factory import make_loggers
 from fl_lightning.loggers.service_runs import read_service_runs
 from fl_lightning.modeling.lora import collect_lora_state
-from fl_lightning.runs.build import RunComponents, build_components, make_callbacks, make_local_clients
+from fl_lightning.runs.build import (
+    RunComponents,
+    build_components,
+    fingerprint_components,
+    make_callbacks,
+    make_local_clients,
+)
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
 from fl_lightning.storage.files import write_text
@@ -78,7 +85,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
     with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
         clients = make_local_clients(components, config)  # checks the base model before a run folder exists
-        run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
+        run_fingerprint = fingerprint_components(config, components)
         with open_run(config, components, run_fingerprint, resume) as start:
             return run_fit(start, config, components, clients, console=console)
 
@@ -140,8 +147,7 @@ def run_fit(
         RunError: if the run cannot go on.
     """
     run_folder, state = start.run_folder, start.state
-    num_tokens = sum(len(example) for client in components.data.values() for example in client.train)
-    log.info("%d clients%s", len(components.data), f", {num_tokens} training tokens an epoch" if num_tokens else "")
+    log.info("%d clients%s", len(components.data), _size_of(components.data))
     if state is not None:
         log.info("resuming %s after round %d", run_folder, state.round_num)
     components.fabric, _ = make_fabric(config.fabric, start.loggers)
@@ -205,11 +211,19 @@ def _closing_loggers(loggers: Sequence[Any]) -> Iterator[None]:
                 logger.finalize(status)
 
 
+def _size_of(data: Mapping[str, ClientData]) -> str:
+    """The tokens of an epoch, for the log."""
+    if isinstance(data, LazyClients):
+        return "; records are read and checked when a client is first needed (inspect checks all)"
+    num_tokens = sum(len(example) for client in data.values() for example in client.train)
+    return f", {num_tokens} training tokens an epoch" if num_tokens else ""
+
+
 def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:
     """Estimated size of adapters and checkpoints at the end of the run, in bytes."""
     adapter = num_bytes(collect_lora_state(components.module.model))
     num_clients = len(components.data)
-    num_departments = len({client.department for client in components.data.values()})
+    num_departments = len(clients_by_department(components.data))
     rounds, retention = config.federation.rounds, config.retention
     exports = min(rounds, retention.client_exports + retention.best) if retention.client_exports else rounds
     checkpoints = min(rounds, retention.checkpoints + retention.best) if retention.checkpoints else rounds

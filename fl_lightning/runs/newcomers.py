@@ -103,6 +103,7 @@ def load_newcomers(data: str | Path, config: RunConfig, components: RunComponent
         max_length=limit_length(config.data.max_length, base),
         eval_fraction=config.data.eval_fraction,
         eval_records=config.evaluation.records,
+        columns=config.data.columns,
         seed=config.seed,
     )
     if known := [client_id for client_id in loaded if client_id in components.data]:

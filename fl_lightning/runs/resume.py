@@ -13,10 +13,10 @@ from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.checkpoint_schema import CheckpointExtra
-from fl_lightning.federation.fingerprint import check_fingerprint, fingerprint_run
+from fl_lightning.federation.fingerprint import check_fingerprint
 from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import collect_lora_state
-from fl_lightning.runs.build import RunComponents
+from fl_lightning.runs.build import RunComponents, fingerprint_components
 from fl_lightning.state import problem_with
 from fl_lightning.storage.files import remove_temporaries
 from fl_lightning.storage.offload import MAX_IN_MEMORY, OffloadFolder
@@ -85,7 +85,7 @@ def load_finished_state(components: RunComponents, run_folder: Path, config: Run
     Raises:
         InputError: if the run is not finished, or was trained with another config or base or on other records.
     """
-    run_fingerprint = fingerprint_run(config, components.data, components.base_fingerprint)
+    run_fingerprint = fingerprint_components(config, components)
     state, _ = load_resume_state(components, run_folder, run_fingerprint, config.federation.rounds)
     done = 0 if state is None else state.round_num
     if state is None or done < config.federation.rounds:

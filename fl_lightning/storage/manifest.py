@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_name, read_json, write_json
 
 MANIFEST = "manifest.json"
 DIGEST_SIZE = hashlib.sha256().digest_size
+FileDigest: TypeAlias = dict[str, Any]
+"""{"bytes", "sha256"} of a file."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the size and SHA-256 of every file in a folder to its ``manifest.json``."""
+def write_manifest(folder: Path, known: Mapping[str, FileDigest] | None = None) -> None:
+    """Write the size and SHA-256 of every file in a folder to its ``manifest.json``.
+
+    Args:
+        folder: of the files.
+        known: {path in the folder: digest} of files that need not be read.
+    """
+    known = known or {}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    write_json(folder / MANIFEST, {p.relative_to(folder).as_posix(): _size_and_digest(p) for p in files})
+    names = {p.relative_to(folder).as_posix(): p for p in files}
+    write_json(folder / MANIFEST, {name: known.get(name) or size_and_digest(p) for name, p in names.items()})
 
 
 def check_manifest(folder: Path) -> Collection[str]:
@@ -37,7 +46,7 @@ def check_manifest(folder: Path) -> Collection[str]:
         file = folder.joinpath(*(check_name(part, f"{path}: file") for part in name.split("/")))
         if not file.is_file():
             raise InputError(f"{file}: missing, but {MANIFEST} names it")
-        if (actual := _size_and_digest(file)) != expected:
+        if (actual := size_and_digest(file)) != expected:
             raise InputError(f"{file}: expected {expected} by {MANIFEST}, got {actual}")
     return manifest.keys()
 
@@ -58,7 +67,8 @@ def without_digest(data: bytes) -> bytes:
     return data[DIGEST_SIZE:]
 
 
-def _size_and_digest(path: Path) -> dict[str, Any]:
+def size_and_digest(path: Path) -> FileDigest:
+    """The entry of a file in a manifest: ``bytes`` and ``sha256``."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

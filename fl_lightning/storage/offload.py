@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 import weakref
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from fl_lightning.state import LoraState
+from fl_lightning.storage.manifest import FileDigest, size_and_digest
 from fl_lightning.storage.tensors import write_state
 
 MAX_IN_MEMORY = 64
@@ -31,6 +34,7 @@ class OffloadedState(Mapping[str, torch.Tensor]):
         write_state(path, state)
         self._path, self._folder = path, folder
         self._names = list(state)
+        self._digest: FileDigest | None = None
         weakref.finalize(self, path.unlink, missing_ok=True)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -40,6 +44,26 @@ class OffloadedState(Mapping[str, torch.Tensor]):
         with safe_open(self._path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def in_memory(self) -> LoraState:
+        """All tensors, read at once."""
+        with safe_open(self._path, "pt") as file:
+            return {name: file.get_tensor(name) for name in self._names}
+
+    def write_to(self, path: Path) -> FileDigest:
+        """Put the state's file at another path as well: as a link where the disk allows it, without reading it.
+
+        Returns:
+            The size and SHA-256 of the file, which are computed once.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(self._path, path)
+        except OSError:  # on another disk
+            shutil.copyfile(self._path, path)
+        if self._digest is None:
+            self._digest = size_and_digest(self._path)
+        return self._digest
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

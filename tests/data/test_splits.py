@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.layout import find_clients, unread_files
+from fl_lightning.data.client_files import unread_files
+from fl_lightning.data.layout import find_clients
 from fl_lightning.data.splits import draw_held_out, draw_selection, read_splits
 
 

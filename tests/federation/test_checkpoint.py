@@ -217,6 +217,13 @@ def test_what_clients_have_for_themselves_may_go_to_disk_when_it_is_loaded(tmp_p
     loaded, _ = load_checkpoint(tmp_path / "c", offload.store)
     assert isinstance(loaded.personal["hr/client_10"], OffloadedState)
     assert torch.equal(loaded.personal["hr/client_10"][B], saved.personal["hr/client_10"][B])
+    save_checkpoint(tmp_path / "d", loaded)
+    files = [{p.relative_to(tmp_path / name): p for p in (tmp_path / name).rglob("*.*")} for name in "cd"]
+    assert {name: p.read_bytes() for name, p in files[0].items()} == {n: p.read_bytes() for n, p in files[1].items()}
+    one = tmp_path / "d" / "personal" / "hr" / "client_10.safetensors"
+    assert one.stat().st_nlink == 2  # not written again: what most clients have does not change in a round
+    del loaded
+    assert load_checkpoint(tmp_path / "d")[0].personal["hr/client_10"][B].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["personal", "own"])

@@ -82,6 +82,20 @@ def test_changed_records_are_named(clients, what, message):
         check_fingerprint(before, fingerprint_run(RunConfig(), clients, "abc"))
 
 
+def test_of_a_large_federation_some_clients_records_and_all_names_are_compared(clients):
+    config, some = RunConfig(), {"hr/a": clients["hr/a"]}
+    saved = fingerprint_run(config, some, "abc", client_ids=clients)
+    check_fingerprint(saved, fingerprint_run(config, some, "abc", client_ids=list(clients)))
+    with pytest.raises(InputError, match="data.root: expected the clients with which the run started, got others"):
+        check_fingerprint(saved, fingerprint_run(config, some, "abc", client_ids=["hr/a", "it/b"]))
+    changed = {"hr/a": dataclasses.replace(clients["hr/a"], eval=[])}
+    with pytest.raises(InputError, match="data.root: hr/a: expected the records .* got other records"):
+        check_fingerprint(saved, fingerprint_run(config, changed, "abc", client_ids=clients))
+    older = fingerprint_run(config, clients, "abc")  # of a version that hashed every client
+    with pytest.raises(InputError, match="hr/a: expected the records"):
+        check_fingerprint(older, fingerprint_run(config, changed, "abc", client_ids=clients))
+
+
 def test_another_base_is_refused(clients):
     with pytest.raises(InputError, match=r"SHA-256 abc…\), got another one \(abd"):
         check_fingerprint(fingerprint_run(RunConfig(), clients, "abc"), fingerprint_run(RunConfig(), clients, "abd"))

@@ -3,6 +3,7 @@ import torch
 import transformers as hf
 
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.data.lazy_clients import LazyClients
 from fl_lightning.data.tokenization import Examples
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.limits import check_token_ids, limit_length, max_positions
@@ -44,6 +45,14 @@ def test_an_id_beyond_the_embedding_is_refused_with_client_record_and_token(micr
     model = micro_model("qwen", vocabulary=1000)
     with pytest.raises(InputError, match=r"below 1000, .* got 1003 .* in training record 1 of hr/a; .* 4096 tokens"):
         check_token_ids(clients([7, 1003]), model, tokenizer)
+
+
+def test_lazy_clients_are_checked_when_they_are_read(micro_model, tokenizer):
+    data = LazyClients({"hr/a": [7, 1003], "hr/b": [7, 8]}, lambda client_id, ids: clients(ids)["hr/a"])
+    check_token_ids(data, micro_model("qwen", vocabulary=1000), tokenizer)
+    assert data["hr/b"].train
+    with pytest.raises(InputError, match=r"below 1000, .* got 1003 .* in training record 1 of hr/a"):
+        data["hr/a"]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_accepted_if_records_do_not_use_them(micro_model, tokenizer):

@@ -44,6 +44,13 @@ def test_losses_over_virtual_hours_are_drawn_if_clients_have_profiles(run):
     assert hours.alt.endswith("5.950 at 0.00 hours, 5.930 at 1.25 hours.")
 
 
+def test_very_many_clients_are_shown_as_quantiles(run):
+    run.client_losses["hr"] = {f"c{k}": {1: float(k)} for k in range(301)}
+    rows = {row[0]: row[1:] for row in losses(run).pictures[1].table.rows}
+    assert rows["hr/p50 of clients"] == ["–", "150.000", "–"]
+    assert "hr/c7" not in rows
+
+
 def test_every_clients_weights_are_in_one_table_by_level(make_run):
     folder = make_run(TWO, rounds=2)
     losses_of = {"own": 2.0, "level": 1.9, "mixture": 1.75, "adapter": 1.8}

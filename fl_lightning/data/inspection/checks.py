@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fl_lightning import bundled
 from fl_lightning.data.inspection.scan import Measure, ScannedRecord, scan_client, scan_clients
 from fl_lightning.data.record_keys import describe_unread_keys
+from fl_lightning.data.record_table import COLUMNS, is_table
 from fl_lightning.errors import InputError
 
 Item = TypeVar("Item")
@@ -81,25 +82,32 @@ class Inspection:
 
 
 def inspect_folder(
-    root: str | Path, measure: Measure, *, max_length: int = 512, eval_fraction: float = 0.2, seed: int = 0
+    root: str | Path,
+    measure: Measure,
+    *,
+    max_length: int = 512,
+    eval_fraction: float = 0.2,
+    seed: int = 0,
+    columns: Sequence[str] = COLUMNS,
 ) -> Inspection:
     """Inspect every file of every client.
 
     Args:
-        root: the folder, or ``bundled:departments``.
+        root: the folder, ``bundled:departments``, or a table.
         measure: counts a record's tokens.
         max_length: records with more tokens are counted as cut.
         eval_fraction: share held out if a client is a single file.
         seed: the run seed, for that draw.
+        columns: of the department and of the client in a table.
 
     Raises:
-        InputError: if the root is not a folder; problems inside it are in `Inspection.errors`.
+        InputError: if the root is not a folder or a file; problems inside it are in `Inspection.errors`.
     """
     folder = bundled.resolve(str(root))
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) and not is_table(folder):
         raise InputError(f"--data: {root} is not a folder; expected a folder of departments")
     inspection = Inspection(str(root), str(folder))
-    clients = scan_clients(folder, inspection)
+    clients = scan_clients(folder, inspection, columns)
     if not clients and not inspection.errors:
         inspection.errors.append(f"{root}: no department; expected <department>/<client>/train.jsonl")
     records = [r for files in clients for r in scan_client(files, measure, inspection, eval_fraction, seed)]

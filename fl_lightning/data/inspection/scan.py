@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fl_lightning.data.client_files import ClientFiles, client_files_at, unread_files
 from fl_lightning.data.layout import (
     STRUCTURE,
     SUFFIX,
-    ClientFiles,
     check_department_name,
-    client_files_at,
     department_folders,
     true_clusters,
-    unread_files,
 )
 from fl_lightning.data.record_files import scan_records
+from fl_lightning.data.record_table import COLUMNS, TableClient, is_table, table_clients
 from fl_lightning.data.records import Record
 from fl_lightning.data.splits import draw_held_out
 from fl_lightning.errors import InputError
@@ -64,8 +63,22 @@ class Findings(Protocol):
     unread_keys: Counter[str]
 
 
-def scan_clients(root: Path, findings: Findings) -> list[ClientFiles]:
-    """All clients with a valid name and with files; errors of the others are added to the findings."""
+def scan_clients(
+    root: Path, findings: Findings, columns: Sequence[str] = COLUMNS
+) -> Sequence[ClientFiles | TableClient]:
+    """All clients with a valid name and with files; errors of the others are added to the findings.
+
+    Args:
+        root: a folder of departments, or a table.
+        findings: get the errors.
+        columns: of the department and of the client in a table.
+    """
+    if is_table(root):
+        try:
+            return [client for clients in table_clients(root, columns).values() for client in clients]
+        except InputError as error:
+            findings.errors.append(str(error))
+            return []
     clients: dict[str, ClientFiles] = {}
     departments: set[str] = set()
     try:
@@ -125,24 +138,27 @@ def _scan_department(folder: Path, department: str, clients: dict[str, ClientFil
 
 
 def scan_client(
-    files: ClientFiles, measure: Measure, findings: Findings, eval_fraction: float, seed: int
+    files: ClientFiles | TableClient, measure: Measure, findings: Findings, eval_fraction: float, seed: int
 ) -> Iterator[ScannedRecord]:
     """The valid records of a client; errors of the others are added to the findings."""
-    splits = {"train": _valid_records(files.train, findings)}
-    if files.eval is not None:
-        splits["eval"] = _valid_records(files.eval, findings)
+    if isinstance(files, TableClient):
+        splits, unread = {"train": _valid_records(files.scan(), findings)}, []
+    else:
+        splits, unread = {"train": _valid_records(scan_records(files.train), findings)}, unread_files(files)
+    if isinstance(files, ClientFiles) and files.eval is not None:
+        splits["eval"] = _valid_records(scan_records(files.eval), findings)
     elif len(splits["train"]) >= 2:
         records = splits["train"]
         held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
         splits["eval"] = [pair for index, pair in enumerate(records) if index in held_out]
         splits["train"] = [pair for index, pair in enumerate(records) if index not in held_out]
     if not splits["train"]:
-        findings.warnings.append(f"{files.train}: no valid training records; fit leaves the client out")
+        findings.warnings.append(f"{files.training_location}: no valid training records; fit leaves the client out")
     elif not splits.get("eval"):
-        findings.warnings.append(f"{files.eval or files.train}: no held-out records; fit trains the client unevaluated")
+        findings.warnings.append(f"{files.held_out_location}: no held-out records; fit trains the client unevaluated")
     findings.warnings += [
         f"{path}: not read, beside train.jsonl and its held-out file; call it eval.jsonl to evaluate on it"
-        for path in unread_files(files)
+        for path in unread
     ]
     for split, pairs in splits.items():
         for location, record in pairs:
@@ -159,11 +175,11 @@ def scan_client(
             yield ScannedRecord(files.client_id, split, location, text, prompt, tokens, supervised)
 
 
-def _valid_records(path: Path, findings: Findings) -> list[tuple[str, Record]]:
-    """(location, record) of a file."""
+def _valid_records(scanned: Iterable[tuple[str, Record | InputError]], findings: Findings) -> list[tuple[str, Record]]:
+    """(location, record) of those that are records; errors are added to the findings."""
     records = []
     try:
-        for location, record in scan_records(path):
+        for location, record in scanned:
             if isinstance(record, InputError):
                 findings.errors.append(str(record))
             else:

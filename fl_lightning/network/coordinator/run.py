@@ -74,7 +74,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes)}
         requests.sites.update(sites)
         config.lora.check_names(sites)
-        components.data.update(data_at_sites(sites))
+        components.data = data_at_sites(sites)
         run_start = stack.enter_context(open_run(config, components, _fingerprint(config, components, sites), resume))
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
         write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
         raise InputError(f"this config does not fit the server's: {site.mismatch}")
 
 
-def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: int) -> dict[str, ClientData]:
+def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: int) -> Mapping[str, ClientData]:
     """The records of one client.
 
     A client of a team has the team's name in its id, but its records are in its department's folder.
@@ -86,6 +87,7 @@ def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: i
         eval_fraction=config.data.eval_fraction,
         selection=config.data.selection_fraction,
         eval_records=config.evaluation.records,
+        columns=config.data.columns,
         seed=config.seed,
     )
     return regroup_clients(data, {member: team for member, team in team_of.items() if member in data})
