@@ -44,6 +44,12 @@ BUFFERED: tuple[tuple[str, Callable[[FederationConfig], bool], str, str], ...] =
         "another rule",
     ),
     (
+        "dept_clusters.mix",
+        lambda f: f.dept_clusters.mixes_predictions,
+        "predictions are weighed after every round, and a step is of one department",
+        "a or all",
+    ),
+    (
         "clients_per_round",
         lambda f: f.clients_per_round is not None,
         "schedule.concurrency says how many clients train, and schedule.buffer how many a step takes",

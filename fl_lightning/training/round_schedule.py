@@ -100,11 +100,11 @@ def describe_plan(plan: RoundPlan, *, is_buffered: bool) -> str:
     Example:
         >>> from fl_lightning.federation.virtual_time import PlannedFit
         >>> describe_plan(RoundPlan(3, {"hr/a": PlannedFit("hr/a", 1, 1)}, 5400.0), is_buffered=True)
-        'round 3: hr steps after 1.50 virtual hours with 1 update, 1 of them stale (at most 1 step old)'
+        'round 3: hr steps after 1.5 virtual hours with 1 update, 1 of them stale (at most 1 step old)'
     """
     count, ages = len(plan.fits), [fit.staleness for fit in plan.fits.values()]
     updates = f"{count} update{'' if count == 1 else 's'}"
-    when = f"after {plan.seconds / 3600:.2f} virtual hours with {updates}"
+    when = f"after {plan.seconds / 3600:.4g} virtual hours with {updates}"
     late = f"; {len(plan.dropped)} dropped as too late" if plan.dropped else ""
     if not is_buffered:
         return f"round {plan.round_num}: ends {when}{late}"

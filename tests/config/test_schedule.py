@@ -25,6 +25,10 @@ BAD = {
         ["--federation.dept_clusters.select", "dynamic"],
         "federation.dept_clusters.select: clients' fits",
     ),
+    "mixed predictions": (
+        ["--federation.dept_clusters.mix", "predictions", "--data.selection_fraction", "0.2"],
+        "federation.dept_clusters.mix: predictions are weighed after every round",
+    ),
     "clients of a round": (
         ["--federation.clients_per_round", "2"],
         "federation.clients_per_round: schedule.concurrency",

@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from fl_lightning.config import RunConfig
+from fl_lightning.config import ClientProfilesConfig, RunConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import MUTABLE_KEYS, check_fingerprint, fingerprint_model, fingerprint_run
@@ -36,6 +36,18 @@ def test_a_changed_key_is_named_with_both_values_and_with_what_may_change(client
     changed.federation.flora.momentum = 0.5
     with pytest.raises(InputError, match=r"^federation.flora.momentum: expected 0.1, .* got 0.5; .*federation.rounds"):
         check_fingerprint(fingerprint_run(RunConfig(), clients, "abc"), fingerprint_run(changed, clients, "abc"))
+
+
+def test_a_trace_of_profiles_is_known_by_its_content(clients, tmp_path):
+    def with_trace(name, speed):
+        (tmp_path / name).write_text(f'{{"tokens_per_second": {speed}}}')
+        config = RunConfig()
+        config.federation.schedule.clients = ClientProfilesConfig(speed="trace", trace=str(tmp_path / name))
+        return fingerprint_run(config, clients, "abc")
+
+    check_fingerprint(with_trace("here", 1), with_trace("moved", 1))
+    with pytest.raises(InputError, match=r"federation\.schedule\.clients\.trace: expected "):
+        check_fingerprint(with_trace("here", 1), with_trace("here", 2))
 
 
 def test_a_key_of_a_newer_version_is_not_held_against_an_older_run(clients):
