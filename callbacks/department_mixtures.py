@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class DepartmentMixtures(FederatedCallback):
-    """Measures departments' mixtures on held-out records; only with ``dept_clusters.mix: predictions``.
+    """Logs and writes departments' mixtures in rounds that are evaluated, with ``dept_clusters.mix: predictions``.
 
-    Logs ``<department>/mixture/<level>``, the weights, and ``<department>/eval/<level or mixture>_loss``; writes
+    Logs ``<department>/mixture/<level>``, the weights, and after the last round the held-out losses
+    ``<department>/eval/<level or mixture>_loss``, since each level costs a pass over all held-out records. Writes
     ``department_mixtures.json``, and the adapters of clusters and of the root to ``mixture_levels/``.
 
     Args:
@@ -40,7 +41,8 @@ class DepartmentMixtures(FederatedCallback):
         if not trainer.is_evaluated(trainer.round_num):
             return
         levels, weights = levels_of(trainer.federation), trainer.federation.mixtures
-        losses = measure_mixtures(trainer.clients, trainer.panel.data, levels, weights)
+        is_last = trainer.round_num == trainer.federation_config.rounds
+        losses = measure_mixtures(trainer.clients, trainer.panel.data, levels, weights) if is_last else {}
         if self.log_metrics:
             for department, by_level in weights.items():
                 trainer.log({f"{department}/mixture/{level}": weight for level, weight in by_level.items()})

@@ -12,7 +12,7 @@ from fl_lightning.clustering.partition import Clustering
 from fl_lightning.clustering.rounds import ClusteringInputs
 from fl_lightning.clustering.tree import ROOT, Tree
 from fl_lightning.config import DeptClustersConfig
-from fl_lightning.state import LoraState, num_bytes, select
+from fl_lightning.state import Factor, LoraState, num_bytes, select
 
 
 @dataclass
@@ -105,11 +105,12 @@ def _mix(
     mix: Callable[..., LoraState],
 ) -> None:
     """Pull the members of a group towards the averages of their clusters, each with everything below it."""
+    factor: Factor = "a" if config.mix == "a" else "all"
     for name, state in members.items():
         kind = "group" if name in tree.members else "department"
-        step.mixed_bytes[kind] = step.mixed_bytes.get(kind, 0) + num_bytes(select(state, config.mix))
+        step.mixed_bytes[kind] = step.mixed_bytes.get(kind, 0) + num_bytes(select(state, factor))
         cluster_mean = cluster_means[step.assignments[name]]
-        mixed = mix(state, cluster_mean, config.mixing_ratio, mix=config.mix)
+        mixed = mix(state, cluster_mean, config.mixing_ratio, mix=factor)
         for below in tree.subtree(name):
             if below in step.states:
                 step.states[below] = mixed if below == name else _shift(step.states[below], state, mixed)

@@ -235,3 +235,12 @@ def test_mixtures_without_adapters_are_said_once_and_the_rest_is_offered(run, ca
 def test_without_clients_there_are_no_mixtures(run):
     personalized(run, {"own": 0.5, "root": 0.5})
     assert list(ModelRegistry(run, clients=False).refresh()) == ["finance", "hr"]
+
+
+def test_a_department_has_its_mixture_beside_its_adapter(run):
+    adapter(run / "mixture_levels/root")
+    folders = {"department": "adapters/hr", "root": "mixture_levels/root"}
+    values = {"weights": {"department": 0.75, "root": 0.25}, "losses": {}, "adapters": folders}
+    (run / "department_mixtures.json").write_text(json.dumps({"round": 1, "departments": {"hr": values}}))
+    mixture = MixtureSource((run / "adapters/hr", run / "mixture_levels/root"), (0.75, 0.25))
+    assert ModelRegistry(run).refresh()["hr+"] == mixture
