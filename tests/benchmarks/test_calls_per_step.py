@@ -12,4 +12,4 @@ def test_sixteen_clients_take_the_calls_of_one():
 
 @pytest.mark.slow
 def test_one_client_takes_fewer_calls_than_a_bare_loop_with_peft():
-    assert cohort_calls(1, layers=24)[0] / bare_loop_calls(layers=24)[0] < 0.9
+    assert cohort_calls(1, layers=6)[0] / bare_loop_calls(layers=6)[0] < 0.9  # 0.87, as with 24 layers
