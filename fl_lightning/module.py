@@ -17,7 +17,14 @@ from fl_lightning.data.packing import PackedBatch, pack
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.attention import UnsupportedAttention, restore_attention, use_packed_attention
 from fl_lightning.modeling.loss import token_cross_entropy
-from fl_lightning.modeling.row_layout import LAYOUTS, RowLayout, check_examples, layout_losses, tolerance
+from fl_lightning.modeling.row_layout import (
+    LAYOUTS,
+    RowLayout,
+    check_examples,
+    layout_logits,
+    layout_losses,
+    tolerance,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +101,10 @@ class LoraClientModule(L.LightningModule):
             zeros if torch.is_grad_enabled() else zeros.index_add(0, batch.owners, losses.correct),
             torch.zeros_like(zeros, dtype=torch.long).index_add(0, batch.owners, torch.ones_like(batch.owners)),
         )
+
+    def logits(self, batch: PackedBatch) -> torch.Tensor:
+        """Logits at the S targets of a row, shape (S, V), all of them at once."""
+        return layout_logits(self.model, self._base(), batch, self.layout)
 
     def set_rates(self, learning_rate: float, weight_decay: float) -> None:
         """Train with the rates of a `TrainingConfig`.

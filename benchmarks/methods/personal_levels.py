@@ -38,7 +38,7 @@ from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import train_chain
-from fl_lightning.runs.personalize import HURT, adapters_by_level, choose, measure
+from fl_lightning.runs.personalize import HURT, adapters_by_level, choose, measure, one_adapters
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
@@ -103,9 +103,10 @@ def controls(run_folder: Path, place: Path) -> dict[str, Any]:
     names, true_records = list(clients.data), clients.data
     strangers = {c: names[(i + len(names) // 2) % len(names)] for i, c in enumerate(names)}
     clients.data = {c: replace(clients.data[c], selection=clients.data[strangers[c]].selection) for c in names}
-    permuted_choices = choose(config.personal, clients, chosen_from)
+    permuted_choices = choose(config, clients, chosen_from)
     clients.data = true_records
-    permuted = measure(config.personal, clients, adapters, permuted_choices)
+    permuted_ones = one_adapters(config, clients, adapters, permuted_choices, refit=True)
+    permuted = measure(config.personal, clients, adapters, permuted_choices, permuted_ones)
     return {
         "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
         "by_level": by_level,

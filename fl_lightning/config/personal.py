@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from fl_lightning.config.checks import Block, FractionBelowOne, NonNegativeFloat, PositiveFraction, check
+from fl_lightning.config.checks import Block, FractionBelowOne, NonNegativeFloat, PositiveFraction, PositiveInt, check
 
 LevelName: TypeAlias = Literal["own", "department", "cluster", "root", "base"]
 """Adapters that a client can take: trained by itself alone, of its department, of its department's cluster, of all
@@ -38,6 +38,12 @@ class PersonalConfig(Block, key="personal"):
     mates: Literal["off", "department", "all", False] = "off"
     """Whose own adapters a client can take besides the levels, as the level mates: of the other clients of its
     department, or of all other clients. With it own adapters leave the clients that trained them."""
+    adapter: Literal["average", "svd", "distill"] = "average"
+    """How one adapter is made of a client's mixture: the weighted sum of the products, of the rank of all levels
+    together; the nearest one of the rank of own adapters; or that one trained on the probabilities of the mixture. On
+    selection records it must be better than the client's level, which is the one adapter otherwise."""
+    distill_epochs: PositiveInt = 4
+    """adapter: distill: epochs over each client's training records."""
     refit: bool = False
     """Train all levels again, selection records included, after these have chosen: it doubles the training."""
 

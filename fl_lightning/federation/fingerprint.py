@@ -37,6 +37,8 @@ MUTABLE_KEYS = (
     "retention",
     "personal.levels",
     "personal.mates",
+    "personal.adapter",
+    "personal.distill_epochs",
     "personal.choose",
     "personal.prior",
     "personal.refit",

@@ -11,6 +11,7 @@ single      one sequence after another, for models in which the rows of a batch 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -48,8 +49,23 @@ def layout_losses(
         layout: how the model gets them.
         chunk_logits: see `target_losses`.
     """
+    run, keep = _forward(model, base, batch, layout)
+    return target_losses(base, run, batch.targets, keep, chunk_logits)
+
+
+def layout_logits(model: Any, base: Any, batch: PackedBatch, layout: RowLayout) -> torch.Tensor:
+    """Logits at the positions whose next token is a target, shape (S, V); arguments as of `layout_losses`."""
+    run, keep = _forward(model, base, batch, layout)
+    logits = run().flatten(0, 1)
+    return logits if keep is None else logits.index_select(0, keep)
+
+
+def _forward(
+    model: Any, base: Any, batch: PackedBatch, layout: RowLayout
+) -> tuple[Callable[[], torch.Tensor], torch.Tensor | None]:
+    """What runs the model and returns its logits, and the positions of the targets in them; None for all of them."""
     if layout != "packed":
-        return _padded_losses(model, base, batch, chunk_logits)
+        return _padded_forward(model, batch)
     kwargs = packed_kwargs(PackedLayout(batch.lengths, batch.starts, batch.longest))
 
     def run() -> torch.Tensor:
@@ -63,10 +79,10 @@ def layout_losses(
             ).logits
         return logits
 
-    return target_losses(base, run, batch.targets, chunk_logits=chunk_logits)
+    return run, None
 
 
-def _padded_losses(model: Any, base: Any, batch: PackedBatch, chunk_logits: int | None) -> TargetLosses:
+def _padded_forward(model: Any, batch: PackedBatch) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
     device, real = batch.input_ids.device, real_tokens(batch.lengths)
     index = to_device(token_positions(batch.lengths), device)
     ids = batch.input_ids.new_zeros(real.numel()).index_copy(0, index, batch.input_ids[0]).view(real.shape)
@@ -77,7 +93,7 @@ def _padded_losses(model: Any, base: Any, batch: PackedBatch, chunk_logits: int 
         logits: torch.Tensor = model(input_ids=ids, use_cache=False, **mask).logits
         return logits
 
-    return target_losses(base, run, batch.targets, keep, chunk_logits)
+    return run, keep
 
 
 def check_examples(config: Any, vocabulary: int) -> list[Example]:

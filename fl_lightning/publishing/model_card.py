@@ -29,6 +29,13 @@ LEVELS = {
 }
 """{level of `personalize`: whose adapter it is}."""
 
+MADE_OF = {
+    "mixture": "those of all levels in the table, each with its weight (`Σ π B A`)",
+    "svd": "those of all levels in the table, each with its weight (`Σ π B A`), truncated to the rank of one",
+    "distillation": "those of all levels in the table: it was trained on the probabilities of their mixture",
+}
+"""{how an adapter was made of a mixture: what of}."""
+
 LEAKS = """A model can reveal parts of its training records: it may complete texts that it has seen, and its losses
 indicate whether a text was among them. The risk grows with fewer clients, fewer records and longer training. No text of
 a record is in this repository"""
@@ -164,9 +171,8 @@ def _metrics(facts: AdapterFacts) -> str:
 
 
 def _levels(result: PersonalResult) -> str:
-    made_of = "those of all levels in the table, each with its weight (`Σ π B A`)"
-    if result.adapter_is != "mixture":
-        made_of = f"that of the level `{result.adapter_is}` alone, which was better on these records"
+    level = f"that of the level `{result.adapter_is}` alone, which was better on these records"
+    made_of = MADE_OF.get(result.adapter_is, level)
     rows = [[level, LEVELS.get(level, ""), f"{weight:.0%}"] for level, weight in result.weights.items()]
     return (
         "Records of the client that have not trained have chosen between these adapters. This one is made of "

@@ -18,6 +18,7 @@ file               does
 `newcomers`        the same for clients that were not in the run
 `chains`           runs beside a run: of each client alone, and of all as one department
 `choice_table`     prints what clients have chosen
+`one_adapter`      one adapter out of a client's mixture
 `level_adapters`   writes the adapters between which clients choose
 ================== ====================================================================================
 """

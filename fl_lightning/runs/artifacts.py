@@ -69,7 +69,7 @@ class PersonalResult:
     Attributes:
         weights: {level: weight in its mixture}, as they were fitted.
         chosen: the level with the lowest loss on its selection records.
-        adapter_is: what its one adapter is made of: ``mixture``, or a level.
+        adapter_is: what its one adapter is made of: ``mixture``, ``svd``, ``distillation``, or a level.
         losses: {own, level, mixture or adapter: held-out loss}; unknown ones are absent.
     """
 

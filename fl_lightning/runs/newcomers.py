@@ -22,7 +22,7 @@ from fl_lightning.personalization.shared_levels import mean_of_cluster
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.choice_table import show_choices
-from fl_lightning.runs.personalize import choose, measure, one_adapter
+from fl_lightning.runs.personalize import choose, measure, one_adapters
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
@@ -75,11 +75,13 @@ def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Consol
             own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
         clients.data = newcomers
         adapters = newcomers_levels(config, state, root, own, newcomers)
-        choices = choose(config.personal, clients, adapters)
-        result = measure(config.personal, clients, adapters, choices)
+        if config.personal.adapter == "distill":
+            config = replace(config, personal=replace(config.personal, adapter="svd"))  # which trains nothing
+        choices = choose(config, clients, adapters)
+        ones = one_adapters(config, clients, adapters, choices)
+        result = measure(config.personal, clients, adapters, choices, ones)
         for client_id, levels in adapters.items():
-            folder = run_folder / newcomer_adapter(client_id)
-            export_lora_adapter(components.module.model, folder, one_adapter(levels, choices[client_id]))
+            export_lora_adapter(components.module.model, run_folder / newcomer_adapter(client_id), ones[client_id])
             by_level = _held_out(clients, levels, client_id)
             result["clients"][client_id] |= {"by_level": by_level, "base": by_level.get("base")}
         values = [v for v in result["clients"].values() if v["level"] is not None]

@@ -16,7 +16,6 @@ from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.federation.state import FederationState, clients_by_department
-from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mates import lent_adapters
@@ -27,6 +26,7 @@ from fl_lightning.runs.build import RunComponents, build_components, load_run_co
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.choice_table import show_choices
 from fl_lightning.runs.level_adapters import export_level_adapters
+from fl_lightning.runs.one_adapter import MADE_BY, one_adapter
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import write_json
@@ -72,14 +72,15 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
         )
         of_run = partial(adapters_by_level, run_folder, config, components, clients, console=console)
         adapters = of_run(state)
-        choices = choose(config.personal, clients, adapters)
+        choices = choose(config, clients, adapters)
         if config.personal.refit:
             refitted = train_chain("department", run_folder, config, components, clients, refit=True, console=console)
             # The choice is between these clusters; those that the other records find may be others.
             state = replace(refitted, cluster_assignments=state.cluster_assignments)
             adapters = of_run(state, refit=True)
-        result = measure(config.personal, clients, adapters, choices)
-        write_choices(run_folder, components.module.model, adapters, choices, result, state.cluster_assignments)
+        ones = one_adapters(config, clients, adapters, choices, refit=config.personal.refit)
+        result = measure(config.personal, clients, adapters, choices, ones)
+        write_choices(run_folder, components.module.model, adapters, ones, result, state.cluster_assignments)
     return result
 
 
@@ -142,12 +143,12 @@ def adapters_by_level(
 
 
 def choose(
-    config: PersonalConfig, clients: LocalClients, adapters: Mapping[str, Mapping[str, LoraState]]
+    config: RunConfig, clients: LocalClients, adapters: Mapping[str, Mapping[str, LoraState]]
 ) -> dict[str, Choice]:
     """{client_id: what its selection records choose}.
 
     Args:
-        config: the ``personal`` block.
+        config: of the run.
         clients: with the records of all clients.
         adapters: {client_id: {level: adapter}}, own first.
 
@@ -164,33 +165,39 @@ def choose(
             for c in names
         }
         try:
-            chosen = choose_levels(losses, config.prior, levels={c: list(map(level_of, adapters[c])) for c in names})
+            named = {c: list(map(level_of, adapters[c])) for c in names}
+            chosen = choose_levels(losses, config.personal.prior, levels=named)
         except ValueError as error:
             raise InputError(
                 f"data.selection_fraction: {names[0]}: {error}; a client with one training record has none"
             ) from error
         for client_id, choice in chosen.items():
             if records[client_id]:
-                levels = adapters[client_id]
-                both = [one_adapter(levels, replace(choice, mixes_parameters=mixes)) for mixes in (True, False)]
+                kinds = [replace(choice, mixes_parameters=mixes) for mixes in (True, False)]
+                both = [one_adapter(config, clients, client_id, adapters[client_id], kind) for kind in kinds]
                 mixed, level = np.concatenate(clients.target_losses(both, records[client_id])).mean(axis=0)
                 choice = replace(choice, mixes_parameters=bool(mixed <= level))
             choices[client_id] = choice
     return choices
 
 
-def one_adapter(levels: Mapping[str, LoraState], choice: Choice) -> LoraState:
-    """One adapter for a client: ``Σ_m π_m B_m A_m``, of the rank of all levels together, or its level's."""
-    if choice.mixes_parameters:
-        return concatenate_adapters(list(levels.values()), [float(weight) for weight in choice.weights])
-    return list(levels.values())[choice.level]
+def one_adapters(
+    config: RunConfig,
+    clients: LocalClients,
+    adapters: Mapping[str, Mapping[str, LoraState]],
+    choices: Mapping[str, Choice],
+    *,
+    refit: bool = False,
+) -> dict[str, LoraState]:
+    """{client_id: `one_adapter` of its choice}."""
+    return {c: one_adapter(config, clients, c, levels, choices[c], refit=refit) for c, levels in adapters.items()}
 
 
 def write_choices(
     run_folder: Path,
     model: PeftModel,
     adapters: Mapping[str, Mapping[str, LoraState]],
-    choices: Mapping[str, Choice],
+    ones: Mapping[str, LoraState],
     result: dict[str, Any],
     assignments: Mapping[str, int],
 ) -> None:
@@ -200,12 +207,12 @@ def write_choices(
         run_folder: locked by this process.
         model: of the run.
         adapters: {client_id: {level: adapter}}.
-        choices: {client_id: choice between them}.
+        ones: {client_id: one adapter}.
         result: of `measure`; gets the folders of the levels.
         assignments: {department: cluster}.
     """
-    for client_id, levels in adapters.items():
-        export_lora_adapter(model, run_folder / personal_adapter(client_id), one_adapter(levels, choices[client_id]))
+    for client_id, adapter in ones.items():
+        export_lora_adapter(model, run_folder / personal_adapter(client_id), adapter)
     folders = export_level_adapters(model, run_folder, adapters, assignments)
     for client_id, values in result["clients"].items():
         values["adapters"] = folders[client_id]
@@ -217,6 +224,7 @@ def measure(
     clients: LocalClients,
     adapters: Mapping[str, Mapping[str, LoraState]],
     choices: Mapping[str, Choice],
+    ones: Mapping[str, LoraState],
 ) -> dict[str, Any]:
     """Losses of what the clients have chosen on their held-out records, as `personalize` returns them.
 
@@ -225,17 +233,18 @@ def measure(
         clients: with the records of all clients.
         adapters: {client_id: {level: adapter}}, own first.
         choices: {client_id: choice between them}.
+        ones: {client_id: one adapter}.
     """
     results: dict[str, dict[str, Any]] = {}
     for client_id, components in adapters.items():
         choice = choices[client_id]
         weights, mates = split_weights(dict(zip(components, map(float, choice.weights), strict=True)))
         results[client_id] = {
-            **_held_out_losses(clients, components, choice, clients.data[client_id].eval),
+            **_held_out_losses(clients, components, choice, ones[client_id], clients.data[client_id].eval),
             "chosen": list(components)[choice.level],
             "weights": weights,
             **({"mates": mates} if mates else {}),
-            "adapter_is": "mixture" if choice.mixes_parameters else list(components)[choice.level],
+            "adapter_is": MADE_BY[config.adapter] if choice.mixes_parameters else list(components)[choice.level],
         }
     measured = [values for values in results.values() if values["level"] is not None]
     kinds = (
@@ -256,11 +265,15 @@ def measure(
 
 
 def _held_out_losses(
-    clients: LocalClients, levels: Mapping[str, LoraState], choice: Choice, records: Sequence[Example]
+    clients: LocalClients,
+    levels: Mapping[str, LoraState],
+    choice: Choice,
+    one: LoraState,
+    records: Sequence[Example],
 ) -> dict[str, float | None]:
     if not records:
         return dict.fromkeys(PERSONAL_LOSSES)
-    losses = np.concatenate(clients.target_losses([*levels.values(), one_adapter(levels, choice)], records))
+    losses = np.concatenate(clients.target_losses([*levels.values(), one], records))
     by_level = losses[:, :-1]
     return {
         "own": float(by_level[:, 0].mean()) if "own" in levels else None,

@@ -20,6 +20,7 @@ file                   does
 `memory_estimate`      memory that a config needs
 `step_rows`            what an optimizer step trains on, on the device
 `step_graphs`          forward and backward pass of a row as a CUDA graph
+`distillation`         a mixture of adapters into one
 `own_adapters`         clients' own adapters beside the federation: Ditto, APFL, FedALT
 =====================  ===============================================================================
 """

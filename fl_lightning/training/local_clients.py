@@ -37,6 +37,7 @@ from fl_lightning.state import LoraState
 from fl_lightning.training.cohort_fit import CohortFit
 from fl_lightning.training.cohorts import cohorts_within_budget, fixed_size_cohorts
 from fl_lightning.training.data_parallel import DataParallelShard
+from fl_lightning.training.distillation import Distillation
 from fl_lightning.training.memory import MemoryLimit, is_out_of_memory
 from fl_lightning.training.row_budget import row_budget
 from fl_lightning.training.row_evaluation import EVAL_ADAPTERS, RowEvaluation
@@ -89,6 +90,7 @@ class LocalClients:
         memory = MemoryLimit(memory_limit_mb, fabric.device)
         self._fitting = CohortFit(fabric, module, forward, cohort, training, memory, shard)
         self._evaluation = RowEvaluation(module, forward, cohort, fabric.device)
+        self._distillation = Distillation(fabric, module, cohort, training)
         if training.gradient_checkpointing:
             check_layers(module.model.get_base_model())
         with fabric.autocast():
@@ -192,6 +194,19 @@ class LocalClients:
         """Losses of the target tokens of some clients' records under several adapters, shape (tokens, adapters)."""
         records = [example for client_id in client_ids for example in getattr(self.data[client_id], split)]
         return np.concatenate([np.empty((0, len(states))), *self.target_losses(states, records)])
+
+    def distill(
+        self,
+        start: Mapping[str, torch.Tensor],
+        states: Sequence[Mapping[str, torch.Tensor]],
+        weights: Sequence[float],
+        examples: Sequence[Example],
+        *,
+        epochs: int,
+        seed: int,
+    ) -> LoraState:
+        """One adapter with the predictions of a mixture, see `Distillation.distill`."""
+        return self._distillation.distill(start, states, weights, examples, epochs=epochs, seed=seed)
 
     def evaluate_records(
         self, state: Mapping[str, torch.Tensor], examples: Sequence[Example], relative_scaling: float = 1.0

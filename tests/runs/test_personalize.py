@@ -174,6 +174,30 @@ def test_under_early_stopping_levels_are_of_their_best_rounds_and_a_refit_takes_
     assert {d: v["round"] for d, v in of_run.items()} == {d: v["round"] for d, v in refitted.items()}
 
 
+def test_distilled_adapters_have_the_rank_of_own_ones_and_are_the_same_in_a_second_call(run_folder, result, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "version_0")
+    config = folder / "config.yaml"
+    text = config.read_text().replace("adapter: average\n", "adapter: distill\n")
+    config.write_text(text.replace("distill_epochs: 4\n", "distill_epochs: 1\n"))
+    first = personalize(folder)
+    distilled = [c for c, values in first["clients"].items() if values["adapter_is"] == "distillation"]
+    adapters = {c: load_file(folder / "personal/adapters" / c / "adapter_model.safetensors") for c in distilled}
+    own = load_file(folder / "personal/levels/own/hr/client_0/adapter_model.safetensors")
+    assert distilled
+    for client_id in distilled:
+        assert {n: t.shape for n, t in adapters[client_id].items()} == {n: t.shape for n, t in own.items()}
+        before = result["clients"][client_id]
+        assert (first["clients"][client_id]["weights"], first["clients"][client_id]["mixture"]) == (
+            before["weights"],
+            before["mixture"],
+        )
+        assert first["clients"][client_id]["adapter"] != before["adapter"]
+    assert personalize(folder) == first
+    for client_id, adapter in adapters.items():
+        again = load_file(folder / "personal/adapters" / client_id / "adapter_model.safetensors")
+        assert all(bool((again[name] == adapter[name]).all()) for name in adapter)
+
+
 def test_a_run_without_selection_records_is_refused(finished):
     with pytest.raises(InputError, match="expected a run with selection records.*start one with"):
         personalize(finished)

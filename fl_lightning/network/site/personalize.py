@@ -20,7 +20,7 @@ from fl_lightning.network.site.run import load_client
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.runs.build import build_model_components, load_run_config
 from fl_lightning.runs.chains import train_chain
-from fl_lightning.runs.personalize import check_selection, choose, measure, write_choices
+from fl_lightning.runs.personalize import check_selection, choose, measure, one_adapters, write_choices
 from fl_lightning.state import LoraState
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.local_clients import LocalClients
@@ -72,7 +72,8 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
             levels = {"own": own.final_own_adapter(client_id), **levels}
         wanted: list[str] = [level for level in config.personal.levels if level in levels]
         adapters = {client_id: {level: levels[level] for level in wanted}}
-        choices = choose(config.personal, clients, adapters)
-        result = measure(config.personal, clients, adapters, choices)
-        write_choices(folder, components.module.model, adapters, choices, result, {client_id.split("/")[0]: 0})
+        choices = choose(config, clients, adapters)
+        ones = one_adapters(config, clients, adapters, choices)
+        result = measure(config.personal, clients, adapters, choices, ones)
+        write_choices(folder, components.module.model, adapters, ones, result, {client_id.split("/")[0]: 0})
     return result
