@@ -10,6 +10,7 @@ seeds). `fit` and `personalize` run as a user starts them. Beside them, on the s
 ensemble           own adapters of three seeds, predictions averaged: what no federation is needed for
 best level         the one level, the same for all clients, that turned out lowest on the held-out records
 strangers          as level and mixture, chosen by the selection records of another department's client
+one adapter        made of the mixture in each of the ways of `personal.adapter`
 rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit
 =================  ================================================================================================
 """
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,7 +33,7 @@ import numpy as np
 from benchmarks.common import markdown, number
 from benchmarks.methods.federations import CLASSIC, build
 from fl_lightning.cli import main as command_line
-from fl_lightning.config import RunConfig
+from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
@@ -110,8 +111,25 @@ def controls(run_folder: Path, place: Path) -> dict[str, Any]:
     return {
         "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
         "by_level": by_level,
+        "ways": ways_to_one_adapter(config, clients, chosen_from, adapters),
         "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in PERSONAL_LOSSES},
     }
+
+
+def ways_to_one_adapter(
+    config: RunConfig,
+    clients: LocalClients,
+    chosen_from: Mapping[str, Mapping[str, LoraState]],
+    adapters: Mapping[str, Mapping[str, LoraState]],
+) -> dict[str, dict[str, float]]:
+    """{way: {client_id: held-out loss of its one adapter}}."""
+    losses = {}
+    for way in get_args(get_type_hints(PersonalConfig)["adapter"]):
+        arm = replace(config, personal=replace(config.personal, adapter=way))
+        choices = choose(arm, clients, chosen_from)
+        ones = one_adapters(arm, clients, adapters, choices, refit=True)
+        losses[way] = {c: held_out(clients, {way: ones[c]}, c)[way] for c in adapters}
+    return losses
 
 
 def levels_of(
@@ -143,6 +161,8 @@ def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
             columns.setdefault(f"{level}, for all", []).extend(v[level] for v in figures["by_level"].values())
         for kind in PERSONAL_LOSSES:
             columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
+        for way, losses in figures["ways"].items() if all("ways" in f for f in seeds) else ():
+            columns.setdefault(f"one adapter, {way}", []).extend(losses.values())
         columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
         for method, losses in figures["rivals"].items():
             columns.setdefault(method, []).extend(losses.values())

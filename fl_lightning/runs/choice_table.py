@@ -13,6 +13,9 @@ from rich.table import Table
 from fl_lightning.storage.mates import MATES
 from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
 
+MIN_NAME = 24
+"""Characters of a client's name that stay in one line, however long the weights are."""
+
 
 def show_choices(result: Mapping[str, Any], who: str, losses: Sequence[str], console: Console) -> None:
     """Print the table.
@@ -24,7 +27,7 @@ def show_choices(result: Mapping[str, Any], who: str, losses: Sequence[str], con
         console: to print to.
     """
     table = Table(title=f"held-out loss of what each {who} can take", title_justify="left", box=box.SIMPLE)
-    table.add_column(who, overflow="fold")
+    table.add_column(who, overflow="fold", min_width=min(MIN_NAME, max(map(len, result["clients"]), default=0)))
     for column in losses:
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("chosen", "weights"):
