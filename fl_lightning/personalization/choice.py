@@ -62,7 +62,7 @@ def choose_levels(
         >>> choice.level, bool(choice.weights[1] > 0.8)
         (1, True)
     """
-    columns = {c: _columns(tokens.shape[1], levels and levels[c]) for c, tokens in losses.items()}
+    columns = {c: _columns(tokens.shape[1], None if levels is None else levels[c]) for c, tokens in losses.items()}
     together = np.concatenate([_by_level(tokens, columns[c], _even_mixture) for c, tokens in losses.items()])
     means = np.concatenate([_by_level(tokens, columns[c], _mean) for c, tokens in losses.items()])
     if not len(together):

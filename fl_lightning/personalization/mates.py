@@ -8,13 +8,14 @@ from fl_lightning.state import LoraState
 from fl_lightning.storage.mates import component_of
 
 
-def lent_adapters(client_id: str, own: Mapping[str, LoraState], lenders: str) -> dict[str, LoraState]:
+def lent_adapters(client_id: str, own: Mapping[str, LoraState], lenders: str | bool) -> dict[str, LoraState]:
     """{component: adapter} that a client's mates lend it, without its own.
 
     Args:
         client_id: who takes.
         own: {client_id: own adapter} of all clients that have one.
-        lenders: ``department`` for the other clients of its department, ``all`` for all others, ``off`` for nobody.
+        lenders: as ``personal.mates``: ``department`` for the other clients of its department, ``all`` for all others,
+            ``off`` for nobody.
 
     Example:
         >>> own = {"hr/a": {}, "hr/b": {}, "it/c": {}}
