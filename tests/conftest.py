@@ -7,8 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Of the processes that tests start, too: threads of several tests at once would wait for each other. Whatever the caller
-# has set: forked processes compute on one thread, and a spawned one with more has other last bits.
+# Of the processes that tests start, too: threads of several tests at once would wait for each other. Whatever was set:
+# forked processes compute on one thread, and a spawned one with more has other last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
