@@ -133,7 +133,7 @@ def main() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
         figures = [rows[count][key] for key in list(rows[count])[1:]]
         table.add_row(f"{count:,}", *(f"{figure:,.2f}" for figure in figures))
-    Console().print(table)
+    Console(width=150).print(table)
     first, last = rows[min(rows)], rows[max(rows)]
     ratios = {key: last[key] / first[key] for key in ("round_seconds", "round_cpu", "peak_mib")}
     for key, ratio in ratios.items():
