@@ -29,5 +29,5 @@ def lines_of_rounds(play, config, state, folder, number):
 def test_five_times_the_clients_are_the_same_work(play, plain_config, state, tmp_path, options):
     config = plain_config(**options)
     config.clients_per_round = 4
-    few, many = (lines_of_rounds(play, config, state, tmp_path, number) for number in (300, 1500))
+    few, many = (lines_of_rounds(play, config, state, tmp_path, number) for number in (60, 300))
     assert many < 1.05 * few
