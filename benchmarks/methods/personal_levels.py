@@ -73,7 +73,7 @@ def options_of(arm: str, seed: int, args: argparse.Namespace, place: Path) -> li
             build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
     options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
     options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
-    return [*options, "--personal.refit", "true"]
+    return [*options, "--personal.refit", "true", "--personal.root", "trained"]
 
 
 def personalized(config: Path, options: list[Any], place: Path) -> dict[str, Any]:

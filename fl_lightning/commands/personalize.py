@@ -29,15 +29,19 @@ def run(argv: list[str]) -> int:
     openmp.spin_while_alone()
     from rich.console import Console
 
-    from fl_lightning.network.site.levels import RECEIVED
-    from fl_lightning.network.site.personalize import personalize_site
     from fl_lightning.runs import newcomers, personalize
+    from fl_lightning.storage.run_layout import RECEIVED
 
     silence_libraries()
     console = None if sys.stderr.isatty() else Console(quiet=True)
     if args.data is not None:
         newcomers.show(newcomers.personalize_newcomers(folder, args.data, console=console))
         return 0
-    choose = personalize_site if (folder / RECEIVED).is_dir() else personalize.personalize
-    personalize.show(choose(folder, console=console))
+    if (folder / RECEIVED).is_dir():
+        from fl_lightning.network.site.personalize import personalize_site  # it imports the network's libraries
+
+        result = personalize_site(folder, console=console)
+    else:
+        result = personalize.personalize(folder, console=console)
+    personalize.show(result)
     return 0

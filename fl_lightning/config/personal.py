@@ -9,7 +9,7 @@ from fl_lightning.config.checks import Block, FractionBelowOne, NonNegativeFloat
 
 LevelName: TypeAlias = Literal["own", "department", "cluster", "root", "base"]
 """Adapters that a client can take: trained by itself alone, of its department, of its department's cluster, of all
-clients together, or none."""
+departments together, or none."""
 
 
 @dataclass
@@ -35,6 +35,9 @@ class PersonalConfig(Block, key="personal"):
     prior: NonNegativeFloat = 20.0
     """How many target tokens the department's choice is worth in a client's choice; a client with more tokens of its
     own decides by itself."""
+    root: Literal["mean", "trained"] = "mean"
+    """The level root: the mean of all departments' adapters, which costs no training, or an adapter that all clients
+    train as one department, in a run of its own."""
     mates: Literal["off", "department", "all", False] = "off"
     """Whose own adapters a client can take besides the levels, as the level mates: of the other clients of its
     department, or of all other clients. With it own adapters leave the clients that trained them."""

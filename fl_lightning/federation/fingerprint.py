@@ -36,6 +36,7 @@ MUTABLE_KEYS = (
     "logging",
     "retention",
     "personal.levels",
+    "personal.root",
     "personal.mates",
     "personal.adapter",
     "personal.distill_epochs",

@@ -65,6 +65,11 @@ def check_between_machines(config: RunConfig) -> None:
             "federation.schedule: expected the default between machines, whose clients take the time that they take, "
             f"got mode {federation.schedule.mode} with clients.speed {federation.schedule.clients.speed}; use fit"
         )
+    if personal.root != "mean":
+        raise InputError(
+            f"personal.root: expected mean between machines, got {personal.root}; at the end sites get the mean of all "
+            "departments, and another run would be needed to train one adapter of all"
+        )
     if config.training.early_stopping and policy.keeps_private:
         part = f"share {federation.share}" if federation.share_layers is None else "share_layers"
         raise InputError(

@@ -23,7 +23,7 @@ LEVELS = {
     "own": "trained by the client alone",
     "department": "of the client's department",
     "cluster": "mean of the departments in its cluster",
-    "root": "trained by all clients as one department",
+    "root": "of all departments together",
     "base": "none",
     "mates": "trained by other clients alone, all together",
 }

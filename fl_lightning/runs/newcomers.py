@@ -18,7 +18,7 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.limits import limit_length
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.mates import lent_adapters
-from fl_lightning.personalization.shared_levels import mean_of_cluster
+from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.choice_table import show_choices
@@ -38,8 +38,8 @@ COLUMNS = ("base", "level", "mixture", "adapter")
 def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Choose for newcomers between the adapters of a run by their training records, which train nothing.
 
-    The adapter of all clients, and with ``personal.mates`` their own adapters, are trained first if `personalize` has
-    not done it.
+    With ``personal.root: trained`` the adapter of all clients, and with ``personal.mates`` their own adapters, are
+    trained first if `personalize` has not done it.
 
     Args:
         run_folder: of a finished run.
@@ -66,7 +66,7 @@ def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Consol
         )
         train = partial(train_chain, console=console)
         root = None
-        if "root" in config.personal.levels:
+        if "root" in config.personal.levels and config.personal.root == "trained":
             root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
         own: dict[str, LoraState] = {}
         if config.personal.mates != "off":
@@ -128,14 +128,15 @@ def newcomers_levels(
     Args:
         config: of the run; ``personal.levels`` says which levels.
         state: of the run's federation.
-        root: the adapter of all clients; None for no such level.
+        root: the adapter that all clients have trained; None for the mean of the departments.
         own: {client_id: own adapter} of the run's clients that lend it; of a newcomer's department, or of all.
         newcomers: {client_id: records}.
     """
     departments = {name: state.final_adapter(name) for name in state.departments}
+    mean = mean_of_departments(departments, list(departments))
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in newcomers.items():
-        shared: dict[str, LoraState | None] = {"root": root}
+        shared: dict[str, LoraState | None] = {"root": mean if root is None else root}
         if client.department in departments:
             shared["department"] = departments[client.department]
             shared["cluster"] = mean_of_cluster(departments, state.cluster_assignments, client.department)

@@ -20,7 +20,7 @@ from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.mixture import mixture_losses
-from fl_lightning.personalization.shared_levels import mean_of_cluster
+from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
@@ -43,7 +43,8 @@ HURT = 0.02
 def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str, Any]:
     """Choose for every client by its selection records, and measure on its held-out records, which choose nothing.
 
-    Trains what the levels need and the run does not have: the clients' own adapters and that of the root.
+    Trains what the levels need and the run does not have: the clients' own adapters, and that of the root under
+    ``personal.root: trained``.
 
     Args:
         run_folder: of a finished run with ``data.selection_fraction``.
@@ -109,8 +110,8 @@ def adapters_by_level(
 ) -> dict[str, dict[str, LoraState]]:
     """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
 
-    What mates lend comes last. Own adapters that were trained during the run are those of `state`; without own adapters
-    there is no such level.
+    What mates lend comes last. A single department has no mean as its root. Own adapters that were trained during the
+    run are those of `state`; without own adapters there is no such level.
 
     Args:
         run_folder: of the finished run, locked by this process.
@@ -124,8 +125,12 @@ def adapters_by_level(
     train = partial(train_chain, refit=refit, console=console)
     own_state = train("own", run_folder, config, components, clients) if config.personal.own == "after" else state
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
-    root = train("root", run_folder, config, components, clients) if "root" in levels else None
     departments = {name: state.final_adapter(name) for name in state.departments}
+    root = None
+    if "root" in levels and config.personal.root == "trained":
+        root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
+    elif "root" in levels:
+        root = mean_of_departments(departments, list(departments))
     clusters = {name: mean_of_cluster(departments, state.cluster_assignments, name) for name in departments}
     own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
     adapters: dict[str, dict[str, LoraState]] = {}
@@ -134,7 +139,7 @@ def adapters_by_level(
             "own": own[client_id],
             "department": departments[client.department],
             "cluster": clusters[client.department],
-            "root": None if root is None else root.final_adapter(ROOT),
+            "root": root,
             "base": state.initial,
         }
         adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
@@ -173,10 +178,11 @@ def choose(
             ) from error
         for client_id, choice in chosen.items():
             if records[client_id]:
-                kinds = [replace(choice, mixes_parameters=mixes) for mixes in (True, False)]
-                both = [one_adapter(config, clients, client_id, adapters[client_id], kind) for kind in kinds]
-                mixed, level = np.concatenate(clients.target_losses(both, records[client_id])).mean(axis=0)
-                choice = replace(choice, mixes_parameters=bool(mixed <= level))
+                kind = replace(choice, mixes_parameters=True)
+                mixed = one_adapter(config, clients, client_id, adapters[client_id], kind)
+                loss = np.concatenate(clients.target_losses([mixed], records[client_id])).mean()
+                of_level = losses[client_id][:, choice.level].mean()
+                choice = replace(choice, mixes_parameters=bool(loss <= of_level))
             choices[client_id] = choice
     return choices
 
@@ -265,21 +271,19 @@ def measure(
 
 
 def _held_out_losses(
-    clients: LocalClients,
-    levels: Mapping[str, LoraState],
-    choice: Choice,
-    one: LoraState,
-    records: Sequence[Example],
+    clients: LocalClients, levels: Mapping[str, LoraState], choice: Choice, one: LoraState, records: Sequence[Example]
 ) -> dict[str, float | None]:
     if not records:
         return dict.fromkeys(PERSONAL_LOSSES)
-    losses = np.concatenate(clients.target_losses([*levels.values(), one], records))
-    by_level = losses[:, :-1]
+    by_level = np.concatenate(clients.target_losses(list(levels.values()), records))
+    level = adapter = float(by_level[:, choice.level].mean())
+    if choice.mixes_parameters:  # evaluated alone, since its rank may be the sum of theirs
+        adapter = float(np.concatenate(clients.target_losses([one], records)).mean())
     return {
         "own": float(by_level[:, 0].mean()) if "own" in levels else None,
-        "level": float(by_level[:, choice.level].mean()),
+        "level": level,
         "mixture": float(mixture_losses(by_level, choice.weights).mean()),
-        "adapter": float(losses[:, -1].mean()),
+        "adapter": adapter,
     }
 
 

@@ -56,6 +56,8 @@ CLIENT_RUNS = "client_runs"
 CLUSTER_METADATA = "cluster_metadata"
 CHECKPOINTS = "checkpoints"
 PERSONAL = "personal"
+RECEIVED = "received"
+"""Adapters that a server sent at the end; a run folder that has it is a site's."""
 MIXTURE_LEVELS = "mixture_levels"
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

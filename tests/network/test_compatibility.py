@@ -84,6 +84,7 @@ DURING = ["--personal.own", "during"]
         ([*ALONE, "--federation.share", "central"], "federation.share: expected a share without central training"),
         ([*ALONE, *STOP, "--federation.share", "a"], "training.early_stopping: .* with share a, .* stays at each site"),
         ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
+        (["--personal.root", "trained"], "personal.root: expected mean between machines, got trained"),
         (["--personal.mates", "all"], "personal.mates: expected off between machines, got all"),
         ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
         (

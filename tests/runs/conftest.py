@@ -46,6 +46,7 @@ def finished(fit, tmp_path_factory):
 def with_selection(fit, tmp_path_factory):
     """A finished run of two rounds with selection records, whose departments mix predictions. Read it, as above."""
     options = ["--rounds", "2", *SELECTION, "--federation.dept_clusters.mix", "predictions", "--personal.prior", "2"]
+    options += ["--personal.root", "trained"]
     return make_once(tmp_path_factory, "run_with_selection", lambda folder: fit(folder, *options)) / "version_0"
 
 

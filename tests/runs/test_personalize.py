@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from run_files import SELECTION
 from safetensors.torch import load_file
 
@@ -19,6 +20,8 @@ from fl_lightning.storage.run_adapters import client_adapters
 from fl_lightning.training.local_clients import LocalClients
 
 pytestmark = pytest.mark.xdist_group("personalize")
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,6 @@ def test_own_loss_is_that_of_local_training_on_the_same_records(run_folder, fit,
 
 
 def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, result, tokenizer):
-    import torch
     from peft import PeftModel
     from torch.nn.functional import cross_entropy
 
@@ -88,7 +90,6 @@ def test_one_adapter_of_a_client_gives_peft_the_loss_in_the_table(run_folder, re
 
 def test_adapters_of_the_levels_give_peft_the_loss_of_the_mixture_in_the_table(run_folder, result):
     """Each level's folder on the base by PEFT, one after another; their probabilities mixed by hand."""
-    import torch
     from peft import PeftModel
 
     from fl_lightning import load_base_model
@@ -130,6 +131,30 @@ def test_a_second_call_trains_nothing_again_and_says_the_same(run_folder, result
     assert "clients lose more than 0.02 by their mixture" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert json.loads((run_folder / "personal_eval.json").read_text()) == result
+
+
+def delta_weights(folder):
+    """{name: what an adapter adds to the weight}, as PEFT has it."""
+    config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / WEIGHTS)
+    scaling = config["lora_alpha"] / config["r"]
+    return {n: scaling * tensors[n.replace("lora_A", "lora_B")] @ a for n, a in tensors.items() if "lora_A" in n}
+
+
+def test_the_mean_of_the_departments_is_a_root_that_nobody_trains(run_folder, result, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "version_0")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("root: trained\n", "root: mean\n"))
+    shutil.rmtree(folder / "personal/root")
+    averaged = personalize(folder)
+    assert not (folder / "personal/root").exists()
+    departments = [delta_weights(path) for path in folder.glob("adapters/*")]
+    assert len(departments) == 4
+    root = delta_weights(folder / averaged["clients"]["hr/client_0"]["adapters"]["root"])
+    for name, delta in root.items():
+        torch.testing.assert_close(delta, sum(d[name] for d in departments) / 4, rtol=1e-4, atol=1e-6, msg=name)
+    for client_id, values in averaged["clients"].items():
+        assert values["own"] == result["clients"][client_id]["own"]
+        assert "root" in values["weights"]
 
 
 def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_folder, result, tmp_path):

@@ -19,11 +19,9 @@ from fl_lightning.errors import InputError
 from fl_lightning.linalg.factors import pair_names
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import atomic_folder, read_json, write_json, write_text
-from fl_lightning.storage.run_layout import CONFIG
+from fl_lightning.storage.run_layout import CONFIG, RECEIVED
 from fl_lightning.storage.tensors import read_state, write_state
 
-RECEIVED = "received"
-"""Folder of it; a run folder that has one is a site's."""
 LEVELS = ("department", "cluster", "root")
 """Levels that a server may send."""
 
