@@ -9,6 +9,7 @@ seeds and profiles; four clients of forty are slow, and nobody knows which. Each
 sync            five of ten clients are asked in a round, which waits for the last one
 over-selected   seven are asked, and the first five are taken (Bonawitz et al. 2019)
 buffered        seven of a department train at any time; each two updates are a step (FedBuff), at most 8 steps old
+buffered, five  the same with five updates to a step: as many steps as there are synchronous rounds
 ==============  ===================================================================================================
 
 It prints the virtual hours that each arm takes to the loss of synchronous round 10, and the loss after the updates of
@@ -37,6 +38,14 @@ CONFIG = Path(__file__).parents[2] / "configs/methods/fedavg.yaml"
 DEPARTMENTS, CLIENTS, RECORDS, EVAL = 4, 10, 8, 2
 PER_ROUND, ASKED, BUFFER, TARGET_ROUND = 5, 7, 2, 10
 SCHEDULE = "--federation.schedule."
+
+
+def buffered(size: int) -> list[object]:
+    """Options of an arm whose departments step with `size` updates."""
+    mode = [f"{SCHEDULE}mode", "buffered", f"{SCHEDULE}buffer", size]
+    return [*mode, f"{SCHEDULE}concurrency", ASKED, f"{SCHEDULE}max_staleness", 8]
+
+
 ARMS = {
     "sync": ["--federation.clients_per_round", PER_ROUND],
     "over-selected": [
@@ -45,10 +54,8 @@ ARMS = {
         f"{SCHEDULE}over_select",
         round(ASKED / PER_ROUND - 1, 6),
     ],
-    "buffered": [
-        *(f"{SCHEDULE}mode", "buffered", f"{SCHEDULE}buffer", BUFFER, f"{SCHEDULE}concurrency", ASKED),
-        *(f"{SCHEDULE}max_staleness", 8),
-    ],
+    "buffered": buffered(BUFFER),
+    "buffered, five": buffered(PER_ROUND),
 }
 
 
@@ -71,14 +78,15 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> RunArtifacts:
     """One arm with one seed; a run that is there is read, not repeated."""
     place = Path(args.output) / f"seed_{seed}"
     folder = place / arm / "version_0"
-    rounds = args.rounds if arm != "buffered" else DEPARTMENTS * PER_ROUND * args.rounds // BUFFER
+    size = {"buffered": BUFFER, "buffered, five": PER_ROUND}.get(arm)
+    rounds = args.rounds if size is None else DEPARTMENTS * PER_ROUND * args.rounds // size
     if not (folder / "adapters").is_dir():
         data = place / "data"
         options = ["--config", CONFIG, "--data", data if data.is_dir() else deal(data, seed), "--output", place / arm]
         options += ["--clients-per-dept", "all", "--rounds", rounds, "--seed", seed, "--logging.samples", 0]
         options += ["--retention.client_exports", 1, f"{SCHEDULE}clients.speed", "constant"]
         options += [f"{SCHEDULE}clients.tokens_per_second", 100, f"{SCHEDULE}clients.slow_share", 0.1]
-        options += ["--evaluation.every", 1 if arm != "buffered" else DEPARTMENTS]
+        options += ["--evaluation.every", 1 if size is None else DEPARTMENTS]
         if code := command_line(["fit", *map(str, [*options, *ARMS[arm]])]):
             sys.exit(code)
     return read_artifacts(folder)
@@ -92,22 +100,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output", default="lightning_logs/asynchronous")
     args = parser.parse_args()
-    rows, ratios = [], {"time over sync": [], "time over over-selected": [], "loss over sync": []}
+    rows: list[list[str]] = []
+    ratios: dict[str, list[float]] = {}
     for seed in range(args.first, args.first + args.seeds):
         runs = {arm: run(arm, seed, args) for arm in ARMS}
         target = runs["sync"].mean_loss[TARGET_ROUND]
         hours = {arm: hours_to_loss(r.mean_loss, r.virtual_hours, target) for arm, r in runs.items()}
         final = {arm: result.mean_loss[max(result.mean_loss)] for arm, result in runs.items()}
         for arm, result in runs.items():
-            reached = "never" if hours[arm] is None else number(hours[arm], 3)
-            total = number(max(result.virtual_hours.values()), 3)
-            rows.append([f"{seed}", arm, number(target), reached, number(final[arm]), total])
-        ratios["time over sync"].append((hours["buffered"] or float("inf")) / hours["sync"])
-        ratios["time over over-selected"].append((hours["buffered"] or float("inf")) / (hours["over-selected"] or 1e-9))
-        ratios["loss over sync"].append(final["buffered"] / final["sync"])
+            time = hours[arm]
+            total = number(max(result.virtual_hours.values()))
+            rows.append(
+                [f"{seed}", arm, number(target), "never" if time is None else number(time), number(final[arm]), total]
+            )
+            for rival in ("sync", "over-selected"):
+                if arm.startswith("buffered"):
+                    ratio = float("inf") if time is None else time / (hours[rival] or float("inf"))
+                    ratios.setdefault(f"{arm}: time over {rival}", []).append(ratio)
+                    ratios.setdefault(f"{arm}: final loss over {rival}", []).append(final[arm] / final[rival])
     print(markdown(("seed", "arm", "loss of round 10", "hours to it", "final loss", "hours in all"), rows))
     for name, values in ratios.items():
-        print(f"buffered, {name}: mean {fmean(values):.3f}, median {median(values):.3f}, of {len(values)} seeds")
+        print(f"{name}: mean {fmean(values):.3f}, median {median(values):.3f}, of {len(values)} seeds")
 
 
 if __name__ == "__main__":

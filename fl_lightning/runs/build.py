@@ -101,7 +101,7 @@ def build_components(config: RunConfig) -> RunComponents:
 
     components = build_model_components(config, load_data)
     build_tree(config, components.data)
-    if config.federation.schedule.clients.speed is not None:  # a trace that cannot be used is refused now
+    if config.federation.schedule.clients.trace is not None:  # one that cannot be used is refused now
         profile_of = client_profiles(config.federation.schedule.clients, components.data, config.seed)
         for client_id in components.data:
             profile_of(client_id)
