@@ -83,7 +83,7 @@ def _new_schedule(
         )
 
     def sample(round_num: int) -> dict[str, tuple[Sequence[str], int]]:
-        asked = {}
+        asked: dict[str, tuple[Sequence[str], int]] = {}
         for department, names in clients.items():
             count = num_sampled(len(names), config.clients_per_round, config.client_fraction)
             more = math.ceil(round(count * (1 + schedule.over_select), 9))
