@@ -39,4 +39,5 @@ class NetworkLog(FederatedCallback):
         if state.personal:
             self.levels.update({department: {"department": adapter} for department, adapter in adapters.items()})
         else:
-            self.levels.update(levels_by_department(adapters, state.cluster_assignments))
+            clusters = trainer.tree.department_clusters(state.cluster_assignments)
+            self.levels.update(levels_by_department(adapters, clusters))

@@ -39,7 +39,8 @@ from fl_lightning.personalization.mixture import mixture_losses
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import train_chain
-from fl_lightning.runs.personalize import HURT, adapters_by_level, choose, measure, one_adapters
+from fl_lightning.runs.level_adapters import adapters_by_level
+from fl_lightning.runs.personalize import HURT, choose, measure, one_adapters
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION

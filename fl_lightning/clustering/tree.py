@@ -96,6 +96,23 @@ class Tree:
         """The departments below a group, sorted; a department itself."""
         return sorted(below for below in self.subtree(name) if below not in self.members)
 
+    def department_clusters(self, assignments: Mapping[str, int]) -> dict[str, int]:
+        """{department: number of its cluster} from {department or group: number of its cluster inside its group}.
+
+        Every group counts its clusters from 0; here those of the next group go on after them.
+
+        Example:
+            >>> tree = Tree.of({"trade": ["finance", "sales"], "staff": ["hr", "it"]}, ["finance", "hr", "it", "sales"])
+            >>> tree.department_clusters({"finance": 0, "sales": 0, "hr": 0, "it": 1, "trade": 0, "staff": 0})
+            {'hr': 0, 'it': 1, 'finance': 2, 'sales': 2}
+        """
+        clusters: dict[str, int] = {}
+        for members in self.members.values():
+            first = max(clusters.values(), default=-1) + 1
+            departments = [name for name in members if name in assignments and name not in self.members]
+            clusters |= {name: first + assignments[name] for name in departments}
+        return clusters
+
 
 NO_GROUPS = Tree({})
 """The tree of a federation without groups, for callers that only need names."""

@@ -30,7 +30,7 @@ def mean_of_cluster(
 
     Args:
         adapters: of all departments.
-        assignments: {department: cluster}; empty if departments are not clustered.
+        assignments: `Tree.department_clusters`; empty if departments are not clustered.
         department: whose cluster.
 
     Returns:
@@ -50,7 +50,7 @@ def levels_by_department(
 
     Args:
         adapters: of all departments.
-        assignments: {department: cluster}; empty if departments are not clustered.
+        assignments: `Tree.department_clusters`; empty if departments are not clustered.
     """
     if len({assignments.get(name) for name in adapters}) == 1:
         assignments = {}

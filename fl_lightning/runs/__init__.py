@@ -19,6 +19,6 @@ file               does
 `chains`           runs beside a run: of each client alone, and of all as one department
 `choice_table`     prints what clients have chosen
 `one_adapter`      one adapter out of a client's mixture
-`level_adapters`   writes the adapters between which clients choose
+`level_adapters`   finds, trains and writes the adapters between which clients choose
 ================== ====================================================================================
 """

@@ -1,16 +1,83 @@
-"""The adapters of all levels on disk, each once, for `serve` and `chat`, which mix their predictions."""
+"""The adapters between which clients choose: of the run and of runs beside it; on disk for `serve` and `chat`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
+from rich.console import Console
 
+from fl_lightning.clustering.tree import Tree
+from fl_lightning.config import RunConfig
+from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.lora import export_lora_adapter
+from fl_lightning.personalization.mates import lent_adapters
+from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
+from fl_lightning.runs.build import RunComponents
+from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.state import LoraState
 from fl_lightning.storage.mates import lender
 from fl_lightning.storage.run_layout import level_adapter
+from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.own_adapters import own_adapter
+
+
+def adapters_by_level(
+    run_folder: Path,
+    config: RunConfig,
+    components: RunComponents,
+    clients: LocalClients,
+    state: FederationState,
+    *,
+    refit: bool = False,
+    console: Console | None = None,
+) -> dict[str, dict[str, LoraState]]:
+    """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
+
+    What mates lend comes last. A single department has no mean as its root. Own adapters that were trained during the
+    run are those of `state`; without own adapters there is no such level.
+
+    Args:
+        run_folder: of the finished run, locked by this process.
+        config: of the run.
+        components: of this config.
+        clients: around the module of the components.
+        state: of the run's federation after the last round.
+        refit: whether own adapters and the root's are those that were trained on the selection records too.
+        console: for progress bars; None is standard error.
+    """
+    train = partial(train_chain, refit=refit, console=console)
+    own_state = train("own", run_folder, config, components, clients) if config.personal.own == "after" else state
+    levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
+    departments = {name: state.final_adapter(name) for name in state.departments}
+    root = None
+    if "root" in levels and config.personal.root == "trained":
+        root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
+    elif "root" in levels:
+        root = mean_of_departments(departments, list(departments))
+    assignments = department_clusters(config, state)
+    clusters = {name: mean_of_cluster(departments, assignments, name) for name in departments}
+    own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
+    adapters: dict[str, dict[str, LoraState]] = {}
+    for client_id, client in components.data.items():
+        available = {
+            "own": own[client_id],
+            "department": departments[client.department],
+            "cluster": clusters[client.department],
+            "root": root,
+            "base": state.initial,
+        }
+        adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
+        adapters[client_id] |= lent_adapters(client_id, own, config.personal.mates)
+    return adapters
+
+
+def department_clusters(config: RunConfig, state: FederationState) -> dict[str, int]:
+    """{department: number of its cluster in the last round}, unique over groups of departments."""
+    tree = Tree.of(config.federation.hierarchy.groups, state.departments)
+    return tree.department_clusters(state.cluster_assignments)
 
 
 def export_level_adapters(

@@ -22,6 +22,7 @@ from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import ROOT, train_chain
 from fl_lightning.runs.choice_table import show_choices
+from fl_lightning.runs.level_adapters import department_clusters
 from fl_lightning.runs.personalize import choose, measure, one_adapters
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
@@ -133,13 +134,13 @@ def newcomers_levels(
         newcomers: {client_id: records}.
     """
     departments = {name: state.final_adapter(name) for name in state.departments}
-    mean = mean_of_departments(departments, list(departments))
+    mean, assignments = mean_of_departments(departments, list(departments)), department_clusters(config, state)
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in newcomers.items():
         shared: dict[str, LoraState | None] = {"root": mean if root is None else root}
         if client.department in departments:
             shared["department"] = departments[client.department]
-            shared["cluster"] = mean_of_cluster(departments, state.cluster_assignments, client.department)
+            shared["cluster"] = mean_of_cluster(departments, assignments, client.department)
         elif "department" in config.personal.levels:
             shared |= {f"department {name}": adapter for name, adapter in departments.items()}
         shared["base"] = state.initial

@@ -15,17 +15,15 @@ from rich.console import Console
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.federation.state import clients_by_department
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
-from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.mixture import mixture_losses
-from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
-from fl_lightning.runs.build import RunComponents, build_components, load_run_config
-from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.build import build_components, load_run_config
+from fl_lightning.runs.chains import train_chain
 from fl_lightning.runs.choice_table import show_choices
-from fl_lightning.runs.level_adapters import export_level_adapters
+from fl_lightning.runs.level_adapters import adapters_by_level, department_clusters, export_level_adapters
 from fl_lightning.runs.one_adapter import MADE_BY, one_adapter
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
@@ -34,7 +32,6 @@ from fl_lightning.storage.mates import MATES, level_of, split_weights
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
-from fl_lightning.training.own_adapters import own_adapter
 
 HURT = 0.02
 """A client is hurt if its loss is higher by more than this than with its own adapter."""
@@ -81,7 +78,7 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
             adapters = of_run(state, refit=True)
         ones = one_adapters(config, clients, adapters, choices, refit=config.personal.refit)
         result = measure(config.personal, clients, adapters, choices, ones)
-        write_choices(run_folder, components.module.model, adapters, ones, result, state.cluster_assignments)
+        write_choices(run_folder, components.module.model, adapters, ones, result, department_clusters(config, state))
     return result
 
 
@@ -96,55 +93,6 @@ def check_selection(config: RunConfig, run_folder: Path) -> None:
             f"{run_folder}: expected a run with selection records, which have not trained, got data.selection_fraction "
             "0; start one with --data.selection_fraction 0.2"
         )
-
-
-def adapters_by_level(
-    run_folder: Path,
-    config: RunConfig,
-    components: RunComponents,
-    clients: LocalClients,
-    state: FederationState,
-    *,
-    refit: bool = False,
-    console: Console | None = None,
-) -> dict[str, dict[str, LoraState]]:
-    """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
-
-    What mates lend comes last. A single department has no mean as its root. Own adapters that were trained during the
-    run are those of `state`; without own adapters there is no such level.
-
-    Args:
-        run_folder: of the finished run, locked by this process.
-        config: of the run.
-        components: of this config.
-        clients: around the module of the components.
-        state: of the run's federation after the last round.
-        refit: whether own adapters and the root's are those that were trained on the selection records too.
-        console: for progress bars; None is standard error.
-    """
-    train = partial(train_chain, refit=refit, console=console)
-    own_state = train("own", run_folder, config, components, clients) if config.personal.own == "after" else state
-    levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
-    departments = {name: state.final_adapter(name) for name in state.departments}
-    root = None
-    if "root" in levels and config.personal.root == "trained":
-        root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
-    elif "root" in levels:
-        root = mean_of_departments(departments, list(departments))
-    clusters = {name: mean_of_cluster(departments, state.cluster_assignments, name) for name in departments}
-    own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
-    adapters: dict[str, dict[str, LoraState]] = {}
-    for client_id, client in components.data.items():
-        available = {
-            "own": own[client_id],
-            "department": departments[client.department],
-            "cluster": clusters[client.department],
-            "root": root,
-            "base": state.initial,
-        }
-        adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
-        adapters[client_id] |= lent_adapters(client_id, own, config.personal.mates)
-    return adapters
 
 
 def choose(

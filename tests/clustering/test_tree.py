@@ -55,3 +55,16 @@ def test_teams_are_departments_and_can_be_members():
         "technical": ("python", "shell"),
         ROOT: ("hr", "technical"),
     }
+
+
+def test_departments_of_different_groups_share_no_cluster_though_each_group_counts_from_0():
+    tree = Tree.of({"trade": ["finance", "sales"], "staff": ["hr", "it"]}, ["finance", "hr", "it", "law", "sales"])
+    inside = {"finance": 1, "sales": 0, "hr": 0, "it": 0, "law": 0, "trade": 0, "staff": 1}
+    clusters = tree.department_clusters(inside)
+    assert clusters.keys() == {"finance", "sales", "hr", "it", "law"}
+    together = {(a, b) for a in clusters for b in clusters if a < b and clusters[a] == clusters[b]}
+    assert together == {("hr", "it")}
+
+
+def test_without_groups_a_department_keeps_the_number_of_its_cluster():
+    assert Tree.of({}, ["it", "hr"]).department_clusters({"it": 0, "hr": 1}) == {"it": 0, "hr": 1}
