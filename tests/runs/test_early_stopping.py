@@ -13,7 +13,7 @@ from fl_lightning.storage.run_adapters import client_adapters
 pytestmark = pytest.mark.xdist_group("early_stopping")
 
 # A rate that is too high, so that the losses soon rise again.
-OPTIONS = ["--data.selection_fraction", "0.25", "--learning-rate", "4e-2", "--batch-size", "2"]
+OPTIONS = ["--data.selection_fraction", "0.25", "--learning-rate", "0.15", "--batch-size", "2"]
 OPTIONS += ["--federation.combiner", "fedavg", "--no-dept-clustering", "--num-clusters", "1"]
 STOP = ["--training.early_stopping", "true"]
 ALONE = ["--federation.share", "none"]
