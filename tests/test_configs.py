@@ -130,10 +130,11 @@ def test_help_shows_the_docstring_of_every_key(capsys, monkeypatch):
         if block is None:
             (line,) = [line for line in lines if line.startswith(f"  --{key} ") and "(type: " in line]
             assert re.search(r"\. \(type: ", line), line
-    assert "  --federation.rounds ROUNDS Number of rounds. (type: int, default: 10)" in lines
+    what = "Number of rounds; under schedule.mode: buffered each one is a step of one department."
+    assert f"  --federation.rounds ROUNDS {what} (type: int, default: 10)" in lines
 
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 19
+    assert len(blocks) == 21
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -180,7 +181,8 @@ class WorkerProcesses:
         while True:
             header, states = self._channel.receive(0)
             if header["do"] == "stop":
-                self._channel.send(0, {"done": True})
+                with contextlib.suppress(RunError):  # it may have ended already, and needs no answer then
+                    self._channel.send(0, {"done": True})
                 return states
             try:
                 self._handle_request(header, states)

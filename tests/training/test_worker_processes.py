@@ -3,8 +3,9 @@
 import pytest
 from forked import Forked
 
+from fl_lightning.errors import RunError
 from fl_lightning.launch import reserve_port
-from fl_lightning.training.worker_processes import balance_load
+from fl_lightning.training.worker_processes import WorkerProcesses, balance_load
 
 pytestmark = pytest.mark.xdist_group("forked")
 
@@ -78,6 +79,19 @@ def test_balance_load_gives_the_heaviest_item_to_the_rank_with_the_smallest_load
     assert balance_load([3, 3, 2, 2, 2], 2) == [0, 1, 0, 1, 0]
     assert balance_load([1, 1], 3) == [0, 1]
     assert balance_load([], 2) == []
+
+
+def test_a_first_process_that_has_ended_after_saying_stop_needs_no_answer():
+    class Channel:
+        def receive(self, source):
+            return {"do": "stop"}, ["state"]
+
+        def send(self, to, header):
+            raise RunError("process 0 of the run is lost")
+
+    process = WorkerProcesses.__new__(WorkerProcesses)
+    process._channel = Channel()
+    assert process.serve() == ["state"]
 
 
 def rank_of(folder, rank, count, port, modes):
