@@ -5,7 +5,8 @@
 
 The bare loop is what most federated frameworks do: one client after another, batches padded to their longest record,
 full logits, Hugging Face's loss, PEFT's own layers, clip_grad_norm_, torch's AdamW. Also printed: tokens a second of
-real (not padding) tokens, and the share of the machine's GEMM rate that the fit reaches, counting useful work only.
+real (not padding) tokens, the share of the machine's GEMM rate that the fit reaches, counting useful work only, and the
+speed of all clients' adapters over that of a single one on the same records.
 """
 
 from __future__ import annotations
@@ -106,8 +107,14 @@ def main() -> None:
     start = collect_lora_state(bare)
     training = TrainingConfig(learning_rate=RATE, batch_size=args.batch_size)
     ours = LoraClientModule(fresh()[0], learning_rate=RATE)
-    clients = LocalClients(Fabric(accelerator="cpu", devices=1), ours, data, training)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    clients = LocalClients(fabric, ours, data, training)
     tasks = [ClientTask(client_id, 1, start, SEED) for client_id in data]
+
+    # The same records as a single client's, in batches as large as those of all clients together.
+    everything = ClientData("all", "one", [e for client in data.values() for e in client.train], ())
+    one_training = TrainingConfig(learning_rate=RATE, batch_size=args.batch_size * len(data))
+    one = LocalClients(fabric, ours, {"all/one": everything}, one_training)
 
     def run(at_once: int | str) -> None:
         clients.clients_at_once = at_once
@@ -117,6 +124,7 @@ def main() -> None:
         "bare loop": lambda: bare_loop(bare, data, start, args.batch_size, tokenizer.pad_token_id),
         "ours, one client at a time": lambda: run(1),
         "ours, auto": lambda: run("auto"),
+        "ours, one adapter on all records": lambda: list(one.fit([ClientTask("all/one", 1, start, SEED)])),
     }
     seconds = alternate(contestants, args.repeats)
     tokens = sum(len(e) for c in data.values() for e in c.train)
@@ -132,6 +140,7 @@ def main() -> None:
         "GEMM GFLOP/s": round(peak / 1e9, 1),
         "useful GFLOP/s auto": round(flops / best / 1e9, 1),
         "share of GEMM rate": round(flops / best / peak, 3),
+        "auto over one adapter": round(min(seconds["ours, one adapter on all records"]) / best, 3),
     }
     report(f"local training, {args.model}, batch {args.batch_size}", seconds, "bare loop", facts, args.json)
 
