@@ -71,7 +71,7 @@ def run(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         build(arm, source, seed=args.seed, train=args.records, held_out=12, classic=args.classic)
     split(source, place / "run", place / "newcomers", args.few)
     options = ["--data", place / "run", "--clients-per-dept", "all", "--seed", args.seed, "--rounds", args.rounds]
-    options += ["--max-records", args.records, "--logging.samples", 0, "--output", place]
+    options += ["--max-records", args.records, "--logging.samples", 0, "--output", place, "--personal.root", "trained"]
     folder = place / "version_0"
     for words in (
         ["fit", "--config", CONFIG, *options],

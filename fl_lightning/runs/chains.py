@@ -3,7 +3,7 @@
 They are whole runs in the folder of the run, with its base, rounds and seed; a later call continues or skips them.
 
     personal/own/version_0      every client trains its own adapter, which is never averaged
-    personal/root/version_0     all clients are averaged into one adapter, `root`
+    personal/root/version_0     all clients are averaged into one adapter, under ``personal.root: trained``
     personal/refit_*/version_0  the same, and the run itself (refit_department), on the selection records too
 """
 

@@ -111,12 +111,7 @@ def choose(
     choices: dict[str, Choice] = {}
     for names in clients_by_department(adapters).values():
         records = {client_id: clients.data[client_id].selection for client_id in names}
-        losses = {
-            c: np.concatenate(
-                [np.empty((0, len(adapters[c]))), *clients.target_losses(list(adapters[c].values()), records[c])]
-            )
-            for c in names
-        }
+        losses = {c: clients.target_losses_of(list(adapters[c].values()), [c], "selection") for c in names}
         try:
             named = {c: list(map(level_of, adapters[c])) for c in names}
             chosen = choose_levels(losses, config.personal.prior, levels=named)
@@ -128,7 +123,7 @@ def choose(
             if records[client_id]:
                 kind = replace(choice, mixes_parameters=True)
                 mixed = one_adapter(config, clients, client_id, adapters[client_id], kind)
-                loss = np.concatenate(clients.target_losses([mixed], records[client_id])).mean()
+                loss = clients.target_losses_of([mixed], [client_id], "selection").mean()
                 of_level = losses[client_id][:, choice.level].mean()
                 choice = replace(choice, mixes_parameters=bool(loss <= of_level))
             choices[client_id] = choice
