@@ -1,17 +1,23 @@
 """What a client gains by choosing its level: own adapter, department, cluster, all, or a mixture; and the controls.
 
     python -m benchmarks.methods.personal_levels conflict even departments [--seeds 3] [--first 1] [--rounds 12]
-        [--records 16] [--eval 12] [--selection 0.25] [--rivals ditto apfl fedalt] [--output DIR]
+        [--records 16] [--eval 12] [--selection 0.25] [--rivals ditto apfl fedalt]
+        [--methods default recommended methods/fedsa_lora methods/central] [--ways] [--output DIR]
 
 Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
-seeds). `fit` and `personalize` run as a user starts them. Beside them, on the same held-out records:
+seeds). `fit` and `personalize` run as a user starts them: every adapter stops in the round that the selection records
+of its clients choose, and is trained for as long again on all records. Beside them, on the same held-out records:
 
 =================  ================================================================================================
 ensemble           own adapters of three seeds, predictions averaged: what no federation is needed for
 best level         the one level, the same for all clients, that turned out lowest on the held-out records
 strangers          as level and mixture, chosen by the selection records of another department's client
-one adapter        made of the mixture in each of the ways of `personal.adapter`
-rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit
+one adapter        made of the mixture in each of the ways of `personal.adapter`, with --ways
+mean root          the mixture with the mean of the departments' products as its root instead of a trained one
+rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit; those
+                   whose adapters are mixed with others stop in no round before the last
+methods            what a client uses under another config, with the same records, rounds and refit: its department's
+                   adapter, or, if it keeps a factor to itself, its own one, both after the last round
 =================  ================================================================================================
 """
 
@@ -36,17 +42,23 @@ from fl_lightning.cli import main as command_line
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.personalization.mixture import mixture_losses
+from fl_lightning.personalization.shared_levels import mean_of_departments
 from fl_lightning.runs.artifacts import PERSONAL_LOSSES
 from fl_lightning.runs.build import RunComponents, build_components, load_run_config
 from fl_lightning.runs.chains import train_chain
 from fl_lightning.runs.level_adapters import adapters_by_level
 from fl_lightning.runs.personalize import HURT, choose, measure, one_adapters
+from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
 from fl_lightning.training.local_clients import LocalClients
 
-CONFIGS = Path(__file__).parents[2] / "configs/methods"
+CONFIGS = Path(__file__).parents[2] / "configs"
+NEVER_STOPPED = ("apfl", "fedalt")
+"""Early stopping is refused with these."""
+ALL_RECORDS = ["--data.selection_fraction", 0, "--training.early_stopping", "false", "--personal.refit", "false"]
+"""What a refit comes to where no round is chosen: all rounds on all records."""
 
 
 def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -54,14 +66,18 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     place = Path(args.output) / arm / f"seed_{seed}"
     options = options_of(arm, seed, args, place)
     if not (place / "figures.json").is_file():
-        result = personalized(CONFIGS / "fedavg.yaml", options, place)
-        write_json(place / "figures.json", {**result, **controls(place / "version_0", place)})
+        result = personalized(CONFIGS / "methods/fedavg.yaml", options, place)
+        write_json(place / "figures.json", {**result, **controls(place / "version_0", place, with_ways=args.ways)})
     figures: dict[str, Any] = read_json(place / "figures.json")
     figures["rivals"] = {}
     for method in args.rivals:
         more = ["--personal.levels", "[own, department]"]
-        result = personalized(CONFIGS / f"{method}.yaml", [*options, *more], place / method)
+        if method in NEVER_STOPPED:
+            more += ["--training.early_stopping", "false"]
+        result = personalized(CONFIGS / f"methods/{method}.yaml", [*options, *more], place / method)
         figures["rivals"][method] = {client_id: values["own"] for client_id, values in result["clients"].items()}
+    for name in args.methods:
+        figures["rivals"][Path(name).name] = with_method(name, options, place / "methods" / Path(name).name)
     return figures
 
 
@@ -74,6 +90,7 @@ def options_of(arm: str, seed: int, args: argparse.Namespace, place: Path) -> li
             build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
     options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
     options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
+    options += ["--training.early_stopping", "true"]
     return [*options, "--personal.refit", "true", "--personal.root", "trained"]
 
 
@@ -81,15 +98,42 @@ def personalized(config: Path, options: list[Any], place: Path) -> dict[str, Any
     """``personal_eval.json`` of a run, which is begun, continued, or finished already."""
     run_folder = place / "version_0"
     if not (run_folder / PERSONAL_EVALUATION).is_file():
-        command = ["--resume", run_folder] if run_folder.is_dir() else ["--config", config]
-        for words in (["fit", *command, *options, "--output", place], ["personalize", "--run", run_folder]):
-            if code := command_line([str(word) for word in words]):
-                sys.exit(code)
+        fit(config, options, place)
+        command("personalize", "--run", run_folder)
     result: dict[str, Any] = read_json(run_folder / PERSONAL_EVALUATION)
     return result
 
 
-def controls(run_folder: Path, place: Path) -> dict[str, Any]:
+def fit(config: Path, options: list[Any], place: Path) -> None:
+    """Begin a run in `place`, or continue it."""
+    start = ["--resume", place / "version_0"] if (place / "version_0").is_dir() else ["--config", config]
+    command("fit", *start, *options, "--output", place)
+
+
+def command(*words: Any) -> None:
+    """Run a command as a user would type it."""
+    if code := command_line([str(word) for word in words]):
+        sys.exit(code)
+
+
+def with_method(name: str, options: list[Any], place: Path) -> dict[str, float]:
+    """{client_id: held-out loss of what the client uses under a config that trains on all its records}."""
+    if not (place / "figures.json").is_file():
+        fit(CONFIGS / f"{name}.yaml", [*options, *ALL_RECORDS], place)
+        config = load_run_config(place / "version_0")
+        components = build_components(config)
+        clients = LocalClients(components.fabric, components.module, components.data, config.training, "auto")
+        state = load_finished_state(components, place / "version_0", config)
+        used = {
+            c: dict(state.start_of(c)) if state.personal else state.final_adapter(client.department)
+            for c, client in clients.data.items()
+        }
+        write_json(place / "figures.json", {c: held_out(clients, {"it": used[c]}, c)["it"] for c in used})
+    losses: dict[str, float] = read_json(place / "figures.json")
+    return losses
+
+
+def controls(run_folder: Path, place: Path, *, with_ways: bool) -> dict[str, Any]:
     """Losses of the controls, all trained as the levels were: {control: {client_id: loss}}."""
     config = load_run_config(run_folder)
     components = build_components(config)
@@ -99,7 +143,7 @@ def controls(run_folder: Path, place: Path) -> dict[str, Any]:
     for more in (1, 2):  # other seeds draw other starts, orders and dropout; the records stay
         other = replace(config, seed=config.seed + 1000 * more)
         state = train_chain("own", place / f"own_{more}", other, components, clients, refit=True)
-        own.append({client_id: dict(state.personal[client_id]) for client_id in adapters})
+        own.append({client_id: state.final_own_adapter(client_id) for client_id in adapters})
     by_level = {c: held_out(clients, adapters[c], c) for c in adapters}
     ensembles = {c: np.concatenate(clients.target_losses([a[c] for a in own], clients.data[c].eval)) for c in adapters}
     names, true_records = list(clients.data), clients.data
@@ -112,9 +156,30 @@ def controls(run_folder: Path, place: Path) -> dict[str, Any]:
     return {
         "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
         "by_level": by_level,
-        "ways": ways_to_one_adapter(config, clients, chosen_from, adapters),
+        "ways": ways_to_one_adapter(config, clients, chosen_from, adapters) if with_ways else {},
+        "mean_root": with_mean_root(config, clients, chosen_from, adapters),
         "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in PERSONAL_LOSSES},
     }
+
+
+def with_mean_root(
+    config: RunConfig,
+    clients: LocalClients,
+    chosen_from: Mapping[str, Mapping[str, LoraState]],
+    adapters: Mapping[str, Mapping[str, LoraState]],
+) -> dict[str, float]:
+    """{client_id: held-out loss of the mixture} with ``personal.root: mean``, the default."""
+    before, after = map(replaced_root, (chosen_from, adapters))
+    choices = choose(config, clients, before)
+    losses = {c: np.concatenate(clients.target_losses(list(after[c].values()), clients.data[c].eval)) for c in after}
+    return {c: float(mixture_losses(losses[c], choices[c].weights).mean()) for c in after}
+
+
+def replaced_root(adapters: Mapping[str, Mapping[str, LoraState]]) -> dict[str, dict[str, LoraState]]:
+    """The adapters with the mean of the departments' products as root."""
+    departments = {client_id.split("/")[0]: levels["department"] for client_id, levels in adapters.items()}
+    mean = mean_of_departments(departments, list(departments))
+    return {c: {level: mean if level == "root" else a for level, a in levels.items()} for c, levels in adapters.items()}
 
 
 def ways_to_one_adapter(
@@ -162,8 +227,9 @@ def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
             columns.setdefault(f"{level}, for all", []).extend(v[level] for v in figures["by_level"].values())
         for kind in PERSONAL_LOSSES:
             columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
-        for way, losses in figures["ways"].items() if all("ways" in f for f in seeds) else ():
+        for way, losses in figures["ways"].items() if all(f["ways"] for f in seeds) else ():
             columns.setdefault(f"one adapter, {way}", []).extend(losses.values())
+        columns.setdefault("mixture, mean root", []).extend(figures["mean_root"].values())
         columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
         for method, losses in figures["rivals"].items():
             columns.setdefault(method, []).extend(losses.values())
@@ -190,6 +256,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval", type=int, default=12)
     parser.add_argument("--selection", type=float, default=0.25)
     parser.add_argument("--rivals", nargs="*", default=[], metavar="METHOD")
+    parser.add_argument("--methods", nargs="*", default=[], metavar="CONFIG", help="of configs/, without .yaml")
+    parser.add_argument("--ways", action="store_true", help="also make the one adapter in every way")
     parser.add_argument("--output", default="lightning_logs/personal_levels")
     parser.add_argument("--classic", type=Path, default=CLASSIC)
     return parser.parse_args()
