@@ -5,8 +5,7 @@
         [--methods default recommended methods/fedsa_lora methods/central] [--ways] [--output DIR]
 
 Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
-seeds). `fit` and `personalize` run as a user starts them: every adapter stops in the round that the selection records
-of its clients choose, and is trained for as long again on all records. Beside them, on the same held-out records:
+seeds). `fit` and `personalize` run as a user starts them, with a refit. Beside them, on the same held-out records:
 
 =================  ================================================================================================
 ensemble           own adapters of three seeds, predictions averaged: what no federation is needed for
@@ -14,10 +13,10 @@ best level         the one level, the same for all clients, that turned out lowe
 strangers          as level and mixture, chosen by the selection records of another department's client
 one adapter        made of the mixture in each of the ways of `personal.adapter`, with --ways
 mean root          the mixture with the mean of the departments' products as its root instead of a trained one
-rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit; those
-                   whose adapters are mixed with others stop in no round before the last
+own, stopped       own adapters, each trained on all records up to the round that its selection records have chosen
+rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit
 methods            what a client uses under another config, with the same records, rounds and refit: its department's
-                   adapter, or, if it keeps a factor to itself, its own one, both after the last round
+                   adapter, or, if it keeps a factor to itself, its own one
 =================  ================================================================================================
 """
 
@@ -55,10 +54,8 @@ from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
 from fl_lightning.training.local_clients import LocalClients
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NEVER_STOPPED = ("apfl", "fedalt")
-"""Early stopping is refused with these."""
-ALL_RECORDS = ["--data.selection_fraction", 0, "--training.early_stopping", "false", "--personal.refit", "false"]
-"""What a refit comes to where no round is chosen: all rounds on all records."""
+ALL_RECORDS = ["--data.selection_fraction", 0, "--personal.refit", "false"]
+"""What a refit comes to: all rounds on all records."""
 
 
 def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -72,10 +69,9 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     figures["rivals"] = {}
     for method in args.rivals:
         more = ["--personal.levels", "[own, department]"]
-        if method in NEVER_STOPPED:
-            more += ["--training.early_stopping", "false"]
         result = personalized(CONFIGS / f"methods/{method}.yaml", [*options, *more], place / method)
         figures["rivals"][method] = {client_id: values["own"] for client_id, values in result["clients"].items()}
+    figures["rivals"]["own, stopped"] = own_stopped(place)
     for name in args.methods:
         figures["rivals"][Path(name).name] = with_method(name, options, place / "methods" / Path(name).name)
     return figures
@@ -90,7 +86,6 @@ def options_of(arm: str, seed: int, args: argparse.Namespace, place: Path) -> li
             build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
     options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
     options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
-    options += ["--training.early_stopping", "true"]
     return [*options, "--personal.refit", "true", "--personal.root", "trained"]
 
 
@@ -114,6 +109,20 @@ def command(*words: Any) -> None:
     """Run a command as a user would type it."""
     if code := command_line([str(word) for word in words]):
         sys.exit(code)
+
+
+def own_stopped(place: Path) -> dict[str, float]:
+    """{client_id: held-out loss of its own adapter}, trained on all records up to the round that was best before."""
+    if not (place / "own_stopped" / "figures.json").is_file():
+        config = load_run_config(place / "version_0")
+        components = build_components(config)
+        clients = LocalClients(components.fabric, components.module, components.data, config.training, "auto")
+        stopped = replace(config, training=replace(config.training, early_stopping=True))
+        state = train_chain("own", place / "own_stopped", stopped, components, clients, refit=True)
+        own = {c: held_out(clients, {"own": state.final_own_adapter(c)}, c)["own"] for c in clients.data}
+        write_json(place / "own_stopped" / "figures.json", own)
+    losses: dict[str, float] = read_json(place / "own_stopped" / "figures.json")
+    return losses
 
 
 def with_method(name: str, options: list[Any], place: Path) -> dict[str, float]:
