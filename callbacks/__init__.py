@@ -13,6 +13,7 @@ from fl_lightning.callbacks.network_log import NetworkLog
 from fl_lightning.callbacks.phase_timer import PhaseTimer
 from fl_lightning.callbacks.rich_progress import RichProgress
 from fl_lightning.callbacks.round_checkpoint import RoundCheckpoint
+from fl_lightning.callbacks.run_ledger import RunLedger
 from fl_lightning.callbacks.samples import Samples
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "PhaseTimer",
     "RichProgress",
     "RoundCheckpoint",
+    "RunLedger",
     "Samples",
 ]

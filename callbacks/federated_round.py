@@ -152,6 +152,7 @@ class FederatedRound(FederatedCallback):
             measure = contribution_measure(trainer.clients, trainer.panel.data, state.departments)
             # → department.aggregate_department → flora.flora_weighted_aggregate
             state = aggregate_departments(config, state, departments, self._updates, tasks, report, measure=measure)
+            report.aggregated = state.departments
             # → clustering.cluster_aware_average_selected
             state = self._cluster_clients(trainer, state, departments)
             # → rounds.cluster_round → clustering.department_level_clustering, then mixing.mix_with_cluster_average

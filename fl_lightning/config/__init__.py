@@ -13,6 +13,7 @@ file              block of the YAML
 `schedule`        ``federation.schedule``: synchronous or buffered rounds, virtual time
 `evaluation`      ``evaluation``: in which rounds, and on whose records
 `privacy`         ``federation.privacy``: differential privacy at the server
+`ledger`          ``ledger``: the chain of rounds, and who signs it
 `personal`        ``personal``: what each client takes
 `network`         ``network``; ``network.local_privacy``: differential privacy at the sites
 ================  =======================================================================================
@@ -33,6 +34,7 @@ from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfi
 from fl_lightning.config.data import EXAMPLE_DEPARTMENTS, DataConfig
 from fl_lightning.config.evaluation import EvaluationConfig
 from fl_lightning.config.federation import FederationConfig, FloraConfig, GuardConfig, ServerConfig
+from fl_lightning.config.ledger import LedgerConfig
 from fl_lightning.config.lora import LoraConfig, LoraProfile
 from fl_lightning.config.model import TINY_BASE, ModelConfig
 from fl_lightning.config.network import LocalPrivacyConfig, NetworkConfig
@@ -54,6 +56,7 @@ __all__ = [
     "FloraConfig",
     "GuardConfig",
     "HierarchyConfig",
+    "LedgerConfig",
     "LocalPrivacyConfig",
     "LoggingConfig",
     "LoraConfig",

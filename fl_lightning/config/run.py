@@ -10,6 +10,7 @@ from fl_lightning.config.compatibility import check_compatible, check_own_adapte
 from fl_lightning.config.data import DataConfig
 from fl_lightning.config.evaluation import EvaluationConfig
 from fl_lightning.config.federation import FederationConfig
+from fl_lightning.config.ledger import LedgerConfig
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.model import ModelConfig
 from fl_lightning.config.network import NetworkConfig
@@ -82,6 +83,8 @@ class RunConfig(Block, key=""):
     """Loggers and samples."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """Which files of earlier rounds are kept."""
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    """The chain of rounds."""
     personal: PersonalConfig = field(default_factory=PersonalConfig)
     """Clients' own adapters, and what the command personalize gives each client."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -28,6 +28,7 @@ SHORTCUTS = {
     "--data": "data.root",
     "--output": "output",
     "--seed": "seed",
+    "--sign-key": "ledger.sign_key",
 }
 SWITCHES = {"--dept-clustering": "true", "--no-dept-clustering": "false", "--load-in-4bit": "true"}
 """Shortcuts without a value, and the value that they set."""

@@ -35,6 +35,7 @@ MUTABLE_KEYS = (
     "fabric.memory_limit_mb",
     "logging",
     "retention",
+    "ledger",
     "personal.levels",
     "personal.root",
     "personal.mates",

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fl_lightning.clustering import Clustering
 from fl_lightning.clustering.tree import ROOT
+from fl_lightning.state import LoraState
 
 Value = TypeVar("Value")
 
@@ -62,6 +63,7 @@ class RoundReport:
         virtual_hours: at the end of the round; None without virtual time.
         staleness: {client_id: steps of its department since it started}, with virtual time.
         dropped: clients whose updates came too late to be taken.
+        aggregated: {department: its state after aggregation, before clusters are mixed}.
     """
 
     round_num: int
@@ -72,6 +74,7 @@ class RoundReport:
     virtual_hours: float | None = None
     staleness: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    aggregated: Mapping[str, LoraState] = field(default_factory=dict)
 
     @property
     def clustering(self) -> Clustering | None:

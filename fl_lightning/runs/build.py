@@ -26,6 +26,7 @@ from fl_lightning.callbacks import (
     PhaseTimer,
     RichProgress,
     RoundCheckpoint,
+    RunLedger,
     Samples,
 )
 from fl_lightning.clustering.tree import Tree, client_teams
@@ -45,6 +46,7 @@ from fl_lightning.modeling.limits import check_token_ids, limit_length
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
+from fl_lightning.provenance.signing import load_private_key
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.run_folder import check_output
 from fl_lightning.storage.run_layout import CONFIG
@@ -118,6 +120,7 @@ def build_model_components(
         InputError: if config, data and machine do not fit together.
     """
     check_output(Path(config.output))
+    load_sign_key(config)  # one that cannot be used is refused now
     true_clusters(config.data.root)  # a malformed file is refused now, not when the run folder exists
     fabric, dtype = make_fabric(config.fabric)
     launch_fabric(fabric)
@@ -158,6 +161,15 @@ def fingerprint_components(config: RunConfig, components: RunComponents) -> dict
         return fingerprint_run(config, data, components.base_fingerprint)
     panel = EvaluationPanel.draw(data, config.evaluation, config.seed)
     return fingerprint_run(config, panel.data, components.base_fingerprint, client_ids=data)
+
+
+def load_sign_key(config: RunConfig) -> Any:
+    """The operator's private key; None if the config names none.
+
+    Raises:
+        InputError: if it cannot be used.
+    """
+    return None if config.ledger.sign_key is None else load_private_key(Path(config.ledger.sign_key))
 
 
 def build_tree(config: RunConfig, data: Mapping[str, ClientData]) -> Tree:
@@ -205,6 +217,7 @@ def make_callbacks(
         LoggerViews(config.to_dict()),
         AdapterExport(retention.client_exports, retention.best),
         *extra_callbacks,
+        *([RunLedger(run_fingerprint, load_sign_key(config))] if config.ledger.enabled else []),
         RoundCheckpoint(retention.checkpoints, retention.best, run_fingerprint),
         RichProgress(console),
     ]

@@ -22,6 +22,9 @@ personal/newcomers/<department>/<client>/     one adapter for each of them
 personal/{own,root}/version_0/                runs of the clients alone, and of all clients as one department
 metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
+ledger.jsonl                                  chain of rounds: digests of what went in and what came out
+certificate/                                  what forget has taken out, with the chain of the run before
+ledger_secret                                 0600; from it the clients' salts are derived
 .lock                                         locked while a process writes to the run
 """
 
@@ -41,6 +44,9 @@ EVALUATION = "federated_eval.json"
 CLIENT_EVALUATION = "client_eval_all_rounds.json"
 SAMPLES = "samples.json"
 NETWORK = "network.json"
+LEDGER, LEDGER_SECRET = "ledger.jsonl", "ledger_secret"
+CERTIFICATE = "certificate"
+"""Folder of a run that was made by `forget`: what it no longer has, and the chain of the run before."""
 PERSONAL_EVALUATION = "personal_eval.json"
 NEWCOMERS = "newcomers.json"
 DEPARTMENT_MIXTURES = "department_mixtures.json"

@@ -12,6 +12,7 @@ from fl_lightning.config import (
     FloraConfig,
     GuardConfig,
     HierarchyConfig,
+    LedgerConfig,
     LocalPrivacyConfig,
     LoggingConfig,
     LoraConfig,
@@ -42,6 +43,7 @@ BLOCKS = {
     "fabric": FabricConfig,
     "logging": LoggingConfig,
     "retention": RetentionConfig,
+    "ledger": LedgerConfig,
     "network": NetworkConfig,
     "network.local_privacy": LocalPrivacyConfig,
 }

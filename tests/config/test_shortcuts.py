@@ -27,6 +27,7 @@ TABLE = [
     (["--data", "some/folder"], "some/folder"),
     (["--output", "elsewhere"], "elsewhere"),
     (["--seed", "77"], 77),
+    (["--sign-key", "operator"], "operator"),
 ]
 
 
