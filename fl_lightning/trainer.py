@@ -105,7 +105,6 @@ class FederatedTrainer:
         self.callbacks: list[FederatedCallback] = [writer, *(c for c in callbacks if c is not writer)]
         check_state_keys(self.callbacks)
         self.writer = BackgroundWriter()
-        self.journal = Journal(None, self.writer)
         self.round_num = 0
         self.tasks: dict[str, ClientTask] = {}
         self.own_tasks: dict[str, ClientTask] = {}
@@ -136,6 +135,7 @@ class FederatedTrainer:
         history: Sequence[tuple[int, Mapping[str, float]]] = (),
         continued_loggers: Collection[Any] = (),
         journal: Journal | None = None,
+        places: Sequence[str] | None = None,
     ) -> FederationState:
         """Run the rounds.
 
@@ -147,6 +147,7 @@ class FederatedTrainer:
             history: the rows logged before; they are logged again, since most loggers of a resumed run start empty.
             continued_loggers: loggers that have these rows; they only get the last one again, in case it was lost.
             journal: keeps the results of a round until its checkpoint is written; None keeps nothing.
+            places: ids from which rounds sample clients, if some are not in the data; a round goes without them.
 
         Returns:
             The state after the last round.
@@ -160,9 +161,9 @@ class FederatedTrainer:
         self.journal = journal or Journal(None, self.writer)
         self.data = datamodule if isinstance(datamodule, Mapping) else datamodule.federation()
         self.fabric.launch()
-        self.lora.check_names(self.data)
+        self.lora.check_names(places or self.data)
         self.clients = clients or self._make_clients()
-        self._clients_of = clients_by_department(self.data)
+        self._clients_of = clients_by_department(self.data if places is None else places)
         departments = self._clients_of.keys()
         self.panel = EvaluationPanel.draw(self.data, self.evaluation, self.seed)
         self.tree = Tree.of(self.federation_config.hierarchy.groups, departments)
@@ -236,6 +237,7 @@ class FederatedTrainer:
             seed=self.seed,
             evaluate=self.is_evaluated(round_num) and any(callback.wants_client_metrics for callback in self.callbacks),
             plan=self.plan,
+            present=self.data,
         )
         own = own_tasks(self.personal, self.federation, tasks)
         self.tasks, self.own_tasks = ({task.client_id: task for task in some} for some in (tasks, own))

@@ -29,13 +29,12 @@ def departments_to_aggregate(
         report: of the round; clients of departments with too few updates are added to `rejected`.
 
     Raises:
-        RunError: if no department has enough, and rounds are synchronous.
+        RunError: if somebody was asked and no department has enough, and rounds are synchronous.
     """
-    if config.guard.name == "dp":
-        departments = sorted({task.department for task in tasks})
-    else:
-        departments = _drop_small(config, updates, report)
-    if not departments and config.schedule.mode == "sync":  # else another department may step in the next round
+    asked = {task.department for task in tasks}
+    departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report)
+    # With buffered rounds, another department may step in the next round.
+    if not departments and asked and config.schedule.mode == "sync":
         raise RunError(
             f"round {report.round_num}: expected a department with at least {config.min_clients} valid updates "
             f"(federation.min_clients) and enough for guard {config.guard.name}, got none; the state of the round "

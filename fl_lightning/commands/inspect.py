@@ -60,6 +60,8 @@ def run(argv: list[str]) -> int:
             eval_fraction=data.eval_fraction,
             seed=config.seed,
             columns=data.columns,
+            exclude=data.exclude,
+            exclude_records=data.exclude_records,
         )
     if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))

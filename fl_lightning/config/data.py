@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fl_lightning.config.checks import Block, Interval, NonNegativeFloat, OpenFraction, PositiveInt, check
 from fl_lightning.storage.files import read_text
+from fl_lightning.storage.record_digest import is_digest, read_digests
 
 EXAMPLE_DEPARTMENTS = "bundled:departments"
 """Name of the example data inside the package."""
@@ -45,6 +46,12 @@ class DataConfig(Block, key="data"):
     """Who writes a system turn: the template; or merge puts it into the first user turn; refuse makes it an error."""
     template_date: str | None = None
     """YYYY-MM-DD, for a chat template that writes the date; null uses the day on which the run started."""
+    exclude: list[str] = field(default_factory=list)
+    """Clients, such as hr/client_1, and whole departments, such as hr, that are left out as if they had never been
+    there; no other client takes their place."""
+    exclude_records: list[str] | str = field(default_factory=list)
+    """Records that are left out as if they had never been there: a file with a record or its digest in each line. The
+    run keeps the digests."""
     token_store: str | None = "auto"
     """With more than 1,000 clients: a folder in which clients' tokens are kept for the next runs; auto is the user's
     folder of caches, null keeps none."""
@@ -54,6 +61,13 @@ class DataConfig(Block, key="data"):
         super().__post_init__()
         ok = len(self.columns) == 2 and len(set(self.columns)) == 2
         check(ok, "data.columns", "two names, of the columns of department and client", self.columns)
+        for name in self.exclude:
+            ok = isinstance(name, str) and 0 < len(name.strip("/")) == len(name) and name.count("/") <= 1
+            check(ok, "data.exclude", "clients (hr/client_0) and departments (hr)", name)
+        if isinstance(self.exclude_records, str):
+            self.exclude_records = read_digests(Path(self.exclude_records).expanduser())
+        for digest in self.exclude_records:
+            check(is_digest(digest), "data.exclude_records", "a file, or digests of 64 hexadecimal digits", digest)
         if self.chat_template is not None and not re.search(r"{[{%]", self.chat_template):
             self.chat_template = read_text(Path(self.chat_template).expanduser(), "data.chat_template: a Jinja file")
         if self.chat_template is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fl_lightning.config.checks import Block, NonNegativeInt, check
@@ -93,6 +93,8 @@ class RunConfig(Block, key=""):
     def __post_init__(self) -> None:
         """Check the ranges, and that the choices go together."""
         super().__post_init__()
+        if self.data.exclude:
+            self._drop_excluded()
         check_compatible(self.federation, self.lora)
         check_own_adapters(self.personal, self.federation, self.lora)
         ok = self.data.selection_fraction > 0 or not self.training.early_stopping
@@ -101,6 +103,24 @@ class RunConfig(Block, key=""):
         check(ok, "data.selection_fraction", "records for dept_clusters.mix: predictions, such as 0.2", 0)
         ok = not (self.personal.mixes_own and self.training.early_stopping)
         check(ok, "training.early_stopping", "false with personal.apfl_alpha or personal.fedalt_weight", True)
+
+    def _drop_excluded(self) -> None:
+        """Take what `data.exclude` names out of the groups and profiles, where an unknown name would be an error.
+
+        A team keeps the names of its members, since those that are left out keep their places, unless nobody is left.
+        """
+        gone, groups = set(self.data.exclude), self.federation.hierarchy.groups
+
+        def left(name: str) -> bool:
+            return not gone & {name, name.split("/", 1)[0]}
+
+        while empty := [group for group, names in groups.items() if not any(map(left, names))]:
+            gone |= set(empty)
+            groups = {group: names for group, names in groups.items() if group not in empty}
+        kept = {g: [name for name in names if "/" in name or left(name)] for g, names in groups.items()}
+        hierarchy = replace(self.federation.hierarchy, groups=kept)
+        self.federation = replace(self.federation, hierarchy=hierarchy)
+        self.lora = replace(self.lora, profiles={n: p for n, p in self.lora.profiles.items() if left(n)})
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain dicts, as in config.yaml."""

@@ -16,11 +16,13 @@ answers        where the answers are in the text of a conversation
 end_tokens     the tokens that end an answer
 client_data    the tokenized records of all clients, or of some
 record_table   one file or data set with columns for department and client
+teams          clients of several departments as one
 lazy_clients   clients that are read when they are first needed
 token_store    tokens of clients on disk, shared by runs
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients
 inspection/    all problems of a folder at once
+exclusion      clients, departments and records that are left out
 splits         which records of a client train, which are held out, and which choose
 row_padding    rows of a few sizes, for what is recorded once
 transfer       copies to a device, for which the host does not wait

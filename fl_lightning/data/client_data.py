@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_lightning.data.client_files import ClientFiles, ClientSource, unread_files
+from fl_lightning.data.exclusion import find_records
 from fl_lightning.data.layout import entries_not_read, find_client, find_clients
 from fl_lightning.data.lazy_clients import LAZY_ABOVE, LazyClients
 from fl_lightning.data.record_keys import describe_unread_keys
@@ -18,7 +19,7 @@ from fl_lightning.data.records import Record
 from fl_lightning.data.splits import draw_selection, read_splits
 from fl_lightning.data.token_store import TokenStore, client_key, default_folder
 from fl_lightning.data.tokenization import Example, encode
-from fl_lightning.errors import InputError, nearest
+from fl_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -48,45 +49,6 @@ class ClientData:
     def client_id(self) -> str:
         """``department/client``."""
         return f"{self.department}/{self.client}"
-
-
-def regroup_clients(data: Mapping[str, ClientData], teams: Mapping[str, str]) -> Mapping[str, ClientData]:
-    """Move clients to teams, each of which becomes a department; all other clients stay in theirs.
-
-    Args:
-        data: {client_id: records}.
-        teams: {client_id: team}, see `fl_lightning.clustering.tree.client_teams`.
-
-    Returns:
-        {client_id: records}, the clients of a team as ``team/client``; departments sorted, clients in their order.
-
-    Raises:
-        InputError: an unknown client, a team with the name of a department, or two clients of one name in a team.
-    """
-    key = "federation.hierarchy.groups"
-    if not teams:
-        return data
-    if unknown := [client_id for client_id in teams if client_id not in data]:
-        hint = nearest(unknown[0], data)
-        raise InputError(f"{key}.{teams[unknown[0]]}: expected a client of the data, got {unknown[0]!r}{hint}")
-    departments = {client_id.split("/", 1)[0] for client_id in data}
-    if taken := sorted(departments & set(teams.values())):
-        raise InputError(f"{key}: {taken[0]!r} is also a department of the data; choose another name for the team")
-    before: dict[str, str] = {}
-    for client_id in data:
-        department, client = client_id.split("/", 1)
-        team = teams.get(client_id, department)
-        if f"{team}/{client}" in before:
-            raise InputError(f"{key}.{team}: two clients are called {client!r}; rename one of them")
-        before[f"{team}/{client}"] = client_id
-    before = dict(sorted(before.items(), key=lambda item: item[0].split("/", 1)[0]))
-
-    def moved(client_id: str, old_id: str) -> ClientData:
-        return replace(data[old_id], department=client_id.split("/", 1)[0])
-
-    if isinstance(data, LazyClients):
-        return LazyClients(before, moved)
-    return {client_id: moved(client_id, old_id) for client_id, old_id in before.items()}
 
 
 CENTRAL_CLIENT = "pooled/all"
@@ -120,6 +82,8 @@ def load_clients(
     seed: int = 0,
     token_store: str | None = None,
     columns: Sequence[str] = COLUMNS,
+    exclude: Collection[str] = (),
+    exclude_records: Collection[str] = (),
 ) -> Mapping[str, ClientData]:
     """{client_id: data}, departments sorted, clients in natural order. Only the chosen clients' records are read.
 
@@ -140,16 +104,19 @@ def load_clients(
         seed: the run seed, for these splits.
         token_store: folder for the tokens of such clients; ``auto`` is `default_folder`, None keeps none.
         columns: of the department and of the client in a table.
+        exclude: clients and departments to leave out, see `fl_lightning.data.exclusion`.
+        exclude_records: digests of records to leave out.
 
     Raises:
         InputError: naming folder, file or line; or if a department has no training or no held-out records.
     """
     if client_id is not None:
-        files = [find_client(root, client_id, clients_per_dept, columns)]
+        files = [find_client(root, client_id, clients_per_dept, columns, exclude)]
     else:
-        found = find_clients(root, clients_per_dept, department, columns)
+        found = find_clients(root, clients_per_dept, department, columns, exclude)
         files = [client for clients in found.values() for client in clients]
-    reader = ClientReader(tokenizer, max_length, max_records, eval_fraction, selection, eval_records, seed)
+    digests = frozenset(exclude_records)
+    reader = ClientReader(tokenizer, max_length, max_records, eval_fraction, selection, eval_records, seed, digests)
     if len(files) > LAZY_ABOVE:
         if token_store is not None:
             folder = default_folder() if token_store == "auto" else Path(token_store).expanduser()
@@ -169,6 +136,7 @@ class ClientReader:
     """Reads single clients; the arguments are those of `load_clients`.
 
     Attributes:
+        exclude_records: digests of records to leave out.
         store: keeps tokens between runs; None keeps none.
     """
 
@@ -179,11 +147,18 @@ class ClientReader:
     selection: float
     eval_records: int | None
     seed: int
+    exclude_records: Collection[str] = ()
     store: TokenStore | None = None
 
     def splits(self, client: ClientSource) -> tuple[list[Record], list[Record]]:
         """A client's training and held-out records."""
-        return read_splits(client, max_records=self.max_records, eval_fraction=self.eval_fraction, seed=self.seed)
+        return read_splits(
+            client,
+            max_records=self.max_records,
+            eval_fraction=self.eval_fraction,
+            seed=self.seed,
+            exclude_records=self.exclude_records,
+        )
 
     def tokenize(self, client: ClientSource, training: list[Record], held_out: list[Record]) -> ClientData:
         """A client from its records."""
@@ -205,7 +180,7 @@ class ClientReader:
         Raises:
             InputError: if the records cannot be used, naming file or line, or if none is for training.
         """
-        key = self._key(client) if self.store is not None else b""
+        key = self.key(client) if self.store is not None else b""
         if self.store is not None and (stored := self.store.get(key)) is not None:
             return ClientData(client.department, client.client, *stored)
         training, held_out = self.splits(client)
@@ -216,13 +191,15 @@ class ClientReader:
             self.store.put(key, [data.train, data.eval, data.selection])
         return data
 
-    def _key(self, client: ClientSource) -> bytes:
+    def key(self, client: ClientSource) -> bytes:
         """The key of a client in the store; the seed counts only where records are drawn by it."""
         contents = client.contents()
         choice: dict[str, Any] = {"max_records": self.max_records, "eval_records": self.eval_records}
         if contents[-1] is None or self.selection:
             choice |= {"client": client.client_id, "seed": self.seed, "selection": self.selection}
             choice["eval_fraction"] = self.eval_fraction
+        if self.exclude_records and (found := find_records([client], self.exclude_records)):
+            choice["exclude_records"] = sorted(found[client.client_id])
         return client_key(contents, choice)
 
 

@@ -9,13 +9,15 @@ Anything else in the root is ignored. Or the root is one table with a column for
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from fl_lightning import bundled
 from fl_lightning.data.client_files import ClientFiles, ClientSource, client_files_at
+from fl_lightning.data.exclusion import is_excluded, with_places
 from fl_lightning.data.record_table import COLUMNS, is_table, table_clients
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name, natural_key, read_json
@@ -66,6 +68,7 @@ def find_clients(
     clients_per_dept: int | None = None,
     department: str | None = None,
     columns: Sequence[str] = COLUMNS,
+    exclude: Collection[str] = (),
 ) -> dict[str, list[ClientSource]]:
     """{department: clients in natural order}, departments sorted.
 
@@ -74,10 +77,26 @@ def find_clients(
         clients_per_dept: use the first n clients of each department, in natural sort order; None uses all.
         department: look into this department's folder only.
         columns: of the department and of the client in a table.
+        exclude: clients and departments to leave out; nobody moves up to their places.
 
     Raises:
         InputError: no such folder, no department, an unsafe name, or fewer clients than asked for.
     """
+    places = find_places(root, clients_per_dept, department, columns, exclude)
+    present = {name: [client for client in clients.values() if client] for name, clients in places.items()}
+    if places and not any(present.values()):
+        raise InputError(f"data.exclude: expected to leave some client of {root}, got all of them excluded")
+    return {name: clients for name, clients in present.items() if clients}
+
+
+def find_places(
+    root: str | Path,
+    clients_per_dept: int | None = None,
+    department: str | None = None,
+    columns: Sequence[str] = COLUMNS,
+    exclude: Collection[str] = (),
+) -> dict[str, dict[str, ClientSource | None]]:
+    """{department: {client_id: the client, or None if it is left out}}; arguments and errors as for `find_clients`."""
     folder = bundled.resolve(str(root))
     departments: dict[str, list[ClientSource]]
     if is_table(folder):
@@ -93,15 +112,16 @@ def find_clients(
             names = {path.name.removesuffix(SUFFIX) for path in folders}
             raise InputError(f"department: expected one of {root}, got {department!r}{nearest(department, names)}")
         raise InputError(f"data.root: no department in {root}; expected <department>/<client>/train.jsonl")
+    places = {name: with_places(name, departments[name], exclude) for name in sorted(departments)}
     if clients_per_dept is None:
-        return dict(sorted(departments.items()))
-    for name, clients in departments.items():
+        return places
+    for name, clients in places.items():
         if len(clients) < clients_per_dept:
             raise InputError(
                 f"data.clients_per_dept: expected {clients_per_dept} clients or more in every department, got "
                 f"{len(clients)} in department {name} of {root}; ask for fewer or for all, or add clients"
             )
-    return {name: departments[name][:clients_per_dept] for name in sorted(departments)}
+    return {name: dict(itertools.islice(clients.items(), clients_per_dept)) for name, clients in places.items()}
 
 
 def _departments_in(folder: Path, root: str | Path, department: str | None) -> dict[str, list[ClientSource]]:
@@ -125,7 +145,11 @@ def _departments_in(folder: Path, root: str | Path, department: str | None) -> d
 
 
 def find_client(
-    root: str | Path, client_id: str, clients_per_dept: int | None = None, columns: Sequence[str] = COLUMNS
+    root: str | Path,
+    client_id: str,
+    clients_per_dept: int | None = None,
+    columns: Sequence[str] = COLUMNS,
+    exclude: Collection[str] = (),
 ) -> ClientSource:
     """The files of one client; no other department's folder is looked into.
 
@@ -134,6 +158,7 @@ def find_client(
         client_id: ``department/client``.
         clients_per_dept: as for `find_clients`; a client beyond the first n is refused.
         columns: as for `find_clients`.
+        exclude: as for `find_clients`; a client that is left out is refused.
 
     Raises:
         InputError: if there is no such client, or `find_clients` refuses its department.
@@ -143,8 +168,10 @@ def find_client(
     is_known = os.path.isdir(folder) and any(
         os.path.isdir(folder / name) for name in (department, department + SUFFIX) if department and "\0" not in name
     )
-    departments = find_clients(root, clients_per_dept, department if is_known else None, columns)
+    departments = find_clients(root, clients_per_dept, department if is_known else None, columns, exclude)
     files = {client.client_id: client for clients in departments.values() for client in clients}
+    if client_id not in files and is_excluded(client_id, exclude):
+        raise InputError(f"data.exclude: expected a client that takes part, got {client_id!r}, which is left out")
     if client_id not in files:
         raise InputError(f"data.root: expected a client of {root}, got {client_id!r}{nearest(client_id, files)}")
     return files[client_id]

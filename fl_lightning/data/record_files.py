@@ -62,7 +62,7 @@ def to_record(location: str, value: object) -> Record:
         record = parse_record(value)
     except ValueError as error:
         raise InputError(f"{location}: {error}") from error
-    record.location = location
+    record.location, record.value = location, value  # type: ignore[assignment]  # a record is an object
     return record
 
 

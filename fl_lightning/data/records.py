@@ -51,6 +51,9 @@ class Record(list[Turn]):
         tools: JSON schemas of the functions that the assistant may call, as `apply_chat_template` takes them.
         location: file and line (or index), for messages.
         unread_keys: keys of the JSON value that are not read, such as ``id``; those of messages as ``messages.id``.
+
+    Attributes:
+        value: the JSON value that the record was read from.
     """
 
     def __init__(
@@ -62,3 +65,4 @@ class Record(list[Turn]):
     ) -> None:
         super().__init__(turns)
         self.tools, self.location, self.unread_keys = list(tools), location, list(unread_keys)
+        self.value: Mapping[str, Any] = {}

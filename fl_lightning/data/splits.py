@@ -6,27 +6,35 @@ Records are drawn by the run seed and the client's name, so a client's split dep
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from fl_lightning.data.client_files import ClientSource
+from fl_lightning.data.exclusion import without_records
 from fl_lightning.data.records import Record
 from fl_lightning.seeding import derive_seed
 
 
 def read_splits(
-    source: ClientSource, *, max_records: int | None = None, eval_fraction: float = 0.2, seed: int = 0
+    source: ClientSource,
+    *,
+    max_records: int | None = None,
+    eval_fraction: float = 0.2,
+    seed: int = 0,
+    exclude_records: Collection[str] = (),
 ) -> tuple[list[Record], list[Record]]:
     """(training records, held-out records) of a client.
 
     Where none are set apart, `draw_held_out` chooses; a client's only record is then for training. The first
-    `max_records` training records are kept. Both lists may be empty.
+    `max_records` training records are kept. Both lists may be empty. Records whose digest is in `exclude_records` are
+    dropped before all this, as if their lines were not there.
 
     Raises:
         InputError: naming file and line.
     """
-    records = source.training_records()
+    records = without_records(source.training_records(), exclude_records)
     set_apart = source.held_out_records()
     if set_apart is not None:
-        return records[:max_records], set_apart
+        return records[:max_records], without_records(set_apart, exclude_records)
     if len(records) < 2:
         return records[:max_records], []
     held_out = draw_held_out(len(records), source.department, source.client, eval_fraction, seed)

@@ -56,6 +56,11 @@ def check_between_machines(config: RunConfig) -> None:
             "federation.share: expected a share without central training, got central, which brings all records to one "
             "place; use another one, or fit"
         )
+    if config.data.exclude:
+        raise InputError(
+            f"data.exclude: expected no names between machines, got {config.data.exclude[0]}; leave out the site by "
+            "taking its key out of network.certificates. A site itself leaves out records by data.exclude_records"
+        )
     if personal.mates != "off":
         raise InputError(
             f"personal.mates: expected off between machines, got {personal.mates}; sites lend no own adapters"

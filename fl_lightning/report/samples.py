@@ -146,11 +146,17 @@ def _held_out_records(config: RunConfig, client_ids: Container[str]) -> dict[str
 
     team_of, data = client_teams(config.federation.hierarchy.groups), config.data
     records = {}
-    for department, clients in find_clients(data.root, data.max_clients, columns=data.columns).items():
+    found = find_clients(data.root, data.max_clients, columns=data.columns, exclude=data.exclude)
+    for department, clients in found.items():
         for source in clients:
             client_id = f"{team_of.get(source.client_id, department)}/{source.client}"
             if client_id in client_ids:
-                _, records[client_id] = read_splits(source, eval_fraction=data.eval_fraction, seed=config.seed)
+                _, records[client_id] = read_splits(
+                    source,
+                    eval_fraction=data.eval_fraction,
+                    seed=config.seed,
+                    exclude_records=data.exclude_records,
+                )
     return records
 
 

@@ -5,6 +5,7 @@ file               does
 ================== ====================================================================================
 `build`            config → base model, data, callbacks, local clients
 `fit`              trains into a new run folder, or continues one
+`excluded`         what the config leaves out of the data
 `resume`           reads the newest checkpoint of a run and checks that it fits
 `evaluate`         evaluates the adapters of a finished run again
 `scoring`          evaluates any adapters on any data, with confidence intervals

@@ -33,10 +33,12 @@ from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.chat_template import pin_chat_template, pin_date
-from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
+from fl_lightning.data.client_data import ClientData, load_clients
 from fl_lightning.data.end_tokens import find_end_tokens
+from fl_lightning.data.exclusion import is_excluded
 from fl_lightning.data.layout import true_clusters
 from fl_lightning.data.lazy_clients import LazyClients
+from fl_lightning.data.teams import regroup_clients
 from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.federation.client_profiles import client_profiles
 from fl_lightning.federation.fingerprint import fingerprint_model, fingerprint_run
@@ -47,6 +49,7 @@ from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
 from fl_lightning.provenance.signing import load_private_key
+from fl_lightning.runs.excluded import client_places
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.run_folder import check_output
 from fl_lightning.storage.run_layout import CONFIG
@@ -67,6 +70,7 @@ class RunComponents:
         data: {client_id: tokenized records}.
         base_fingerprint: digest of the base model's weights; empty on all processes but the first.
         base_precision: of the base model's weights: ``4bit``, or a torch dtype such as ``float32``.
+        places: ids of all clients, those that `data.exclude` leaves out in their places; None if there are none.
     """
 
     fabric: Fabric
@@ -75,6 +79,7 @@ class RunComponents:
     data: Mapping[str, ClientData]
     base_fingerprint: str
     base_precision: str = "fp32"
+    places: Sequence[str] | None = None
 
 
 def build_components(config: RunConfig) -> RunComponents:
@@ -98,16 +103,20 @@ def build_components(config: RunConfig) -> RunComponents:
             columns=config.data.columns,
             seed=config.seed,
             token_store=config.data.token_store,
+            exclude=config.data.exclude,
+            exclude_records=config.data.exclude_records,
         )
-        return regroup_clients(data, client_teams(groups))
+        teams = {c: team for c, team in client_teams(groups).items() if not is_excluded(c, config.data.exclude)}
+        return regroup_clients(data, teams)
 
     components = build_model_components(config, load_data)
+    components.places = client_places(config, components.data)
     build_tree(config, components.data)
     if config.federation.schedule.clients.trace is not None:  # one that cannot be used is refused now
         profile_of = client_profiles(config.federation.schedule.clients, components.data, config.seed)
         for client_id in components.data:
             profile_of(client_id)
-    config.lora.check_names(components.data)
+    config.lora.check_names(components.places or components.data)
     return components
 
 

@@ -84,7 +84,8 @@ def train_chain(
     if refit:
         data = {c: replace(client, train=[*client.train, *client.selection]) for c, client in data.items()}
     fingerprint = fingerprint_run(own_config, data, components.base_fingerprint)
-    chain_components = replace(components, data=data)
+    places = components.places if chain == "department" else None  # the others ask all clients
+    chain_components = replace(components, data=data, places=places)
     if is_begun:
         state, _ = load_resume_state(chain_components, folder, fingerprint, config.federation.rounds)
         if state is not None and state.round_num == config.federation.rounds:

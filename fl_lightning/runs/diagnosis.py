@@ -138,9 +138,9 @@ def _device(config: RunConfig, problems: list[str]) -> dict[str, Any]:
 def _num_clients(config: RunConfig, problems: list[str]) -> int:
     """Number of clients of a run; that of one department, as in the config, if the data cannot be found."""
     try:
-        return sum(
-            map(len, find_clients(config.data.root, config.data.max_clients, columns=config.data.columns).values())
-        )
+        data = config.data
+        clients = find_clients(data.root, data.max_clients, columns=data.columns, exclude=data.exclude)
+        return sum(map(len, clients.values()))
     except InputError as error:
         problems.append(str(error))
         return config.data.max_clients or 1

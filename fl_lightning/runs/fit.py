@@ -35,6 +35,7 @@ from fl_lightning.runs.build import (
     make_callbacks,
     make_local_clients,
 )
+from fl_lightning.runs.excluded import check_excluded
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
 from fl_lightning.storage.files import write_text
@@ -82,6 +83,8 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         trainer = FederatedTrainer(fabric=components.fabric, training=config.training)
         trainer.fit(components.module, components.data, clients=make_local_clients(components, config))
         return None
+    if resume is None:
+        check_excluded(config)
     with contextlib.nullcontext() if resume is None else locked(resume):
         components = build_components(config)
         clients = make_local_clients(components, config)  # checks the base model before a run folder exists
@@ -180,6 +183,7 @@ def run_fit(
                 resume_from=state,
                 history=start.extra.history,
                 continued_loggers=start.continued_loggers,
+                places=components.places,
                 journal=Journal(run_folder / CHECKPOINTS, trainer.writer),
             )
         except OSError as error:

@@ -108,6 +108,8 @@ def load_newcomers(data: str | Path, config: RunConfig, components: RunComponent
         eval_records=config.evaluation.records,
         columns=config.data.columns,
         seed=config.seed,
+        exclude=config.data.exclude,
+        exclude_records=config.data.exclude_records,
     )
     if known := [client_id for client_id in loaded if client_id in components.data]:
         raise InputError(

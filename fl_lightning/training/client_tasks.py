@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from fl_lightning.aggregation.products.client_start import ClientStarts
@@ -25,6 +25,7 @@ def round_tasks(
     seed: int,
     evaluate: bool,
     plan: RoundPlan | None = None,
+    present: Collection[str] | None = None,
 ) -> list[ClientTask]:
     """A task for each sampled client, departments in order; under ``share: central`` one for all records together.
 
@@ -37,6 +38,7 @@ def round_tasks(
         seed: the run seed.
         evaluate: whether clients evaluate their fitted adapters.
         plan: of the round in virtual time; None takes a sample of each department's clients.
+        present: the clients that can be asked, if some of `clients` cannot: then a sample goes without them.
     """
     policy = share_policy(config.share)
     trainable_factor = policy.trainable_factor(round_num)
@@ -57,7 +59,7 @@ def round_tasks(
                 round_num=round_num,
                 department=department,
             )
-        for client_id in chosen:
+        for client_id in (c for c in chosen if present is None or c in present):
             scaling = lora.relative_scaling(client_id)
             start, product = starts.of(client_id, lora.rank(client_id), scaling)
             task = ClientTask(

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
+from fl_lightning.data.client_data import ClientData, load_clients
+from fl_lightning.data.teams import regroup_clients
 from fl_lightning.errors import InputError
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from fl_lightning.data import client_data
-from fl_lightning.data.client_data import load_clients, pool_clients, regroup_clients
+from fl_lightning.data.client_data import load_clients, pool_clients
 from fl_lightning.data.lazy_clients import LazyClients
+from fl_lightning.data.teams import regroup_clients
 from fl_lightning.errors import InputError
 
 

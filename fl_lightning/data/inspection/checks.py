@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, TypeVar
 
 from fl_lightning import bundled
+from fl_lightning.data.exclusion import check_names_exist, check_records_exist, find_records, is_excluded
 from fl_lightning.data.inspection.scan import Measure, ScannedRecord, scan_client, scan_clients
 from fl_lightning.data.record_keys import describe_unread_keys
 from fl_lightning.data.record_table import COLUMNS, is_table
@@ -73,6 +74,10 @@ class Inspection:
     """{key that is not read: number of records}."""
     leaks: list[dict[str, Any]] = field(default_factory=list)
     """{eval: location, train: [location], what: record or prompt}."""
+    excluded: list[str] = field(default_factory=list)
+    """Clients that data.exclude leaves out."""
+    excluded_records: int = 0
+    """Records that data.exclude_records leaves out."""
     duplicates: list[list[str]] = field(default_factory=list)
     """Locations of each training record that occurs several times."""
 
@@ -89,6 +94,8 @@ def inspect_folder(
     eval_fraction: float = 0.2,
     seed: int = 0,
     columns: Sequence[str] = COLUMNS,
+    exclude: Collection[str] = (),
+    exclude_records: Collection[str] = (),
 ) -> Inspection:
     """Inspect every file of every client.
 
@@ -99,6 +106,8 @@ def inspect_folder(
         eval_fraction: share held out if a client is a single file.
         seed: the run seed, for that draw.
         columns: of the department and of the client in a table.
+        exclude: clients and departments to leave out.
+        exclude_records: digests of records to leave out.
 
     Raises:
         InputError: if the root is not a folder or a file; problems inside it are in `Inspection.errors`.
@@ -107,10 +116,13 @@ def inspect_folder(
     if not os.path.isdir(folder) and not is_table(folder):
         raise InputError(f"--data: {root} is not a folder; expected a folder of departments")
     inspection = Inspection(str(root), str(folder))
-    clients = scan_clients(folder, inspection, columns)
+    everybody = scan_clients(folder, inspection, columns)
+    clients = [client for client in everybody if not is_excluded(client.client_id, exclude)]
+    inspection.excluded = [client.client_id for client in everybody if is_excluded(client.client_id, exclude)]
     if not clients and not inspection.errors:
         inspection.errors.append(f"{root}: no department; expected <department>/<client>/train.jsonl")
-    records = [r for files in clients for r in scan_client(files, measure, inspection, eval_fraction, seed)]
+    gone = frozenset(exclude_records)
+    records = [r for files in clients for r in scan_client(files, measure, inspection, eval_fraction, seed, gone)]
     by_client = _group(records, lambda record: record.client_id)
     training = [record for record in records if record.split == "train"]
     by_text = _group(training, lambda record: record.text)
@@ -122,6 +134,15 @@ def inspect_folder(
         inspection.leaks += summary[1]
     if not inspection.errors:
         inspection.errors += _departments_without_records(inspection)
+    if not inspection.errors and (exclude or gone):
+        try:
+            check_names_exist(exclude, [client.client_id for client in everybody], root)
+            if gone:
+                owners = find_records(everybody, gone)
+                check_records_exist(sorted(gone), owners, root)
+                inspection.excluded_records = sum(map(len, owners.values()))
+        except InputError as error:
+            inspection.errors.append(str(error))
     _warn(inspection, max_length)
     return inspection
 

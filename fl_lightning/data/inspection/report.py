@@ -24,6 +24,12 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     if inspection.clients:
         console.print(make_table(inspection))
         console.print(CAPTION, highlight=False, soft_wrap=True)
+    if inspection.excluded or inspection.excluded_records:
+        names = ", ".join(inspection.excluded[:MAX_LINES])
+        more = f" and {len(inspection.excluded) - MAX_LINES:,} more" if len(inspection.excluded) > MAX_LINES else ""
+        console.print(
+            f"left out: {names or 'no client'}{more}; records: {inspection.excluded_records:,}", soft_wrap=True
+        )
     leaks = {
         what: [f"{leak['eval']} = {_locations(leak['train'])}" for leak in inspection.leaks if leak["what"] == what]
         for what in ("record", "prompt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from fl_lightning.data.records import Record
 from fl_lightning.data.splits import draw_held_out
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import natural_key
+from fl_lightning.storage.record_digest import record_digest
 
 IGNORED = (STRUCTURE, "partition.json", "partition.png", "README.md", "LICENCES.md")
 """Files in the root that are expected there and hold no records."""
@@ -138,16 +139,26 @@ def _scan_department(folder: Path, department: str, clients: dict[str, ClientFil
 
 
 def scan_client(
-    files: ClientFiles | TableClient, measure: Measure, findings: Findings, eval_fraction: float, seed: int
+    files: ClientFiles | TableClient,
+    measure: Measure,
+    findings: Findings,
+    eval_fraction: float,
+    seed: int,
+    exclude_records: Collection[str] = (),
 ) -> Iterator[ScannedRecord]:
-    """The valid records of a client; errors of the others are added to the findings."""
+    """The valid records of a client that are not left out; errors of the others are added to the findings."""
     if isinstance(files, TableClient):
         splits, unread = {"train": _valid_records(files.scan(), findings)}, []
     else:
         splits, unread = {"train": _valid_records(scan_records(files.train), findings)}, unread_files(files)
     if isinstance(files, ClientFiles) and files.eval is not None:
         splits["eval"] = _valid_records(scan_records(files.eval), findings)
-    elif len(splits["train"]) >= 2:
+    if exclude_records:
+        splits = {
+            split: [(where, r) for where, r in pairs if record_digest(r.value) not in exclude_records]
+            for split, pairs in splits.items()
+        }
+    if "eval" not in splits and len(splits["train"]) >= 2:
         records = splits["train"]
         held_out = draw_held_out(len(records), files.department, files.client, eval_fraction, seed)
         splits["eval"] = [pair for index, pair in enumerate(records) if index in held_out]

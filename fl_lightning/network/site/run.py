@@ -14,7 +14,8 @@ from typing import Any
 from fl_lightning import launch, signals
 from fl_lightning.clustering.tree import client_teams
 from fl_lightning.config import RunConfig
-from fl_lightning.data.client_data import ClientData, load_clients, regroup_clients
+from fl_lightning.data.client_data import ClientData, load_clients
+from fl_lightning.data.teams import regroup_clients
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import collect_lora_state, export_lora_adapter
 from fl_lightning.network.compatibility import SharedSettings, check_between_machines
@@ -89,6 +90,8 @@ def load_client(config: RunConfig, client_id: str, tokenizer: Any, max_length: i
         eval_records=config.evaluation.records,
         columns=config.data.columns,
         seed=config.seed,
+        exclude=config.data.exclude,
+        exclude_records=config.data.exclude_records,
     )
     return regroup_clients(data, {member: team for member, team in team_of.items() if member in data})
 

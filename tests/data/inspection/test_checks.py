@@ -4,6 +4,7 @@ import pytest
 
 from fl_lightning.data.inspection.checks import ClientSummary, TokenLengths, inspect_folder
 from fl_lightning.errors import InputError
+from fl_lightning.storage.record_digest import record_digest
 
 
 def measure(record, where):
@@ -148,4 +149,17 @@ def test_json_has_everything(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair("a"), pair("b")])
     value = json.loads(json.dumps(inspect_folder(tmp_path, measure).as_json()))
     assert value["clients"][0]["lengths"]["longest"] == 2
-    assert set(value) == {"root", "folder", "clients", "errors", "warnings", "unread_keys", "leaks", "duplicates"}
+    found = {"errors", "warnings", "unread_keys", "leaks", "duplicates", "excluded", "excluded_records"}
+    assert set(value) == {"root", "folder", "clients", *found}
+
+
+def test_what_is_excluded_is_named_and_not_counted(tmp_path, write_jsonl):
+    write_jsonl(tmp_path / "hr/ann/train.jsonl", [pair("one"), pair("two"), pair("three")])
+    write_jsonl(tmp_path / "hr/ann/eval.jsonl", [pair("four"), pair("five")])
+    write_jsonl(tmp_path / "hr/bob/train.jsonl", [pair("four")])
+    digests = [record_digest(pair("two")), record_digest(pair("five"))]
+    found = inspect_folder(tmp_path, measure, exclude=["hr/bob"], exclude_records=digests)
+    assert (found.errors, found.excluded, found.excluded_records) == ([], ["hr/bob"], 2)
+    assert [(c.client_id, c.train, c.eval, c.leaks) for c in found.clients] == [("hr/ann", 2, 1, 0)]
+    (error,) = inspect_folder(tmp_path, measure, exclude=["hr/bop"]).errors
+    assert "did you mean 'hr/bob'" in error
