@@ -85,6 +85,7 @@ DURING = ["--personal.own", "during"]
         ([*ALONE, *STOP, "--federation.share", "a"], "training.early_stopping: .* with share a, .* stays at each site"),
         ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
         (["--personal.root", "trained"], "personal.root: expected mean between machines, got trained"),
+        (["--data.exclude", "[hr/client_1]"], "data.exclude: expected no names between machines, got hr/client_1"),
         (["--personal.mates", "all"], "personal.mates: expected off between machines, got all"),
         ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
         (
