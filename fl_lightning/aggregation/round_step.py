@@ -16,9 +16,10 @@ from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import RoundUpdates
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
+from fl_lightning.federation.personal_mean import RunningSum, mean_personal, next_sums
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.round_report import RoundReport
-from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
+from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.privacy.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ def aggregate_departments(
     examples = {**state.examples, **{c: update.stats.num_examples for c, update in updates.items()}}
     personal = {**state.personal, **{c: update.private for c, update in updates.items() if update.private}}
     personal_clients, asked = clients_by_department(personal), clients_by_department(tasks)
+    sums: dict[str, RunningSum] = {}
+    if ledger is None:  # a mean of what clients keep would not be private
+        kept = [client_id for client_id, update in updates.items() if update.private]
+        before = state.personal, state.examples
+        sums = next_sums(state.personal_sums, before, (personal, examples), kept, personal_clients)
     next_states, products, optimizer_states = (
         dict(state.departments),
         dict(state.products),
@@ -92,7 +98,9 @@ def aggregate_departments(
         if step.clip is not None:
             clips[name] = step.clip
         elif policy.keeps_private:  # for the exported adapter only: the clients keep their own
-            next_states[name].update(mean_personal(personal, examples, personal_clients.get(name, ())))
+            anew = name not in sums
+            mean = mean_personal(personal, examples, personal_clients.get(name, ())) if anew else sums[name].mean()
+            next_states[name].update(mean)
         for client_id, reason in step.rejected.items():
             log.warning("round %d: rejecting the update of %s: %s", report.round_num, client_id, reason)
         describe_step(
@@ -105,6 +113,7 @@ def aggregate_departments(
         state,
         departments=next_states,
         personal=personal,
+        personal_sums=sums,
         examples=examples,
         optimizer_states=optimizer_states,
         products=products,

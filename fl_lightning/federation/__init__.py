@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `state` | `FederationState`: everything the next round depends on |
+| `personal_mean` | the mean of what a department's clients keep for themselves |
 | `round_report` | `RoundReport`: what happened in a round |
 | `protocol` | `ClientTask`, `ClientUpdate`, `Metrics`, and the protocol of a `ClientTransport` |
 | `checkpoint` | saving and loading a state |

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from fl_lightning.flora import WeightedMean
+from fl_lightning.federation.personal_mean import RunningSum
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
-from fl_lightning.storage.offload import OffloadedState
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class FederationState:
         past: {``department/round``: θ_d after that round}, from which clients in flight have started, in mode buffered.
         mixtures: {department: {level: weight}} of its mixture of predictions, under ``dept_clusters.mix:
             predictions``, after the last round that was evaluated. The next round does not depend on it.
+        personal_sums: {department: sum of `personal`}, where it has many clients. Checkpoints lack it, since the sum of
+            the same factors is always the same.
     """
 
     round_num: int
@@ -73,6 +74,7 @@ class FederationState:
     best: dict[str, BestRound] = field(default_factory=dict)
     past: dict[str, LoraState] = field(default_factory=dict)
     mixtures: dict[str, dict[str, float]] = field(default_factory=dict)
+    personal_sums: dict[str, RunningSum] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, initial: LoraState, departments: Iterable[str], groups: Iterable[str] = ()) -> FederationState:
@@ -160,24 +162,3 @@ def clients_by_department(client_ids: Iterable[str]) -> dict[str, list[str]]:
     for client_id in client_ids:
         departments.setdefault(client_id.split("/", 1)[0], []).append(client_id)
     return departments
-
-
-def mean_personal(
-    personal: Mapping[str, Mapping[str, torch.Tensor]], examples: Mapping[str, int], client_ids: Iterable[str]
-) -> LoraState:
-    """Example-weighted mean of the personal factors of a department's clients, fp32.
-
-    Args:
-        personal: {client_id: factor}, those of other departments included.
-        examples: {client_id: num_examples}.
-        client_ids: of the department; clients without a personal factor are skipped.
-
-    Returns:
-        The mean; empty if none of the clients has a personal factor.
-    """
-    mean = WeightedMean()
-    for client_id in sorted(client_ids):
-        if client_id in personal:
-            state = personal[client_id]
-            mean.add(state.in_memory() if isinstance(state, OffloadedState) else state, examples[client_id])
-    return {name: tensor.float() for name, tensor in mean.value().items()} if mean.total else {}

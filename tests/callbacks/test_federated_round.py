@@ -1,11 +1,14 @@
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fl_lightning import ClusterMonitor, FederatedCallback, RunError
+from fl_lightning.federation.personal_mean import mean_personal
 from fl_lightning.federation.state import FederationState
+from fl_lightning.storage.offload import OffloadedState
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
@@ -120,6 +123,22 @@ def test_share_a_b_survives_a_round_in_which_the_client_is_absent(play, plain_co
     assert_numbers(trainer.clients.tasks[3, "hr/c1"].start[B], [5.0, 5.0, 5.0])
     assert_numbers(trainer.clients.tasks[3, "hr/c0"].start[B], [9.0, 9.0, 9.0])
     assert_numbers(trainer.federation.departments["hr"][B], [6.0, 6.0, 6.0])  # (1 · 9 + 3 · 5) / 4
+
+
+def test_share_a_reads_what_clients_keep_only_of_those_that_are_asked(play, plain_config, state, tmp_path, monkeypatch):
+    first = {f"hr/c{k}": (state((2, 0), (k, 1e-6 * k, -1)), 1 + k) for k in range(80)}
+    second = {f"hr/c{k}": (state((2, 0), (0.1 * k, 300, 3)), 2) for k in (3, 50, 79)}
+    begun = play([first], plain_config(share="a"), run_folder=tmp_path).federation
+    reads = []
+    read = OffloadedState.in_memory
+    monkeypatch.setattr(OffloadedState, "in_memory", lambda state: reads.append(state) or read(state))
+    through = play([first, second], plain_config(rounds=2, share="a"), run_folder=tmp_path, resume=begun).federation
+    assert len(reads) == 6  # what the three had kept, and what they keep now
+    resumed = replace(begun, personal_sums={})  # as from a checkpoint
+    again = play([first, second], plain_config(rounds=2, share="a"), run_folder=tmp_path, resume=resumed).federation
+    assert again.departments["hr"][B].numpy().tobytes() == through.departments["hr"][B].numpy().tobytes()
+    anew = mean_personal(through.personal, through.examples, through.personal)
+    assert anew[B].numpy().tobytes() == through.departments["hr"][B].numpy().tobytes()
 
 
 def test_share_a_keeps_b_out_of_norms_and_movement(play, plain_config, state):

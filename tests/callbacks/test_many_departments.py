@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fl_lightning.callbacks import AdapterExport, ClusterMonitor, Evaluation, LoggerViews
-from fl_lightning.federation.state import clients_by_department, mean_personal
+from fl_lightning.federation.personal_mean import mean_personal
+from fl_lightning.federation.state import clients_by_department
 
 BOOKKEEPING = ("callbacks", "aggregation", "federation", "privacy", "training", "evaluation", "trainer.py")
 """Where a round looks after its departments, as opposed to the arithmetic on their tensors."""

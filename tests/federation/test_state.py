@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from fl_lightning.federation.state import FederationState, clients_by_department, mean_personal
+from fl_lightning.federation.state import FederationState
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 
@@ -87,23 +87,6 @@ def test_a_department_without_a_tensor_fails_the_check():
     broken = dataclasses.replace(begin(), departments={"hr": {A: torch.ones(1)}})
     with pytest.raises(ValueError, match=r"expected the names of state 0, got .*lora_B\.weight"):
         broken.check()
-
-
-def test_mean_of_personal_b_is_weighted_and_stays_inside_the_department():
-    personal = {
-        "hr/client_0": {B: torch.tensor([2.0])},
-        "hr/client_1": {B: torch.tensor([6.0])},
-        "hr2/client_0": {B: torch.tensor([1000.0])},
-    }
-    # (1·2 + 3·6) / 4 = 5
-    examples = {"hr/client_0": 1, "hr/client_1": 3, "hr2/client_0": 9}
-    mean = mean_personal(personal, examples, clients_by_department(personal)["hr"])
-    assert mean[B].item() == 5.0
-    assert mean[B].dtype == torch.float32
-
-
-def test_mean_of_nobodys_b_is_empty():
-    assert mean_personal({"it/client_0": {B: torch.ones(1)}}, {"it/client_0": 1}, ["hr/client_0"]) == {}
 
 
 def test_the_factor_that_a_client_keeps_is_not_its_own_adapter():
