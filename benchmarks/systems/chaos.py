@@ -1,12 +1,17 @@
 """One run, killed again and again at random moments and resumed each time, against one that was left alone.
 
     python -m benchmarks.systems.chaos [--kills 50] [--rounds 40] [--processes 1]
+    python -m benchmarks.systems.chaos --kills 10 --rounds 200 --clients 100000 --asked 8 --loading 20 [--share a]
 
 Every life of the run is a process of its own that gets SIGKILL after a random time: while it loads, trains, evaluates,
-writes or resumes. After each kill whatever has a name must be whole: JSON files parse, safetensors files open, the
-newest checkpoint matches its manifest. At the end every file must have the SHA-256 it has in the undisturbed run, and
-every logged figure but memory the same value, once. Processes are forked from one that has done the imports, or fifty
-lives would be mostly imports.
+writes or resumes; every second life gets it a little later, while a checkpoint is half written. After each kill
+whatever has a name must be whole: JSON files parse, safetensors files open, the newest checkpoint matches its manifest.
+At the end every file must have the SHA-256 it has in the undisturbed run, and every logged figure but memory the same
+value, once. Processes are forked from one that has done the imports, or fifty lives would be mostly imports.
+
+With `--asked` few of the clients are asked in a round, whose records are in one JSONL file, and departments are
+evaluated every 50 rounds on a sample of eight clients; it prints as well whether rounds become slower, and how large a
+checkpoint and the process have become.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import multiprocessing
 import os
 import random
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -27,8 +33,11 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-NOT_COMPARED = ("metrics.csv", "events.out.tfevents.", "hparams.yaml", "config.yaml", ".lock", "checkpoints/")
-"""Rows hold memory figures, events and checkpoints clock times or these rows, config.yaml the output folder."""
+NOT_COMPARED = ("metrics.csv", "events.out.tfevents.", "hparams.yaml", "config.yaml", ".lock")
+"""Rows hold memory figures, events clock times, config.yaml the output folder."""
+
+WITH_ROWS = ("history.jsonl", "state.json", "manifest.json")
+"""Files of checkpoints with rows or their size; the rows are compared, and states are but for the key extra."""
 
 
 def results(run_folder: Path) -> dict[str, Any]:
@@ -36,7 +45,9 @@ def results(run_folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(p for p in run_folder.rglob("*") if p.is_file()):
         name = path.relative_to(run_folder).as_posix()
-        if not name.startswith(NOT_COMPARED):
+        if name.startswith("checkpoints/") and path.name == "state.json":
+            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "extra"}
+        elif not name.startswith(NOT_COMPARED) and path.name not in WITH_ROWS:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     with (run_folder / "metrics.csv").open(newline="") as file:
         own = ("memory/", "seconds/")  # these differ from run to run
@@ -106,12 +117,46 @@ def lives() -> Any:
     return context
 
 
+def growth(run_folder: Path) -> dict[str, float]:
+    """Seconds of rounds near the start and at the end (medians, without those that evaluate), MiB, and files."""
+    with (run_folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("seconds/fit") and not row.get("eval/loss")]
+    count = len(rows) // 4
+    figures: dict[str, float] = {}
+    for part in ("fit", "aggregate", "write"):
+        for where, some in (("first", rows[1 : count + 1]), ("last", rows[-count:])):
+            figures[f"seconds/{part} {where}"] = statistics.median(float(row[f"seconds/{part}"]) for row in some)
+    from fl_lightning.federation.checkpoint import checkpoints
+
+    found = checkpoints(run_folder)
+    files = [path for path in found[max(found)].rglob("*") if path.is_file()]
+    rss = [float(row[key]) for row in rows for key in row if key.startswith("memory/") and row[key]]
+    return {
+        **figures,
+        "checkpoint MiB": sum(path.stat().st_size for path in files) / 2**20,
+        "checkpoint files": len(files),
+        "memory first": rss[0] if rss else 0.0,
+        "memory last": rss[-1] if rss else 0.0,
+    }
+
+
+def wait_for_writing(run_folder: Path, life: Any, seconds: float = 60.0) -> None:
+    """Return while the next checkpoint has some of its files, or when the life or the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and life.is_alive():
+        if any(any(folder.iterdir()) for folder in (run_folder / "checkpoints").glob(".round_*")):
+            return
+        time.sleep(0.0005)
+
+
 def main() -> None:
     """Kill, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--asked", type=int, default=0, help="in a round, of many clients; 0 asks all")
+    parser.add_argument("--loading", type=float, default=1.0, help="seconds before the first round")
     parser.add_argument("--records", type=int, default=8)
     parser.add_argument("--share", default="all", choices=["all", "a"])
     parser.add_argument("--processes", type=int, default=1)
@@ -120,22 +165,32 @@ def main() -> None:
     parser.add_argument("--json", default="lightning_logs/benchmarks/chaos.json")
     args = parser.parse_args()
     from benchmarks.common import write_clients, write_json
+    from benchmarks.systems.cross_device import write_file
 
     draw, context = random.Random(args.seed), lives()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        data = Path(folder) / "data"
-        write_clients(data, args.clients, args.records)
-        options = ["fit", "--data", str(data), "--clients-per-dept", str(args.clients // 4), "--learning-rate", "5e-3"]
+        data, per_department = Path(folder) / "data", str(args.clients // 4)
+        if args.asked:
+            data, per_department = write_file(data, args.clients), "all"
+            os.environ["XDG_CACHE_HOME"] = folder
+        else:
+            write_clients(data, args.clients, args.records)
+        options = ["fit", "--data", str(data), "--clients-per-dept", per_department, "--learning-rate", "5e-3"]
         options += ["--rounds", str(args.rounds), "--federation.share", args.share, "--device-map", "cpu"]
         options += ["--fabric.devices", str(args.processes)]
+        if args.asked:
+            options += [f"--federation.clients_per_round={args.asked // 4}", "--logging.samples=0"]
+            options += ["--evaluation.every=50", "--evaluation.clients_per_dept=8"]
 
-        def run(output: str, resume: bool, seconds: float | None) -> int:
+        def run(output: str, resume: bool, seconds: float | None, while_writing: bool = False) -> int:
             """Exit code of one life; -9 where it was killed."""
             more = ["--resume", "last"] if resume else []
             argv = [*options, "--output", f"{folder}/{output}", *more]
             life = context.Process(target=live, args=(argv, args.threads, f"{folder}/log"))
             life.start()
             life.join(seconds)
+            if while_writing:
+                wait_for_writing(Path(folder) / output / "version_0", life)
             if life.is_alive():
                 os.kill(life.pid, signal.SIGKILL)
                 life.join()
@@ -146,14 +201,14 @@ def main() -> None:
         assert run("straight", False, None) == 0
         straight = time.perf_counter() - started
         wanted = results(Path(folder) / "straight" / "version_0")
-        loading = 1.0 if args.processes == 1 else 10.0  # further processes do their imports anew
-        mean = straight / (1.5 * args.kills) + loading
+        loading = args.loading + (0.0 if args.processes == 1 else 9.0)  # further processes do their imports anew
+        mean = max(straight - args.loading, 0.0) / (1.5 * args.kills) + loading
         kills = resumed = 0
         code, killed = -9, Path(folder) / "killed" / "version_0"
         while code != 0:
             seconds = draw.uniform(0.0, 2 * mean) if kills < args.kills else None
             again = (killed / "config.yaml").is_file()
-            code = run("killed", again, seconds)
+            code = run("killed", again, seconds, while_writing=kills < args.kills and kills % 2 == 1)
             if code == -9:
                 kills += 1
                 check_whole(killed)
@@ -164,6 +219,8 @@ def main() -> None:
         left = [p.name for p in killed.rglob(".*") if p.name != ".lock"]
         facts = {"kills": kills, "resumed": resumed, "seconds undisturbed": round(straight, 1), "differ": differ}
         facts |= {"rounds": args.rounds, "processes": args.processes, "share": args.share, "left behind": left}
+        facts |= {"clients": args.clients, "compared": len(wanted)}
+        facts |= growth(Path(folder) / "straight" / "version_0") if args.asked else {}
         print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
         write_json(args.json, facts)
     if differ or left or kills < args.kills:
