@@ -51,7 +51,7 @@ class FederatedRound(FederatedCallback):
     Args:
         config: the ``federation`` block; None takes that of the trainer.
         seed: the run seed; None takes that of the trainer. Clusterings draw from seeds hashed from it and the round.
-        take_rounds: {name as in `FederationState.best`: round to take}; None lets early stopping choose.
+        take_rounds: {name as in `FederationState.best`: round to take}; None lets early stopping choose, if it is on.
 
     The trainer refuses a config or seed that differs from its own.
     """
@@ -165,8 +165,8 @@ class FederatedRound(FederatedCallback):
         past = {f"{name}/{r}": trainer.federation.version(name, r) for name, r in in_use if r < trainer.round_num}
         state = replace(state, round_num=trainer.round_num, own_adapters=own_adapters, past=dict(sorted(past.items())))
         state.check()
-        is_measured = self.take_rounds is not None or trainer.is_evaluated(trainer.round_num)
-        if trainer.training is not None and trainer.training.early_stopping and is_measured:
+        stops_early = trainer.training is not None and trainer.training.early_stopping
+        if self.take_rounds is not None or (stops_early and trainer.is_evaluated(trainer.round_num)):
             # → early_stopping.keep_best_rounds
             state, metrics = keep_best_rounds(
                 state, trainer.clients, trainer.data, trainer.tree, take_rounds=self.take_rounds,

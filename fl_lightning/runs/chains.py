@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +33,15 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.federation.state import FederationState
+from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.runs.resume import load_resume_state
+from fl_lightning.state import LoraState
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import CONFIG, PERSONAL
 from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.round_schedule import count_steps
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +83,9 @@ def train_chain(
         raise InputError("lora.profiles: personalize expects one rank and scale for all clients, got several")
     folder = run_folder / PERSONAL / (f"refit_{chain}" if refit else chain) / "version_0"
     is_begun = (folder / CONFIG).is_file()
-    own_config = _config_of(chain, config, folder.parent)
+    initial = collect_lora_state(components.module.model)
+    rounds, take_rounds = rounds_of_chain(chain, config, components.data, initial)
+    own_config = _config_of(chain, config, folder.parent, rounds)
     data = components.data if chain != "root" else as_one_department(components.data)
     if refit:
         data = {c: replace(client, train=[*client.train, *client.selection]) for c, client in data.items()}
@@ -87,14 +93,13 @@ def train_chain(
     places = components.places if chain == "department" else None  # the others ask all clients
     chain_components = replace(components, data=data, places=places)
     if is_begun:
-        state, _ = load_resume_state(chain_components, folder, fingerprint, config.federation.rounds)
-        if state is not None and state.round_num == config.federation.rounds:
+        state, _ = load_resume_state(chain_components, folder, fingerprint, rounds)
+        if state is not None and state.round_num == rounds:
             return state
-    take_rounds = None
     if refit and config.training.early_stopping:  # the selection records train, so they can stop nothing
         before = _state_before_refit(chain, run_folder, config, components, clients, console)
         take_rounds = {name: best.round_num for name, best in before.best.items()}
-    log.info("training %s for %d rounds%s", WHAT[chain], config.federation.rounds, ", on all records" if refit else "")
+    log.info("training %s for %d rounds%s", WHAT[chain], rounds, ", on all records" if refit else "")
     all_clients, clients.data = clients.data, data
     try:
         with (
@@ -118,6 +123,33 @@ def train_chain(
     return checkpoint[0]
 
 
+def rounds_of_chain(
+    chain: Chain, config: RunConfig, data: Mapping[str, ClientData], initial: LoraState
+) -> tuple[int, dict[str, int] | None]:
+    """How long a chain trains: as many rounds as the run has steps of a department.
+
+    Of a buffered run these differ: a client's own adapter is that after as many rounds as its department has made
+    steps (early stopping chooses among the rounds of the longest instead), and the root has the mean number.
+
+    Args:
+        chain: which.
+        config: of the run.
+        data: {client_id: records} of the run.
+        initial: the common start.
+
+    Returns:
+        (rounds, {client_id: the round that is taken}); None takes the last, or what early stopping chooses.
+    """
+    federation = config.federation
+    if chain == "department" or federation.schedule.mode == "sync":
+        return federation.rounds, None
+    steps = count_steps(federation, config.training, data, initial, config.seed)
+    if chain == "root":
+        return math.ceil(federation.rounds / len(steps)), None
+    last = None if config.training.early_stopping else {c: max(1, steps[c.split("/", 1)[0]]) for c in data}
+    return max(steps.values()), last
+
+
 def _state_before_refit(
     chain: Chain,
     run_folder: Path,
@@ -134,7 +166,7 @@ def _state_before_refit(
     return checkpoint[0]
 
 
-def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:
+def _config_of(chain: Chain, config: RunConfig, output: Path, rounds: int) -> RunConfig:
     """The run's config with the federation of a chain, without what only its pages and services need."""
     federation = config.federation
     if federation.dept_clusters.mixes_predictions:  # a refit trains on the records that would set the weights
@@ -142,7 +174,7 @@ def _config_of(chain: Chain, config: RunConfig, output: Path) -> RunConfig:
         federation = replace(federation, dept_clusters=unmixed)
     if chain != "department":
         federation = FederationConfig(
-            rounds=config.federation.rounds,
+            rounds=rounds,
             share="none" if chain == "own" else "all",
             combiner="fedavg",
             client_clusters=ClientClustersConfig(num_clusters=1),

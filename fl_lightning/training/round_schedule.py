@@ -17,7 +17,7 @@ from fl_lightning.federation.virtual_time import (
     RoundSchedule,
     SynchronousRounds,
 )
-from fl_lightning.state import num_bytes
+from fl_lightning.state import LoraState, num_bytes
 from fl_lightning.training.client_sampling import num_sampled, sample_clients
 
 
@@ -92,6 +92,35 @@ def _new_schedule(
         return asked
 
     return SynchronousRounds(sample, end_of_fit, deadline=schedule.deadline)
+
+
+def count_steps(
+    config: FederationConfig,
+    training: TrainingConfig,
+    data: Mapping[str, ClientData],
+    initial: LoraState,
+    seed: int,
+) -> dict[str, int]:
+    """{department: rounds of a whole run in which updates of its clients are taken}: its steps, in mode buffered.
+
+    Args:
+        config: the ``federation`` block.
+        training: the ``training`` block.
+        data: {client_id: records}.
+        initial: the common start, whose bytes take time.
+        seed: the run seed.
+    """
+    departments = clients_by_department(data)
+    schedule = make_schedule(
+        config, training, data, FederationState(0, initial, dict.fromkeys(departments, initial)), seed
+    )
+    if schedule is None:  # all departments take part in every round
+        return dict.fromkeys(departments, config.rounds)
+    steps = dict.fromkeys(departments, 0)
+    for _ in range(config.rounds):
+        for name in clients_by_department(schedule.next_round().fits):
+            steps[name] += 1
+    return steps
 
 
 def describe_plan(plan: RoundPlan, *, is_buffered: bool) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fl_lightning import ClusterMonitor, FederatedCallback, RunError
+from fl_lightning.callbacks import FederatedRound
 from fl_lightning.federation.personal_mean import mean_personal
 from fl_lightning.federation.state import FederationState
 from fl_lightning.storage.offload import OffloadedState
@@ -123,6 +124,14 @@ def test_share_a_b_survives_a_round_in_which_the_client_is_absent(play, plain_co
     assert_numbers(trainer.clients.tasks[3, "hr/c1"].start[B], [5.0, 5.0, 5.0])
     assert_numbers(trainer.clients.tasks[3, "hr/c0"].start[B], [9.0, 9.0, 9.0])
     assert_numbers(trainer.federation.departments["hr"][B], [6.0, 6.0, 6.0])  # (1 · 9 + 3 · 5) / 4
+
+
+def test_rounds_that_are_given_are_taken_without_early_stopping(play, plain_config, state):
+    script = [{"hr/c0": (state((n, 0)), 1), "hr/c1": (state((n, 9)), 1)} for n in (1, 2, 3)]
+    rounds = FederatedRound(take_rounds={"hr/c0": 1, "hr/c1": 3})
+    federation = play(script, plain_config(rounds=3, share="none"), callbacks=[rounds]).federation
+    assert_numbers(federation.final_own_adapter("hr/c0")[A], [1.0, 0.0])
+    assert_numbers(federation.final_own_adapter("hr/c1")[A], [3.0, 9.0])
 
 
 def test_share_a_reads_what_clients_keep_only_of_those_that_are_asked(play, plain_config, state, tmp_path, monkeypatch):

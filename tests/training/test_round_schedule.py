@@ -24,6 +24,7 @@ from fl_lightning.federation.checkpoint import load_checkpoint, newest_checkpoin
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientUpdate, Metrics
 from fl_lightning.modeling.lora import create_lora_model
+from fl_lightning.training.round_schedule import count_steps
 
 CLIENTS = [f"{department}/c{number}" for department in ("hr", "it") for number in range(3)]
 
@@ -104,6 +105,9 @@ def test_a_run_killed_with_clients_in_flight_ends_in_the_same_bytes(train, tmp_p
     steps = [m for m in log_messages if " steps after " in m]
     assert len(steps) == 7
     assert any("1 of them stale" in step for step in steps)
+    wanted = {name: sum(f": {name} steps after " in step for step in steps) for name in ("hr", "it")}
+    inputs = whole.federation_config, whole.training, whole.data, whole.federation.initial, whole.seed
+    assert count_steps(*inputs) == wanted
     assert [row["round/virtual_hours"] > 0 for _, row in whole.history] == [True] * 7
     assert sum("round/n_clusters" in row for _, row in whole.history) == 2  # after steps 3 and 6
     killed = tmp_path / "killed"
