@@ -21,6 +21,9 @@ class PersonalConfig(Block, key="personal"):
     own: Literal["off", "during", "after", False] = "after"
     """When clients' own adapters, which are never averaged, are trained: after the run, by personalize; during the run,
     in every round that the client takes part in; or not at all, and then personalize chooses among the shared ones."""
+    own_adapters: PositiveInt = 1
+    """own: after: how many own adapters each client trains, from other starts and in other orders; all are in its
+    mixture. Each costs as much training as the first one."""
     ditto_lambda: NonNegativeFloat = 0.0
     """own: during: Ditto's pull of own adapters towards the department's adapter at the start of the round, as
     ditto_lambda / 2 times the squared distance in each client's loss; 0 turns it off."""
@@ -69,6 +72,8 @@ class PersonalConfig(Block, key="personal"):
         ):
             expected = "the default, or personal.own: during (own adapters that train beside the department's)"
             check(is_off or self.own == "during", f"personal.{name}", expected, value)
+        expected = "1, or personal.own: after (during trains one own adapter in the rounds of the run)"
+        check(self.own_adapters == 1 or self.own == "after", "personal.own_adapters", expected, self.own_adapters)
         methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0]
         got = f"ditto_lambda {self.ditto_lambda}, apfl_alpha {self.apfl_alpha}, fedalt_weight {self.fedalt_weight}"
         check(sum(methods) <= 1, "personal", "one method for own adapters", got)

@@ -38,6 +38,7 @@ MUTABLE_KEYS = (
     "ledger",
     "personal.levels",
     "personal.root",
+    "personal.own_adapters",
     "personal.mates",
     "personal.adapter",
     "personal.distill_epochs",

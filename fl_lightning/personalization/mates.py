@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fl_lightning.state import LoraState
-from fl_lightning.storage.mates import component_of
+from fl_lightning.storage.components import mate_component
 
 
 def lent_adapters(client_id: str, own: Mapping[str, LoraState], lenders: str | bool) -> dict[str, LoraState]:
@@ -26,4 +26,4 @@ def lent_adapters(client_id: str, own: Mapping[str, LoraState], lenders: str | b
     mates = [other for other in own if other != client_id and lenders != "off"]
     if lenders == "department":
         mates = [other for other in mates if other.split("/", 1)[0] == department]
-    return {component_of(mate): own[mate] for mate in mates}
+    return {mate_component(mate): own[mate] for mate in mates}

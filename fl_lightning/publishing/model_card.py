@@ -20,7 +20,7 @@ METRICS = {
 """{metric of a run: (the Hub's metric, its name in the card)}."""
 
 LEVELS = {
-    "own": "trained by the client alone",
+    "own": "trained by the client alone; all of them together, if it has several",
     "department": "of the client's department",
     "cluster": "mean of the departments in its cluster",
     "root": "of all departments together",

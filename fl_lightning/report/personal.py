@@ -15,9 +15,10 @@ def personal(run: RunArtifacts) -> Section:
     clients = sorted(run.personal, key=natural_key)
     levels = list(dict.fromkeys(level for client_id in clients for level in run.personal[client_id].weights))
     section.text.append(
-        "Each client's mixture of predictions, chosen by its selection records: its own adapter, its department's, its "
-        "cluster's, that of all clients (root), the base model, and by personal.mates all own adapters that other "
-        "clients lend it. A dash is a level that the client does not have."
+        "Each client's mixture of predictions, chosen by its selection records: its own adapter (all of them, "
+        "if personal.own_adapters is more than 1), its department's, its cluster's, that of all clients (root), the "
+        "base model, and by personal.mates all own adapters that other clients lend it. A dash is a level that the "
+        "client does not have."
     )
     rows = [
         [c, *(_percent(run.personal[c].weights.get(level)) for level in levels), run.personal[c].chosen]

@@ -3,6 +3,7 @@
 They are whole runs in the folder of the run, with its base, rounds and seed; a later call continues or skips them.
 
     personal/own/version_0      every client trains its own adapter, which is never averaged
+    personal/own_2/version_0    the same from another start, under ``personal.own_adapters: 2``
     personal/root/version_0     all clients are averaged into one adapter, under ``personal.root: trained``
     personal/refit_*/version_0  the same, and the run itself (refit_department), on the selection records too
 """
@@ -14,6 +15,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +39,9 @@ from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import RunComponents
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.runs.resume import load_resume_state
+from fl_lightning.seeding import derive_seed
 from fl_lightning.state import LoraState
+from fl_lightning.storage.components import own_component
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import CONFIG, PERSONAL
 from fl_lightning.training.local_clients import LocalClients
@@ -58,6 +62,7 @@ def train_chain(
     components: RunComponents,
     clients: LocalClients,
     *,
+    number: int = 1,
     refit: bool = False,
     console: Console | None = None,
 ) -> FederationState:
@@ -69,6 +74,7 @@ def train_chain(
         config: of the finished run.
         components: of this config.
         clients: around the module of the components; their records are replaced while the chain trains.
+        number: from 1; another one has other starts, orders and dropout.
         refit: whether the clients train on their selection records too.
         console: for progress bars; None is standard error.
 
@@ -81,11 +87,14 @@ def train_chain(
     """
     if config.lora.is_mixed():
         raise InputError("lora.profiles: personalize expects one rank and scale for all clients, got several")
-    folder = run_folder / PERSONAL / (f"refit_{chain}" if refit else chain) / "version_0"
+    name = f"{'refit_' if refit else ''}{chain}{f'_{number}' if number > 1 else ''}"
+    folder = run_folder / PERSONAL / name / "version_0"
     is_begun = (folder / CONFIG).is_file()
     initial = collect_lora_state(components.module.model)
     rounds, take_rounds = rounds_of_chain(chain, config, components.data, initial)
     own_config = _config_of(chain, config, folder.parent, rounds)
+    if number > 1:
+        own_config = replace(own_config, seed=derive_seed(config.seed, chain, number))
     data = components.data if chain != "root" else as_one_department(components.data)
     if refit:
         data = {c: replace(client, train=[*client.train, *client.selection]) for c, client in data.items()}
@@ -97,7 +106,7 @@ def train_chain(
         if state is not None and state.round_num == rounds:
             return state
     if refit and config.training.early_stopping:  # the selection records train, so they can stop nothing
-        before = _state_before_refit(chain, run_folder, config, components, clients, console)
+        before = _state_before_refit(chain, number, run_folder, config, components, clients, console)
         take_rounds = {name: best.round_num for name, best in before.best.items()}
     log.info("training %s for %d rounds%s", WHAT[chain], rounds, ", on all records" if refit else "")
     all_clients, clients.data = clients.data, data
@@ -150,8 +159,23 @@ def rounds_of_chain(
     return max(steps.values()), last
 
 
+def train_own_chains(
+    run_folder: Path,
+    config: RunConfig,
+    components: RunComponents,
+    clients: LocalClients,
+    *,
+    refit: bool = False,
+    console: Console | None = None,
+) -> dict[str, FederationState]:
+    """{``own``, ``own 2``, …: state}: as many chains as ``personal.own_adapters`` says, see `train_chain`."""
+    train = partial(train_chain, "own", run_folder, config, components, clients, refit=refit, console=console)
+    return {own_component(number): train(number=number) for number in range(1, config.personal.own_adapters + 1)}
+
+
 def _state_before_refit(
     chain: Chain,
+    number: int,
     run_folder: Path,
     config: RunConfig,
     components: RunComponents,
@@ -160,7 +184,7 @@ def _state_before_refit(
 ) -> FederationState:
     """The state of the chain that the selection records have stopped."""
     if chain != "department":
-        return train_chain(chain, run_folder, config, components, clients, console=console)
+        return train_chain(chain, run_folder, config, components, clients, number=number, console=console)
     checkpoint = newest_checkpoint(run_folder)
     assert checkpoint is not None  # the run is finished
     return checkpoint[0]

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning.storage.mates import MATES
+from fl_lightning.storage.components import MATES, OWN, OWN_ADAPTERS
 from fl_lightning.storage.personal_models import NEGLIGIBLE_WEIGHT
 
 MIN_NAME = 24
@@ -33,24 +33,25 @@ def show_choices(result: Mapping[str, Any], who: str, losses: Sequence[str], con
     for column in ("chosen", "weights"):
         table.add_column(column, overflow="fold")
     for client_id, values in result["clients"].items():
-        weights = _percentages(values["weights"], values.get("mates", {}))
+        single = {OWN: values.get(OWN_ADAPTERS, {}), MATES: values.get(MATES, {})}
+        weights = _percentages(values["weights"], single)
         table.add_row(client_id, *_cells(values, losses), values["chosen"], weights)
     table.add_row("mean", *_cells(result["mean"], losses), "", "")
     console.print(table)
 
 
-def _percentages(weights: Mapping[str, float], mates: Mapping[str, float]) -> str:
-    """The weights that count, largest first, with those of single mates in brackets.
+def _percentages(weights: Mapping[str, float], single: Mapping[str, Mapping[str, float]]) -> str:
+    """The weights that count, largest first, with those of a level's single adapters in brackets.
 
     Example:
-        >>> _percentages({"own": 0.2, "mates": 0.8}, {"hr/b": 0.6, "hr/c": 0.2})
+        >>> _percentages({"own": 0.2, "mates": 0.8}, {"mates": {"hr/b": 0.6, "hr/c": 0.2}})
         'mates 80% (hr/b 60%, hr/c 20%), own 20%'
     """
     texts = []
     for name, weight in sorted(weights.items(), key=lambda item: -item[1]):
         if weight >= NEGLIGIBLE_WEIGHT:
-            single = _percentages(mates, {}) if name == MATES else ""
-            texts.append(f"{name} {weight:.0%}" + (f" ({single})" if single else ""))
+            of_single = _percentages(single.get(name, {}), {})
+            texts.append(f"{name} {weight:.0%}" + (f" ({of_single})" if of_single else ""))
     return ", ".join(texts)
 
 

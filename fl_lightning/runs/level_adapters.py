@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -16,9 +15,9 @@ from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
 from fl_lightning.runs.build import RunComponents
-from fl_lightning.runs.chains import ROOT, train_chain
+from fl_lightning.runs.chains import ROOT, train_chain, train_own_chains
 from fl_lightning.state import LoraState
-from fl_lightning.storage.mates import lender
+from fl_lightning.storage.components import lender, level_of, own_component
 from fl_lightning.storage.run_layout import level_adapter
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.own_adapters import own_adapter
@@ -36,8 +35,9 @@ def adapters_by_level(
 ) -> dict[str, dict[str, LoraState]]:
     """{client_id: {level: adapter}}, own first; without the cluster of a department that is alone in it.
 
-    What mates lend comes last. A single department has no mean as its root. Own adapters that were trained during the
-    run are those of `state`; without own adapters there is no such level.
+    Several own adapters are ``own``, ``own 2`` and so on. What mates lend comes last. A single department has no mean
+    as its root. Own adapters that were trained during the run are those of `state`; without own adapters there is no
+    such level.
 
     Args:
         run_folder: of the finished run, locked by this process.
@@ -48,29 +48,36 @@ def adapters_by_level(
         refit: whether own adapters and the root's are those that were trained on the selection records too.
         console: for progress bars; None is standard error.
     """
-    train = partial(train_chain, refit=refit, console=console)
-    own_state = train("own", run_folder, config, components, clients) if config.personal.own == "after" else state
+    own_states = {own_component(1): state}
+    if config.personal.own == "after":
+        own_states = train_own_chains(run_folder, config, components, clients, refit=refit, console=console)
     levels = [level for level in config.personal.levels if level != "own" or config.personal.own != "off"]
     departments = {name: state.final_adapter(name) for name in state.departments}
     root = None
     if "root" in levels and config.personal.root == "trained":
-        root = train("root", run_folder, config, components, clients).final_adapter(ROOT)
+        trained = train_chain("root", run_folder, config, components, clients, refit=refit, console=console)
+        root = trained.final_adapter(ROOT)
     elif "root" in levels:
         root = mean_of_departments(departments, list(departments))
     assignments = department_clusters(config, state)
     clusters = {name: mean_of_cluster(departments, assignments, name) for name in departments}
-    own = {client_id: own_adapter(config.personal, own_state, client_id) for client_id in components.data}
+    own = {
+        client_id: {name: own_adapter(config.personal, own_state, client_id) for name, own_state in own_states.items()}
+        for client_id in components.data
+    }
+    lent = {client_id: states[own_component(1)] for client_id, states in own.items()}
     adapters: dict[str, dict[str, LoraState]] = {}
     for client_id, client in components.data.items():
         available = {
-            "own": own[client_id],
+            **own[client_id],
             "department": departments[client.department],
             "cluster": clusters[client.department],
             "root": root,
             "base": state.initial,
         }
-        adapters[client_id] = {level: a for level in levels if (a := available[level]) is not None}
-        adapters[client_id] |= lent_adapters(client_id, own, config.personal.mates)
+        wanted = [name for level in levels for name in available if level_of(name) == level]
+        adapters[client_id] = {name: a for name in wanted if (a := available[name]) is not None}
+        adapters[client_id] |= lent_adapters(client_id, lent, config.personal.mates)
     return adapters
 
 
@@ -102,13 +109,21 @@ def export_level_adapters(
     for client_id, levels in adapters.items():
         department = client_id.split("/", 1)[0]
         owners = {"own": client_id, "department": department, "cluster": str(clusters.get(department)), "root": ""}
-        folders[client_id] = {
-            level: level_adapter("own", mate) if (mate := lender(level)) else level_adapter(level, owners[level])
-            for level in levels
-            if level != "base"
-        }
+        folders[client_id] = {name: _folder(name, owners) for name in levels if name != "base"}
         for level, folder in folders[client_id].items():
             if folder not in written:
                 export_lora_adapter(model, run_folder / folder, levels[level])
                 written.add(folder)
     return folders
+
+
+def _folder(component: str, owners: Mapping[str, str]) -> str:
+    """The folder of a component, with {level: whose it is}.
+
+    Example:
+        >>> _folder("own 2", {"own": "hr/client_0"}), _folder("mates it/client_1", {})
+        ('personal/levels/own_2/hr/client_0', 'personal/levels/own/it/client_1')
+    """
+    if mate := lender(component):
+        return level_adapter("own", mate)
+    return level_adapter(component.replace(" ", "_"), owners[level_of(component)])

@@ -27,8 +27,8 @@ from fl_lightning.runs.level_adapters import adapters_by_level, department_clust
 from fl_lightning.runs.one_adapter import MADE_BY, one_adapter
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
+from fl_lightning.storage.components import MATES, level_of, split_weights
 from fl_lightning.storage.files import write_json
-from fl_lightning.storage.mates import MATES, level_of, split_weights
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
@@ -50,9 +50,9 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
     Returns:
         What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
         ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights`` by level (and of each of
-        its ``mates``, if there are any), and the folders of the ``adapters``; the ``mean`` over clients of these
-        losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses are mean nats for
-        each target token; a client without held-out records has none.
+        several ``own_adapters`` and of its ``mates``), and the folders of the ``adapters``; the ``mean`` over clients
+        of these losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses are mean
+        nats for each target token; a client without held-out records has none.
 
     Raises:
         InputError: if the run is not finished, has no selection records, or was trained with another config or base or
@@ -187,12 +187,10 @@ def measure(
     results: dict[str, dict[str, Any]] = {}
     for client_id, components in adapters.items():
         choice = choices[client_id]
-        weights, mates = split_weights(dict(zip(components, map(float, choice.weights), strict=True)))
         results[client_id] = {
             **_held_out_losses(clients, components, choice, ones[client_id], clients.data[client_id].eval),
             "chosen": list(components)[choice.level],
-            "weights": weights,
-            **({"mates": mates} if mates else {}),
+            **split_weights(dict(zip(components, map(float, choice.weights), strict=True))),
             "adapter_is": MADE_BY[config.adapter] if choice.mixes_parameters else list(components)[choice.level],
         }
     measured = [values for values in results.values() if values["level"] is not None]

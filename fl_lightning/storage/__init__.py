@@ -16,6 +16,6 @@ run_layout          the name of every file and folder in a run
 run_adapters        a run's adapters by name, from its indexes
 model_names         the names of a run's models, as commands take them
 personal_models     mixtures of adapters, of departments and those that `personalize` has made
-mates               names and weights of own adapters that clients lend each other
+components          names and weights of the adapters that a client mixes
 ==================  =====================================================================
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fl_lightning.errors import InputError
+from fl_lightning.storage.components import MATES, OWN_ADAPTERS, join_weights
 from fl_lightning.storage.files import check_name, natural_key, read_json
-from fl_lightning.storage.mates import join_weights
 from fl_lightning.storage.run_adapters import BASE, resolve_inside
 from fl_lightning.storage.run_layout import DEPARTMENT_MIXTURES, MIXTURE_LEVELS, PERSONAL_EVALUATION, personal_adapter
 
@@ -113,10 +113,7 @@ def _personalized(run_folder: Path) -> dict[str, dict[str, Any]]:
         )
     for name in (name for client_id in clients for name in client_id.split("/", 1)):
         check_name(name, f"{path}: name")
-    clients = {
-        client_id: {**values, "weights": join_weights(values["weights"], values.get("mates", {}))}
-        for client_id, values in clients.items()
-    }
+    clients = {client_id: {**values, "weights": join_weights(values)} for client_id, values in clients.items()}
     if value.get("choose") == "level":
         clients = {client_id: {**values, "weights": {values["chosen"]: 1.0}} for client_id, values in clients.items()}
     return {client_id: clients[client_id] for client_id in sorted(clients, key=natural_key)}
@@ -126,14 +123,15 @@ def _has_choice(values: Any) -> bool:
     """Whether an entry of a client has weights, and a component with one of them."""
     if not _has_weights(values) or not isinstance(values.get("chosen"), str):
         return False
-    return values["chosen"] in join_weights(values["weights"], values.get("mates", {}))
+    return values["chosen"] in join_weights(values)
 
 
 def _has_weights(values: Any) -> bool:
-    """Whether an entry has weights of sum 1, those of mates included."""
-    if not isinstance(values, dict) or not all(isinstance(values.get(k, {}), dict) for k in ("weights", "mates")):
+    """Whether an entry has weights of sum 1, those of several own adapters and of mates included."""
+    keys = ("weights", OWN_ADAPTERS, MATES)
+    if not isinstance(values, dict) or not all(isinstance(values.get(key, {}), dict) for key in keys):
         return False
-    weights = join_weights(values.get("weights", {}), values.get("mates", {}))
+    weights = join_weights(values)
     return (
         isinstance(values.get("adapters", {}), dict)
         and all(isinstance(weight, float) and weight >= 0 for weight in weights.values())

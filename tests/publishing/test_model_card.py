@@ -90,7 +90,7 @@ def test_one_adapter_of_a_client_has_its_weights_and_its_loss_beside_the_own_ada
         "|  | the client's own adapter | this |",
         "| loss | 2.100 | 1.900 |",
         "made of those of all levels in the table, each with its weight",
-        "| own | trained by the client alone | 60% |",
+        "| own | trained by the client alone; all of them together, if it has several | 60% |",
         "| department | of the client's department | 38% |",
         "| base | none | 2% |",
         "| training records of the client | 100 |",

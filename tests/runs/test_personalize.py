@@ -1,12 +1,15 @@
 """`personalize` on small runs: what it trains, what it chooses, and what it refuses."""
 
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from run_files import SELECTION
 from safetensors.torch import load_file
 
@@ -15,7 +18,8 @@ from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.runs.build import build_components, load_run_config
 from fl_lightning.runs.chains import as_one_department, train_chain
-from fl_lightning.runs.personalize import personalize
+from fl_lightning.runs.personalize import personalize, show
+from fl_lightning.storage.personal_models import client_mixtures
 from fl_lightning.storage.run_adapters import client_adapters
 from fl_lightning.training.local_clients import LocalClients
 
@@ -140,12 +144,19 @@ def delta_weights(folder):
     return {n: scaling * tensors[n.replace("lora_A", "lora_B")] @ a for n, a in tensors.items() if "lora_A" in n}
 
 
-def test_the_mean_of_the_departments_is_a_root_that_nobody_trains(run_folder, result, tmp_path):
-    folder = shutil.copytree(run_folder, tmp_path / "version_0")
+@pytest.fixture(scope="module")
+def averaged(run_folder, result, tmp_path_factory):
+    """The run with the mean of the departments as its root, and two own adapters of each client."""
+    folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("averaged") / "version_0")
     config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("root: trained\n", "root: mean\n"))
+    text = config.read_text().replace("root: trained\n", "root: mean\n")
+    config.write_text(text.replace("own_adapters: 1\n", "own_adapters: 2\n"))
     shutil.rmtree(folder / "personal/root")
-    averaged = personalize(folder)
+    return folder, personalize(folder)
+
+
+def test_the_mean_of_the_departments_is_a_root_that_nobody_trains(averaged, result):
+    folder, averaged = averaged
     assert not (folder / "personal/root").exists()
     departments = [delta_weights(path) for path in folder.glob("adapters/*")]
     assert len(departments) == 4
@@ -155,6 +166,29 @@ def test_the_mean_of_the_departments_is_a_root_that_nobody_trains(run_folder, re
     for client_id, values in averaged["clients"].items():
         assert values["own"] == result["clients"][client_id]["own"]
         assert "root" in values["weights"]
+
+
+def test_a_second_own_adapter_is_another_one_and_has_a_part_of_the_weight_of_own(averaged):
+    folder, result = averaged
+    mixtures = client_mixtures(folder)
+    for client_id, values in result["clients"].items():
+        names = ("own", "own 2")
+        assert list(values["adapters"])[:2] == list(values["own_adapters"]) == list(names)
+        assert sum(values["own_adapters"].values()) == pytest.approx(values["weights"]["own"])
+        assert "own 2" not in values["weights"]
+        assert sum(values["weights"].values()) == pytest.approx(1.0)
+        folders = [folder / values["adapters"][name] for name in names]
+        first, second = (load_file(path / WEIGHTS) for path in folders)
+        assert all(not torch.allclose(first[name], second[name]) for name in first)
+        trained = client_adapters(folder / "personal/own_2/version_0")[client_id][1]
+        assert all(bool((load_file(trained / WEIGHTS)[name] == second[name]).all()) for name in second)
+        served = dict(zip(mixtures[f"{client_id}+"].folders, mixtures[f"{client_id}+"].weights, strict=True))
+        for path, name in zip(folders, names, strict=True):
+            weight = values["own_adapters"][name]
+            assert served.get(path, 0.0) == pytest.approx(weight if weight >= 0.005 else 0.0, rel=0.05)
+    console = Console(width=400, file=io.StringIO())
+    show(result, console)
+    assert re.search(r"own \d+% \(own", console.file.getvalue())
 
 
 def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_folder, result, tmp_path):
@@ -180,16 +214,17 @@ def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_
 @pytest.mark.slow
 def test_under_early_stopping_levels_are_of_their_best_rounds_and_a_refit_takes_the_same_rounds(fit, tmp_path):
     options = [*SELECTION, "--learning-rate", "4e-2", "--training.early_stopping", "true", "--personal.refit", "true"]
-    options += ["--personal.levels", "[own, department]"]
+    options += ["--personal.levels", "[own, department]", "--personal.own_adapters", "2"]
     folder = fit(tmp_path, "--rounds", "3", *options)
     result = personalize(folder)
-    chain = folder / "personal" / "own" / "version_0"
-    best = json.loads((chain / "early_stopping.json").read_text())
-    assert min(values["round"] for client, values in best.items() if "/" in client) < 3
-    refitted = folder / "personal" / "refit_own" / "version_0"
-    again = json.loads((refitted / "early_stopping.json").read_text())
+    for chain in ("own_2", "own"):
+        best = json.loads((folder / "personal" / chain / "version_0" / "early_stopping.json").read_text())
+        assert min(values["round"] for client, values in best.items() if "/" in client) < 3
+        refitted = folder / "personal" / f"refit_{chain}" / "version_0"
+        again = json.loads((refitted / "early_stopping.json").read_text())
+        for client_id in result["clients"]:
+            assert again[client_id] == {"round": best[client_id]["round"], "loss": None}
     for client_id, values in result["clients"].items():
-        assert again[client_id] == {"round": best[client_id]["round"], "loss": None}
         department, client = client_id.split("/")
         rounds = json.loads((refitted / "client_eval_all_rounds.json").read_text())["rounds"]
         loss = rounds[str(best[client_id]["round"])][department][client]["loss"]

@@ -19,9 +19,10 @@ from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.run import load_client
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.runs.build import build_model_components, load_run_config
-from fl_lightning.runs.chains import train_chain
+from fl_lightning.runs.chains import train_own_chains
 from fl_lightning.runs.personalize import check_selection, choose, measure, one_adapters, write_choices
 from fl_lightning.state import LoraState
+from fl_lightning.storage.components import level_of
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.own_adapters import own_adapter
@@ -68,10 +69,10 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
             state = replace(from_store(client_id, initial, saved), departments=departments)
             levels = {"own": own_adapter(config.personal, state, client_id), **levels}
         elif config.personal.own == "after":
-            own = train_chain("own", folder, config, components, clients, console=console)
-            levels = {"own": own.final_own_adapter(client_id), **levels}
-        wanted: list[str] = [level for level in config.personal.levels if level in levels]
-        adapters = {client_id: {level: levels[level] for level in wanted}}
+            states = train_own_chains(folder, config, components, clients, console=console)
+            levels = {name: state.final_own_adapter(client_id) for name, state in states.items()} | levels
+        wanted = [name for level in config.personal.levels for name in levels if level_of(name) == level]
+        adapters = {client_id: {name: levels[name] for name in wanted}}
         choices = choose(config, clients, adapters)
         ones = one_adapters(config, clients, adapters, choices)
         result = measure(config.personal, clients, adapters, choices, ones)
