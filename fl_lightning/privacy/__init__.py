@@ -31,6 +31,8 @@ function                 does                                                   
 `Ledger`                 rounds released so far, and the key                                       `ledger`
 =======================  ============================================================  ==========  ============
 
+`audit` has the other side: lower bounds on ε, measured from what a run releases.
+
 Example:
     >>> import torch
     >>> residuals = {c: {"lora_A": torch.full((3,), v)} for c, v in {"hr/a": 0.1, "hr/b": 30.0}.items()}
