@@ -34,7 +34,7 @@ def departments_to_aggregate(
     asked = {task.department for task in tasks}
     departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report)
     # With buffered rounds, another department may step in the next round.
-    if not departments and asked and config.schedule.mode == "sync":
+    if not departments and (asked or report.dropped) and config.schedule.mode == "sync":
         raise RunError(
             f"round {report.round_num}: expected a department with at least {config.min_clients} valid updates "
             f"(federation.min_clients) and enough for guard {config.guard.name}, got none; the state of the round "
