@@ -25,7 +25,7 @@ GROUPED_CAPABILITIES = (9, 10)
 """Major compute capabilities of GPUs on which torch has a grouped kernel. On others its `grouped_mm` copies the
 offsets to the host in every call and waits for the GPU."""
 ALIGNMENT = 16
-"""Bytes; `grouped_mm` needs rows of all matrices that are multiples of it."""
+"""Bytes; `grouped_mm` needs rows of all matrices that are multiples of it, and not empty."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _is_aligned(factors: torch.Tensor) -> bool:
-    return all(size * factors.element_size() % ALIGNMENT == 0 for size in factors.shape[1:])
+    # A size of 0 is a product of rank 0, whose strides the kernel refuses.
+    return all(size and size * factors.element_size() % ALIGNMENT == 0 for size in factors.shape[1:])
 
 
 class _LowRankProduct(torch.autograd.Function):

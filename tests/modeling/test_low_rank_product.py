@@ -65,6 +65,17 @@ def test_sizes_that_the_kernel_refuses_are_computed_too(way):
     torch.testing.assert_close(computed, expected_product(x, a, b, [2, 3]))
 
 
+@pytest.mark.parametrize("sizes", [[5], [3, 2], [3, 0, 4]])
+def test_a_product_of_rank_0_is_zero(way, sizes):
+    """As combiner residual has it, where the mean of the factors is exact."""
+    x, a, b = tensors(len(sizes), sum(sizes), rank=0)
+    output = low_rank_product(x, a, b, Segments.from_sizes(sizes, "cpu"))
+    torch.testing.assert_close(output, torch.zeros(1, sum(sizes), 24), rtol=0, atol=0)
+    gradients = torch.autograd.grad(output.square().sum(), (x, a, b))
+    assert [gradient.shape for gradient in gradients] == [x.shape, a.shape, b.shape]
+    assert not gradients[0].any()
+
+
 def test_a_client_that_is_not_finite_does_not_reach_the_others(way):
     x, a, b = tensors(3, 9)
     with torch.no_grad():
