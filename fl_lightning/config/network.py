@@ -59,5 +59,13 @@ class NetworkConfig(Block, key="network"):
     """Size limit of a message in MiB; a larger one is rejected unread."""
     transport: Transport = "fp32"
     """Number format of updates; bf16 and int8 carry the rounding error over to the next round."""
+    lend: Literal["off", "department", "all", False] = "off"
+    """client: to whom this site's own adapter goes at the end of the run: to nobody, to the sites of its department
+    that ask for it by personal.mates, or to all sites that do."""
     local_privacy: LocalPrivacyConfig = field(default_factory=LocalPrivacyConfig)
     """Clipping and noise at the site."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        self.lend = self.lend or "off"  # which YAML reads as false

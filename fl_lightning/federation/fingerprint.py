@@ -53,6 +53,7 @@ MUTABLE_KEYS = (
     "network.quorum",
     "network.max_message_mb",
     "network.transport",
+    "network.lend",
 )
 """Keys that a resumed run may change. Data and base model are compared by content, wherever their paths lead."""
 

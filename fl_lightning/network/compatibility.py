@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fl_lightning.aggregation.sharing import share_policy
@@ -39,7 +39,7 @@ MUST_MATCH = (
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
@@ -61,10 +61,7 @@ def check_between_machines(config: RunConfig) -> None:
             f"data.exclude: expected no names between machines, got {config.data.exclude[0]}; leave out the site by "
             "taking its key out of network.certificates. A site itself leaves out records by data.exclude_records"
         )
-    if personal.mates != "off":
-        raise InputError(
-            f"personal.mates: expected off between machines, got {personal.mates}; sites lend no own adapters"
-        )
+    _check_lending(config)
     if federation.schedule.clients.speed is not None:
         raise InputError(
             "federation.schedule: expected the default between machines, whose clients take the time that they take, "
@@ -101,6 +98,27 @@ def check_between_machines(config: RunConfig) -> None:
             "department's adapter (share: all, combiner: flora or fedavg, client_clusters.num_clusters: 1), got "
             f"share {federation.share}, combiner {federation.combiner}, "
             f"num_clusters {federation.client_clusters.num_clusters}"
+        )
+
+
+def _check_lending(config: RunConfig) -> None:
+    """Check that a site that lends its own adapter has one at the end of the run, and may show it.
+
+    Raises:
+        InputError: with the reason and what to choose instead.
+    """
+    network = config.network
+    if network.lend == "off":
+        return
+    if config.personal.own != "during":
+        raise InputError(
+            f"network.lend: expected off, or personal.own: during (what a site lends is handed over at the end of the "
+            f"run, and personal.own: {config.personal.own} has no own adapter then), got {network.lend}"
+        )
+    if network.local_privacy.noise_multiplier:
+        raise InputError(
+            f"network.lend: expected off with network.local_privacy.noise_multiplier "
+            f"{network.local_privacy.noise_multiplier:g}, since own adapters are lent without noise, got {network.lend}"
         )
 
 
@@ -177,6 +195,8 @@ class SiteInfo:
         records: hash of all records.
         r: rank of the adapter.
         kept: last round of this run after which the site saved its private tensors; 0 if there are none.
+        lend: to whom it lends its own adapter: off, department or all, as ``network.lend``.
+        mates: whose own adapters it asks for, as ``personal.mates``.
     """
 
     client_id: str
@@ -187,6 +207,12 @@ class SiteInfo:
     records: str
     r: int
     kept: int = 0
+    lend: str = "off"
+    mates: str = "off"
+
+    def fixed(self) -> SiteInfo:
+        """What a site must not change during a run: all but what it has kept, and lends and asks for at the end."""
+        return replace(self, kept=0, lend="off", mates="off")
 
     @classmethod
     def from_dict(cls, values: object) -> SiteInfo:
@@ -196,7 +222,8 @@ class SiteInfo:
             ValueError: if names, types or sizes are not those of a site.
         """
         numbers = ("train", "eval", "selection", "tokens", "r", "kept")
-        kinds: dict[str, type] = {"client_id": str, "records": str, **dict.fromkeys(numbers, int)}
+        words = ("client_id", "records", "lend", "mates")
+        kinds: dict[str, type] = {**dict.fromkeys(words, str), **dict.fromkeys(numbers, int)}
         if not isinstance(values, Mapping) or values.keys() != kinds.keys():
             raise ValueError(f"a site's values: expected {', '.join(kinds)}, got {str(values)[:80]}")
         for name, kind in kinds.items():
@@ -205,6 +232,9 @@ class SiteInfo:
             if type(value) is not kind or not in_range:
                 limits = "0 to 10^12" if kind is int else "at most 512 characters"
                 raise ValueError(f"a site's {name}: expected {kind.__name__} ({limits}), got {str(value)[:80]!r}")
+        for name in ("lend", "mates"):
+            if values[name] not in ("off", "department", "all"):
+                raise ValueError(f"a site's {name}: expected off, department or all, got {values[name][:80]!r}")
         return cls(**values)
 
 

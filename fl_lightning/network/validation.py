@@ -16,6 +16,7 @@ import torch
 
 from fl_lightning.config.network import Transport
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
+from fl_lightning.linalg.factors import pair_names
 from fl_lightning.network.compression import decode as decode_update
 from fl_lightning.network.compression import encoded_num_bytes
 from fl_lightning.state import LoraState
@@ -131,6 +132,54 @@ def parse_update(
     except (TypeError, ValueError, OverflowError) as error:
         raise RejectedReply(str(error)[:300]) from error
     return ClientUpdate(**{**values, "state": state, "metrics": metrics, "is_own": task.is_own})
+
+
+def adapter_rank(state: Mapping[str, torch.Tensor]) -> int:
+    """The largest rank of an adapter's layers; 0 without layers."""
+    return max((state[names.a].shape[0] for names in pair_names(state).values()), default=0)
+
+
+def max_adapter_bytes(like: Mapping[str, torch.Tensor], rank: int) -> int:
+    """Largest size of a correct reply with an adapter of a rank, in bytes.
+
+    Args:
+        like: an adapter of the model, of any rank.
+        rank: of each layer.
+    """
+    values = sum(like[names.b].shape[0] + like[names.a].shape[1] for names in pair_names(like).values())
+    return values * rank * 4 + HEADER_BYTES + TENSOR_BYTES * len(like)
+
+
+def problem_with_adapter(
+    state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor], *, max_rank: int | None = None
+) -> str | None:
+    """Why a whole adapter that came from elsewhere does not fit the model; None if it does.
+
+    Args:
+        state: as received.
+        like: an adapter of the model, of any rank.
+        max_rank: of a layer; None allows any.
+
+    Example:
+        >>> like = {"q.lora_A.weight": torch.zeros(2, 3), "q.lora_B.weight": torch.zeros(5, 2)}
+        >>> problem_with_adapter({"q.lora_A.weight": torch.ones(1, 3), "q.lora_B.weight": torch.ones(5, 1)}, like)
+        >>> problem_with_adapter({"q.lora_A.weight": torch.ones(1, 4), "q.lora_B.weight": torch.ones(5, 1)}, like)
+        'q.lora_A.weight: expected a product of shape (5, 3), got (5, 1) by (1, 4)'
+    """
+    if state.keys() != like.keys():
+        return f"expected the tensors of this model's adapter, got another {sorted(state.keys() ^ like.keys())[0][:80]}"
+    for names in pair_names(like).values():
+        a, b = state[names.a], state[names.b]
+        shapes = (like[names.b].shape[0], like[names.a].shape[1])
+        if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != shapes or a.shape[0] != b.shape[1]:
+            return f"{names.a}: expected a product of shape {tuple(shapes)}, got {tuple(b.shape)} by {tuple(a.shape)}"
+        if max_rank is not None and not 1 <= a.shape[0] <= max_rank:
+            return f"{names.a}: expected rank 1 to {max_rank}, got {a.shape[0]}"
+        if (a.dtype, b.dtype) != (torch.float32, torch.float32):
+            return f"{names.a}: expected float32, got {a.dtype} and {b.dtype}"
+        if not bool(a.isfinite().all() and b.isfinite().all()):
+            return f"{names.a}: expected finite numbers, got NaN or infinity"
+    return None
 
 
 def parse_metrics(header: Mapping[str, Any], count: int) -> list[Metrics]:

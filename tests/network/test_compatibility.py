@@ -13,6 +13,7 @@ from fl_lightning.network.compatibility import (
 )
 
 FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "selection": 1, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
+FACTS |= {"lend": "department", "mates": "off"}
 
 
 def made(form="fp32", base="ab", **lora):
@@ -60,7 +61,16 @@ def test_facts_are_read_as_they_are():
 
 @pytest.mark.parametrize(
     "change",
-    [{"train": -1}, {"train": True}, {"train": 3.0}, {"tokens": 10**13}, {"records": 5}, {"client_id": "x" * 600}],
+    [
+        {"lend": "x"},
+        {"mates": None},
+        {"train": -1},
+        {"train": True},
+        {"train": 3.0},
+        {"tokens": 10**13},
+        {"records": 5},
+        {"client_id": "x" * 600},
+    ],
 )
 def test_facts_that_are_none_are_refused(change):
     with pytest.raises(ValueError, match="a site's"):
@@ -76,6 +86,7 @@ def test_facts_of_another_form_are_refused(values):
 ALONE = ["--no-dept-clustering", "--num-clusters", "1", "--federation.combiner", "fedavg"]
 STOP = ["--training.early_stopping", "true", "--data.selection_fraction", "0.2"]
 DURING = ["--personal.own", "during"]
+NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_multiplier", "4.0"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,14 @@ DURING = ["--personal.own", "during"]
         ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
         (["--personal.root", "trained"], "personal.root: expected mean between machines, got trained"),
         (["--data.exclude", "[hr/client_1]"], "data.exclude: expected no names between machines, got hr/client_1"),
-        (["--personal.mates", "all"], "personal.mates: expected off between machines, got all"),
+        (
+            ["--network.lend", "all"],
+            "network.lend: expected off, or personal.own: during .*own: after has no own adapter",
+        ),
+        (
+            [*DURING, "--network.lend", "all", *NOISE],
+            "network.lend: expected off with network.local_privacy.noise_multiplier 4, .* got all",
+        ),
         ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
         (
             [*ALONE, *DURING, "--personal.ditto_lambda", "1", "--federation.share", "a"],
@@ -110,6 +128,9 @@ def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
         [*ALONE, "--federation.share_layers", "[0]", *DURING],
         [*ALONE, *STOP, *DURING, "--personal.ditto_lambda", "1"],
         [*ALONE, *DURING, "--personal.apfl_alpha", "0.5"],
+        [*DURING, "--network.lend", "department"],
+        ["--personal.mates", "all"],
+        [*DURING, "--network.lend", "off", *NOISE],
     ],
 )
 def test_what_sites_decide_or_answer_with_a_loss_is_not_refused(options):

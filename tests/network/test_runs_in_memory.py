@@ -1,5 +1,7 @@
 """Runs between a server and its sites, joined in memory, against the same runs in one process."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -12,6 +14,7 @@ from fl_lightning.config import (
     ClientClustersConfig,
     DataConfig,
     DeptClustersConfig,
+    NetworkConfig,
     PersonalConfig,
     RunConfig,
     TrainingConfig,
@@ -22,12 +25,15 @@ from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
-from fl_lightning.network.site.levels import read_levels
+from fl_lightning.network.site.levels import read_levels, read_mates
 from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.site.store import SiteStore
-from fl_lightning.storage.messages import decode
+from fl_lightning.personalization.mates import lent_adapters
+from fl_lightning.storage.components import mate_component
+from fl_lightning.storage.messages import decode, encode
 from fl_lightning.training.local_clients import LocalClients
+from fl_lightning.training.own_adapters import own_adapter
 
 COUNTS = {"hr/a": 3, "hr/b": 5, "it/a": 4}
 ROUNDS = 2
@@ -75,7 +81,7 @@ def both(micro_model, make_examples, tmp_path):
         )
         return trainer.fit(made_module(config), data, clients=clients)
 
-    def run(meddle=lambda sites: None, **blocks):
+    def run(meddle=lambda sites: None, config_of=lambda client_id, config: config, **blocks):
         federation = FederationConfig(
             rounds=ROUNDS,
             combiner="fedavg",
@@ -93,7 +99,8 @@ def both(micro_model, make_examples, tmp_path):
 
         def make_site(client_id):
             folder = tmp_path / client_id.replace("/", ".")
-            return Site(config, clients_here, data[client_id], settings, folder, initial, lambda path, state: None)
+            own = config_of(client_id, config)
+            return Site(own, clients_here, data[client_id], settings, folder, initial, lambda path, state: None)
 
         sites = Sites(make_site)
         meddle(sites)
@@ -176,6 +183,52 @@ def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both):
     one_process, server, _, stores = both(personal=PersonalConfig(own="during", apfl_alpha=0.5))
     for client_id, own in own_states(stores, server.initial).items():
         assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
+
+
+@pytest.mark.parametrize("apfl_alpha", [1.0, 0.5])
+def test_where_all_sites_lend_each_gets_what_it_gets_in_one_process(both, apfl_alpha):
+    personal = PersonalConfig(own="during", mates="all", apfl_alpha=apfl_alpha)
+    one_process, server, sites, stores = both(die_twice, personal=personal, network=NetworkConfig(lend="all"))
+    own = {client_id: own_adapter(personal, one_process, client_id) for client_id in COUNTS}
+    for client_id, store in stores.items():
+        expected = lent_adapters(client_id, own, "all")
+        received = {mate_component(mate): state for mate, state in read_mates(store.folder, server.initial).items()}
+        assert list(received) == list(expected)
+        for mate, state in received.items():
+            assert_same_bits(state, expected[mate])
+    assert (len(sites.asked("lend")), len(sites.asked("borrow"))) == (3, 3)
+
+
+def test_a_site_that_does_not_lend_sends_its_own_adapter_to_nobody(both):
+    wishes = {"hr/a": ("department", "all"), "hr/b": ("off", "all"), "it/a": ("all", "off")}
+
+    def config_of(client_id, config):
+        lend, mates = wishes[client_id]
+        return replace(config, network=NetworkConfig(lend=lend), personal=PersonalConfig(own="during", mates=mates))
+
+    _, server, sites, stores = both(config_of=config_of, personal=PersonalConfig(own="during"))
+    borrowed = {c: list(read_mates(store.folder, server.initial)) for c, store in stores.items()}
+    assert borrowed == {"hr/a": ["it/a"], "hr/b": ["hr/a", "it/a"], "it/a": []}
+    assert (sites.asked("lend"), sites.asked("borrow")) == (["hr/a", "it/a"], ["hr/a", "hr/b"])
+    # A server that asks it all the same gets a reason, and no message of the site holds any of the tensors.
+    header, states = next(message for _, message, _ in sites.sent if message[0]["do"] == "lend")
+    header = {**header, "request_id": {**header["request_id"], "task": "asked again"}}
+    sites.answers.append(("hr/b", header, sites.sites["hr/b"].handle(encode(header, states))))
+    assert "network.lend: expected department or all" in decode(sites.answers[-1][2])[0]["failed"]
+    own = own_states(stores, server.initial)["hr/b"].own_adapters["hr/b"]
+    assert not any(tensor.numpy().tobytes() in answer for tensor in own.values() for _, _, answer in sites.answers)
+    # hr/a's goes to its department and no further.
+    own = own_states(stores, server.initial)["hr/a"].own_adapters["hr/a"]
+    got = {client_id: dict(zip(header["mates"], states, strict=True)) for client_id, (header, states), _ in sites.sent
+           if header["do"] == "borrow"}  # fmt: skip
+    assert "hr/a" not in got["hr/a"]
+    assert_same_bits(got["hr/b"]["hr/a"], own)
+
+
+def test_without_borrowers_or_lenders_nobody_is_asked(both):
+    _, _, sites, _ = both(personal=PersonalConfig(own="during"), network=NetworkConfig(lend="all"))
+    assert sites.asked("lend") == sites.asked("borrow") == []
+    assert len(sites.asked("finish")) == len(COUNTS)
 
 
 def test_layers_that_are_not_shared_stay_at_the_site_and_equal_those_of_one_process(both):

@@ -29,6 +29,7 @@ from fl_lightning.federation.protocol import (
     header_of,
 )
 from fl_lightning.network.compatibility import SiteInfo
+from fl_lightning.network.coordinator.lending import hand_over_own_adapters
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.validation import (
     HEADER_BYTES,
@@ -236,11 +237,14 @@ class RemoteClients:
     def finish(self, levels: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]], rounds: int) -> None:
         """Tell the sites that the run has ended; a site replies when it has written its adapter.
 
+        Before that the adapters that sites lend are handed to those that ask for them.
+
         Args:
             levels: {department: {level: whole adapter}}, the department's own first.
             rounds: of the run.
         """
         self._requests.pending.clear()
+        hand_over_own_adapters(self._requests, {name: adapters["department"] for name, adapters in levels.items()})
         online, reasons = self._requests.transport.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
             adapters = levels[client_id.split("/", 1)[0]]

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ class RequestTracker:
         self.pending: dict[int, PendingRequest] = {}
         self.traffic = {"up": 0, "down": 0, "refused": 0}
 
+    @property
+    def mixes_own(self) -> bool:
+        """Whether sites use their own adapters in a mixture with their department's, by APFL."""
+        return bool(self._settings.values["personal.apfl_alpha"] < 1)
+
     def register_site(self, client_id: str, header: Mapping[str, Any]) -> None:
         """Store what a site says about itself.
 
@@ -82,7 +87,7 @@ class RequestTracker:
         except ValueError as error:
             raise RejectedReply(str(error)) from error
         before = self.sites.get(client_id, info)
-        if info.client_id != client_id or replace(before, kept=0) != replace(info, kept=0):
+        if info.client_id != client_id or before.fixed() != info.fixed():
             raise RejectedReply(f"expected the records and rank that the site joined with, {before}, got {info}")
         if info.train < 1:
             raise RejectedReply("the site has no records")

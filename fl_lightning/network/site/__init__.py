@@ -6,6 +6,7 @@
 `site.py`         answers them: fit, evaluate, finish
 `own_adapter.py`  the adapter that the site trains for itself beside the run
 `store.py`        what the site keeps of the last rounds, on its disk
+`lending.py`      its own adapter for others, if it lends it, and theirs for it
 `levels.py`       what the site keeps of a run, for `personalize`
 `personalize.py`  chooses between these adapters and its own
 `local_dp.py`     clipping and noise at the site       Kasiviswanathan et al. 2011

@@ -1,4 +1,4 @@
-"""A site's own adapter beside the federation, under ``personal.own: during``: it is trained here and never sent.
+"""A site's own adapter beside the federation, under ``personal.own: during``: it is trained here and sent by no fit.
 
 Its fits are those of `fl_lightning.training.own_adapters` in one process: the site is a federation of one client, whose
 own adapter, and under early stopping that of its best round, are in the site's store between rounds.

@@ -1,10 +1,12 @@
 """``personalize`` at a site: nothing leaves it, neither records nor its own adapter, its losses or its weights.
 
-The site takes part with the adapters that it has got anyway: its department's, its cluster's and the mean of all.
+The site chooses between the adapters that it has got at the end of the run: its department's, its cluster's, the mean
+of all, and own adapters that other sites lend if it has asked for them.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,11 @@ from rich.console import Console
 
 from fl_lightning.errors import InputError
 from fl_lightning.modeling.lora import collect_lora_state
-from fl_lightning.network.site.levels import read_client_id, read_levels
+from fl_lightning.network.site.levels import read_client_id, read_levels, read_mates
 from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.run import load_client
 from fl_lightning.network.site.store import SiteStore
+from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.runs.build import build_model_components, load_run_config
 from fl_lightning.runs.chains import train_own_chains
 from fl_lightning.runs.personalize import check_selection, choose, measure, one_adapters, write_choices
@@ -26,6 +29,8 @@ from fl_lightning.storage.components import level_of
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.local_clients import LocalClients
 from fl_lightning.training.own_adapters import own_adapter
+
+log = logging.getLogger(__name__)
 
 
 def personalize_site(folder: Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
         What is written to ``personal_eval.json``.
 
     Raises:
-        InputError: if the site has no selection records, asks for a refit or mates, or its base or records are not
+        InputError: if the site has no selection records, asks for a refit, or its base or records are not
             those of the run.
         RunError: if the training of its own adapter cannot go on.
     """
@@ -49,11 +54,6 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
     check_selection(config, folder)
     if config.personal.refit:
         raise InputError("personal.refit: expected false at a site, which has nobody else's records, got true")
-    if config.personal.mates != "off":
-        raise InputError(
-            "personal.mates: expected off at a site, which gets nobody else's own adapter and lends its own to nobody, "
-            f"got {config.personal.mates}"
-        )
     with locked(folder):
         client_id = read_client_id(folder)
         config = replace(config, fabric=config.fabric.alone())
@@ -72,7 +72,10 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
             states = train_own_chains(folder, config, components, clients, console=console)
             levels = {name: state.final_own_adapter(client_id) for name, state in states.items()} | levels
         wanted = [name for level in config.personal.levels for name in levels if level_of(name) == level]
-        adapters = {client_id: {name: levels[name] for name in wanted}}
+        lent = lent_adapters(client_id, read_mates(folder, initial), config.personal.mates)
+        if config.personal.mates != "off" and not lent:
+            log.warning("personal.mates: %s: no other site has lent its own adapter", config.personal.mates)
+        adapters = {client_id: {name: levels[name] for name in wanted} | lent}
         choices = choose(config, clients, adapters)
         ones = one_adapters(config, clients, adapters, choices)
         result = measure(config.personal, clients, adapters, choices, ones)

@@ -1,8 +1,8 @@
 """A site: holds base model, records and its private tensors, and answers the server's requests.
 
-It does not know Flower: requests and replies are bytes. Records and the site's own adapter never leave it. An update
-leaves it reduced to what is shared, clipped and noised if ``network.local_privacy`` is on, and encoded as
-``network.transport`` says.
+It does not know Flower: requests and replies are bytes. Records never leave it, and the site's own adapter only at the
+end of the run and if the site's config lends it. An update leaves it reduced to what is shared, clipped and noised if
+``network.local_privacy`` is on, and encoded as ``network.transport`` says.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
 from fl_lightning.network.compression import encode as encode_update
+from fl_lightning.network.site.lending import borrowed_adapters, lent_adapter
 from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.own_adapter import after_fit, from_store, own_fit, to_store
@@ -67,6 +68,7 @@ class Site:
         self._settings, self._folder, self._initial, self._export = settings, folder, initial, export
         self._policy = share_policy(config.federation.share, config.federation.share_layers)
         self._started_tasks: set[str] = set()
+        self._mates: dict[str, dict[str, LoraState]] = {}
         self.client_id = data.client_id
         self.finished = False
         self.mismatch: str | None = None
@@ -104,7 +106,17 @@ class Site:
         if header["do"] == "finish":
             self._finish(header, states, store)
             return {"done": True}, []
-        raise ValueError(f"expected hello, fit, evaluate or finish, got {str(header['do'])[:80]!r}")
+        if header["do"] == "lend":
+            saved = store.load_before(int(request_id["round"]) + 1)[1]
+            own = from_store(self.client_id, self._initial, saved)
+            return {"lent": True}, [lent_adapter(self._config, own, self.client_id, states[0])]
+        if header["do"] == "borrow":
+            lent = dict(zip(header["mates"], states, strict=True))
+            borrowed = borrowed_adapters(self._config, self.client_id, lent, self._initial, request_id["round"])
+            self._mates.setdefault(request_id["run"], {}).update(borrowed)
+            return {"done": True}, []
+        known = "hello, fit, evaluate, lend, borrow or finish"
+        raise ValueError(f"expected {known}, got {str(header['do'])[:80]!r}")
 
     def _fit(
         self, header: dict[str, Any], states: list[LoraState], store: SiteStore
@@ -176,7 +188,8 @@ class Site:
         adapter = {**states[0], **saved.get("private", {})}
         self._export(store.folder / "adapter", adapter)
         levels = dict(zip(header["levels"], [adapter, *states[1:]], strict=True))
-        write_levels(store.folder, self._config, self.client_id, levels, int(header["rounds"]))
+        mates = self._mates.get(header["request_id"]["run"])
+        write_levels(store.folder, self._config, self.client_id, levels, int(header["rounds"]), mates)
         self.finished = True
         log.info("the run has ended; this site's adapter is in %s", store.folder / "adapter")
         if self._config.data.selection_fraction:
@@ -192,6 +205,8 @@ class Site:
             records=records_digest(self._data),
             r=self._config.lora.rank(self.client_id),
             kept=store.load_before(2**31)[0] if self._policy.keeps_private else 0,
+            lend=str(self._config.network.lend),
+            mates=str(self._config.personal.mates),
         )
 
 

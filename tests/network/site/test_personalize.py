@@ -103,12 +103,41 @@ def test_an_own_adapter_that_was_trained_beside_the_run_is_taken_and_not_trained
     assert personalize_site(site)["clients"][CLIENT]["own"] == pytest.approx(expected["own"], rel=1e-5)
 
 
+def lend(site, client_id, factor=1.0):
+    """As if another site had lent its own adapter, for which that of the department stands in."""
+    levels = load_file(site / "received" / "levels.safetensors")
+    own = {n.split("|")[1]: factor * t for n, t in levels.items() if n.startswith("department|")}
+    save_file({f"{client_id}|{n}": t for n, t in own.items()}, site / "received" / "mates.safetensors")
+    config = (site / "config.yaml").read_text()
+    (site / "config.yaml").write_text(config.replace("mates: 'off'", "mates: all").replace("own: after", "own: during"))
+    return own
+
+
+def test_adapters_that_others_lend_are_components_of_the_mixture(site):
+    own = lend(site, "it/client_3")
+    values = personalize_site(site)["clients"][CLIENT]
+    assert values["mates"].keys() == {"it/client_3"}
+    assert values["weights"]["mates"] == pytest.approx(values["mates"]["it/client_3"])
+    assert sum(values["weights"].values()) == pytest.approx(1.0)
+    # It is the department's adapter under another name: EM cannot tell them apart, the prior divides it between both.
+    assert values["weights"]["mates"] == pytest.approx(values["weights"]["department"], rel=0.5)
+    exported = load_file(site / values["adapters"]["mates it/client_3"] / "adapter_model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in own.items())
+    # The config, not the file, says whether they are used.
+    (site / "config.yaml").write_text((site / "config.yaml").read_text().replace("mates: all", "mates: department"))
+    assert "mates" not in personalize_site(site)["clients"][CLIENT]["weights"]
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ("selection", "expected a run with selection records"),
         ("refit", "personal.refit: expected false at a site"),
-        ("mates", "personal.mates: expected off at a site"),
+        (
+            "mates",
+            "mates.safetensors: hr/client_0: .*expected finite numbers",
+        ),
+        ("mate", "expected 1 to 128 letters"),
         ("rank", "expected a product of shape"),
         ("names", "expected the tensors of this model's adapter"),
         ("nan", "expected finite numbers"),
@@ -118,11 +147,12 @@ def test_an_own_adapter_that_was_trained_beside_the_run_is_taken_and_not_trained
 )
 def test_what_does_not_fit_is_one_line(site, fault, message):
     config = site / "config.yaml"
-    if fault in ("selection", "refit", "mates"):
+    if fault in ("mate", "mates"):
+        lend(site, "hr/.." if fault == "mate" else "hr/client_0", factor=1.0 if fault == "mate" else torch.nan)
+    elif fault in ("selection", "refit"):
         change = {
             "selection": ("selection_fraction: 0.25", "selection_fraction: 0"),
             "refit": ("refit: false", "refit: true"),
-            "mates": ("mates: 'off'", "mates: all"),
         }
         assert change[fault][0] in config.read_text()
         config.write_text(config.read_text().replace(*change[fault]))
