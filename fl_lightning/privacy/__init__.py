@@ -1,4 +1,4 @@
-"""Central differential privacy for clients: DP-FedAvg with a trusted server.
+"""Central differential privacy for clients: DP-FedAvg with a trusted server. Secure aggregation: `secure_aggregation`.
 
 Clients send exact updates. The server clips them, adds noise to their sum (`noisy_mean`), moves the department's shared
 factor by the result, and reports the cost (`epsilon`).

@@ -27,6 +27,7 @@ EXTRAS = {
     "data": ("datasets", "flwr-datasets"),
     "plots": ("matplotlib",),
     "privacy": ("dp-accounting",),
+    "secure": ("cryptography", "pycryptodome"),
 }
 """{extra of this package: libraries that it installs}."""
 GIB = 2**30
