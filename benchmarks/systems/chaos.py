@@ -6,8 +6,9 @@
 Every life of the run is a process of its own that gets SIGKILL after a random time: while it loads, trains, evaluates,
 writes or resumes; every second life gets it a little later, while a checkpoint is half written. After each kill
 whatever has a name must be whole: JSON files parse, safetensors files open, the newest checkpoint matches its manifest.
-At the end every file must have the SHA-256 it has in the undisturbed run, and every logged figure but memory the same
-value, once. Processes are forked from one that has done the imports, or fifty lives would be mostly imports.
+At the end the chain of rounds must hold, every file must have the SHA-256 it has in the undisturbed run, and every
+logged figure but memory the same value, once. Processes are forked from one that has done the imports, or fifty lives
+would be mostly imports.
 
 With `--asked` few of the clients are asked in a round, whose records are in one JSONL file, and departments are
 evaluated every 50 rounds on a sample of eight clients; it prints as well whether rounds become slower, and how large a
@@ -33,11 +34,17 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from fl_lightning.provenance.chain_check import check_chain
+from fl_lightning.storage.run_layout import LEDGER, LEDGER_SECRET
+
 NOT_COMPARED = ("metrics.csv", "events.out.tfevents.", "hparams.yaml", "config.yaml", ".lock")
 """Rows hold memory figures, events clock times, config.yaml the output folder."""
 
 WITH_ROWS = ("history.jsonl", "state.json", "manifest.json")
 """Files of checkpoints with rows or their size; the rows are compared, and states are but for the key extra."""
+
+SALTED = {"previous", "run", "update", "own", "records", "client_starts"}
+"""Keys of the ledger whose values depend on the secret of the run, which is drawn."""
 
 
 def results(run_folder: Path) -> dict[str, Any]:
@@ -47,7 +54,9 @@ def results(run_folder: Path) -> dict[str, Any]:
         name = path.relative_to(run_folder).as_posix()
         if name.startswith("checkpoints/") and path.name == "state.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "extra"}
-        elif not name.startswith(NOT_COMPARED) and path.name not in WITH_ROWS:
+        elif name == LEDGER:
+            found[name] = [unsalted(line) for line in check_chain(path.read_bytes()).lines]
+        elif not name.startswith((*NOT_COMPARED, LEDGER_SECRET)) and path.name not in WITH_ROWS:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     with (run_folder / "metrics.csv").open(newline="") as file:
         own = ("memory/", "seconds/")  # these differ from run to run
@@ -55,6 +64,13 @@ def results(run_folder: Path) -> dict[str, Any]:
     found["rows"] = rows
     found["points"] = points(run_folder)
     return found
+
+
+def unsalted(value: Any) -> Any:
+    """A part of the ledger without what no two runs have in common."""
+    if not isinstance(value, dict):
+        return value
+    return {key: unsalted(part) for key, part in value.items() if key not in SALTED and key != "config.yaml"}
 
 
 def points(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -91,8 +107,19 @@ def check_whole(run_folder: Path) -> None:
 
 
 def differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
-    """Names of what differs."""
-    return [name for name in sorted(wanted.keys() | got.keys()) if wanted.get(name) != got.get(name)]
+    """Names of what differs; of a line of the ledger also the key."""
+    names = [name for name in sorted(wanted.keys() | got.keys()) if wanted.get(name) != got.get(name)]
+    return [f"{name}{_first_key(wanted.get(name), got.get(name))}" for name in names]
+
+
+def _first_key(wanted: Any, got: Any) -> str:
+    """Where two values of JSON differ first, such as ``:2:clients:hr/client_0``."""
+    if isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
+        wanted, got = dict(enumerate(wanted, 1)), dict(enumerate(got, 1))
+    if not isinstance(wanted, dict) or not isinstance(got, dict):
+        return ""
+    key = next(key for key in [*wanted, *got] if wanted.get(key) != got.get(key))
+    return f":{key}{_first_key(wanted.get(key), got.get(key))}"
 
 
 def live(arguments: list[str], threads: int, log: str) -> None:

@@ -26,7 +26,7 @@ class LoraConfig(Block, key="lora"):
 
     r: PositiveInt = 8
     """Rank."""
-    lora_alpha: PositiveFloat = 16
+    lora_alpha: PositiveFloat = 16.0
     """LoRA's α; the update is multiplied by lora_alpha / r."""
     use_rslora: bool = False
     """Multiply by lora_alpha / sqrt(r) instead, which keeps large ranks learning (Kalajdzievski 2023)."""

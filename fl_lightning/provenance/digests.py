@@ -24,16 +24,28 @@ class TokenizedRecord(Protocol):
 
 
 def canonical(value: Any) -> bytes:
-    """The one way to write a JSON value: sorted keys, no spaces, ASCII.
+    """The one way to write a JSON value: sorted keys, no spaces, ASCII, and 1.0 as 1.
+
+    Numbers without a fraction are integers, as in RFC 8785: a config that was read from its file again has 16.0 where
+    the program's default was 16.
 
     Raises:
         ValueError: if a number is NaN or infinite.
 
     Example:
-        >>> canonical({"b": 1, "a": [True, None]})
-        b'{"a":[true,null],"b":1}'
+        >>> canonical({"b": 1.0, "a": [True, None, 0.5]})
+        b'{"a":[true,null,0.5],"b":1}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    is_integer = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_integer else value
 
 
 def bytes_digest(data: bytes) -> str:
