@@ -19,8 +19,13 @@ NO_DIGEST = "0" * 64
 class TokenizedRecord(Protocol):
     """A record as it is trained on."""
 
-    ids: torch.Tensor
-    supervised: torch.Tensor
+    @property
+    def ids(self) -> torch.Tensor:
+        """Token ids."""
+
+    @property
+    def supervised(self) -> torch.Tensor:
+        """Whether the loss is computed on predicting a token."""
 
 
 def canonical(value: Any) -> bytes:

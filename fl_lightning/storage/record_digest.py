@@ -56,12 +56,15 @@ def read_digests(path: Path) -> list[str]:
             value = text if is_digest(text) else json.loads(text)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict) and not is_digest(value):
+        if isinstance(value, dict):
+            digests.add(record_digest(value))
+        elif isinstance(value, str) and is_digest(value):
+            digests.add(value)
+        else:
             raise InputError(
                 f"{path}:{number}: expected a record's JSON object or its digest of 64 hexadecimal digits, got "
                 f"{text[:40]!r}"
             )
-        digests.add(value if isinstance(value, str) else record_digest(value))
     if not digests:
         raise InputError(f"{path}: expected at least one record, got none")
     return sorted(digests)
