@@ -13,13 +13,14 @@ kinship        kinship by topic, to choose by and held out                      
 main           ten methods on the bundled departments                                           25
 epochs         three methods with 1, 2 and 4 local epochs                                       26
 records        three methods with 8 to 128 records a client                                     52
+levels         what a client gains by its own records' choice, and every other method         ~240
 smollm2        four methods with the model that configs/smollm2-135m.yaml says how to get       77
-all            all of them, in this order                                                     ~250
+all            all of them, in this order                                                     ~490
 =============  ==========================================================================  =======
 
 Minutes are of one core, three seeds; those with ~ are estimates. A part that was interrupted goes on, and one that is
 finished is only read again.
-tasks, arms and kinship need the record sets that do not ship (`benchmarks/methods/federations.py`).
+tasks, arms, kinship and levels need the record sets that do not ship (`benchmarks/methods/federations.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import yaml
 from benchmarks.common import markdown, put_table, shown
 from benchmarks.methods import cluster_recovery as kinship
 from benchmarks.methods import experiment_arms as arms
-from benchmarks.methods import grouping
+from benchmarks.methods import grouping, personal_levels
 from fl_lightning.cli import main as command_line
 from fl_lightning.storage.files import read_json
 
@@ -70,6 +71,14 @@ KINSHIP = {
     "**to choose by**": "tune_service tune_intents tune_money",
     "**held out**": "held_desks held_tasks held_talk --skip cross_loss",
 }
+LEVELS = {
+    "conflict": "conflict --first 2",
+    "conflict, 24 rounds": "conflict --first 2 --rounds 24",
+    "one pool": "even",
+    "bundled departments": "departments --records 32",
+}
+"""Columns of the table of levels: {title: arguments}; the prior was chosen on the first seed of conflict."""
+LEVELS_BESIDE = "--own 2 --methods default recommended methods/fedsa_lora methods/central --rivals ditto apfl fedalt"
 Tables = dict[str, str]
 """{the name in its marks: a table}."""
 
@@ -193,6 +202,18 @@ def kinship_part(folder: Path, seeds: str) -> Tables:
     return {"kinship": kinship.table(measured)}
 
 
+def levels_part(folder: Path, seeds: str) -> Tables:
+    """What clients gain by choosing, as `benchmarks/methods/personal_levels.py` measures it."""
+    figures = {}
+    for title, call in LEVELS.items():
+        place = folder if "--rounds" not in call else folder.with_name(f"{folder.name}_24")
+        words = [*call.split(), *LEVELS_BESIDE.split(), "--seeds", seeds, "--output", str(place)]
+        args = personal_levels.arguments(words)
+        first = range(args.first, args.first + args.seeds)
+        figures[title] = [personal_levels.run(args.arms[0], seed, args) for seed in first]
+    return {"levels": personal_levels.summary(figures)}
+
+
 def recovery_part(folder: Path, seeds: str, records: int) -> Tables:
     """Ten rounds of the bundled departments, as `benchmarks/methods/grouping.py` groups them."""
     sizes = f"--rounds 10 --records {records} --eval 8 --null 0 --skip cross_loss --seeds {seeds}".split()
@@ -208,6 +229,7 @@ PARTS: dict[str, Callable[[Path, str], Tables]] = {
     "main": main_part,
     "epochs": partial(curve_part, option="--local-epochs", values=EPOCHS),
     "records": partial(curve_part, option="--max-records", values=RECORDS),
+    "levels": levels_part,
     "smollm2": smollm2_part,
 }
 

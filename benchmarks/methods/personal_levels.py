@@ -2,7 +2,7 @@
 
     python -m benchmarks.methods.personal_levels conflict even departments [--seeds 3] [--first 1] [--rounds 12]
         [--records 16] [--eval 12] [--selection 0.25] [--rivals ditto apfl fedalt]
-        [--methods default recommended methods/fedsa_lora methods/central] [--ways] [--output DIR]
+        [--methods default recommended methods/fedsa_lora methods/central] [--own 2] [--ways] [--output DIR]
 
 Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
 seeds). `fit` and `personalize` run as a user starts them, with a refit. Beside them, on the same held-out records:
@@ -13,6 +13,7 @@ best level         the one level, the same for all clients, that turned out lowe
 strangers          as level and mixture, chosen by the selection records of another department's client
 one adapter        made of the mixture in each of the ways of `personal.adapter`, with --ways
 mean root          the mixture with the mean of the departments' products as its root instead of a trained one
+one own adapter    level and mixture without the further own adapters that --own asks for
 own, stopped       own adapters, each trained on all records up to the round that its selection records have chosen
 rivals             own adapters of other methods (`configs/methods`) with the same records, rounds and refit
 methods            what a client uses under another config, with the same records, rounds and refit: its department's
@@ -25,7 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -49,6 +50,7 @@ from fl_lightning.runs.level_adapters import adapters_by_level
 from fl_lightning.runs.personalize import HURT, choose, measure, one_adapters
 from fl_lightning.runs.resume import load_finished_state
 from fl_lightning.state import LoraState
+from fl_lightning.storage.components import level_of, own_component
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION
 from fl_lightning.training.local_clients import LocalClients
@@ -86,6 +88,7 @@ def options_of(arm: str, seed: int, args: argparse.Namespace, place: Path) -> li
             build(arm, place / "data", seed=seed, train=args.records, held_out=args.eval, classic=args.classic)
     options = ["--data", data, "--seed", seed, "--rounds", args.rounds, "--max-records", args.records]
     options += ["--data.selection_fraction", args.selection, "--logging.samples", 0, "--retention.client_exports", 1]
+    options += ["--personal.own_adapters", args.own]
     return [*options, "--personal.refit", "true", "--personal.root", "trained"]
 
 
@@ -148,8 +151,9 @@ def controls(run_folder: Path, place: Path, *, with_ways: bool) -> dict[str, Any
     components = build_components(config)
     clients = LocalClients(components.fabric, components.module, components.data, config.training, "auto")
     chosen_from, adapters = (levels_of(run_folder, config, components, clients, refit) for refit in (False, True))
-    own = [{client_id: levels["own"] for client_id, levels in adapters.items()}]
-    for more in (1, 2):  # other seeds draw other starts, orders and dropout; the records stay
+    numbers = range(1, config.personal.own_adapters + 1)
+    own = [{c: levels[own_component(number)] for c, levels in adapters.items()} for number in numbers][:3]
+    for more in range(1, 4 - len(own)):  # other seeds draw other starts, orders and dropout; the records stay
         other = replace(config, seed=config.seed + 1000 * more)
         state = train_chain("own", place / f"own_{more}", other, components, clients, refit=True)
         own.append({client_id: state.final_own_adapter(client_id) for client_id in adapters})
@@ -166,9 +170,30 @@ def controls(run_folder: Path, place: Path, *, with_ways: bool) -> dict[str, Any
         "ensemble": {c: float(mixture_losses(losses, np.full(3, 1 / 3)).mean()) for c, losses in ensembles.items()},
         "by_level": by_level,
         "ways": ways_to_one_adapter(config, clients, chosen_from, adapters) if with_ways else {},
+        "one_own": with_one_own(config, clients, chosen_from, adapters) if len(numbers) > 1 else {},
         "mean_root": with_mean_root(config, clients, chosen_from, adapters),
         "strangers": {kind: {c: v[kind] for c, v in permuted["clients"].items()} for kind in PERSONAL_LOSSES},
     }
+
+
+def with_one_own(
+    config: RunConfig,
+    clients: LocalClients,
+    chosen_from: Mapping[str, Mapping[str, LoraState]],
+    adapters: Mapping[str, Mapping[str, LoraState]],
+) -> dict[str, dict[str, float]]:
+    """{client_id: {kind: held-out loss}} with the first own adapter only."""
+    before, after = (
+        {
+            c: {name: a for name, a in levels.items() if name == "own" or level_of(name) != "own"}
+            for c, levels in by.items()
+        }
+        for by in (chosen_from, adapters)
+    )
+    choices = choose(config, clients, before)
+    ones = one_adapters(config, clients, after, choices, refit=True)
+    clients_measured = measure(config.personal, clients, after, choices, ones)["clients"]
+    return {c: {kind: values[kind] for kind in PERSONAL_LOSSES} for c, values in clients_measured.items()}
 
 
 def with_mean_root(
@@ -226,36 +251,97 @@ def held_out(clients: LocalClients, levels: Mapping[str, LoraState], client_id: 
     return dict(zip(levels, map(float, losses), strict=True))
 
 
-def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
-    """One row for each thing that a client could take: mean loss, against own, clients hurt, the worst one."""
+def columns_of(seeds: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """{thing that a client could take: held-out losses of all clients of all seeds}."""
     columns: dict[str, list[float]] = {}
     for figures in seeds:
         clients = figures["clients"]
-        shared = [level for level in figures["levels"] if all(level in v for v in figures["by_level"].values())]
-        for level in shared[1:]:
-            columns.setdefault(f"{level}, for all", []).extend(v[level] for v in figures["by_level"].values())
+        for level in set.intersection(*(set(values) for values in figures["by_level"].values())) - {"own"}:
+            name = level if level.startswith("own") else f"{level}, for all"
+            columns.setdefault(name, []).extend(v[level] for v in figures["by_level"].values())
         for kind in PERSONAL_LOSSES:
             columns.setdefault(kind, []).extend(values[kind] for values in clients.values())
         for way, losses in figures["ways"].items() if all(f["ways"] for f in seeds) else ():
             columns.setdefault(f"one adapter, {way}", []).extend(losses.values())
+        for kind in PERSONAL_LOSSES[1:] if all(f.get("one_own") for f in seeds) else ():
+            columns.setdefault(f"{kind}, one own adapter", []).extend(v[kind] for v in figures["one_own"].values())
         columns.setdefault("mixture, mean root", []).extend(figures["mean_root"].values())
         columns.setdefault("ensemble of three own", []).extend(figures["ensemble"].values())
         for method, losses in figures["rivals"].items():
             columns.setdefault(method, []).extend(losses.values())
         for kind in ("level", "mixture"):
             columns.setdefault(f"{kind}, strangers' records", []).extend(figures["strangers"][kind].values())
-    own = columns["own"]
+    return {name: losses for name, losses in columns.items() if len(losses) == len(columns["own"])}
+
+
+def against_own(columns: Mapping[str, list[float]], name: str) -> tuple[float, int, float]:
+    """What a thing gains over the own adapter: the mean, the number of clients that are hurt, the worst one."""
+    gains = [loss - alone for loss, alone in zip(columns[name], columns["own"], strict=True)]
+    return fmean(gains), sum(gain > HURT for gain in gains), max(gains)
+
+
+def rows(seeds: list[dict[str, Any]]) -> list[list[str]]:
+    """One row for each thing that a client could take: mean loss, against own, clients hurt, the worst one."""
+    columns = columns_of(seeds)
     table = []
     for name, losses in sorted(columns.items(), key=lambda item: fmean(item[1])):
-        gains = [loss - alone for loss, alone in zip(losses, own, strict=True)]
-        hurt = sum(gain > HURT for gain in gains)
-        cells = [f"{fmean(gains):+.3f}", f"{hurt} of {len(gains)}", f"{max(gains):+.2f}"]
-        table.append([name, number(fmean(losses)), *cells])
+        gain, hurt, worst = against_own(columns, name)
+        table.append([name, number(fmean(losses)), f"{gain:+.3f}", f"{hurt} of {len(losses)}", f"{worst:+.2f}"])
     return table
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+SUMMARY = {
+    "base, for all": "base",
+    "default": "`default`, its department's",
+    "central": "all records in one place",
+    "root, for all": "FedAvg, one average of all",
+    "fedsa_lora": "FedSA-LoRA, own B with the shared A",
+    "apfl": "APFL",
+    "fedalt": "FedALT",
+    "ditto": "Ditto",
+    "own, stopped": "own adapter, stopped early and refitted",
+    "ensemble of three own": "three own adapters of three seeds, predictions averaged",
+    "department, for all": "FedAvg, its department's",
+    "recommended": "`recommended`, its department's",
+    "level, one own adapter": "**level**",
+    "mixture, one own adapter": "**mixture**",
+    "adapter, one own adapter": "**one adapter** of it",
+    "level": "**level**, two own adapters",
+    "mixture": "**mixture**, two own adapters",
+    "adapter": "**one adapter** of it, two own adapters",
+    "level, strangers' records": "control: level, chosen by strangers' records",
+    "mixture, strangers' records": "control: mixture, chosen by strangers' records",
+}
+"""Rows of `summary`, in their order: {name in `columns_of`: what the table calls it}."""
+
+
+def summary(arms: Mapping[str, list[dict[str, Any]]]) -> str:
+    """One table over several federations.
+
+    Args:
+        arms: {federation, as its column is called: figures of its seeds}, with two own adapters.
+
+    Returns:
+        A row for each thing that a client could take, with its mean loss against the client's own adapter, the share
+        of clients that lose more than 0.02, and the worst one.
+    """
+    columns = {title: columns_of(seeds) for title, seeds in arms.items()}
+    table = [["own adapter", *(f"{fmean(c['own']):.3f}" for c in columns.values())]]
+    for name, what in SUMMARY.items():
+        if any(name in c for c in columns.values()):
+            table.append([what, *(_cell(c, name) for c in columns.values())])
+    return markdown(("held-out loss, mean over clients", *columns), table)
+
+
+def _cell(columns: Mapping[str, list[float]], name: str) -> str:
+    if name not in columns:
+        return "–"
+    gain, hurt, worst = against_own(columns, name)
+    return f"{gain:+.3f} ({hurt} of {len(columns['own'])}, {worst:+.2f})".replace("-", "−")
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or other words."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arms", nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
@@ -266,10 +352,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--selection", type=float, default=0.25)
     parser.add_argument("--rivals", nargs="*", default=[], metavar="METHOD")
     parser.add_argument("--methods", nargs="*", default=[], metavar="CONFIG", help="of configs/, without .yaml")
+    parser.add_argument("--own", type=int, default=1, help="own adapters of a client among its levels")
     parser.add_argument("--ways", action="store_true", help="also make the one adapter in every way")
     parser.add_argument("--output", default="lightning_logs/personal_levels")
     parser.add_argument("--classic", type=Path, default=CLASSIC)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> None:
