@@ -22,6 +22,8 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.launch import reserve_port
 from fl_lightning.network.site.levels import write_levels
+from fl_lightning.provenance.certificate import write_certificate
+from fl_lightning.provenance.signing import new_key
 from fl_lightning.runs.fit import fit
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +81,19 @@ def finished(little, micro_base, tmp_path_factory):
     levels = {"own": "adapters/hr", "department": "adapters/finance"}  # as if it were personalized
     choice = {"chosen": "own", "weights": {"own": 0.5, "department": 0.5}, "adapters": levels}
     (run / "personal_eval.json").write_text(json.dumps({"choose": "mixture", "clients": {"hr/client_0": choice}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signed(little, micro_base, tmp_path_factory):
+    """A folder with a key, one run in lightning_logs that is signed with it and has a certificate."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: pip install 'fl_lightning[sign]'")
+    folder = tmp_path_factory.mktemp("signed")
+    new_key(folder / "operator.key")
+    small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", "2", "--model.name_or_path", micro_base]
+    small += ["--logging.samples", "0", "--sign-key", str(folder / "operator.key")]
+    run = fit(parse_config([*small, "--data", str(little), "--output", str(folder / "lightning_logs")]))
+    write_certificate(run, run, taken_out={"clients": ["hr/client_3"]}, first_round=1, sign_key=folder / "operator.key")
     return folder
 
 
@@ -154,7 +169,15 @@ def test_keys_are_made(words, tmp_path, monkeypatch):
     pytest.importorskip("cryptography", reason="cryptography is not installed: pip install 'fl_lightning[flower]'")
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
-    assert (tmp_path / "certs" / "ca.pem").is_file()
+    made = Path(words[words.index("--sign-key") + 1]) if "--sign-key" in words else Path("certs", "ca.pem")
+    assert made.is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", of("verify"))
+def test_what_verifies_is_run(words, signed, monkeypatch):
+    monkeypatch.chdir(signed)
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize("words", of("server", "client"))

@@ -16,6 +16,7 @@ COMMANDS = {
     "certs": ("--sites hr/client_0 hr/client_1", "make certificates and keys for a run over several machines"),
     "compare": ("--config A.yaml B.yaml --seeds 3", "run configs with several seeds and compare them"),
     "runs": ("--output DIR", "list runs with their progress and final metrics"),
+    "verify": ("--run RUN", "check the ledger of a run, its signature and its files, offline"),
     "partition": ("SOURCE --by COLUMN --output DIR", "divide a file or data set among departments and clients"),
     "inspect": ("--data DIR", "check a folder of departments for bad lines, duplicates and leaks"),
     "completion": ("bash|zsh", "print a script that completes commands and options on Tab"),

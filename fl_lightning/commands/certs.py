@@ -1,4 +1,4 @@
-"""``certs``: certificates and keys for a run over several machines, and who gets which of them."""
+"""``certs``: certificates and keys for a run over several machines, and the key that signs ledgers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from fl_lightning.network.tls import DEFAULT_HOSTS, add_site, list_sites, make_c
 
 def make_parser() -> Parser:
     """The options."""
-    parser = Parser("certs", "Make certificates and keys for a run over several machines.")
+    description = (
+        "Make certificates and keys for a run over several machines, or the key that signs the ledgers of runs."
+    )
+    parser = Parser("certs", description)
     sites = parser.add_mutually_exclusive_group(required=True)
     sites.add_argument("--sites", nargs="+", metavar="DEPARTMENT/CLIENT", help="sites that get a key")
     sites.add_argument("--config", type=Path, metavar="FILE", help="of a run: a key for every client in its data")
     sites.add_argument("--add", nargs="+", metavar="DEPARTMENT/CLIENT", help="further sites for the folder --out")
+    help_ = "instead: make the operator's Ed25519 key FILE (0600), for ledger.sign_key, and FILE.pub, for verify"
+    sites.add_argument("--sign-key", type=Path, metavar="FILE", help=help_)
     help_ = "a new folder, or with --add an existing one (default: certs)"
     parser.add_argument("--out", type=Path, default=Path("certs"), metavar="DIR", help=help_)
     help_ = "host names and IP addresses of the server (default: localhost 127.0.0.1)"
@@ -32,6 +37,11 @@ def run(argv: Sequence[str]) -> int:
         InputError: for bad arguments; nothing is written then.
     """
     args = make_parser().read(argv)
+    if args.sign_key is not None:
+        if args.hosts or args.days is not None:
+            raise InputError("certs: expected --sign-key without --hosts and --days (the key has neither), got one")
+        _make_sign_key(args.sign_key)
+        return 0
     if args.add:
         if args.hosts or args.days is not None:
             raise InputError("certs: expected --add without --hosts and --days (a site's key has neither), got one")
@@ -48,6 +58,17 @@ def run(argv: Sequence[str]) -> int:
     days = 365 if args.days is None else args.days
     _show(args.out, make_certificates(args.out, sites, args.hosts or DEFAULT_HOSTS, days))
     return 0
+
+
+def _make_sign_key(path: Path) -> None:
+    from fl_lightning.provenance.signing import fingerprint, load_public_key, new_key
+
+    public = new_key(path)
+    print(
+        f"{path}: Ed25519 key {fingerprint(load_public_key(public))}; keep it from everybody. Runs with ledger.sign_key"
+    )
+    print("(fit --sign-key) are signed with it.")
+    print(f"{public}: hand it, on a channel that you trust, to those who run fl-lightning verify --public-key")
 
 
 def _show(folder: Path, sites: Sequence[str]) -> None:

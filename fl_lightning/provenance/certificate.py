@@ -64,13 +64,16 @@ def write_certificate(
     return run_folder / CERTIFICATE
 
 
-def check_certificate(run_folder: Path, chain: Chain, public_key: str | None = None) -> dict[str, Any]:
+def check_certificate(
+    run_folder: Path, chain: Chain, public_key: str | None = None, *, folder: Path | None = None
+) -> dict[str, Any]:
     """Check the certificate of a run against the chains of both runs.
 
     Args:
         run_folder: of the new run.
         chain: of it, from `check_chain`.
         public_key: that must have signed it; None accepts the one that it names, or no signature.
+        folder: of the certificate; None takes that in the run.
 
     Returns:
         The certificate.
@@ -78,7 +81,7 @@ def check_certificate(run_folder: Path, chain: Chain, public_key: str | None = N
     Raises:
         ChainError: naming the first thing that is not right.
     """
-    folder = run_folder / CERTIFICATE
+    folder = folder or run_folder / CERTIFICATE
     path = folder / JSON
     try:
         values = read_json(path)

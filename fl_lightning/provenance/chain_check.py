@@ -16,6 +16,9 @@ FORMS: dict[str, dict[str, type]] = {
 }
 """Keys that every line of a kind has, besides ``kind`` and ``previous``, and the forms of their values."""
 
+END_KEYS = {*FORMS["end"], "kind", "previous", "public_key", "signature"}
+"""All keys of the last line: nothing after it would show that one was added."""
+
 
 def check_chain(data: bytes, name: str = "ledger.jsonl") -> Chain:
     """The chain in the bytes of a ledger, all of whose lines fit.
@@ -30,7 +33,13 @@ def check_chain(data: bytes, name: str = "ledger.jsonl") -> Chain:
     lines = data.split(b"\n")
     if lines.pop() or not lines:
         number = len(lines) + 1
-        raise ChainError(f"{name}:{number}: expected a whole line with a newline, got {'a part' if data else 'none'}")
+        torn = (
+            "changed, or the run was stopped while it wrote the line (fit --resume continues it): expected a whole "
+            "line with a newline, got a part"
+            if data
+            else "missing: expected the lines of a run, got none"
+        )
+        raise ChainError(f"{name}:{number}: {torn}")
     digests = [bytes_digest(line) for line in lines]
     values: list[dict[str, Any]] = []
     for index, line in enumerate(lines):
@@ -47,8 +56,8 @@ def check_chain(data: bytes, name: str = "ledger.jsonl") -> Chain:
         values.append(value)
     if values[-1]["kind"] != "end":
         raise ChainError(
-            f"{name}:{len(lines) + 1}: missing: the line that ends the run; the ledger was cut off, or the run has not "
-            "ended (fit --resume continues it)"
+            f"{name}:{len(lines) + 1}: missing: the line that ends the run, after round {len(lines) - 1}; the ledger "
+            "was cut off, or the run is not finished (fit --resume continues it). The lines before hold"
         )
     return Chain(values, digests)
 
@@ -96,7 +105,9 @@ def _problem_with_form(value: dict[str, Any], index: int, lines: Sequence[bytes]
         return f"out of order: expected the end of the run in line {len(lines)}"
     for key, form in FORMS[kind].items():
         if not isinstance(value.get(key), form) or isinstance(value.get(key), bool):
-            return f"{key}: expected {form.__name__}, got {type(value.get(key)).__name__}"
+            return f"changed: {key}: expected {form.__name__}, got {type(value.get(key)).__name__}"
+    if kind == "end" and (added := sorted(value.keys() - END_KEYS)):
+        return f"changed: {added[0][:40]!r} is no key of this line"
     number = {"start": 0, "round": value.get("round"), "end": value.get("rounds")}[kind]
     expected = index - 1 if kind == "end" else index
     if number != expected:

@@ -1,8 +1,8 @@
 """Digests of the files that a finished run leaves, for the last line of its ledger, and their check.
 
 ``metrics.csv``, TensorBoard's events, ``client_runs/`` and what later commands add (``report/``, ``merged/``, …) are
-not covered: most of them hold seconds. ``checkpoints/history.jsonl`` is checked by the newest checkpoint, which has its
-SHA-256.
+not covered (`NOT_COVERED`): most of them hold seconds. ``checkpoints/history.jsonl`` has seconds too: each checkpoint
+has its SHA-256 up to its round, which is checked but is not in the ledger.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fl_lightning.storage.run_layout import (
     EVALUATION,
     GROUP_INDEX,
     HISTORY,
+    LEDGER,
     MIXTURE_LEVELS,
     NETWORK,
     SAMPLES,
@@ -46,6 +47,18 @@ FILES = (
 
 FOLDERS = (f"{ADAPTERS}/*", f"{CLIENT_EXPORTS}/*/*", MIXTURE_LEVELS)
 """Folders with a digest each."""
+
+NOT_COVERED = (
+    (
+        "metrics.csv, hparams.yaml, TensorBoard's events, mlruns/, loggers.json",
+        "written by the loggers, with clock times",
+    ),
+    ("client_runs/", "losses of every step; the updates of these steps are in the ledger"),
+    ("checkpoints/history.jsonl", "logged rows with seconds: compared with the checkpoints, but not in the ledger"),
+    ("report/, merged/, publish/, personal/, personal_eval.json, newcomers.json", "written later, by other commands"),
+    ("what a log or the screen has shown", "it is no file of the run"),
+)
+"""(files that a finished run's ledger has no digest of, why)."""
 
 
 def describe_files(run_folder: Path) -> dict[str, Any]:
@@ -96,6 +109,7 @@ def check_files(run_folder: Path, end: Mapping[str, Any]) -> None:
     folders = [_name(run_folder, path) for pattern in FOLDERS for path in run_folder.glob(pattern)]
     _compare(run_folder, end["folders"], folders, folder_digest)
     if (run_folder / CHECKPOINTS).exists():
+        _check_strays(run_folder / CHECKPOINTS)
         for name in end["checkpoints"]:
             _check_checkpoint(run_folder / name)
         present = [_name(run_folder, path) for path in round_folders(run_folder / CHECKPOINTS).values()]
@@ -110,8 +124,12 @@ def _present(run_folder: Path, names: tuple[str, ...], folder: str) -> list[str]
 def _compare(run_folder: Path, expected: Mapping[str, str], present: list[str], digest: Callable[[Path], str]) -> None:
     for name, value in expected.items():
         path = run_folder / name
+        if not _is_inside(name):
+            raise ChainError(f"{run_folder / LEDGER}: the last line: expected paths in the run, got {name[:80]!r}")
         if not path.exists():
             raise ChainError(f"{path}: missing: the ledger's last line has its SHA-256")
+        if path.is_dir() == (digest is file_digest) or not (path.is_dir() or path.is_file()):
+            raise ChainError(f"{path}: changed: expected a {'file' if digest is file_digest else 'folder'}")
         try:
             actual = digest(path)
         except (OSError, InputError) as error:
@@ -126,17 +144,32 @@ def _check_checkpoint(folder: Path) -> None:
     """Check a checkpoint's files against its manifest, and this against the one way to write it."""
     if not folder.is_dir():
         raise ChainError(f"{folder}: missing: the ledger's last line has its SHA-256")
-    path = folder / MANIFEST
+    changed = None
     try:
         listed = check_manifest(folder)
-        is_as_written = path.read_bytes() == (json.dumps(read_json(path), indent=1) + "\n").encode()
+        for path in (folder / MANIFEST, folder / CHECKPOINT_FACTS):
+            if path.read_bytes() != (json.dumps(read_json(path), indent=1) + "\n").encode():
+                changed = changed or path
     except (InputError, OSError, ValueError, AttributeError, RecursionError) as error:
         raise ChainError(f"changed: {error}" if str(folder) in str(error) else f"{folder}: changed: {error}") from error
-    if not is_as_written:
-        raise ChainError(f"{path}: changed: expected the file as the run wrote it")
+    if changed is not None:
+        raise ChainError(f"{changed}: changed: expected the file as the run wrote it")
     files = {_name(folder, file) for file in folder.rglob("*") if file.is_file()}
     if added := sorted(files - {*listed, MANIFEST}):
         raise ChainError(f"{folder / added[0]}: added: {MANIFEST} does not name it")
+
+
+def _check_strays(folder: Path) -> None:
+    """Check that nothing lies beside the checkpoints from which a run that goes on would take its updates."""
+    expected = {HISTORY, *(path.name for path in round_folders(folder).values())}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if added := sorted(names - expected):
+        raise ChainError(f"{folder / added[0]}: added: no file of a finished run")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path leads to a place in the folder to which it is relative."""
+    return not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _name(root: Path, path: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,12 @@ def sign(private_key: Any, message: bytes) -> str:
 
 
 def is_signed(public_key: str, signature: str, message: bytes) -> bool:
-    """Whether a message has this signature of this key, both as hexadecimal digits."""
+    """Whether a message has this signature of this key, both as hexadecimal digits in the one way to write them."""
     _, ed25519 = _cryptography()
     from cryptography.exceptions import InvalidSignature
+
+    if not re.fullmatch("[0-9a-f]{128}", signature):
+        return False
 
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(bytes.fromhex(signature), message)

@@ -8,6 +8,7 @@ file               does
 `excluded`         what the config leaves out of the data
 `resume`           reads the newest checkpoint of a run and checks that it fits
 `evaluate`         evaluates the adapters of a finished run again
+`verify`           checks the chain of a run, its signature, and its files
 `scoring`          evaluates any adapters on any data, with confidence intervals
 `artifacts`        the contents of a run folder as dataclasses
 `artifact_reader`  reads them; missing or broken files are noted

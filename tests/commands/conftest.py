@@ -4,10 +4,11 @@ import signal
 
 import pytest
 from report_runs import build_run, make_run
+from signed_runs import copied, ledger_small, operator_key, signed_run
 
 from fl_lightning.cli import main
 
-__all__ = ["build_run", "command", "make_run"]
+__all__ = ["build_run", "command", "copied", "ledger_small", "make_run", "operator_key", "signed_run"]
 
 
 @pytest.fixture

@@ -32,6 +32,18 @@ def test_a_config_means_the_clients_of_its_data(tmp_path):
     assert len(public_keys(tmp_path / "c")) == 8
 
 
+def test_a_key_that_signs_ledgers_is_for_its_owner_only(tmp_path, capsys):
+    path = tmp_path / "keys" / "operator"
+    assert certs(["--sign-key", str(path)]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.with_name("operator.pub").read_text().startswith("ssh-ed25519 ")
+    said = capsys.readouterr().out
+    assert "SHA256:" in said
+    assert not [line for line in path.read_text().splitlines()[1:-1] if line in said]
+    with pytest.raises(InputError, match="expected a new file, got one that exists"):
+        certs(["--sign-key", str(path)])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -42,6 +54,7 @@ def test_a_config_means_the_clients_of_its_data(tmp_path):
         (["--sites", "hr/a", "--days", "many"], "--days: expected an integer of at least 1, got 'many'"),
         (["--sites", "hr"], "expected department/client"),
         (["--add", "hr/a", "--days", "3"], "expected --add without"),
+        (["--sign-key", "key", "--days", "3"], "expected --sign-key without"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

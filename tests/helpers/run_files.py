@@ -1,8 +1,9 @@
-"""Read the files of a finished run."""
+"""Read the files of a finished run, and put them back."""
 
 import csv
 import hashlib
 import json
+import shutil
 
 DEPARTMENTS = ["customer_support", "engineering", "finance", "hr"]
 CLIENTS = ["client_0", "client_1"]
@@ -46,3 +47,17 @@ def flat(value, prefix=""):
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}/{key}").items()}
+
+
+def restore(source, run):
+    """Make a folder the same as another one, writing only what differs."""
+    for path in sorted(run.rglob("*"), reverse=True):
+        original = source / path.relative_to(run)
+        if not original.exists():
+            path.rmdir() if path.is_dir() else path.unlink()
+    for path in sorted(source.rglob("*")):
+        copy = run / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(exist_ok=True)
+        elif not copy.exists() or copy.read_bytes() != path.read_bytes():
+            shutil.copy(path, copy)

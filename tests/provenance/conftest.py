@@ -1,43 +1,6 @@
-"""One small signed run, which all tests of this folder share."""
-
-import shutil
-
 import pytest
-from run_files import SMALL
-from shared_folder import make_once
+from signed_runs import copied, ledger_small, operator_key, other_run, signed_run
+
+__all__ = ["copied", "ledger_small", "operator_key", "other_run", "signed_run"]
 
 pytest.importorskip("cryptography", reason="cryptography is not installed; the sign extra has it")
-
-
-@pytest.fixture(scope="session")
-def ledger_small(cut_departments, micro_base, tmp_path_factory):
-    """Arguments of a small run: two clients in each department, 4 training and 2 held-out records."""
-    root = make_once(tmp_path_factory, "ledger_data", lambda folder: cut_departments(folder, 2, 4, 2))
-    options = ["--model.name_or_path", micro_base, "--logging.samples", "0", "--logging.loggers=[]"]
-    return [*SMALL, *options, "--data", str(root)]
-
-
-@pytest.fixture(scope="session")
-def operator_key(tmp_path_factory):
-    """The path of an Ed25519 key; the public one is beside it."""
-    from fl_lightning.provenance.signing import new_key
-
-    return make_once(tmp_path_factory, "operator", lambda folder: new_key(folder / "key")) / "key"
-
-
-@pytest.fixture(scope="session")
-def signed_run(ledger_small, operator_key, tmp_path_factory):
-    """A finished and signed run of three rounds. Read it; copy it before changing it."""
-    from fl_lightning.cli import main
-
-    def make(folder):
-        argv = [*ledger_small, "--rounds", "3", "--output", str(folder), "--sign-key", str(operator_key)]
-        assert main(["fit", *argv]) == 0
-
-    return make_once(tmp_path_factory, "signed_run", make) / "version_0"
-
-
-@pytest.fixture
-def copied(signed_run, tmp_path):
-    """A copy of the signed run, which a test may change."""
-    return shutil.copytree(signed_run, tmp_path / "moved")
