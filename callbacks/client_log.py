@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.linalg.own_mixture import alpha_of
 from fl_lightning.storage.files import write_text
 from fl_lightning.storage.run_layout import client_losses
 
@@ -17,7 +18,9 @@ class ClientLog(FederatedCallback):
     """Writes the loss of each step to disk and logs each client's mean over the round."""
 
     def on_own_fit_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Log the mean loss of a client's own adapter."""
+        """Log the mean loss of a client's own adapter, and its weight if it learns one."""
+        if (alpha := alpha_of(update.state)) is not None:
+            trainer.log({f"{update.client_id}/own/alpha": alpha})
         if update.losses:
             trainer.log({f"{update.client_id}/own/train/loss": sum(update.losses) / len(update.losses)})
 

@@ -30,6 +30,9 @@ class PersonalConfig(Block, key="personal"):
     apfl_alpha: PositiveFraction = 1.0
     """own: during: APFL's weight of a client's own adapter in its mixture with the department's, in which it trains and
     is used; 1 turns it off."""
+    apfl_rate: NonNegativeFloat = 0.0
+    """own: during: rate of the gradient step that APFL takes on each client's weight at the beginning of each of its
+    rounds, from apfl_alpha on; 0 leaves it there."""
     fedalt_weight: FractionBelowOne = 0.0
     """own: during: FedALT's weight of the mean of the other clients' own adapters, beside which a client's own trains
     and is used; 0 turns it off. With it the mean of own adapters leaves the clients."""
@@ -58,6 +61,11 @@ class PersonalConfig(Block, key="personal"):
         """Whether own adapters are trained and used in a mixture, by APFL or FedALT."""
         return self.apfl_alpha < 1 or self.fedalt_weight > 0
 
+    @property
+    def learns_mixture(self) -> bool:
+        """Whether clients learn the weights of that mixture."""
+        return self.apfl_rate > 0
+
     def __post_init__(self) -> None:
         """Check the ranges, and the levels."""
         super().__post_init__()
@@ -72,6 +80,8 @@ class PersonalConfig(Block, key="personal"):
         ):
             expected = "the default, or personal.own: during (own adapters that train beside the department's)"
             check(is_off or self.own == "during", f"personal.{name}", expected, value)
+        expected = "0, or a personal.apfl_alpha below 1, at which each client's weight begins"
+        check(self.apfl_rate == 0 or self.apfl_alpha < 1, "personal.apfl_rate", expected, self.apfl_rate)
         expected = "1, or personal.own: after (during trains one own adapter in the rounds of the run)"
         check(self.own_adapters == 1 or self.own == "after", "personal.own_adapters", expected, self.own_adapters)
         methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0]

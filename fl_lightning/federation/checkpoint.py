@@ -28,6 +28,7 @@ from fl_lightning.federation.checkpoint_schema import OWNER_KINDS, CheckpointExt
 from fl_lightning.federation.history import HistoryMark, read_history
 from fl_lightning.federation.state import BestRound, FederationState
 from fl_lightning.linalg.adapter_algebra import resize_like
+from fl_lightning.linalg.own_mixture import own_layout
 from fl_lightning.state import LoraState, problem_with
 from fl_lightning.storage.files import atomic_folder, check_name, write_json
 from fl_lightning.storage.manifest import MANIFEST, FileDigest, check_manifest, write_manifest
@@ -228,7 +229,7 @@ def _read_clients(
     for client_id in client_ids:
         department, client = client_id.split("/")
         state = read_state(folder / check_name(department) / f"{check_name(client)}.safetensors")
-        _check_layout(client_id, state, initial if whole else {name: initial[name] for name in state})
+        _check_layout(client_id, state, own_layout(state, initial) if whole else {n: initial[n] for n in state})
         states[client_id] = state if keep is None else keep(state)
     return states
 

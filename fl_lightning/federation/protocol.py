@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fl_lightning.linalg.adapter_algebra import concatenate_adapters
+from fl_lightning.linalg.own_mixture import used_adapter
 from fl_lightning.state import Factor, LoraState
 
 OnStep: TypeAlias = Callable[[Sequence[str], float, int], None]
@@ -35,10 +35,12 @@ class ClientTask:
         evaluate: whether to evaluate the fitted adapter on the client's held-out records.
         trainable_factor: the factor that is trained; the other stays as in `start`.
         relative_scaling: the client's lora_alpha / r over that of adapters without a profile.
-        frozen_product: a product added to the trained one and not changed, at the common scaling; empty for none.
+        frozen_product: a product added to the trained one and not changed, at the common scaling; empty for none. If
+            `start` has an α, the two are weighed by it and 1 − α.
         is_own: whether it is the fit of the client's own adapter, which is never averaged.
         anchor: the state that the fit is pulled towards; empty for none.
         anchor_strength: λ of the pull ``λ / 2 · ‖θ − anchor‖²``.
+        alpha_rate: rate of the step that the first optimizer step takes on α, if `start` has one; 0 leaves it.
         started_round: the round in which it would have ended if nobody were late; None if it is not late.
     """
 
@@ -53,6 +55,7 @@ class ClientTask:
     is_own: bool = False
     anchor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     anchor_strength: float = 0.0
+    alpha_rate: float = 0.0
     started_round: int | None = None
 
     @property
@@ -67,9 +70,7 @@ class ClientTask:
 
     def adapter(self, state: Mapping[str, torch.Tensor]) -> LoraState:
         """The whole adapter for a state trained under this task, at the common scaling."""
-        if not self.frozen_product:
-            return concatenate_adapters([state], [self.relative_scaling])
-        return concatenate_adapters([state, self.frozen_product], [self.relative_scaling, 1.0])
+        return used_adapter(state, self.frozen_product, self.relative_scaling)
 
 
 @dataclass(frozen=True)

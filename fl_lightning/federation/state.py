@@ -11,6 +11,7 @@ import torch
 
 from fl_lightning.federation.personal_mean import RunningSum
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
+from fl_lightning.linalg.own_mixture import factors_of
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.state import LoraState, check_same_layout, is_lora_b
 
@@ -40,7 +41,8 @@ class FederationState:
         departments: {department: θ_d}.
         client_starts: {client_id: shared factor from which the client starts next}, with client clusters.
         personal: {client_id: the factor that stays with the client}, such as B under ``share: a``.
-        own_adapters: {client_id: its own adapter, never averaged}, under ``personal.own: during``.
+        own_adapters: {client_id: its own adapter, never averaged}, under ``personal.own: during``, with the weights
+            that it has learned, see `fl_lightning.linalg.own_mixture`.
         examples: {client_id: num_examples} of every client that ever sent a valid update.
         cluster_assignments: {department or group: cluster id} of the last round.
         optimizer_states: {department: state of its server optimizer}, tensors named ``slot/parameter``.
@@ -131,8 +133,8 @@ class FederationState:
             if best is not None:
                 return dict(best.adapter)
         for adapter in (self.own_adapters.get(client_id), self.personal.get(client_id)):
-            if adapter is not None and adapter.keys() == self.initial.keys():  # personal may be a part of one
-                return dict(adapter)
+            if adapter is not None and adapter.keys() >= self.initial.keys():  # personal may be a part of one
+                return factors_of(adapter)
         return dict(self.initial)
 
     def department_examples(self) -> dict[str, int]:

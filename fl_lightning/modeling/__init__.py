@@ -18,6 +18,8 @@ file                        does, or computes                               pape
 `limits`                    positions and token ids that a base can take
 `cohort_sites`              the layers in which a cohort works
 `cohort_row`                where each client's tokens are in a row
+`cohort_mixer`              ``p B_v A_v x + (1 − p) B_w A_w x``, p learned  Deng et al. 2020 (2003.13461)
+`compute_dtype`             the dtype in which adapters compute
 `stacked_factors`           one factor of all clients as a matrix
 `low_rank_product`          ``B_g A_g x`` for several clients
 `dropout`                   dropout from a counter                          Salmon et al. 2011 (Philox)

@@ -20,8 +20,10 @@ import torch
 from peft import PeftModel
 
 from fl_lightning.errors import InputError
+from fl_lightning.modeling.cohort_mixer import CohortMixer
 from fl_lightning.modeling.cohort_row import CohortRow
 from fl_lightning.modeling.cohort_sites import CohortSite, cohort_sites
+from fl_lightning.modeling.compute_dtype import cast, compute_dtype
 from fl_lightning.modeling.dropout import feature_keys, keep_mask, token_keys
 from fl_lightning.modeling.low_rank_product import Segments, low_rank_product
 from fl_lightning.modeling.stacked_factors import StackedFactor, stack_products
@@ -36,12 +38,16 @@ class LoraCohort:
     Args:
         model: the PEFT model; its built-in adapter is off while the cohort is attached.
 
+    Attributes:
+        mixer: weighs the clients' adapters against their frozen products; None where fixed numbers do.
+
     Raises:
         InputError: if a LoRA layer is not linear, or is the output head or part of an expert.
     """
 
     def __init__(self, model: PeftModel) -> None:
         self.size = 0
+        self.mixer: CohortMixer | None = None
         self._sites = cohort_sites(model)
         self._row = CohortRow(None)
         self._device = torch.device("cpu")
@@ -58,7 +64,7 @@ class LoraCohort:
         """Load the states of K clients into new fp32 parameters on `device`.
 
         Args:
-            states: K states of any ranks.
+            states: K states of any ranks, with their learned weights if they have some.
             device: device of the parameters.
             trainable_factor: the factor that is trained, or both.
             relative_scalings: each client's lora_alpha / r divided by the model's; None means 1.
@@ -68,6 +74,7 @@ class LoraCohort:
         is_moved = not self.size or torch.device(device) != self._device  # else the keys of dropout stay where they are
         self.size, self._device = len(states), torch.device(device)
         self._a, self._b = self._stack(states, trainable_factor)
+        self.mixer = CohortMixer.of(states, self._device)
         sizes = torch.tensor(self._a.sizes)
         scalings, kept = torch.tensor([[site.scaling, 1 - site.dropout] for site in self._sites]).unbind(1)
         relative = torch.tensor(relative_scalings or [1.0])[:, None]
@@ -121,19 +128,19 @@ class LoraCohort:
 
     @property
     def has_frozen_products(self) -> bool:
-        """Whether products that are not trained are added to those of the clients."""
-        return any(site.frozen_product is not None for site in self._sites)
+        """Whether products that are not trained are added to those of the clients, or would be weighed."""
+        return self.mixer is not None or any(site.frozen_product is not None for site in self._sites)
 
     def unused_layers(self) -> list[str]:
         """Names of the layers that no token has passed in any forward pass."""
         return [site.name for site in self._sites if not site.is_used]
 
     def state(self, index: int) -> LoraState:
-        """A snapshot of one client: detached fp32 CPU copies, sorted by name."""
+        """A snapshot of one client: detached fp32 CPU copies, sorted by name; its learned weights too."""
         a, b = (factor.of_client(factor.parameter, index) for factor in (self._a, self._b))
         state = {f"{site.name}.lora_A.weight": factor for site, factor in zip(self._sites, a, strict=True)}
         state |= {f"{site.name}.lora_B.weight": factor for site, factor in zip(self._sites, b, strict=True)}
-        return dict(sorted(state.items()))
+        return dict(sorted((state | (self.mixer.state(index) if self.mixer else {})).items()))
 
     @torch.no_grad()
     def add_proximal_gradients(self, anchors: Sequence[torch.Tensor], strength: float) -> None:
@@ -198,6 +205,8 @@ class LoraCohort:
     def set_row(self, row: CohortRow) -> None:
         """Set the next row. Call it in the precision of the forward pass: it saves casts in every layer."""
         self._row = row
+        if self.mixer is not None:
+            self.mixer.set_row(row)
         self._scale_factors()
 
     def set_segments(
@@ -221,7 +230,7 @@ class LoraCohort:
 
     def _scale_factors(self) -> None:
         """Set every layer's factors for the next row: all layers are scaled and cast in one operation."""
-        dtype = _compute_dtype(self._device)
+        dtype = compute_dtype(self._device)
         scalings = self._scalings if self._row.token_keys is None else self._dropout_scalings
         a, b = (self._a.parameter * scalings).to(dtype), self._b.parameter.to(dtype)
         for site, *factors in zip(self._sites, self._a.by_layer(a), self._b.by_layer(b), strict=True):
@@ -244,10 +253,10 @@ class LoraCohort:
 
     def _hook(self, site: CohortSite) -> Any:
         def add_update(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            (x,), site.is_used = _cast(inputs[:1], _compute_dtype(self._device)), True
+            (x,), site.is_used = cast(inputs[:1], compute_dtype(self._device)), True
             is_row = self._row.clients is None or x.shape[:-1] == (1, self._row.num_tokens)
             update = self._update(site, x) if is_row else self._update_of_tokens(site, x)
-            return output + _cast((update,), output.dtype)[0]
+            return output + cast((update,), output.dtype)[0]
 
         return add_update
 
@@ -260,12 +269,14 @@ class LoraCohort:
         if row.token_keys is not None and site.feature_keys is not None:
             dropped = x * keep_mask(row.token_keys, site.feature_keys, x.shape[-1], site.dropout)
         assert site.factors is not None
-        a, b = _cast(site.factors, x.dtype)
-        update = low_rank_product(dropped, a, b, row.clients)
-        if site.frozen_product is None:
-            return update
-        a, b = _cast(site.frozen_product, x.dtype)
-        return update + low_rank_product(x, a, b, row.runs)
+        a, b = cast(site.factors, x.dtype)
+        update, beside = low_rank_product(dropped, a, b, row.clients), None
+        if site.frozen_product is not None:
+            a, b = cast(site.frozen_product, x.dtype)
+            beside = low_rank_product(x, a, b, row.runs)
+        if self.mixer is not None:
+            return self.mixer.mix(update, beside)
+        return update if beside is None else update + beside
 
     def _update_of_tokens(self, site: CohortSite, x: torch.Tensor) -> torch.Tensor:
         """The update where a model has the row's tokens in another shape: padded, or without the batch dimension."""
@@ -281,13 +292,3 @@ class LoraCohort:
                 "all; remove it"
             )
         return update.view(*x.shape[:-1], update.shape[-1])
-
-
-def _compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which the adapters compute: autocast's, or fp32 as the parameters."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-
-
-def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """The tensors in a dtype; `to` is a call even where it changes nothing."""
-    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]

@@ -35,6 +35,13 @@ class CohortRow:
         return sum(self.clients.sizes) if self.clients is not None else 0
 
     @functools.cached_property
+    def owners(self) -> torch.Tensor:
+        """The client of each token, shape (T,)."""
+        assert self.clients is not None
+        sizes = torch.tensor(self.clients.sizes)
+        return to_device(torch.repeat_interleave(torch.arange(len(sizes)), sizes), self.clients.ends.device)
+
+    @functools.cached_property
     def positions(self) -> torch.Tensor:
         """Positions of the tokens if the sequences are padded on the right."""
         assert self.clients is not None

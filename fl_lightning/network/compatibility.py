@@ -33,13 +33,14 @@ MUST_MATCH = (
     "federation.combiner",
     "personal.ditto_lambda",
     "personal.apfl_alpha",
+    "personal.apfl_rate",
     "network.transport",
     "network.local_privacy",
 )
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.federation.state import clients_by_department
+from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.linalg.own_mixture import ALPHA, alpha_of
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
@@ -50,9 +51,10 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
     Returns:
         What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
         ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights`` by level (and of each of
-        several ``own_adapters`` and of its ``mates``), and the folders of the ``adapters``; the ``mean`` over clients
-        of these losses; ``hurt``, the share of clients that lose by what `personal.choose` gives them. Losses are mean
-        nats for each target token; a client without held-out records has none.
+        several ``own_adapters`` and of its ``mates``), the folders of the ``adapters``, and ``apfl_alpha`` if it has
+        learned one; the ``mean`` over clients of these losses; ``hurt``, the share of clients that lose by what
+        `personal.choose` gives them. Losses are mean nats for each target token; a client without held-out records has
+        none.
 
     Raises:
         InputError: if the run is not finished, has no selection records, or was trained with another config or base or
@@ -78,6 +80,7 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
             adapters = of_run(state, refit=True)
         ones = one_adapters(config, clients, adapters, choices, refit=config.personal.refit)
         result = measure(config.personal, clients, adapters, choices, ones)
+        add_alphas(result, state)
         write_choices(run_folder, components.module.model, adapters, ones, result, department_clusters(config, state))
     return result
 
@@ -140,6 +143,13 @@ def one_adapters(
 ) -> dict[str, LoraState]:
     """{client_id: `one_adapter` of its choice}."""
     return {c: one_adapter(config, clients, c, levels, choices[c], refit=refit) for c, levels in adapters.items()}
+
+
+def add_alphas(result: dict[str, Any], state: FederationState) -> None:
+    """Add the weight that each client has learned under ``personal.apfl_rate`` to the result of `measure`."""
+    for client_id, values in result["clients"].items():
+        if (alpha := alpha_of(state.own_adapters.get(client_id, {}))) is not None:
+            values[ALPHA] = alpha
 
 
 def write_choices(

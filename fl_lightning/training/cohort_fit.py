@@ -148,9 +148,10 @@ class CohortFit:
         graphs = self._usable_graphs()
         maker = RowMaker(self._cohort, streams, device, self._module.parts, self._shard, graphs is not None)
         self._module.eval()  # the base's own dropout stays off; the cohort draws that of the adapters for each client
+        descent = self._cohort.mixer.descent(rate) if self._cohort.mixer and (rate := tasks[0].alpha_rate) else None
         with self._attached():
             for step, rows in enumerate(maker.steps(plans)):
-                losses.append(self._step(rows, optimizer, pulls, graphs))
+                losses.append(self._step(rows, optimizer, pulls, graphs, None if step else descent))
                 for k, plan in enumerate(plans):
                     if step + 1 == len(plan):
                         states[k] = self._cohort.state(k)
@@ -195,6 +196,7 @@ class CohortFit:
         optimizer: torch.optim.Optimizer,
         pulls: list[tuple[list[torch.Tensor], float]],
         graphs: StepGraphs | None = None,
+        descent: torch.optim.Optimizer | None = None,
     ) -> torch.Tensor:
         """One optimizer step.
 
@@ -203,6 +205,7 @@ class CohortFit:
             optimizer: of the cohort's parameters.
             pulls: proximal terms: (values of the parameters, strength of the pull towards them).
             graphs: run the rows; None runs them call by call.
+            descent: steps APFL's alphas by the same gradients, of the values before this step; None leaves them.
 
         Returns:
             The mean loss over each client's targets, shape (K,).
@@ -219,12 +222,17 @@ class CohortFit:
             self._fabric.backward(losses.sum())
             total += losses.detach()
         if self._shard is not None:
-            total = self._shard.all_reduce_sum(total, self._cohort.parameters())
+            learned = [] if descent is None else descent.param_groups[0]["params"]
+            total = self._shard.all_reduce_sum(total, [*self._cohort.parameters(), *learned])
         # fp16: clip the true gradients, not the scaled ones; the scaler knows the inner optimizer only.
         self._precision.unscale_gradients(getattr(optimizer, "optimizer", optimizer))
         for anchors, strength in pulls:
             self._cohort.add_proximal_gradients(anchors, strength)
         self._cohort.clip_gradients(self.training.max_grad_norm)
+        if descent is not None and self._cohort.mixer is not None:
+            self._precision.unscale_gradients(descent)
+            descent.step()
+            self._cohort.mixer.end_step()
         optimizer.step()
         optimizer.zero_grad()
         return total

@@ -8,13 +8,20 @@
                                                                                     2012.04221
 ``apfl_alpha``     is trained and used in ``α B_v A_v + (1 − α) B_w A_w``           APFL, Deng et al. 2020, arXiv
                                                                                     2003.13461
+``apfl_rate``      likewise, and α learns: ``α ← clip(α − η ∂f/∂α, 0, 1)``          its equation of the same form
 ``fedalt_weight``  is trained and used in ``(1 − β) B_v A_v + β B_u A_u``           FedALT, Bian et al. 2025, arXiv
                                                                                     2503.11880
 =================  ===============================================================  ====================================
 
 w is the department's adapter and u the mean of the factors of the other clients' own adapters in the department, both
 of the start of the round and frozen while v trains. Ditto and APFL step v and w in turns within a round; here each
-trains through the round. APFL mixes whole models; to mix the products is the same. FedALT has a gate between v and u
+trains through the round. APFL mixes whole models; to mix the products is the same.
+
+With ``apfl_rate`` α starts at ``apfl_alpha`` and takes one step of gradient descent in each round of its client, at the
+first optimizer step, as the paper has it ("at every communication round"): f is the loss of that step's records under
+the mixture, v, w and α are those of the round's start, and ``∂f/∂α`` is the inner product of the gradient at the mixed
+weights and ``s (B_v A_v − B_w A_w)``, dropout included. The authors' code adds 0.02 α to that gradient; the paper does
+not, nor is it here. FedALT has a gate between v and u
 that depends on the input and is trained; here β is one fixed number. Only under FedALT does anything of own adapters
 leave the clients.
 """
@@ -30,6 +37,7 @@ from fl_lightning.config import PersonalConfig
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.linalg.adapter_algebra import concatenate_adapters
+from fl_lightning.linalg.own_mixture import ALPHA, used_adapter, weights_of
 from fl_lightning.state import LoraState
 
 
@@ -53,13 +61,14 @@ def own_tasks(config: PersonalConfig, state: FederationState, tasks: Sequence[Cl
     return [
         replace(
             task,
-            start=state.own_adapters.get(task.client_id, state.initial),
+            start=state.own_adapters.get(task.client_id, {**state.initial, **partners.first_weights()}),
             trainable_factor="all",
-            relative_scaling=task.relative_scaling * (1 - partners.weight),
+            relative_scaling=task.relative_scaling * partners.own_weight,
             frozen_product=partners.of(task.client_id),
             is_own=True,
             anchor=state.departments[task.department] if config.ditto_lambda else {},
             anchor_strength=config.ditto_lambda,
+            alpha_rate=config.apfl_rate,
         )
         for task in tasks
     ]
@@ -70,11 +79,10 @@ def own_adapter(config: PersonalConfig, state: FederationState, client_id: str) 
 
     A client that never took part has the common start as its own, which changes nothing.
     """
-    own, partners = state.final_own_adapter(client_id), Partners(config, state)
-    partner = partners.of(client_id)
-    return concatenate_adapters(
-        [own, *([partner] if partner else [])], [1 - partners.weight, *([1.0] if partner else [])]
-    )
+    partners = Partners(config, state)
+    learned = weights_of(state.own_adapters.get(client_id, partners.first_weights()))
+    own = {**state.final_own_adapter(client_id), **learned}
+    return used_adapter(own, partners.of(client_id), partners.own_weight)
 
 
 class Partners:
@@ -85,14 +93,20 @@ class Partners:
         state: of the federation.
 
     Attributes:
-        weight: of the partner in the mixture; 0 if there is none.
+        weight: of the partner in the mixture; 0 if there is none, 1 if clients learn their weights.
+        own_weight: of own adapters; 1 if clients learn their weights.
     """
 
     def __init__(self, config: PersonalConfig, state: FederationState) -> None:
         self._config, self._state = config, state
-        self.weight = config.fedalt_weight or 1 - config.apfl_alpha
+        fixed = config.fedalt_weight or 1 - config.apfl_alpha
+        self.weight, self.own_weight = (1.0, 1.0) if config.learns_mixture else (fixed, 1 - fixed)
         self._departments: dict[str, LoraState] = {}
         self._sums: dict[str, tuple[LoraState, int]] = {}
+
+    def first_weights(self) -> LoraState:
+        """What weighs an own adapter before its first fit, where clients learn it."""
+        return {ALPHA: torch.tensor([self._config.apfl_alpha])} if self._config.apfl_rate else {}
 
     def of(self, client_id: str) -> LoraState:
         """A client's partner times its weight; empty if there is none. Under APFL a department's clients share it."""

@@ -16,6 +16,7 @@ def test_levels_are_own_and_others_once(levels):
     [
         ({"ditto_lambda": 0.1}, "personal.ditto_lambda: expected the default, or personal.own: during.*got 0.1"),
         ({"apfl_alpha": 0.5, "own": "off"}, "personal.apfl_alpha: expected the default, or personal.own: during"),
+        ({"apfl_rate": 0.1, "own": "during"}, "personal.apfl_rate: expected 0, or a personal.apfl_alpha below 1"),
         ({"fedalt_weight": 0.5}, "personal.fedalt_weight: expected the default, or personal.own: during"),
         ({"own_adapters": 2, "own": "during"}, "personal.own_adapters: expected 1, or personal.own: after .*got 2"),
         ({"apfl_alpha": 0.5, "ditto_lambda": 0.1, "own": "during"}, "personal: expected one method for own adapters"),

@@ -20,6 +20,7 @@ from fl_lightning.config import (
     TrainingConfig,
 )
 from fl_lightning.data.client_data import ClientData
+from fl_lightning.linalg.own_mixture import alpha_of
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
@@ -179,9 +180,11 @@ def test_own_adapters_and_the_rounds_that_are_taken_are_those_of_one_process(bot
     assert sum(request.get("split") == "selection" for _, request, _ in sites.answers) == ROUNDS * len(COUNTS)
 
 
-def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both):
-    one_process, server, _, stores = both(personal=PersonalConfig(own="during", apfl_alpha=0.5))
+@pytest.mark.parametrize("rate", [0.0, 2.0])
+def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both, rate):
+    one_process, server, _, stores = both(personal=PersonalConfig(own="during", apfl_alpha=0.5, apfl_rate=rate))
     for client_id, own in own_states(stores, server.initial).items():
+        assert (alpha_of(own.own_adapters[client_id]) not in (None, 0.5)) == (rate > 0)
         assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
 
 

@@ -9,6 +9,7 @@ from run_files import adapters, metrics
 from fl_lightning import InputError
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.checkpoint import newest_checkpoint
+from fl_lightning.linalg.own_mixture import alpha_of, weights_of
 from fl_lightning.runs.personalize import personalize
 from fl_lightning.training.local_clients import LocalClients
 
@@ -132,6 +133,50 @@ def measured(fit, tmp_path_factory):
         for own in ("after", "during", "off")
     }
     return {own: (folder, personalize(folder)) for own, folder in folders.items()}
+
+
+LEARNED = {"apfl": ("--personal.apfl_alpha", "0.5", "--personal.apfl_rate", "5", "--personal.root", "mean")}
+"""{method: options by which clients learn how to weigh their own adapters}."""
+
+
+@pytest.fixture(scope="module", params=LEARNED)
+def learned(request, fit, tmp_path_factory):
+    """(method, fits, run folder) of a run of two rounds."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        watch_fits(monkeypatch, fits := [])
+        folder = fit(
+            tmp_path_factory.mktemp(request.param), "--rounds", "2", *SELECTION, *DURING, *LEARNED[request.param]
+        )
+    return request.param, fits, folder
+
+
+def test_what_clients_learn_is_resumed_exactly_after_a_kill_between_own_fits(fit, learned, tmp_path, monkeypatch):
+    method, fits, expected = learned
+    options = ("--rounds", "2", *SELECTION, *DURING, *LEARNED[method])
+    with monkeypatch.context() as interrupted:
+        watch_fits(interrupted, [], stop_at=len(fits) - 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path, *options)
+    (killed,) = tmp_path.glob("version_0")
+    watch_fits(monkeypatch, again := [])
+    fit(tmp_path, *options, resume=killed)
+    assert again == [(2, True)]
+    assert_same_bits(own_of(killed), own_of(expected))
+    assert all(weights_of(own) for own in own_of(killed).values())
+    assert adapters(killed) == adapters(expected)
+
+
+def test_apfl_logs_each_clients_weight_and_personalize_says_it(learned):
+    method, _, folder = learned
+    if method != "apfl":
+        pytest.skip("has no number for each client")
+    alphas = {client_id: alpha_of(own) for client_id, own in own_of(folder).items()}
+    rows = metrics(folder)
+    assert {c: float(rows[2][f"{c}/own/alpha"]) for c in alphas} == pytest.approx(alphas, rel=1e-5)
+    assert {float(rows[1][f"{c}/own/alpha"]) for c in alphas} == {0.5}  # in the first round v = w
+    assert 0.5 not in alphas.values()
+    result = personalize(folder)
+    assert {client_id: values["apfl_alpha"] for client_id, values in result["clients"].items()} == alphas
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from fl_lightning.config import PersonalConfig
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState
+from fl_lightning.linalg.own_mixture import ALPHA, alpha_of, factors_of
 from fl_lightning.seeding import derive_seed
 from fl_lightning.training.own_adapters import Partners, own_adapter, own_tasks
 
@@ -125,6 +126,88 @@ def test_apfl_equals_a_plain_loop_through_the_mixture_of_two_adapters(plain, rou
         load(plain, state.own_adapters[task.client_id], "v")
         expected = train(plain, "v", federation[task.client_id].train, task)
         assert_states_close(update.state, dict(sorted(expected.items())), atol=1e-5)
+
+
+def train_with_alpha(model, examples, task, alpha, rate):
+    """As `train` of adapter v in a mixture with w; at its first step α descends by the paper's inner product.
+
+    The gradient at the mixed weights is that of the base layers' weights, to which the products are added.
+    """
+    named = {n: p for n, p in model.named_parameters() if ".v." in n}
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    bases = [layer.base_layer.weight for layer in layers]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in (*named.values(), *bases):
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(named.values(), lr=RATE, weight_decay=0.0, eps=EPS)
+    for epoch in range(SETTINGS["local_epochs"]):
+        seed = derive_seed(task.run_seed, "order", task.round_num, task.client_id, epoch)
+        for step, indices in enumerate(epoch_order(len(examples), SETTINGS["batch_size"], seed)):
+            model.base_model.set_adapter(["v", "w"])
+            for layer in layers:
+                layer.scaling.update(v=2.0 * alpha, w=2.0 * (1 - alpha))
+            for n, parameter in model.named_parameters():
+                parameter.requires_grad_(n in named or any(parameter is base for base in bases))
+            loss_of(model, [examples[i] for i in indices]).backward()
+            if (epoch, step) == (0, 0):
+                products = {
+                    key: [2.0 * layer.lora_B[key].weight @ layer.lora_A[key].weight for layer in layers]
+                    for key in ("v", "w")
+                }
+                pairs = zip(bases, products["v"], products["w"], strict=True)
+                gradient = sum(float((base.grad * (v - w)).detach().sum()) for base, v, w in pairs)
+                descended = min(1.0, max(0.0, alpha - rate * gradient))
+            torch.nn.utils.clip_grad_norm_(named.values(), SETTINGS["max_grad_norm"])
+            optimizer.step()
+            model.zero_grad()
+            alpha = descended
+    return {name.replace(".v.", "."): p.detach().clone() for name, p in named.items()}, alpha
+
+
+@pytest.mark.parametrize("rate", [0.2, 1e4])
+def test_apfl_with_a_rate_equals_a_plain_loop_whose_alpha_descends_once(plain, round_state, federation, rate):
+    state, clients, tasks = round_state
+    config = PersonalConfig(own="during", apfl_alpha=0.3, apfl_rate=rate)
+    before = {"hr/client_0": 0.3, "hr/client_1": 0.6, "hr/client_2": 0.0}
+    own = {c: {**adapter, ALPHA: torch.tensor([before[c]])} for c, adapter in state.own_adapters.items()}
+    tasks = own_tasks(config, replace(state, own_adapters=own), tasks)
+    updates = clients.fit_cohort(tasks)
+    load(plain, state.departments["hr"], "w")
+    after = {}
+    for task, update in zip(tasks, updates, strict=True):
+        load(plain, state.own_adapters[task.client_id], "v")
+        expected, alpha = train_with_alpha(plain, federation[task.client_id].train, task, before[task.client_id], rate)
+        after[task.client_id] = alpha_of(update.state)
+        assert after[task.client_id] == pytest.approx(alpha, abs=1e-5)
+        assert_states_close(factors_of(update.state), dict(sorted(expected.items())), atol=1e-5)
+    moved = [c for c in after if after[c] not in (before[c], 0.0, 1.0)]
+    assert {"hr/client_0", "hr/client_1"} <= set(moved) if rate < 1 else moved == []
+
+
+def test_apfl_with_a_rate_and_a_client_alone_is_the_same_as_in_a_cohort(round_state):
+    state, clients, tasks = round_state
+    tasks = own_tasks(PersonalConfig(own="during", apfl_alpha=0.5, apfl_rate=0.5), state, tasks)
+    tasks = [replace(task, start={**task.start, ALPHA: torch.tensor([0.5])}) for task in tasks]
+    for update, task in zip(clients.fit_cohort(tasks), tasks, strict=True):
+        (alone,) = clients.fit_cohort([task])
+        assert_states_close(update.state, alone.state, atol=1e-5)
+
+
+def test_an_own_adapter_under_apfl_with_a_rate_begins_at_apfl_alpha_and_is_used_with_the_clients_own():
+    def adapter(value):
+        return {"q.lora_A.weight": torch.full((1, 2), value), "q.lora_B.weight": torch.full((2, 1), value)}
+
+    config = PersonalConfig(own="during", apfl_alpha=0.25, apfl_rate=0.1)
+    own = {"hr/a": {**adapter(2.0), ALPHA: torch.tensor([0.75])}}
+    state = FederationState(2, adapter(0.0), {"hr": adapter(4.0)}, own_adapters=own)
+    first, second = own_tasks(config, state, [ClientTask(c, 3, {}, 7) for c in ("hr/a", "hr/b")])
+    assert (alpha_of(first.start), alpha_of(second.start)) == (0.75, 0.25)
+    assert (first.relative_scaling, first.alpha_rate, first.frozen_product) == (1.0, 0.1, state.departments["hr"])
+    used = own_adapter(config, state, "hr/a")
+    assert used["q.lora_B.weight"].tolist() == [[0.75 * 2, 0.25 * 4]] * 2
+    assert used["q.lora_A.weight"].tolist() == [[2, 2], [4, 4]]
+    assert used.keys() == state.initial.keys() == state.final_own_adapter("hr/a").keys()
 
 
 def test_a_clients_adapter_under_apfl_gives_peft_the_losses_of_the_mixture(plain, round_state, federation):

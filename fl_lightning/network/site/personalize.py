@@ -23,7 +23,7 @@ from fl_lightning.network.site.store import SiteStore
 from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.runs.build import build_model_components, load_run_config
 from fl_lightning.runs.chains import train_own_chains
-from fl_lightning.runs.personalize import check_selection, choose, measure, one_adapters, write_choices
+from fl_lightning.runs.personalize import add_alphas, check_selection, choose, measure, one_adapters, write_choices
 from fl_lightning.state import LoraState
 from fl_lightning.storage.components import level_of
 from fl_lightning.storage.run_folder import locked
@@ -79,5 +79,7 @@ def personalize_site(folder: Path, *, console: Console | None = None) -> dict[st
         choices = choose(config, clients, adapters)
         ones = one_adapters(config, clients, adapters, choices)
         result = measure(config.personal, clients, adapters, choices, ones)
+        if config.personal.own == "during":
+            add_alphas(result, state)
         write_choices(folder, components.module.model, adapters, ones, result, {client_id.split("/")[0]: 0})
     return result
