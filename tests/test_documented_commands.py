@@ -177,6 +177,10 @@ def test_keys_are_made(words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", of("verify"))
 def test_what_verifies_is_run(words, signed, monkeypatch):
     monkeypatch.chdir(signed)
+    if "--write-salt" in words:
+        Path(words[-1]).unlink(missing_ok=True)
+    if "--salt" in words and not Path(words[-1]).exists():
+        main(["verify", "--run", "last", "--client", "hr/client_1", "--write-salt", words[-1]])
     assert main(words) == 0
 
 

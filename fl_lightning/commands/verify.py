@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.storage.run_folder import find_run_folder, named_folder
-from fl_lightning.storage.run_layout import LEDGER
+from fl_lightning.storage.run_layout import CONFIG, LEDGER
 
 if TYPE_CHECKING:
+    from fl_lightning.config import RunConfig
     from fl_lightning.runs.verify import Verified
 
 USAGE = """fl-lightning verify --run RUN [--public-key FILE]
-       fl-lightning verify --certificate FILE [--run RUN] [--public-key FILE]"""
+       fl-lightning verify --certificate FILE [--run RUN] [--public-key FILE]
+       fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --salt FILE [--records PATH] [--public-key FILE]
+       fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --write-salt FILE"""
 DESCRIPTION = """Check that a finished run is as its ledger (ledger.jsonl) says. Base model and records are not needed.
 Nothing is written into the run. Exit code 0: all holds; 1: the message names the first line or file that is not
-right."""
+right. With --client: whether this client's records are in the ledger, and in which rounds; nothing about others'."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     args = make_parser().read(argv)
     if args.run is None and args.certificate is None:
         raise InputError("verify: expected --run with a run folder or 'last', or --certificate, got neither")
+    _check_client_options(args)
     from fl_lightning.provenance.chain import ChainError
 
     try:
@@ -43,6 +47,16 @@ def make_parser() -> Parser:
     parser.add_argument("--public-key", type=_path, metavar="FILE", help=help_)
     help_ = "a certificate of forgetting, with the ledger of --run or of the folder around it"
     parser.add_argument("--certificate", type=_path, metavar="FILE", help=help_)
+    client = parser.add_argument_group("one client's records")
+    client.add_argument("--client", type=not_empty, metavar="DEPARTMENT/CLIENT", help="whose records are looked for")
+    client.add_argument("--salt", type=_path, metavar="FILE", help="the client's salt, which the operator gave to it")
+    help_ = "the client's folder or file of records (default: those in the run's data)"
+    client.add_argument("--records", type=_path, metavar="PATH", help=help_)
+    help_ = "for the operator: write the client's salt to a new file (0600), to be handed to this client only"
+    client.add_argument("--write-salt", type=_path, metavar="FILE", help=help_)
+    here = parser.add_argument_group("where base and records are on this machine, if not where the run's config says")
+    here.add_argument("--model", type=not_empty, metavar="NAME_OR_PATH", help="the base model")
+    here.add_argument("--data", type=not_empty, metavar="DIR", help="the folder of departments")
     return parser
 
 
@@ -58,11 +72,60 @@ def _verify(args: Namespace) -> int:
         _show_certificate(verified)
         return 0
     assert folder is not None
+    if args.client is not None:
+        return _verify_client(args, folder, public_key)
     verified = verify_run(folder, public_key)
     _show_chain(folder, verified, args.public_key)
     _show_files(verified)
     _show_certificate(verified)
     return 0
+
+
+def _check_client_options(args: Namespace) -> None:
+    client_options = ("salt", "records", "write_salt", "model", "data")
+    given = [f"--{name.replace('_', '-')}" for name in client_options if getattr(args, name) is not None]
+    if args.client is None and given:
+        raise InputError(f"verify: expected --client with {given[0]}, got none")
+    if args.client is None:
+        return
+    if (args.salt is None) == (args.write_salt is None):
+        raise InputError("verify: expected --client with either --salt or --write-salt")
+    if args.write_salt is not None and len(given) > 1:
+        raise InputError(f"verify: expected --write-salt without {next(o for o in given if o != '--write-salt')}")
+    if args.run is None or args.certificate is not None:
+        raise InputError("verify: expected --client with --run and without --certificate")
+
+
+def _verify_client(args: Namespace, folder: Path, public_key: str | None) -> int:
+    from fl_lightning.console import setup_logging, silence_libraries
+
+    setup_logging()
+    from fl_lightning.runs.membership import show_membership, write_salt
+    from fl_lightning.runs.verify import verify_chain
+
+    silence_libraries()
+    if args.write_salt is not None:
+        write_salt(folder, args.client, args.write_salt)
+        print(
+            f"{args.write_salt}: hand it to {args.client} and to nobody else: with it, guesses of records can be tried"
+        )
+        return 0
+    verified = verify_chain(folder, public_key)
+    config = _config(args, folder)
+    rounds = show_membership(folder, config, verified.chain, args.client, args.salt, args.records)
+    _show_chain(folder, verified, args.public_key)
+    numbers, count = ", ".join(map(str, rounds)), len(verified.chain.rounds)
+    print(f"{args.client}: these records are in the ledger, in {len(rounds)} of {count} rounds: {numbers}")
+    return 0
+
+
+def _config(args: Namespace, folder: Path) -> RunConfig:
+    """The run's config, with the places of base and records on this machine."""
+    from fl_lightning.config.parsing import parse_config
+
+    model = [] if args.model is None else ["--model.name_or_path", args.model]
+    data = [] if args.data is None else ["--data", args.data]
+    return parse_config(["--config", str(folder / CONFIG), *model, *data])
 
 
 def _path(text: str) -> Path:
