@@ -113,6 +113,7 @@ def _event_loop(site: Site, node: SuperNode, requests: queue.Queue[Request]) -> 
         node.delivered()
         with connection, contextlib.suppress(OSError):  # the asking process may be gone
             connection.send_bytes(site.handle(message))
+        node.answered()
     end = time.monotonic() + LAST_REPLY_SECONDS
     while time.monotonic() < end:
         signals.check()
