@@ -30,7 +30,7 @@ def test_equal_sides_agree():
 
 def test_the_key_is_named_on_both_sides():
     said = find_mismatch(made(lora_alpha=4), made().to_dict())
-    assert said == "lora.lora_alpha: expected the same on both sides, got 16 on the server, 4 at the site"
+    assert said == "lora.lora_alpha: expected the same on both sides, got 16.0 on the server, 4 at the site"
 
 
 def test_profiles_travel_as_json():

@@ -188,9 +188,9 @@ def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both, rat
         assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
 
 
-@pytest.mark.parametrize("apfl_alpha", [1.0, 0.5])
-def test_where_all_sites_lend_each_gets_what_it_gets_in_one_process(both, apfl_alpha):
-    personal = PersonalConfig(own="during", mates="all", apfl_alpha=apfl_alpha)
+@pytest.mark.parametrize("apfl", [{}, {"apfl_alpha": 0.5}, {"apfl_alpha": 0.5, "apfl_rate": 0.1}])
+def test_where_all_sites_lend_each_gets_what_it_gets_in_one_process(both, apfl):
+    personal = PersonalConfig(own="during", mates="all", **apfl)
     one_process, server, sites, stores = both(die_twice, personal=personal, network=NetworkConfig(lend="all"))
     own = {client_id: own_adapter(personal, one_process, client_id) for client_id in COUNTS}
     for client_id, store in stores.items():
