@@ -44,8 +44,10 @@ class AdapterExport(FederatedCallback):
         self._rounds: dict[str, dict[str, dict[str, str]]] = {}
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
-        """Export a client's adapter, unless its update was rejected or it is the central client."""
+        """Export a client's adapter, unless its update was rejected or masked, or it is the central client."""
         if trainer.run_folder is None or update.client_id not in trainer.data:
+            return
+        if trainer.federation_config.secure_aggregation:
             return
         department, client = update.client_id.split("/", 1)
         if client in trainer.report.departments[department].rejected:

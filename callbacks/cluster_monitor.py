@@ -62,6 +62,9 @@ class ClusterMonitor(FederatedCallback):
                 metrics[f"{name}/aggregation_error"] = department.aggregation_error
             if department.epsilon is not None and department.clip is not None:
                 metrics[f"{name}/epsilon"], metrics[f"{name}/clip"] = department.epsilon, department.clip
+            if department.quantization_error is not None and department.summed is not None:
+                metrics[f"{name}/summed"] = department.summed
+                metrics[f"{name}/quantization_error"] = department.quantization_error
             for client, norm in department.residual_norms.items():
                 metrics[f"{name}/{client}/residual_norm"] = norm
                 if client in department.drift:
@@ -132,6 +135,8 @@ class ClusterMonitor(FederatedCallback):
                     "rank_errors": d.rank_errors,
                     "epsilon": d.epsilon,
                     "clip": d.clip,
+                    "summed": d.summed,
+                    "quantization_error": d.quantization_error,
                 }
                 for name, d in report.departments.items()
             },

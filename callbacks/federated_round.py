@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from fl_lightning import clustering, mixing
+from fl_lightning.aggregation import secure
 from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.aggregation.quorum import departments_to_aggregate
 from fl_lightning.aggregation.round_step import aggregate_departments
 from fl_lightning.aggregation.staleness import rebase, staleness_weight
 from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update
+from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering.group_step import step_groups
 from fl_lightning.clustering.rounds import cluster_clients, cluster_round
@@ -107,6 +109,10 @@ class FederatedRound(FederatedCallback):
             log.warning("round %d: rejecting the update of %s: %s", trainer.round_num, update.client_id, problem)
             return
         shared = policy.shared(update.state, trainer.round_num)
+        if config.secure_aggregation:  # nobody but the client sees more of its update; its bytes are those of masks
+            trainer.report.num_tokens += update.num_tokens
+            self._updates.add(update, policy)
+            return
         if not policy.is_central:  # there, records have traveled instead of adapters
             bytes_sent[update.client_id] = num_bytes(shared)
             bytes_sent["client/up"] += num_bytes(shared)
@@ -137,8 +143,14 @@ class FederatedRound(FederatedCallback):
         return rebase(shared, task.start, trainer.federation.departments[task.department], staleness_weight(name, age))
 
     def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:
-        limit = trainer.federation_config.max_update_norm * norm(trainer.federation.initial)
-        return problem_with_update(update, task, limit)
+        config = trainer.federation_config
+        limit = config.max_update_norm * norm(trainer.federation.initial)
+        problem = problem_with_update(update, task, limit)
+        if problem or not config.secure_aggregation or task.is_own:
+            return problem
+        shared = trainer.policy.shared(update.state, trainer.round_num)
+        stats = ClientStats(update.num_examples, update.num_tokens)
+        return secure.problem_with_input(config, shared, trainer.federation.departments[task.department], stats)
 
     def on_aggregate(self, *, trainer: FederatedTrainer) -> None:
         """Aggregate the clients into departments, cluster clients and departments, mix within clusters."""
@@ -151,7 +163,9 @@ class FederatedRound(FederatedCallback):
         else:
             measure = contribution_measure(trainer.clients, trainer.panel.data, state.departments)
             # → department.aggregate_department → flora.flora_weighted_aggregate
-            state = aggregate_departments(config, state, departments, self._updates, tasks, report, measure=measure)
+            state = aggregate_departments(
+                config, state, departments, self._updates, tasks, report, measure=measure, seed=trainer.seed
+            )
             report.aggregated = state.departments
             # → clustering.cluster_aware_average_selected
             state = self._cluster_clients(trainer, state, departments)

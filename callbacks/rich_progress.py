@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fl_lightning.callbacks.base import FederatedCallback
+from fl_lightning.federation.state import clients_by_department
 
 if TYPE_CHECKING:
     from fl_lightning.federation.protocol import ClientTask, ClientUpdate
@@ -130,8 +131,11 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
     clustered = {member for clustering in report.clusterings.values() for member in clustering.assignments}
+    asked = clients_by_department(trainer.tasks)
     for name, department in report.departments.items():
-        sent = sum(report.bytes_sent.get(f"{name}/{client}", 0) for client in department.weights)
+        # Weights of single clients are unknown under guards by coordinate and secure aggregation.
+        senders = [f"{name}/{client}" for client in department.weights] or asked.get(name, [])
+        sent = sum(report.bytes_sent.get(client_id, 0) for client_id in senders)
         cluster = trainer.federation.cluster_assignments.get(name) if name in clustered else None
         table.add_row(
             name,

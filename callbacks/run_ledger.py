@@ -88,7 +88,7 @@ class RunLedger(FederatedCallback):
         salt = salts.client_salt(self._secret, update.client_id)
         digest = update_digest(update.state, update.num_examples, update.num_tokens, update.losses)
         entry: dict[str, Any] = {"update": salts.commit(salt, "update", digest)}
-        if trainer.federation.privacy is None:
+        if trainer.federation.privacy is None and not trainer.federation_config.secure_aggregation:
             entry["examples"] = update.num_examples
         self._clients[update.client_id] = entry
         members = trainer.data if trainer.policy.is_central else [update.client_id]

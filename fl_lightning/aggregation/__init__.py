@@ -12,6 +12,7 @@ file                   does
 `server_optimizers`    the step: SGD, FedAvgM, FedAdam, FedYogi, FedAdagrad; schedules of its size
 `department`           all of these together; the default is `fl_lightning.flora.flora_weighted_aggregate`
 `private`              the same under differential privacy
+`secure`               the same from a masked sum
 `round_step`           the step of all departments in a round
 `quorum`               which departments have enough valid updates
 `diagnostics`          how a department's step went

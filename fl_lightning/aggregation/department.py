@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from fl_lightning.aggregation.server_optimizers.step_size import step_size
 from fl_lightning.aggregation.weighting import ClientStats, make_weighting
 from fl_lightning.config import FederationConfig
 from fl_lightning.state import LoraState, distance, norm
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.session import SecureMean
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class DepartmentStep:
         product: P_d, if the combiner keeps one.
         rank_errors: {client_id: relative error of the product from which it starts next}, under svd.
         clip: C of the next round, under differential privacy.
+        masked: what the server knows of the clients, under secure aggregation.
     """
 
     state: LoraState
@@ -56,6 +60,7 @@ class DepartmentStep:
     product: LoraState = field(default_factory=dict)
     rank_errors: dict[str, float] = field(default_factory=dict)
     clip: float | None = None
+    masked: SecureMean | None = None
 
 
 class Residual(Mapping[str, torch.Tensor]):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
+from fl_lightning.aggregation import secure
 from fl_lightning.aggregation.robust.krum import clients_needed
 from fl_lightning.aggregation.updates import RoundUpdates
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask
-from fl_lightning.federation.round_report import RoundReport
+from fl_lightning.federation.round_report import RoundReport, by_client
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,8 @@ def departments_to_aggregate(
     Raises:
         RunError: if somebody was asked and no department has enough, and rounds are synchronous.
     """
-    asked = {task.department for task in tasks}
-    departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report)
+    asked = Counter(task.department for task in tasks)
+    departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report, asked)
     # With buffered rounds, another department may step in the next round.
     if not departments and (asked or report.dropped) and config.schedule.mode == "sync":
         raise RunError(
@@ -43,17 +45,23 @@ def departments_to_aggregate(
     return departments
 
 
-def _drop_small(config: FederationConfig, updates: RoundUpdates, report: RoundReport) -> list[str]:
+def _drop_small(
+    config: FederationConfig, updates: RoundUpdates, report: RoundReport, asked: Mapping[str, int]
+) -> list[str]:
     needed, key = config.min_clients, "federation.min_clients"
     if config.guard.name in ("krum", "multi_krum") and clients_needed(config.guard.f) > needed:
         needed, key = clients_needed(config.guard.f), f"federation.guard: {config.guard.name} with f = {config.guard.f}"
+    if config.secure_aggregation:
+        key = "federation.masking"
     for department in updates.departments:
+        if config.secure_aggregation:
+            needed = max(config.min_clients, secure.clients_needed(config, asked[department]))
         if (count := len(updates.of(department))) >= needed:
             continue
         reason = f"{department}: expected at least {needed} valid updates, got {count}"
         log.warning("round %d: %s (%s); its state is kept", report.round_num, reason, key)
-        updates.drop(department)
         department_report = report.departments[department]
-        department_report.rejected.update(dict.fromkeys(department_report.residual_norms, reason))
+        department_report.rejected.update(by_client(dict.fromkeys(updates.of(department), reason)))
+        updates.drop(department)
         department_report.residual_norms = {}
     return updates.departments

@@ -12,6 +12,7 @@ import torch
 from fl_lightning.aggregation.department import aggregate_department
 from fl_lightning.aggregation.diagnostics import describe_step
 from fl_lightning.aggregation.private import DPRelease, aggregate_privately
+from fl_lightning.aggregation.secure import aggregate_securely, equal_parts
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import RoundUpdates
 from fl_lightning.config import FederationConfig
@@ -37,6 +38,7 @@ def aggregate_departments(
     report: RoundReport,
     *,
     measure: Measure,
+    seed: int = 0,
 ) -> FederationState:
     """The state after each department has aggregated its clients' updates.
 
@@ -48,12 +50,15 @@ def aggregate_departments(
         tasks: {client_id: task} of the round.
         report: of the round; completed here.
         measure: called for each department under ``weighting: contribution``.
+        seed: of the run, for the secrets of secure aggregation.
 
     Raises:
         RunError: if a department's updates cannot be aggregated as configured.
     """
     policy, ledger = share_policy(config.share, config.share_layers), state.privacy
-    examples = {**state.examples, **{c: update.stats.num_examples for c, update in updates.items()}}
+    examples = dict(state.examples)
+    if not config.secure_aggregation:
+        examples.update({c: update.stats.num_examples for c, update in updates.items()})
     personal = {**state.personal, **{c: update.private for c, update in updates.items() if update.private}}
     personal_clients, asked = clients_by_department(personal), clients_by_department(tasks)
     sums: dict[str, RunningSum] = {}
@@ -76,6 +81,12 @@ def aggregate_departments(
             if ledger is not None:
                 release = _release(ledger, report.round_num, name, len(asked.get(name, ())))
                 step = aggregate_privately(config, report.round_num, previous, shared, optimizer_state, release)
+            elif config.secure_aggregation:
+                stats = {client_id: update.stats for client_id, update in received.items()}
+                step = aggregate_securely(
+                    config, report.round_num, previous, shared, stats, optimizer_state,
+                    department=name, asked=len(asked[name]), seed=seed,
+                )  # fmt: skip
             else:
                 step = aggregate_department(
                     config,
@@ -101,6 +112,9 @@ def aggregate_departments(
             anew = name not in sums
             mean = mean_personal(personal, examples, personal_clients.get(name, ())) if anew else sums[name].mean()
             next_states[name].update(mean)
+        if step.masked is not None:
+            examples.update(equal_parts(step.masked.weight, step.masked.clients))
+            report.count_masked(name, step.masked)
         for client_id, reason in step.rejected.items():
             log.warning("round %d: rejecting the update of %s: %s", report.round_num, client_id, reason)
         describe_step(

@@ -12,7 +12,7 @@ file              block of the YAML
 `clusters`        ``federation.client_clusters``, ``federation.dept_clusters`` and ``federation.hierarchy``
 `schedule`        ``federation.schedule``: synchronous or buffered rounds, virtual time
 `evaluation`      ``evaluation``: in which rounds, and on whose records
-`privacy`         ``federation.privacy``: differential privacy at the server
+`privacy`         ``federation.privacy``: differential privacy at the server; ``federation.masking``
 `ledger`          ``ledger``: the chain of rounds, and who signs it
 `personal`        ``personal``: what each client takes
 `network`         ``network``; ``network.local_privacy``: differential privacy at the sites
@@ -22,7 +22,8 @@ file              block of the YAML
 file              does
 ================  =======================================================================================
 `checks`          compares each field with its type and range
-`compatibility`   refuses choices that do not go together; `schedule_compatibility` those with buffered steps
+`compatibility`   refuses choices that do not go together; `schedule_compatibility` those with buffered steps,
+                  `secure_compatibility` those with secure aggregation
 `parsing`         YAML and command line → `RunConfig`, and back to YAML
 `shortcuts`       ``--rounds`` and other short flags
 `yaml_checks`     unknown keys and values, with their lines
@@ -39,7 +40,7 @@ from fl_lightning.config.lora import LoraConfig, LoraProfile
 from fl_lightning.config.model import TINY_BASE, ModelConfig
 from fl_lightning.config.network import LocalPrivacyConfig, NetworkConfig
 from fl_lightning.config.personal import PersonalConfig
-from fl_lightning.config.privacy import PrivacyConfig
+from fl_lightning.config.privacy import MaskingConfig, PrivacyConfig
 from fl_lightning.config.run import LoggingConfig, RetentionConfig, RunConfig
 from fl_lightning.config.schedule import ClientProfilesConfig, ScheduleConfig
 from fl_lightning.config.training import FabricConfig, TrainingConfig
@@ -61,6 +62,7 @@ __all__ = [
     "LoggingConfig",
     "LoraConfig",
     "LoraProfile",
+    "MaskingConfig",
     "ModelConfig",
     "NetworkConfig",
     "PersonalConfig",

@@ -10,6 +10,7 @@ from fl_lightning.config.federation import FederationConfig, ProductCombiner
 from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.personal import PersonalConfig
 from fl_lightning.config.schedule_compatibility import check_schedule
+from fl_lightning.config.secure_compatibility import check_secure_aggregation
 from fl_lightning.errors import InputError
 
 
@@ -40,6 +41,7 @@ def check_compatible(federation: FederationConfig, lora: LoraConfig) -> None:
         if row.applies(federation):
             raise InputError(f"federation: {row.reason}; expected {row.expected}, got {_choices(federation)}")
     check_schedule(federation)
+    check_secure_aggregation(federation)
     if lora.is_mixed() and federation.combiner not in ("stack", "svd"):
         raise InputError(
             f"lora.profiles: {federation.combiner} averages factors of equal rank and scale; expected "

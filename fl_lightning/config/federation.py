@@ -17,7 +17,7 @@ from fl_lightning.config.checks import (
     check,
 )
 from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
-from fl_lightning.config.privacy import PrivacyConfig
+from fl_lightning.config.privacy import MaskingConfig, PrivacyConfig
 from fl_lightning.config.schedule import ScheduleConfig
 
 ShareName: TypeAlias = Literal["all", "a", "b", "freeze_a", "alternate", "none", "central"]
@@ -134,6 +134,11 @@ class FederationConfig(Block, key="federation"):
     """Robust aggregation."""
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Settings of guard.name: dp."""
+    secure_aggregation: bool = False
+    """Clients send masked updates, of which only a department's sum can be read; see docs/privacy.md for what this
+    rules out."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Settings of secure_aggregation."""
     client_clusters: ClientClustersConfig = field(default_factory=ClientClustersConfig)
     """Clusters of clients inside a department."""
     dept_clusters: DeptClustersConfig = field(default_factory=DeptClustersConfig)

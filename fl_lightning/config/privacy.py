@@ -1,10 +1,14 @@
-"""The ``federation.privacy`` block: differential privacy at the server, used by ``guard.name: dp``."""
+"""The ``federation.privacy`` block: differential privacy at the server, used by ``guard.name: dp``.
+
+And the ``federation.masking`` block, used by ``secure_aggregation``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from fl_lightning.config.checks import Block, NonNegativeInt, OpenFraction, PositiveFloat
+from fl_lightning.config.checks import Block, Interval, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 
 
 @dataclass
@@ -24,3 +28,18 @@ class PrivacyConfig(Block, key="federation.privacy"):
     noise_seed: NonNegativeInt | None = None
     """null draws the noise from the system's entropy; a number makes runs repeatable but lets anyone who knows it
     remove the noise."""
+
+
+@dataclass
+class MaskingConfig(Block, key="federation.masking"):
+    """Secure aggregation: what clients insist on, see `fl_lightning.privacy.secure_aggregation`."""
+
+    min_clients: Annotated[int, Interval(2, 100_000)] = 3
+    """Clients in a sum, at least; they refuse sums of fewer, and a department with fewer keeps its state."""
+    threshold: Annotated[float, Interval(0.5, 1, open_high=True)] = 0.667
+    """More than this share of the clients must stay in a round; whoever wants to see a single update needs help from
+    more than 2 threshold - 1 of them. In [0.5, 1)."""
+    bound: PositiveFloat = 4.0
+    """Largest change of an element of an update; a client that has changed one by more takes no part."""
+    max_weight: PositiveInt = 1024
+    """Largest weight of a client, that is, records under weighting: examples; the rounding error grows with it."""

@@ -15,6 +15,7 @@ from fl_lightning.config.lora import LoraConfig
 from fl_lightning.config.model import ModelConfig
 from fl_lightning.config.network import NetworkConfig
 from fl_lightning.config.personal import PersonalConfig
+from fl_lightning.config.secure_compatibility import check_secure_run
 from fl_lightning.config.training import FabricConfig, TrainingConfig
 
 
@@ -97,6 +98,7 @@ class RunConfig(Block, key=""):
             self._drop_excluded()
         check_compatible(self.federation, self.lora)
         check_own_adapters(self.personal, self.federation, self.lora)
+        check_secure_run(self)
         ok = self.data.selection_fraction > 0 or not self.training.early_stopping
         check(ok, "data.selection_fraction", "records for training.early_stopping, such as 0.2", 0)
         ok = self.data.selection_fraction > 0 or not self.federation.dept_clusters.mixes_predictions

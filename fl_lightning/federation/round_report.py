@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fl_lightning.clustering import Clustering
 from fl_lightning.clustering.tree import ROOT
 from fl_lightning.state import LoraState
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.session import SecureMean
 
 Value = TypeVar("Value")
 
@@ -32,6 +35,8 @@ class DepartmentReport:
         rank_errors: {client: the same for the best product of the client's rank, which it starts from}; under svd.
         epsilon: of a client of this department over all rounds so far; None without differential privacy.
         clip: norm to which the updates were clipped; None without differential privacy.
+        summed: clients in the masked sum; None without secure aggregation.
+        quantization_error: largest error of an element of their mean; None without secure aggregation.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -47,6 +52,8 @@ class DepartmentReport:
     rank_errors: dict[str, float] = field(default_factory=dict)
     epsilon: float | None = None
     clip: float | None = None
+    summed: int | None = None
+    quantization_error: float | None = None
 
 
 @dataclass
@@ -75,6 +82,14 @@ class RoundReport:
     staleness: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     aggregated: Mapping[str, LoraState] = field(default_factory=dict)
+
+    def count_masked(self, department: str, masked: SecureMean) -> None:
+        """Take in what a department's secure aggregation has cost, and how exact it is."""
+        self.departments[department].summed = len(masked.clients)
+        self.departments[department].quantization_error = masked.error
+        self.bytes_sent.update(masked.bytes_up)
+        self.bytes_sent["client/up"] += sum(masked.bytes_up.values())
+        self.bytes_sent["client/down"] += sum(masked.bytes_down.values())
 
     @property
     def clustering(self) -> Clustering | None:

@@ -62,6 +62,11 @@ def check_between_machines(config: RunConfig) -> None:
             f"data.exclude: expected no names between machines, got {config.data.exclude[0]}; leave out the site by "
             "taking its key out of network.certificates. A site itself leaves out records by data.exclude_records"
         )
+    if federation.secure_aggregation:
+        raise InputError(
+            "federation.secure_aggregation: expected false between machines so far, got true: sites have no roster of "
+            "each other's identities yet that does not come from the server; use fit"
+        )
     _check_lending(config)
     if federation.schedule.clients.speed is not None:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 from fl_lightning import launch
+from fl_lightning.aggregation.secure import check_departments
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.callbacks import (
     AdapterExport,
@@ -48,11 +50,13 @@ from fl_lightning.modeling.limits import check_token_ids, limit_length
 from fl_lightning.modeling.lora import create_lora_model
 from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
+from fl_lightning.privacy.secure_aggregation.requirements import check_installed
 from fl_lightning.provenance.signing import load_private_key
 from fl_lightning.runs.excluded import client_places
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.run_folder import check_output
 from fl_lightning.storage.run_layout import CONFIG
+from fl_lightning.training.client_sampling import num_sampled
 from fl_lightning.training.clients import make_clients
 from fl_lightning.training.device import launch_fabric, make_fabric
 
@@ -157,6 +161,13 @@ def build_model_components(
     if config.federation.guard.name == "dp":  # a missing dp-accounting fails here, not after the first round
         privacy = config.federation.privacy
         epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)
+    if config.federation.secure_aggregation:  # so do missing libraries, and departments with too few clients
+        check_installed()
+        federation = config.federation
+        sampled = partial(
+            num_sampled, clients_per_round=federation.clients_per_round, client_fraction=federation.client_fraction
+        )
+        check_departments(federation, data, sampled)
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )

@@ -231,6 +231,8 @@ def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:
     rounds, retention = config.federation.rounds, config.retention
     exports = min(rounds, retention.client_exports + retention.best) if retention.client_exports else rounds
     checkpoints = min(rounds, retention.checkpoints + retention.best) if retention.checkpoints else rounds
+    if config.federation.secure_aggregation:
+        exports = 0
     own_adapters = checkpoints * num_clients if config.personal.own == "during" else 0
     return adapter * (
         num_departments + exports * num_clients + checkpoints * (1 + num_departments) + num_clients + own_adapters

@@ -95,6 +95,10 @@ NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_m
         ([*ALONE, "--federation.share", "central"], "federation.share: expected a share without central training"),
         ([*ALONE, *STOP, "--federation.share", "a"], "training.early_stopping: .* with share a, .* stays at each site"),
         ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
+        (
+            ["--federation.secure_aggregation", "true", "--num-clusters", "1"],
+            "federation.secure_aggregation: expected false between machines so far, got true",
+        ),
         (["--personal.root", "trained"], "personal.root: expected mean between machines, got trained"),
         (["--data.exclude", "[hr/client_1]"], "data.exclude: expected no names between machines, got hr/client_1"),
         (
