@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_lightning.commands.parser import Parser, not_empty
+from fl_lightning.commands.parser import Parser, at_least, not_empty
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.storage.run_folder import find_run_folder, named_folder
 from fl_lightning.storage.run_layout import CONFIG, LEDGER
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from fl_lightning.config import RunConfig
     from fl_lightning.runs.verify import Verified
 
-USAGE = """fl-lightning verify --run RUN [--public-key FILE]
+USAGE = """fl-lightning verify --run RUN [--public-key FILE] [--replay ROUND ...]
        fl-lightning verify --certificate FILE [--run RUN] [--public-key FILE]
        fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --salt FILE [--records PATH] [--public-key FILE]
        fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --write-salt FILE"""
 DESCRIPTION = """Check that a finished run is as its ledger (ledger.jsonl) says. Base model and records are not needed.
 Nothing is written into the run. Exit code 0: all holds; 1: the message names the first line or file that is not
-right. With --client: whether this client's records are in the ledger, and in which rounds; nothing about others'."""
+right. --replay also computes rounds again, which needs base and records, and compares them with the ledger.
+With --client: whether this client's records are in the ledger, and in which rounds; nothing about others'."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,6 +48,8 @@ def make_parser() -> Parser:
     parser.add_argument("--public-key", type=_path, metavar="FILE", help=help_)
     help_ = "a certificate of forgetting, with the ledger of --run or of the folder around it"
     parser.add_argument("--certificate", type=_path, metavar="FILE", help=help_)
+    help_ = "rounds to compute again, each from the checkpoint before it or an earlier one"
+    parser.add_argument("--replay", type=at_least(1), nargs="+", metavar="ROUND", help=help_)
     client = parser.add_argument_group("one client's records")
     client.add_argument("--client", type=not_empty, metavar="DEPARTMENT/CLIENT", help="whose records are looked for")
     client.add_argument("--salt", type=_path, metavar="FILE", help="the client's salt, which the operator gave to it")
@@ -78,14 +81,19 @@ def _verify(args: Namespace) -> int:
     _show_chain(folder, verified, args.public_key)
     _show_files(verified)
     _show_certificate(verified)
+    if args.replay:
+        _replay(args, folder, verified)
     return 0
 
 
 def _check_client_options(args: Namespace) -> None:
-    client_options = ("salt", "records", "write_salt", "model", "data")
+    if args.replay and (args.run is None or args.certificate or args.client):
+        raise InputError("verify: expected --replay with --run and without --certificate and --client")
+    client_options = ("salt", "records", "write_salt", *(() if args.replay else ("model", "data")))
     given = [f"--{name.replace('_', '-')}" for name in client_options if getattr(args, name) is not None]
     if args.client is None and given:
-        raise InputError(f"verify: expected --client with {given[0]}, got none")
+        other = " or --replay" if given[0] in ("--model", "--data") else ""
+        raise InputError(f"verify: expected --client{other} with {given[0]}, got none")
     if args.client is None:
         return
     if (args.salt is None) == (args.write_salt is None):
@@ -117,6 +125,20 @@ def _verify_client(args: Namespace, folder: Path, public_key: str | None) -> int
     numbers, count = ", ".join(map(str, rounds)), len(verified.chain.rounds)
     print(f"{args.client}: these records are in the ledger, in {len(rounds)} of {count} rounds: {numbers}")
     return 0
+
+
+def _replay(args: Namespace, folder: Path, verified: Verified) -> None:
+    from fl_lightning.console import setup_logging, silence_libraries
+
+    setup_logging()
+    from fl_lightning.runs.replay import replay
+
+    silence_libraries()
+    replayed = replay(folder, _config(args, folder), verified.chain, args.replay)
+    compared = "updates, records, weights and states" if replayed.has_secret else "weights, clusters and states"
+    print(f"computed again: rounds {', '.join(map(str, replayed.rounds))}: {compared} are those of the ledger")
+    if not replayed.has_secret:
+        print("updates and records were not compared: that needs ledger_secret, which the operator keeps")
 
 
 def _config(args: Namespace, folder: Path) -> RunConfig:

@@ -9,6 +9,7 @@ file               does
 `resume`           reads the newest checkpoint of a run and checks that it fits
 `evaluate`         evaluates the adapters of a finished run again
 `verify`           checks the chain of a run, its signature, and its files
+`replay`           computes rounds of a finished run again and compares them with its ledger
 `membership`       tells a client in which rounds its records are
 `scoring`          evaluates any adapters on any data, with confidence intervals
 `artifacts`        the contents of a run folder as dataclasses

@@ -71,12 +71,23 @@ def test_another_key_is_refused(command, copied, tmp_path):
     assert "ledger.jsonl:5: signed by another key" in error
 
 
+def test_rounds_are_computed_again(command, copied):
+    code, text, _ = command("verify", "--run", copied, "--replay", "3")
+    assert code == 0
+    assert "computed again: rounds 3: updates, records, weights and states are those of the ledger" in text
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [([], "expected --run"),
      (["--run", "nowhere"], "no config.yaml in it"),
      (["--run", "RUN", "--public-key", "nowhere.pub"], "nowhere.pub: cannot be read"),
      (["--run", "RUN", "--public-key", "RUN/config.yaml"], "expected an Ed25519 key"),
+     (["--replay", "2"], "expected --run"),
+     (["--run", "RUN", "--replay", "0"], "--replay: expected an integer of at least 1, got '0'"),
+     (["--run", "RUN", "--replay", "4"], "--replay: expected rounds from 1 to 3, got 4"),
+     (["--run", "RUN", "--replay", "1", "--certificate", "x"], "expected --replay with --run and without"),
+     (["--run", "RUN", "--data", "x"], "expected --client or --replay with --data"),
      (["--run", "RUN", "--public-key", ""], "--public-key: expected a value, got none"),
      (["--certificate", "nowhere.json"], "nowhere.json: expected a certificate"),
      (["--run", "RUN", "--publickey", "x"], "did you mean '--public-key'")],
