@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.callbacks.base import FederatedCallback
-from fl_lightning.evaluation.departments import evaluate_departments, evaluate_groups, summary
-from fl_lightning.evaluation.metrics import MetricValues, compute_metrics, mean_metrics
+from fl_lightning.evaluation.departments import evaluate_departments, evaluate_groups, logged_metrics, summary
+from fl_lightning.evaluation.metrics import MetricValues, compute_metrics
 from fl_lightning.storage.run_layout import CLIENT_EVALUATION, EVALUATION
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class Evaluation(FederatedCallback):
         for group, values in groups.items():
             before = self.groups.get(group, {"base": values, "final": values})
             self.groups[group] = before if group in taken_before else {**before, "final": values}
-        self._log(trainer, departments, groups)
-        if departments:
-            trainer.log({"eval/loss_client_mean": client_mean})
+        self._log(trainer, departments, groups, client_mean)
         if trainer.run_folder is not None:
             trainer.writer.json(trainer.run_folder / EVALUATION, summary(self.base, self.final, self.groups))
             trainer.writer.json(trainer.run_folder / CLIENT_EVALUATION, {"rounds": self.rounds})
@@ -101,13 +99,11 @@ class Evaluation(FederatedCallback):
         trainer: FederatedTrainer,
         departments: Mapping[str, MetricValues],
         groups: Mapping[str, MetricValues],
+        client_mean: float | None = None,
     ) -> None:
-        for name, values in {**departments, **groups}.items():
-            trainer.log({f"{name}/eval/{metric}": value for metric, value in values.items()})
         if not departments:
             log.warning("round %d: no client evaluated an adapter", trainer.round_num)
-            return
-        trainer.log({f"eval/{metric}": value for metric, value in mean_metrics(departments).items()})
+        trainer.log(logged_metrics(departments, groups, client_mean))
 
     def state_dict(self) -> dict[str, Any]:
         """The base model's metrics and the newest ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fl_lightning.federation.retention import BEST, kept_rounds
 from fl_lightning.storage.run_layout import CHECKPOINTS, HISTORY, checkpoint
 
 if TYPE_CHECKING:
+    from fl_lightning.federation.protocol import ClientTask
     from fl_lightning.federation.state import FederationState
     from fl_lightning.trainer import FederatedTrainer
 
@@ -31,11 +32,16 @@ class RoundCheckpoint(FederatedCallback):
         keep: keep the checkpoints of the last n rounds; 0 keeps all.
         best: additionally keep those of the n rounds with the lowest ``eval/loss``.
         identity: fingerprints of config, clients and base model, which a resumed run compares with its own.
+        first_rounds: additionally keep the checkpoints before the first n rounds, from the second on, in which a client
+            takes part of which no update has been valid before.
     """
 
-    def __init__(self, keep: int = 2, best: int = 0, identity: Mapping[str, Any] | None = None) -> None:
-        self.keep, self.best = keep, best
+    def __init__(
+        self, keep: int = 2, best: int = 0, identity: Mapping[str, Any] | None = None, first_rounds: int = 0
+    ) -> None:
+        self.keep, self.best, self.first_rounds = keep, best, first_rounds
         self.identity = dict(identity or {})
+        self._before_first: list[int] = []
         self._history: HistoryFile
         self._rows_written = 0
 
@@ -53,6 +59,12 @@ class RoundCheckpoint(FederatedCallback):
         if is_fresh:
             self._submit(trainer)
 
+    def on_round_start(self, *, trainer: FederatedTrainer, tasks: Sequence[ClientTask]) -> None:
+        """Note the round before, if a client takes part for the first time."""
+        before, known = trainer.round_num - 1, trainer.federation.examples
+        if before and len(self._before_first) < self.first_rounds and any(t.client_id not in known for t in tasks):
+            self._before_first.append(before)
+
     def on_round_end(self, *, trainer: FederatedTrainer) -> None:
         """Write the checkpoint, then drop old ones. Runs last, so that it holds everything of the round."""
         if trainer.run_folder is not None:
@@ -67,17 +79,34 @@ class RoundCheckpoint(FederatedCallback):
         states = {c.state_key: copy.deepcopy(state) for c in trainer.callbacks if (state := c.state_dict())}
         extra = CheckpointExtra(callbacks=states, identity=self.identity or None)
         losses = [(step, {BEST: row[BEST]}) for step, row in rows if BEST in row]
-        trainer.writer.submit(partial(self._write, trainer.run_folder, trainer.federation, entry.line(), extra, losses))
+        first = set(self._before_first)
+        trainer.writer.submit(
+            partial(self._write, trainer.run_folder, trainer.federation, entry.line(), extra, losses, first)
+        )
         trainer.writer.submit(partial(trainer.journal.truncate, trainer.federation.round_num))
 
     def _write(
-        self, run_folder: Path, federation: FederationState, line: bytes, extra: CheckpointExtra, losses: list[Row]
+        self,
+        run_folder: Path,
+        federation: FederationState,
+        line: bytes,
+        extra: CheckpointExtra,
+        losses: list[Row],
+        first: set[int],
     ) -> None:
         mark = self._history.append(line)  # first: a checkpoint never refers to a line that may be lost
         save_checkpoint(run_folder / checkpoint(federation.round_num), federation, extra, mark)
         folders = checkpoints(run_folder)
-        for round_num in folders.keys() - kept_rounds(list(folders), losses, last=self.keep, best=self.best):
+        for round_num in folders.keys() - kept_rounds(list(folders), losses, last=self.keep, best=self.best) - first:
             shutil.rmtree(folders[round_num], ignore_errors=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rounds whose checkpoints are kept since a client takes part for the first time in the next one."""
+        return {"before_first": list(self._before_first)} if self._before_first else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them."""
+        self._before_first = list(state.get("before_first", []))
 
 
 def restore_callbacks(callbacks: Iterable[FederatedCallback], extra: CheckpointExtra) -> None:

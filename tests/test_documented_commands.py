@@ -156,6 +156,17 @@ def test_what_chooses_is_run(words, little, micro_base, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", of("forget"))
+def test_what_is_forgotten_is_gone(words, finished, little, tmp_path, monkeypatch):
+    if "OLD" in words:
+        pytest.skip("the page shows a name")
+    shutil.copytree(finished / "lightning_logs" / "version_0", tmp_path / "lightning_logs" / "version_0")
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert (tmp_path / "lightning_logs" / "version_1").exists() == ("--dry-run" not in words)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", of("push"))
 def test_what_is_pushed_is_shown(words, finished, monkeypatch):
     monkeypatch.chdir(finished)

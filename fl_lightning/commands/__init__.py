@@ -6,6 +6,10 @@ COMMANDS = {
     "fit": ("--config configs/default.yaml", "train; --resume last|RUN continues a run"),
     "evaluate": ("--run RUN", "rewrite a run's evaluation, or evaluate any adapters on any records"),
     "personalize": ("--run RUN", "give each client its own, a shared or a mixed adapter, by its selection records"),
+    "forget": (
+        "--run RUN --client hr/client_1",
+        "take clients, departments or records out of a run, with a certificate",
+    ),
     "report": ("--run RUN", "one self-contained HTML page about a run, with pictures"),
     "serve": ("--run RUN", "serve all adapters of a run by OpenAI's chat API"),
     "chat": ("--run RUN --model hr", "chat with an adapter in the terminal"),

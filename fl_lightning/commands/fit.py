@@ -9,6 +9,7 @@ from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.console import setup_logging, silence_libraries
+from fl_lightning.storage.forgotten import check_not_forgotten
 from fl_lightning.storage.run_folder import find_run_folder
 from fl_lightning.storage.run_layout import CONFIG
 
@@ -39,5 +40,6 @@ def config_and_folder(argv: list[str], command: str) -> tuple[RunConfig, Path | 
     parser.add_argument("--output", type=not_empty)
     root = parser.read_known(argv)[0].output or parse_config(argv, prog).output
     folder = find_run_folder(args.resume, Path(root))
+    check_not_forgotten(folder)
     # The run's own config comes first, so that arguments given now override it.
     return parse_config(["--config", str(folder / CONFIG), *argv], prog), folder

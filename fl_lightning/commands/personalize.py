@@ -8,6 +8,7 @@ from pathlib import Path
 from fl_lightning import openmp
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.console import setup_logging, silence_libraries
+from fl_lightning.storage.forgotten import check_not_forgotten
 from fl_lightning.storage.run_folder import find_run_folder
 from fl_lightning.storage.run_layout import NEWCOMERS, PERSONAL, PERSONAL_EVALUATION
 
@@ -25,6 +26,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--data", type=not_empty, metavar="DIR", help="folder of departments with newcomers' records")
     args = parser.read(argv)
     folder = find_run_folder(args.run, Path(args.output))
+    check_not_forgotten(folder)
     setup_logging()
     openmp.spin_while_alone()
     from rich.console import Console

@@ -8,7 +8,8 @@ from pathlib import Path
 from fl_lightning.commands.parser import Parser
 
 DESCRIPTION = """List the version_N folders under --output: when each was last written to, whether it is finished,
-running or interrupted, mean evaluation loss before the first round and after the last, and clusters of departments."""
+running, interrupted or forgotten, mean evaluation loss before the first round and after the last, and clusters of
+departments."""
 
 
 def run(argv: list[str]) -> int:

@@ -56,6 +56,9 @@ class RetentionConfig(Block, key="retention"):
     """Keep the checkpoints of the last n rounds."""
     best: NonNegativeInt = 0
     """Additionally keep exports and checkpoints of the n rounds with the lowest mean evaluation loss."""
+    first_rounds: NonNegativeInt = 4
+    """Additionally keep the checkpoints before the first n rounds, from the second on, in which some client takes part
+    for the first time: forget starts from them. 0 keeps none of them."""
 
 
 @dataclass

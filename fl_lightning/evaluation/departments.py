@@ -127,6 +127,31 @@ def _check_finite(name: str, metrics: Metrics) -> None:
         )
 
 
+def logged_metrics(
+    departments: Mapping[str, MetricValues], groups: Mapping[str, MetricValues], client_mean: float | None = None
+) -> dict[str, float]:
+    """What is logged of an evaluation: each department's and group's metrics, and the means over departments.
+
+    Args:
+        departments: {department: metrics}.
+        groups: {group: metrics}.
+        client_mean: unweighted mean loss over clients; None leaves it out.
+
+    Example:
+        >>> logged_metrics({"hr": {"loss": 2.0, "perplexity": 7.4, "token_accuracy": 0.5}}, {})["hr/eval/loss"]
+        2.0
+    """
+    row = {
+        f"{name}/eval/{metric}": value
+        for name, values in {**departments, **groups}.items()
+        for metric, value in values.items()
+    }
+    if departments:
+        row |= {f"eval/{metric}": value for metric, value in mean_metrics(departments).items()}
+        row |= {} if client_mean is None else {"eval/loss_client_mean": client_mean}
+    return row
+
+
 def summary(
     base: Mapping[str, MetricValues],
     final: Mapping[str, MetricValues],

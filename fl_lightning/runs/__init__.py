@@ -17,6 +17,7 @@ file               does
 `lenient`          parses values from files that may be broken
 `listing`          the runs under a folder
 `diagnosis`        compares a config with this machine
+`forgetting`       takes clients, departments or records out of a finished run
 `comparison`       several configs, each with several seeds
 `personalize`      which adapter each client takes, by its selection records
 `newcomers`        the same for clients that were not in the run

@@ -238,7 +238,7 @@ def make_callbacks(
         AdapterExport(retention.client_exports, retention.best),
         *extra_callbacks,
         *([RunLedger(run_fingerprint, load_sign_key(config))] if config.ledger.enabled else []),
-        RoundCheckpoint(retention.checkpoints, retention.best, run_fingerprint),
+        RoundCheckpoint(retention.checkpoints, retention.best, run_fingerprint, retention.first_rounds),
         RichProgress(console),
     ]
 

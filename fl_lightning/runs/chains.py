@@ -211,7 +211,9 @@ def _config_of(chain: Chain, config: RunConfig, output: Path, rounds: int) -> Ru
         federation=federation,
         personal=config.personal if chain == "department" else PersonalConfig(),
         logging=LoggingConfig(loggers=loggers, samples=0),
-        retention=RetentionConfig(client_exports=0 if federation.secure_aggregation else 1, checkpoints=1),
+        retention=RetentionConfig(
+            client_exports=0 if federation.secure_aggregation else 1, checkpoints=1, first_rounds=0
+        ),
     )
 
 

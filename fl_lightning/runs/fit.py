@@ -230,7 +230,8 @@ def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:
     num_departments = len(clients_by_department(components.data))
     rounds, retention = config.federation.rounds, config.retention
     exports = min(rounds, retention.client_exports + retention.best) if retention.client_exports else rounds
-    checkpoints = min(rounds, retention.checkpoints + retention.best) if retention.checkpoints else rounds
+    kept = retention.checkpoints + retention.best + retention.first_rounds
+    checkpoints = min(rounds, kept) if retention.checkpoints else rounds
     if config.federation.secure_aggregation:
         exports = 0
     own_adapters = checkpoints * num_clients if config.personal.own == "during" else 0

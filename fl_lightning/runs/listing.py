@@ -12,10 +12,11 @@ from rich.table import Table
 
 from fl_lightning.errors import InputError
 from fl_lightning.runs.artifact_reader import read_artifacts
+from fl_lightning.storage.forgotten import read_forgotten
 from fl_lightning.storage.run_folder import RUN_PREFIX, is_locked, numbered_folders
 from fl_lightning.storage.run_layout import CONFIG
 
-Status = Literal["finished", "running", "interrupted", "unreadable"]
+Status = Literal["finished", "running", "interrupted", "unreadable", "forgotten"]
 UNKNOWN = "–"
 
 
@@ -26,7 +27,8 @@ class RunEntry:
     Attributes:
         name: of its folder.
         changed: time of the last change, UTC.
-        status: ``unreadable`` if the config does not say the number of rounds.
+        status: ``unreadable`` if the config does not say the number of rounds; ``forgotten`` if something was taken
+            out of the run, so that its adapters are used no more.
         round: the last finished one.
         rounds: asked for by the config; None if unknown.
         departments: number of departments; 0 before the first evaluation.
@@ -67,7 +69,9 @@ def _read_entry(folder: Path) -> RunEntry:
     last_round = max([0, *curve, *run.client_metrics])
     last_evaluated = max([0, *curve])
     status: Status = "interrupted"
-    if rounds is None:
+    if read_forgotten(folder) is not None:
+        status = "forgotten"
+    elif rounds is None:
         status = "unreadable"
     elif is_locked(folder):
         status = "running"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_lightning.errors import InputError, nearest
+from fl_lightning.storage.forgotten import read_forgotten
 from fl_lightning.storage.model_names import all_adapters
 from fl_lightning.storage.personal_models import MIXTURE, ModelSource, client_mixtures, department_mixtures
 from fl_lightning.storage.run_adapters import BASE, shared_adapters
@@ -39,8 +40,9 @@ class ModelRegistry:
     def refresh(self, on_change: Callable[[Mapping[str, ModelSource]], None] | None = None) -> dict[str, ModelSource]:
         """{model name: where its adapters are} of the models that are new or changed since the last refresh.
 
-        A deleted adapter stays available, since it is still in memory. After an error the state is as before. From the
-        second refresh on, an incomplete adapter is skipped until it is complete.
+        A deleted adapter stays available, since it is still in memory; but once something was taken out of the run,
+        only the base model is. After an error the state is as before. From the second refresh on, an incomplete adapter
+        is skipped until it is complete.
 
         Args:
             on_change: called with the changed adapters, if any, before they become available.
@@ -48,6 +50,9 @@ class ModelRegistry:
         Raises:
             InputError: the run has no adapters, or not those in `only`.
         """
+        if self.created and read_forgotten(self.run_folder) is not None:
+            self._withdraw()
+            return {}
         sources: dict[str, ModelSource] = {**shared_adapters(self.run_folder)}
         if self.clients:
             sources |= {**all_adapters(self.run_folder), **self._mixtures()}
@@ -87,6 +92,14 @@ class ModelRegistry:
         self._stamps |= stamps
         self.created |= created
         return changed
+
+    def _withdraw(self) -> None:
+        """Offer no adapter any more."""
+        if adapters := [name for name in self.created if name != BASE]:
+            log.warning("%s: something was taken out of this run: its adapters are served no more", self.run_folder)
+        for name in adapters:
+            del self.created[name]
+        self._stamps.clear()
 
     def _mixtures(self) -> dict[str, ModelSource]:
         """All mixtures; none, and a warning, if their adapters are not there and no mixture is asked for."""

@@ -10,6 +10,7 @@ messages            a JSON header and LoRA states as bytes
 block_file          a file of blocks that several processes append to and find by key
 offload             states on disk while a round waits
 background_writer   one writing thread
+forgotten           the mark of a run whose adapters are used no more
 record_digest       digests of records, by which they are named without their text
 run_folder          ``version_N``: made, found, locked
 run_layout          the name of every file and folder in a run

@@ -7,6 +7,7 @@ from typing import Any
 
 from fl_lightning.errors import InputError
 from fl_lightning.storage.files import check_name, natural_key, read_json
+from fl_lightning.storage.forgotten import check_not_forgotten
 from fl_lightning.storage.run_layout import (
     CLIENT_INDEX,
     DEPARTMENT_INDEX,
@@ -22,8 +23,9 @@ def shared_adapters(run_folder: Path) -> dict[str, Path]:
     """{department or group: folder of its adapter}, in natural order.
 
     Raises:
-        InputError: if the run has none, or an index is not as `fit` writes it.
+        InputError: if the run has none, something was taken out of it, or an index is not as `fit` writes it.
     """
+    check_not_forgotten(run_folder)
     adapters: dict[str, Path] = {}
     for index in (DEPARTMENT_INDEX, GROUP_INDEX):
         path = run_folder / index

@@ -24,6 +24,8 @@ metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
 ledger.jsonl                                  chain of rounds: digests of what went in and what came out
 certificate/                                  what forget has taken out, with the chain of the run before
+forgetting.json                               of a run that forget makes: from which run, and what is taken out
+FORGOTTEN.json                                of a run from which something was taken out: its adapters are used no more
 ledger_secret                                 0600; from it the clients' salts are derived
 .lock                                         locked while a process writes to the run
 """
@@ -47,6 +49,7 @@ NETWORK = "network.json"
 LEDGER, LEDGER_SECRET = "ledger.jsonl", "ledger_secret"
 CERTIFICATE = "certificate"
 """Folder of a run that was made by `forget`: what it no longer has, and the chain of the run before."""
+FORGETTING, FORGOTTEN = "forgetting.json", "FORGOTTEN.json"
 PERSONAL_EVALUATION = "personal_eval.json"
 NEWCOMERS = "newcomers.json"
 DEPARTMENT_MIXTURES = "department_mixtures.json"

@@ -148,3 +148,33 @@ def test_without_a_run_folder_nothing_is_written(play, script, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     play(script[:1], callbacks=[RoundCheckpoint()])
     assert list(tmp_path.iterdir()) == []
+
+
+def sent_by(state, *rounds):
+    """A script in which these clients send updates; all are asked in every round."""
+    return [{f"hr/{client}": (state((2, 1), (1, 0, 0)), 2) for client in clients} for clients in rounds]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "bound", "kept"),
+    [
+        (["a", "ab", "ab", "ab"], 4, [1, 4]),
+        (["a", "ab", "ab", "ab"], 0, [4]),
+        (["a", "a", "a", "a", "ab"], 4, [1, 2, 3, 4, 5]),  # b is new until an update of it is valid
+        (["a", "a", "a", "a", "ab"], 2, [1, 2, 5]),
+        (["ab", "ab", "ab"], 4, [3]),  # a run from round 1 on needs no checkpoint
+    ],
+)
+def test_checkpoints_before_first_rounds_are_kept_up_to_a_bound(play, state, tmp_path, rounds, bound, kept):
+    play(sent_by(state, *rounds), callbacks=[RoundCheckpoint(keep=1, first_rounds=bound)], run_folder=tmp_path)
+    assert list(checkpoints(tmp_path)) == kept
+
+
+def test_a_resumed_run_keeps_the_same_first_rounds(play, state, tmp_path):
+    script = sent_by(state, "a", "ab", "ab", "ab")
+    play(script[:3], callbacks=[RoundCheckpoint(keep=1, first_rounds=2)], run_folder=tmp_path)
+    resumed, extra = load_checkpoint(tmp_path / "checkpoints" / "round_3")
+    callback = RoundCheckpoint(keep=1, first_rounds=2)
+    restore_callbacks([callback], extra)
+    play(script, callbacks=[callback], run_folder=tmp_path, resume=resumed)
+    assert list(checkpoints(tmp_path)) == [1, 4]

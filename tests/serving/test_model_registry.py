@@ -8,6 +8,7 @@ import pytest
 
 from fl_lightning.errors import InputError
 from fl_lightning.serving.model_registry import FILES, ModelRegistry
+from fl_lightning.storage.forgotten import mark_forgotten
 from fl_lightning.storage.personal_models import MixtureSource
 
 
@@ -244,3 +245,15 @@ def test_a_department_has_its_mixture_beside_its_adapter(run):
     (run / "department_mixtures.json").write_text(json.dumps({"round": 1, "departments": {"hr": values}}))
     mixture = MixtureSource((run / "adapters/hr", run / "mixture_levels/root"), (0.75, 0.25))
     assert ModelRegistry(run).refresh()["hr+"] == mixture
+
+
+def test_a_forgotten_run_is_served_no_more(run, caplog):
+    registry = ModelRegistry(run)
+    registry.refresh()
+    mark_forgotten(run, {"new_run": "version_1"})
+    for _ in range(2):
+        assert registry.refresh() == {}
+        assert list(registry.created) == ["base"]
+    assert caplog.text.count("served no more") == 1
+    with pytest.raises(InputError, match="taken out"):
+        ModelRegistry(run).refresh()
