@@ -136,5 +136,5 @@ def test_help_shows_the_docstring_of_every_key(capsys, monkeypatch):
 
 def test_blocks_are_dataclasses_and_never_bare_dicts():
     blocks = [cls for cls in known_keys().values() if cls is not None]
-    assert len(blocks) == 22
+    assert len(blocks) == 24
     assert all(dataclasses.is_dataclass(cls) for cls in blocks)

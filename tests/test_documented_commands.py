@@ -131,7 +131,7 @@ def test_what_trains_is_run_with_little(words, little, finished, micro_base, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", of("evaluate", "report", "merge"))
+@pytest.mark.parametrize("words", of("evaluate", "report", "merge", "audit"))
 def test_what_looks_at_a_run_is_run(words, little, finished, monkeypatch):
     monkeypatch.chdir(finished)
     here = {"OTHER_DEPARTMENTS": str(little), "mine=PATH/TO/ADAPTER": "mine=lightning_logs/version_0/adapters/hr"}

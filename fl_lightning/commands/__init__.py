@@ -10,6 +10,7 @@ COMMANDS = {
         "--run RUN --client hr/client_1",
         "take clients, departments or records out of a run, with a certificate",
     ),
+    "audit": ("--run RUN", "bound from below what a run's adapters tell, by canaries and membership tests"),
     "report": ("--run RUN", "one self-contained HTML page about a run, with pictures"),
     "serve": ("--run RUN", "serve all adapters of a run by OpenAI's chat API"),
     "chat": ("--run RUN --model hr", "chat with an adapter in the terminal"),

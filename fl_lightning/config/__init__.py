@@ -15,6 +15,7 @@ file              block of the YAML
 `privacy`         ``federation.privacy``: differential privacy at the server; ``federation.masking``
 `ledger`          ``ledger``: the chain of rounds, and who signs it
 `personal`        ``personal``: what each client takes
+`audit`           ``audit``: canaries in the records
 `network`         ``network``; ``network.local_privacy``: differential privacy at the sites
 ================  =======================================================================================
 
@@ -31,6 +32,7 @@ file              does
 ================  =======================================================================================
 """
 
+from fl_lightning.config.audit import AuditConfig
 from fl_lightning.config.clusters import ClientClustersConfig, DeptClustersConfig, HierarchyConfig
 from fl_lightning.config.data import EXAMPLE_DEPARTMENTS, DataConfig
 from fl_lightning.config.evaluation import EvaluationConfig
@@ -46,6 +48,7 @@ from fl_lightning.config.schedule import ClientProfilesConfig, ScheduleConfig
 from fl_lightning.config.training import FabricConfig, TrainingConfig
 
 __all__ = [
+    "AuditConfig",
     "ClientClustersConfig",
     "ClientProfilesConfig",
     "DataConfig",

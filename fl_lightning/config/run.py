@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fl_lightning.config.audit import AuditConfig
 from fl_lightning.config.checks import Block, NonNegativeInt, check
 from fl_lightning.config.compatibility import check_compatible, check_own_adapters
 from fl_lightning.config.data import DataConfig
@@ -91,6 +92,8 @@ class RunConfig(Block, key=""):
     """The chain of rounds."""
     personal: PersonalConfig = field(default_factory=PersonalConfig)
     """Clients' own adapters, and what the command personalize gives each client."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """Canaries for the command audit."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Runs over several machines, by the commands server and client."""
 
@@ -108,6 +111,10 @@ class RunConfig(Block, key=""):
         check(ok, "data.selection_fraction", "records for dept_clusters.mix: predictions, such as 0.2", 0)
         ok = not (self.personal.mixes_own and self.training.early_stopping)
         check(ok, "training.early_stopping", "false with personal.apfl_alpha or personal.fedalt_weight", True)
+        ok = not self.audit.canaries or self.audit.answer_tokens < self.data.max_length
+        check(
+            ok, "audit.answer_tokens", "fewer than data.max_length, so that a prompt has room", self.audit.answer_tokens
+        )
 
     def _drop_excluded(self) -> None:
         """Take what `data.exclude` names out of the groups and profiles, where an unknown name would be an error.

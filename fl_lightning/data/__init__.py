@@ -22,6 +22,7 @@ token_store    tokens of clients on disk, shared by runs
 packing        batches without padding
 partition/     one pile of records dealt out to departments and clients
 inspection/    all problems of a folder at once
+canaries       records that an auditor adds by fair coins
 exclusion      clients, departments and records that are left out
 splits         which records of a client train, which are held out, and which choose
 row_padding    rows of a few sizes, for what is recorded once

@@ -15,6 +15,7 @@ file                        does, or computes                               pape
 `target_modules`            which layers get an adapter
 `adapter_config`            ``adapter_config.json``, read and written
 `scaled_adapter`            an adapter of another rank, scale or layers
+`input_energy`              what A alone tells about a record
 `limits`                    positions and token ids that a base can take
 `cohort_sites`              the layers in which a cohort works
 `cohort_row`                where each client's tokens are in a row

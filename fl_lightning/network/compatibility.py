@@ -67,6 +67,11 @@ def check_between_machines(config: RunConfig) -> None:
             "federation.secure_aggregation: expected false between machines so far, got true: sites have no roster of "
             "each other's identities yet that does not come from the server; use fit"
         )
+    if config.audit.canaries:
+        raise InputError(
+            f"audit.canaries: expected 0 between machines, where only sites know which records they train on, got "
+            f"{config.audit.canaries}; use fit"
+        )
     _check_lending(config)
     if federation.schedule.clients.speed is not None:
         raise InputError(

@@ -80,7 +80,7 @@ def model_card(config: RunConfig, facts: AdapterFacts, subject: CardSubject) -> 
         f"## Metrics\n\n{_metrics(facts)}",
         *([] if facts.personal is None else [f"## Levels\n\n{_levels(facts.personal)}"]),
         f"## Training\n\n{_training(config, facts, subject)}",
-        f"## Privacy\n\n{_leaks(facts)}\n\n{_differential(config, facts)}",
+        f"## Privacy\n\n{_leaks(facts)}\n\n{_differential(config, facts)}{_audit(facts)}",
         f"## Licence\n\n{_licence(subject)}",
     ]
     return str(ModelCard("\n\n".join(parts) + "\n"))
@@ -232,6 +232,25 @@ def _differential(config: RunConfig, facts: AdapterFacts) -> str:
     )
     if privacy.noise_seed is not None:
         text += " The noise was drawn from a seed in the config: ε does not hold against anybody who knows the seed."
+    return text
+
+
+def _audit(facts: AdapterFacts) -> str:
+    """What an audit has found; empty without one."""
+    text = ""
+    if (bound := facts.bound) is not None:
+        text += (
+            f"\n\nAn audit put canaries into the training records by fair coins, and guessed {bound.correct} of "
+            f"{bound.guesses} of them right: ε of a record is at least {bound.epsilon:.2f}, with 95 % confidence. So "
+            f"many guesses can prove at most {bound.provable:.2f}; a low bound is no proof of privacy."
+        )
+    if (test := facts.membership) is not None:
+        values = test.values
+        text += (
+            f"\n\nA membership test by the loss against the base model told trained records from held-out ones with an "
+            f"AUC of {values['auc']:.3f} (95 %: {values['auc_low']:.3f} to {values['auc_high']:.3f}), and found "
+            f"{values['tpr']:.1%} of the trained ones at 1 % false positives."
+        )
     return text
 
 

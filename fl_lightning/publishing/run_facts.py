@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fl_lightning.runs.artifact_reader import read_artifacts, read_num_examples
-from fl_lightning.runs.artifacts import PersonalResult, RunArtifacts
+from fl_lightning.runs.artifacts import AuditBound, AuditTest, PersonalResult, RunArtifacts
 from fl_lightning.storage.personal_models import ONE_ADAPTER
 from fl_lightning.storage.run_adapters import best_rounds
 
@@ -33,6 +33,8 @@ class AdapterFacts:
         rejected: number of updates of these clients that were not averaged, over all rounds.
         epsilon: ε of differential privacy, the largest of its departments; None without differential privacy.
         best_round: round that early stopping has taken the adapter from; None without early stopping.
+        bound: the audit's lower bound on ε; None without canaries.
+        membership: the audit's membership test against the base model; None without an audit.
         personal: what `personalize` has chosen, of the one adapter that it has made for a client; None of others.
     """
 
@@ -49,6 +51,8 @@ class AdapterFacts:
     rejected: int = 0
     epsilon: float | None = None
     best_round: int | None = None
+    bound: AuditBound | None = None
+    membership: AuditTest | None = None
     personal: PersonalResult | None = None
 
 
@@ -67,8 +71,9 @@ def collect_facts(run_folder: Path, name: str, groups: Mapping[str, list[str]] |
     if name.endswith(ONE_ADAPTER):
         client_id = name.removesuffix(ONE_ADAPTER)
         return _personal_facts(_client_facts(run, client_id, examples), run.personal.get(client_id))
+    bound, membership = _audited(run, name)
     if "/" in name:
-        return _client_facts(run, name, examples)
+        return replace(_client_facts(run, name, examples), bound=bound, membership=membership)
     departments = departments_of(groups or {}, name)
     counts = [count for client_id, count in examples.items() if client_id.split("/", 1)[0] in departments]
     known = [count for count in counts if count is not None]
@@ -88,6 +93,8 @@ def collect_facts(run_folder: Path, name: str, groups: Mapping[str, list[str]] |
         rejected=sum(update.department in departments for update in run.rejected),
         epsilon=max(epsilons) if len(epsilons) == len(departments) else None,
         best_round=best_rounds(run.folder).get(name),
+        bound=bound,
+        membership=membership,
     )
 
 
@@ -102,6 +109,16 @@ def departments_of(groups: Mapping[str, list[str]], name: str) -> set[str]:
     if not members or any("/" in member for member in members):
         return {name}
     return set().union(*(departments_of(groups, member) for member in members))
+
+
+def _audited(run: RunArtifacts, name: str) -> tuple[AuditBound | None, AuditTest | None]:
+    """What an audit has found about the adapter that is published: a department's is the mixed one, if there is one."""
+    if run.audit is None:
+        return None, None
+    kinds = ("client", "group", "mixed", "department")
+    bounds = {line.kind: line for line in run.audit.bounds if line.owner == name}
+    tests = {line.kind: line for line in run.audit.tests if line.owner == name and line.score == "base"}
+    return next((bounds[k] for k in kinds if k in bounds), None), next((tests[k] for k in kinds if k in tests), None)
 
 
 def _client_facts(run: RunArtifacts, name: str, examples: Mapping[str, int | None]) -> AdapterFacts:

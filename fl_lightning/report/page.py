@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fl_lightning.errors import InputError
 from fl_lightning.report.adapter_map import adapter_map
+from fl_lightning.report.audit import audit
 from fl_lightning.report.cluster_count import cluster_count
 from fl_lightning.report.clusters import clusters
 from fl_lightning.report.comparison import comparison
@@ -64,6 +65,7 @@ def write_report(run_folder: Path, *, count: int = 3) -> Path:
     run = read_artifacts(run_folder)
     sections = [topic(run) for topic in TOPICS]
     sections += [personal(run)] if run.personal else []
+    sections += [audit(run)] if run.audit else []
     sections += [samples(run_folder, target, count), config(run)]
     pictures = {}
     for section in sections:

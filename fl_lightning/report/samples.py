@@ -108,9 +108,10 @@ def generate_answers(run_folder: Path, count: int) -> dict[str, list[PromptAnswe
     from fl_lightning.evaluation.samples import take_samples
     from fl_lightning.modeling.lora import collect_lora_state, read_lora_adapter
     from fl_lightning.runs.build import build_components, load_run_config
+    from fl_lightning.runs.canaries import without_canaries
     from fl_lightning.training.local_clients import LocalClients
 
-    config = load_run_config(run_folder)
+    config = without_canaries(load_run_config(run_folder))
     on_cpu = replace(config.fabric.alone(), accelerator="cpu", precision="fp32")
     components = build_components(replace(config, fabric=on_cpu, output=str(run_folder)))
     clients = LocalClients(components.fabric, components.module, components.data, config.training)

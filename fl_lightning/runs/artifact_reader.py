@@ -20,9 +20,11 @@ from fl_lightning.runs.artifacts import (
     PersonalResult,
     RunArtifacts,
 )
+from fl_lightning.runs.audit_reader import parse_audit
 from fl_lightning.runs.lenient import by_round, labels, mapping, matrix, number, numbers, text
 from fl_lightning.storage.files import read_json
 from fl_lightning.storage.run_layout import (
+    AUDIT,
     CHECKPOINT_FACTS,
     CHECKPOINTS,
     CLIENT_EVALUATION,
@@ -59,6 +61,8 @@ def read_artifacts(folder: Path, *, with_metadata: bool = True) -> RunArtifacts:
     _read_metrics(run)
     _read_personal(run)
     _read_mixtures(run)
+    if (run.folder / AUDIT).exists():
+        run.audit = parse_audit(_read(run, AUDIT, "what the audit has found is not shown"))
     if with_metadata:
         _read_clusters(run)
         _read_client_clusters(run)

@@ -92,6 +92,55 @@ class DepartmentMixture:
     losses: MetricValues = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AuditBound:
+    """A lower bound on ε from canaries.
+
+    Attributes:
+        kind: of the adapter: client, department, mixed, group; or one of these and ", A alone".
+        owner: of the adapter; ``all`` of a kind.
+        guesses: number of guessed coins.
+        correct: those that were right.
+        epsilon: the bound.
+        provable: the bound if all had been right.
+        upper: the accountant's ε for a record; None if it does not cover the adapter.
+    """
+
+    kind: str
+    owner: str
+    guesses: int
+    correct: int
+    epsilon: float
+    provable: float
+    upper: float | None = None
+
+
+@dataclass(frozen=True)
+class AuditTest:
+    """A membership test.
+
+    Attributes:
+        kind: as of `AuditBound`.
+        owner: as of `AuditBound`.
+        score: what losses were compared with: base or reference.
+        values: {field of `MembershipResult`: value}.
+    """
+
+    kind: str
+    owner: str
+    score: str
+    values: MetricValues
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What `audit` has found; δ is None if unknown."""
+
+    delta: float | None
+    bounds: list[AuditBound] = field(default_factory=list)
+    tests: list[AuditTest] = field(default_factory=list)
+
+
 @dataclass
 class RunArtifacts:
     """The contents of a run folder; a file that is missing or broken leaves its fields empty.
@@ -122,6 +171,7 @@ class RunArtifacts:
         epsilon: {department: ε of differential privacy after the last round}.
         personal: {client_id: what `personalize` has chosen}; empty before.
         mixtures: {department: its mixture}, under ``dept_clusters.mix: predictions``.
+        audit: what `audit` has found; None before.
         missing: one sentence for each file that is missing or broken, with its consequence.
         broken: {file: reason} of those that exist but cannot be read.
     """
@@ -151,6 +201,7 @@ class RunArtifacts:
     epsilon: dict[str, float] = field(default_factory=dict)
     personal: dict[str, PersonalResult] = field(default_factory=dict)
     mixtures: dict[str, DepartmentMixture] = field(default_factory=dict)
+    audit: AuditResult | None = None
     missing: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from fl_lightning.callbacks import (
 from fl_lightning.clustering.tree import Tree, client_teams
 from fl_lightning.config import RunConfig
 from fl_lightning.config.parsing import parse_config
+from fl_lightning.data.canaries import ClientCanaries, add_canaries
 from fl_lightning.data.chat_template import pin_chat_template, pin_date
 from fl_lightning.data.client_data import ClientData, load_clients
 from fl_lightning.data.end_tokens import find_end_tokens
@@ -52,6 +53,7 @@ from fl_lightning.module import LoraClientModule
 from fl_lightning.privacy import epsilon
 from fl_lightning.privacy.secure_aggregation.requirements import check_installed
 from fl_lightning.provenance.signing import load_private_key
+from fl_lightning.runs.canaries import build_canaries
 from fl_lightning.runs.excluded import client_places
 from fl_lightning.seeding import derive_seed
 from fl_lightning.storage.run_folder import check_output
@@ -74,6 +76,7 @@ class RunComponents:
         data: {client_id: tokenized records}.
         base_fingerprint: digest of the base model's weights; empty on all processes but the first.
         base_precision: of the base model's weights: ``4bit``, or a torch dtype such as ``float32``.
+        canaries: {client_id: canaries}, of which `data` has those that are in; empty without ``audit.canaries``.
         places: ids of all clients, those that `data.exclude` leaves out in their places; None if there are none.
     """
 
@@ -83,11 +86,16 @@ class RunComponents:
     data: Mapping[str, ClientData]
     base_fingerprint: str
     base_precision: str = "fp32"
+    canaries: Mapping[str, ClientCanaries] = field(default_factory=dict)
     places: Sequence[str] | None = None
 
 
-def build_components(config: RunConfig) -> RunComponents:
+def build_components(config: RunConfig, run_folder: Path | None = None) -> RunComponents:
     """Load base model and data without writing anything.
+
+    Args:
+        config: of the run.
+        run_folder: of the run, whose canaries are read; None, or a folder without them, makes them anew.
 
     Raises:
         InputError: if config, data and machine do not fit together.
@@ -114,6 +122,10 @@ def build_components(config: RunConfig) -> RunComponents:
         return regroup_clients(data, teams)
 
     components = build_model_components(config, load_data)
+    if config.audit.canaries:
+        base, device = components.module.model, components.fabric.device
+        components.canaries = build_canaries(config, components.data, base, components.tokenizer, device, run_folder)
+        components.data = add_canaries(components.data, components.canaries)
     components.places = client_places(config, components.data)
     build_tree(config, components.data)
     if config.federation.schedule.clients.trace is not None:  # one that cannot be used is refused now

@@ -12,6 +12,7 @@ from fl_lightning.evaluation.departments import evaluate_run
 from fl_lightning.evaluation.panel import EvaluationPanel
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.runs.build import build_components, build_tree, load_run_config, make_local_clients
+from fl_lightning.runs.canaries import without_canaries
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.training.worker_processes import WorkerProcesses
 
@@ -26,7 +27,7 @@ def evaluate(run_folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if the run has no config or no adapters.
     """
-    config = load_run_config(run_folder)
+    config = without_canaries(load_run_config(run_folder))
     if not launch.is_first():
         components = build_components(config)
         clients = make_local_clients(components, config)

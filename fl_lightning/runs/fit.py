@@ -35,6 +35,7 @@ from fl_lightning.runs.build import (
     make_callbacks,
     make_local_clients,
 )
+from fl_lightning.runs.canaries import write_canaries
 from fl_lightning.runs.excluded import check_excluded
 from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
@@ -79,17 +80,18 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         RunError: if the run cannot go on.
     """
     if not launch.is_first():  # the first process checks, assigns work and writes
-        components = build_components(config)
+        components = build_components(config, resume)
         trainer = FederatedTrainer(fabric=components.fabric, training=config.training)
         trainer.fit(components.module, components.data, clients=make_local_clients(components, config))
         return None
     if resume is None:
         check_excluded(config)
     with contextlib.nullcontext() if resume is None else locked(resume):
-        components = build_components(config)
+        components = build_components(config, resume)
         clients = make_local_clients(components, config)  # checks the base model before a run folder exists
         run_fingerprint = fingerprint_components(config, components)
         with open_run(config, components, run_fingerprint, resume) as start:
+            write_canaries(start.run_folder, components.canaries)
             return run_fit(start, config, components, clients, console=console)
 
 

@@ -59,7 +59,7 @@ def personalize_newcomers(run_folder: Path, data: str | Path, *, console: Consol
     config = load_run_config(run_folder)
     with locked(run_folder):
         config = replace(config, fabric=config.fabric.alone())
-        components = build_components(config)
+        components = build_components(config, run_folder)
         state = load_finished_state(components, run_folder, config)
         newcomers = load_newcomers(data, config, components)
         clients = LocalClients(

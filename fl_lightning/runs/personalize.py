@@ -65,7 +65,7 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
     check_selection(config, run_folder)
     with locked(run_folder):
         config = replace(config, fabric=config.fabric.alone())
-        components = build_components(config)
+        components = build_components(config, run_folder)
         state = load_finished_state(components, run_folder, config)
         clients = LocalClients(
             components.fabric, components.module, components.data, config.training, config.training.clients_at_once

@@ -79,7 +79,7 @@ def replay(run_folder: Path, config: RunConfig, chain: Chain, rounds: Collection
             "computed here"
         )
     config = replace(config, output=tempfile.gettempdir(), ledger=LedgerConfig())
-    components = build_components(config)
+    components = build_components(config, run_folder)
     fingerprint = fingerprint_components(config, components)
     _check_start(run_folder, chain, fingerprint, components)
     has_secret = (run_folder / LEDGER_SECRET).exists()

@@ -22,6 +22,7 @@ from fl_lightning.federation.state import clients_by_department
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.modeling.scaled_adapter import ScaledAdapter, adapted_layers, read_adapter
 from fl_lightning.runs.build import build_components
+from fl_lightning.runs.canaries import without_canaries
 from fl_lightning.storage.files import write_json, write_text
 from fl_lightning.storage.run_adapters import BASE, shared_adapters
 from fl_lightning.training.local_clients import LocalClients
@@ -64,7 +65,7 @@ def score_run(config: RunConfig, request: ScoringRequest) -> dict[str, Any]:
     Raises:
         InputError: if an adapter is missing or does not fit, or there is nothing to score.
     """
-    config = replace(config, fabric=config.fabric.alone())
+    config = without_canaries(replace(config, fabric=config.fabric.alone()))
     if request.data is not None:
         config = replace(config, data=replace(config.data, root=request.data))
     config = replace(config, lora=_with_layers_of(config.lora, request.adapters))

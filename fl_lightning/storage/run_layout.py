@@ -26,6 +26,8 @@ ledger.jsonl                                  chain of rounds: digests of what w
 certificate/                                  what forget has taken out, with the chain of the run before
 forgetting.json                               of a run that forget makes: from which run, and what is taken out
 FORGOTTEN.json                                of a run from which something was taken out: its adapters are used no more
+canaries.json                                 0600; canaries and coins of audit.canaries
+audit.json                                    bounds on ε and membership tests, by the command audit
 ledger_secret                                 0600; from it the clients' salts are derived
 .lock                                         locked while a process writes to the run
 """
@@ -52,6 +54,7 @@ CERTIFICATE = "certificate"
 FORGETTING, FORGOTTEN = "forgetting.json", "FORGOTTEN.json"
 PERSONAL_EVALUATION = "personal_eval.json"
 NEWCOMERS = "newcomers.json"
+CANARIES, AUDIT = "canaries.json", "audit.json"
 DEPARTMENT_MIXTURES = "department_mixtures.json"
 
 DEPARTMENT_INDEX = "dept_lora_federated.json"

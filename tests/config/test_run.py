@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fl_lightning.config import (
+    AuditConfig,
     ClientClustersConfig,
     DataConfig,
     DeptClustersConfig,
@@ -45,11 +46,18 @@ BLOCKS = {
     "fabric": FabricConfig,
     "logging": LoggingConfig,
     "retention": RetentionConfig,
+    "audit": AuditConfig,
     "ledger": LedgerConfig,
     "network": NetworkConfig,
     "network.local_privacy": LocalPrivacyConfig,
 }
 BAD = [
+    ("audit.canaries", -1),
+    ("audit.kind", "secret"),
+    ("audit.temperature", 0.7),
+    ("audit.answer_tokens", 0),
+    ("audit.guesses", 0.0),
+    ("audit.guesses", 1.1),
     ("network.host", " "),
     ("network.port", 0),
     ("network.port", 65536),

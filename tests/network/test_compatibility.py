@@ -109,6 +109,7 @@ NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_m
             [*DURING, "--network.lend", "all", *NOISE],
             "network.lend: expected off with network.local_privacy.noise_multiplier 4, .* got all",
         ),
+        (["--audit.canaries", "8"], "audit.canaries: expected 0 between machines, .* got 8; use fit"),
         ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
         (
             [*ALONE, *DURING, "--personal.ditto_lambda", "1", "--federation.share", "a"],

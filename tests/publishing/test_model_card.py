@@ -141,6 +141,30 @@ def test_epsilon_is_said_with_what_it_covers(card_of):
     assert "carries the mean" not in kept  # with dp no mean is made of what clients keep
 
 
+def test_an_audit_is_said_for_its_adapter_only(card_of, monkeypatch):
+    bound = {"kind": "mixed", "owner": "hr", "guesses": 20, "correct": 18, "epsilon": 0.912, "provable": 1.82}
+    ends = {f"{name}_{end}": value for name in ("auc", "tpr") for end, value in (("low", 0.1), ("high", 0.9))}
+    test = {"owner": "hr", "score": "base", "auc": 0.75, "tpr": 0.5, "members": 8, "others": 4, **ends}
+    tests = [{"kind": "department", **test, "auc": 0.99}, {"kind": "mixed", **test}]
+    lines = [{**bound, "kind": "department", "epsilon": 1.1}, {**bound, "kind": "mixed, A alone"}, bound]
+    audit = {"delta": 1e-5, "canaries": {"bounds": lines}, "membership": tests}
+    path = Path("audit.json")
+    build = build_export_folder
+
+    def with_audit(source, folder):
+        (source.run_folder / path).write_text(json.dumps(audit))
+        return build(source, folder)
+
+    monkeypatch.setitem(globals(), "build_export_folder", with_audit)
+    text = " ".join(card_of()[0].text.split())
+    assert "guessed 18 of 20 of them right: ε of a record is at least 0.91, with 95 % confidence" in text
+    assert "can prove at most 1.82; a low bound is no proof of privacy" in text
+    assert "AUC of 0.750 (95 %: 0.100 to 0.900), and found 50.0% of the trained ones" in text
+    other = card_of("finance")[0].text
+    assert "An audit" not in other
+    assert "membership" not in other
+
+
 def test_nothing_of_the_machine_or_of_others_is_told(card_of, tmp_path):
     base = tmp_path / "base of erna"
     config = {

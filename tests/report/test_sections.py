@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fl_lightning.report.audit import audit
 from fl_lightning.report.cluster_count import cluster_count
 from fl_lightning.report.clusters import clusters
 from fl_lightning.report.comparison import comparison, loss_rows
@@ -90,6 +91,36 @@ def test_departments_weights_are_drawn_beside_their_clusters(make_run):
     assert picture.table.rows == [["finance", "50%", "50%", "0%"], ["hr", "75%", "–", "25%"]]
     assert "finance: department 50%, cluster 50%, root 0%; hr: department 75%" in picture.alt
     assert section.tables[0].rows[1] == ["hr", "2.000", "–", "3.000", "1.900"]
+
+
+def test_bounds_of_an_audit_stand_beside_what_they_can_prove(make_run):
+    folder = make_run(TWO)
+    bound = {"kind": "mixed", "owner": "hr", "guesses": 20, "correct": 18, "epsilon": 0.912, "provable": 1.82}
+    ends = {f"{name}_{end}": value for name in ("auc", "tpr") for end, value in (("low", 0.1), ("high", 0.9))}
+    test = {
+        "kind": "client",
+        "owner": "hr/c",
+        "score": "base",
+        "auc": 0.75,
+        "tpr": 0.5,
+        "members": 8,
+        "others": 4,
+        **ends,
+    }
+    result = {"delta": 1e-5, "canaries": {"bounds": [bound, {**bound, "upper": 4.2}]}, "membership": [test]}
+    (folder / "audit.json").write_text(json.dumps(result))
+    section = audit(read_artifacts(folder))
+    bounds, tests = section.tables
+    assert bounds.rows[0] == ["mixed", "hr", "18", "20", "0.912", "1.820", "–"]
+    assert bounds.rows[1][-1] == "4.200"
+    assert tests.rows == [["client", "hr/c", "base", "0.750", "0.10–0.90", "0.500", "0.10–0.90", "8", "4"]]
+    assert "a low bound is no proof of privacy" in section.text[0]
+    assert "δ = 1e-05" in section.text[0]
+
+
+def test_a_run_that_was_not_audited_has_no_such_section(run):
+    assert run.audit is None
+    assert audit(run).tables == []
 
 
 def test_a_run_that_was_not_personalized_misses_nothing(run):

@@ -1,1 +1,4 @@
-"""Generating text: `generate` for one adapter; `decoding` with `adapter_bank`, `adapter_mixture`, `token_sampling`."""
+"""Generating text: `generate` for one adapter, `sample_answers` at random, and `decoding` for many adapters at once.
+
+The last one uses `adapter_bank`, `adapter_mixture` and `token_sampling`.
+"""

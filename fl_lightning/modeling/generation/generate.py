@@ -59,8 +59,8 @@ def generate(
     cut = [i for i in order if 0 < room[i] < max_new_tokens]  # by length, so that no other answer is cut
     whole = [i for i in order if room[i] == max_new_tokens]
     for batch in (
-        *_batches(cut, prompts, batch_size, same_length=True),
-        *_batches(whole, prompts, batch_size, same_length=is_recurrent(model)),
+        *batches(cut, prompts, batch_size, same_length=True),
+        *batches(whole, prompts, batch_size, same_length=is_recurrent(model)),
     ):
         width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), filler)
@@ -84,7 +84,7 @@ def generate(
     return answers
 
 
-def _batches(
+def batches(
     order: Sequence[int], prompts: Sequence[torch.Tensor], batch_size: int, *, same_length: bool
 ) -> Iterator[list[int]]:
     """Cut the indices of prompts into batches, of prompts of one length if `same_length`."""

@@ -22,6 +22,7 @@ from fl_lightning.provenance.certificate import write_certificate
 from fl_lightning.provenance.chain import Chain, ChainError, read_ledger
 from fl_lightning.provenance.chain_check import check_chain
 from fl_lightning.runs.build import build_components, fingerprint_components, load_run_config, make_local_clients
+from fl_lightning.runs.canaries import write_canaries
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.runs.forgetting.plan import ForgetPlan, clients_known, make_plan
 from fl_lightning.runs.forgetting.request import ForgetRequest, Removal, look_up
@@ -112,6 +113,7 @@ def forget(
                     evaluator = Evaluator(config, components, clients)
                     prepare(folder, run_folder, plan.start_round, removal, fingerprint, evaluator, chain)
                     with open_run(config, components, fingerprint, folder) as start:
+                        write_canaries(folder, components.canaries)
                         run_fit(start, config, components, clients, console=console)
                 except signals.Stopped as stop:
                     stop.note = "the same forget command goes on there"
