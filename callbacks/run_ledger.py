@@ -17,6 +17,7 @@ from fl_lightning.provenance.chain import LedgerFile, read_chain
 from fl_lightning.provenance.chain_check import signed_bytes
 from fl_lightning.provenance.digests import json_digest, records_digest, state_digest, update_digest
 from fl_lightning.provenance.run_files import describe_files
+from fl_lightning.provenance.site_signatures import SITES, update_commitment
 from fl_lightning.storage.run_layout import LEDGER
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class RunLedger(FederatedCallback):
         self._versions: dict[str, str] | None = None
         self._clients: dict[str, dict[str, Any]] = {}
         self._records: dict[str, str] = {}
+        self._site_keys: dict[str, str] = {}
         self._line: dict[str, Any] = {}
         self._digests: dict[int, tuple[Mapping[str, torch.Tensor], str]] = {}
 
@@ -65,6 +67,7 @@ class RunLedger(FederatedCallback):
         """Begin the ledger, or cut off what comes after the round from which the run resumes."""
         if trainer.run_folder is None or self._on_line is not None:
             return
+        self._site_keys = dict(getattr(trainer.clients, "public_keys", {}))  # of clients on other machines
         file, self._file = LedgerFile(trainer.run_folder / LEDGER), None
         if trainer.round_num == 0:
             self._secret = salts.make_secret(trainer.run_folder)
@@ -86,8 +89,14 @@ class RunLedger(FederatedCallback):
         if not self._is_on:
             return
         salt = salts.client_salt(self._secret, update.client_id)
-        digest = update_digest(update.state, update.num_examples, update.num_tokens, update.losses)
-        entry: dict[str, Any] = {"update": salts.commit(salt, "update", digest)}
+        # A site signs what it has sent; what stays there is not the server's to say.
+        state = trainer.policy.shared(update.state, update.round_num) if self._site_keys else update.state
+        numbers = update.num_examples, update.num_tokens, update.losses
+        entry: dict[str, Any] = {"update": update_commitment(salt, state, *numbers)}
+        if update.signature:
+            entry["signature"] = update.signature
+            if update.round_num != trainer.round_num:
+                entry["asked"] = update.round_num
         if trainer.federation.privacy is None and not trainer.federation_config.secure_aggregation:
             entry["examples"] = update.num_examples
         self._clients[update.client_id] = entry
@@ -178,6 +187,7 @@ class RunLedger(FederatedCallback):
             "base": str(self._identity.get("base", "")),
             "versions": _versions(),
             "states": self._states(trainer),
+            **({SITES: self._site_keys} if self._site_keys else {}),
         }
 
     def _states(self, trainer: FederatedTrainer) -> dict[str, dict[str, str]]:

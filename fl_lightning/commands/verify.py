@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fl_lightning.config import RunConfig
     from fl_lightning.runs.verify import Verified
 
-USAGE = """fl-lightning verify --run RUN [--public-key FILE] [--replay ROUND ...]
+USAGE = """fl-lightning verify --run RUN [--public-key FILE] [--site-keys FILE] [--replay ROUND ...]
        fl-lightning verify --certificate FILE [--run RUN] [--public-key FILE]
        fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --salt FILE [--records PATH] [--public-key FILE]
        fl-lightning verify --run RUN --client DEPARTMENT/CLIENT --write-salt FILE"""
@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     if args.run is None and args.certificate is None:
         raise InputError("verify: expected --run with a run folder or 'last', or --certificate, got neither")
     _check_client_options(args)
+    if args.site_keys is not None and (args.certificate is not None or args.client is not None):
+        raise InputError("verify: expected --site-keys with --run and without --certificate and --client")
     from fl_lightning.provenance.chain import ChainError
 
     try:
@@ -46,6 +48,10 @@ def make_parser() -> Parser:
     parser.takes_run(required=False)
     help_ = "the operator's Ed25519 key (OpenSSH or PEM) that must have signed the run"
     parser.add_argument("--public-key", type=_path, metavar="FILE", help=help_)
+    help_ = (
+        "the sites' keys: a line for each, such as hr/client_0 ssh-ed25519 AAAA…, that must have signed their updates"
+    )
+    parser.add_argument("--site-keys", type=_path, metavar="FILE", help=help_)
     help_ = "a certificate of forgetting, with the ledger of --run or of the folder around it"
     parser.add_argument("--certificate", type=_path, metavar="FILE", help=help_)
     help_ = "rounds to compute again, each from the checkpoint before it or an earlier one"
@@ -65,6 +71,7 @@ def make_parser() -> Parser:
 
 def _verify(args: Namespace) -> int:
     from fl_lightning.provenance.signing import load_public_key
+    from fl_lightning.provenance.site_signatures import read_site_keys
     from fl_lightning.runs.verify import verify_certificate, verify_run
 
     public_key = None if args.public_key is None else load_public_key(args.public_key)
@@ -77,8 +84,9 @@ def _verify(args: Namespace) -> int:
     assert folder is not None
     if args.client is not None:
         return _verify_client(args, folder, public_key)
-    verified = verify_run(folder, public_key)
+    verified = verify_run(folder, public_key, None if args.site_keys is None else read_site_keys(args.site_keys))
     _show_chain(folder, verified, args.public_key)
+    _show_sites(verified, args.site_keys)
     _show_files(verified)
     _show_certificate(verified)
     if args.replay:
@@ -181,6 +189,16 @@ def _show_chain(folder: Path, verified: Verified, key_file: Path | None) -> None
         print("integrity only. --public-key FILE proves who has signed.")
     else:
         print(f"signed with the key {fingerprint(verified.public_key)} in {key_file}")
+
+
+def _show_sites(verified: Verified, keys_file: Path | None) -> None:
+    if not verified.site_keys:
+        return
+    whose = (
+        "the ledger itself names: --site-keys FILE proves that they are the sites'" if keys_file is None else keys_file
+    )
+    which = "which" if keys_file is None else "in"
+    print(f"every update is signed by its site, with the keys of {len(verified.site_keys)} sites {which} {whose}")
 
 
 def _show_files(verified: Verified) -> None:

@@ -112,6 +112,8 @@ class ClientUpdate:
         seconds: wall time of the fit; a cohort's time is divided by tokens.
         metrics: of the adapter on the client's held-out records, if the task asked for them.
         is_own: whether it is the client's own adapter, which is never averaged.
+        signature: of the client's site, 128 hexadecimal digits, see `fl_lightning.provenance.site_signatures`; empty
+            in one process and without a ledger.
     """
 
     client_id: str
@@ -123,6 +125,7 @@ class ClientUpdate:
     seconds: float = 0.0
     metrics: Metrics | None = None
     is_own: bool = False
+    signature: str = ""
 
     @property
     def department(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -40,7 +41,7 @@ MUST_MATCH = (
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
@@ -208,6 +209,7 @@ class SiteInfo:
         kept: last round of this run after which the site saved its private tensors; 0 if there are none.
         lend: to whom it lends its own adapter: off, department or all, as ``network.lend``.
         mates: whose own adapters it asks for, as ``personal.mates``.
+        public_key: of the Ed25519 key with which it signs its updates, 64 hexadecimal digits.
     """
 
     client_id: str
@@ -220,6 +222,7 @@ class SiteInfo:
     kept: int = 0
     lend: str = "off"
     mates: str = "off"
+    public_key: str = ""
 
     def fixed(self) -> SiteInfo:
         """What a site must not change during a run: all but what it has kept, and lends and asks for at the end."""
@@ -233,7 +236,7 @@ class SiteInfo:
             ValueError: if names, types or sizes are not those of a site.
         """
         numbers = ("train", "eval", "selection", "tokens", "r", "kept")
-        words = ("client_id", "records", "lend", "mates")
+        words = ("client_id", "records", "lend", "mates", "public_key")
         kinds: dict[str, type] = {**dict.fromkeys(words, str), **dict.fromkeys(numbers, int)}
         if not isinstance(values, Mapping) or values.keys() != kinds.keys():
             raise ValueError(f"a site's values: expected {', '.join(kinds)}, got {str(values)[:80]}")
@@ -246,6 +249,8 @@ class SiteInfo:
         for name in ("lend", "mates"):
             if values[name] not in ("off", "department", "all"):
                 raise ValueError(f"a site's {name}: expected off, department or all, got {values[name][:80]!r}")
+        if not re.fullmatch("[0-9a-f]{64}", values["public_key"]):
+            raise ValueError(f"a site's public_key: expected 64 hexadecimal digits, got {values['public_key'][:80]!r}")
         return cls(**values)
 
 

@@ -8,6 +8,7 @@ largest size of a reply is known before it is decoded.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -27,6 +28,7 @@ HEADER_BYTES = 1 << 20
 TENSOR_BYTES = 1024
 """Limit for name, shape and offset of a tensor."""
 METRIC_NAMES = {field.name for field in fields(Metrics)}
+_SIGNATURE = re.compile("([0-9a-f]{128})?")
 UPDATE_NAMES = {field.name for field in fields(ClientUpdate)} - {"state"}
 
 
@@ -123,6 +125,10 @@ def parse_update(
     seconds, losses = values["seconds"], values["losses"]
     if not isinstance(losses, list) or not all(isinstance(loss, (int, float)) for loss in [*losses, seconds]):
         raise RejectedReply("expected numbers as losses and seconds, got something else")
+    if not isinstance(values["signature"], str) or not _SIGNATURE.fullmatch(values["signature"]):
+        raise RejectedReply(
+            f"expected 128 hexadecimal digits or none as signature, got {str(values['signature'])[:20]!r}"
+        )
     try:
         if not math.isfinite(seconds):
             raise ValueError(f"expected a finite number of seconds, got {seconds}")

@@ -10,6 +10,7 @@ salts             the secret of a run, and commitments that show a client its ow
 membership        in which rounds a client's records are
 signing           Ed25519 keys in the formats of OpenSSH and PEM
 run_files         digests of a finished run's files
+site_signatures   of sites under their updates, in a run between machines
 certificate       says what a run no longer has, with the chains of both runs
 ================  ==========================================================================
 

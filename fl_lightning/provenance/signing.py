@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.files import check_secret, write_secret
+from fl_lightning.storage.files import check_secret, write_bytes, write_secret
 
 _HOW = "make one with fl-lightning certs --sign-key FILE, or ssh-keygen -t ed25519 -N '' -f FILE"
 
@@ -59,13 +59,42 @@ def load_public_key(path: Path) -> str:
     Raises:
         InputError: if the file is missing or holds no such key.
     """
-    serialization, ed25519 = _cryptography()
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected an Ed25519 public key") from error
+    return parse_public_key(data, path)
+
+
+def parse_public_key(data: bytes, where: Path | str) -> str:
+    """An Ed25519 public key in OpenSSH's format or PEM, as the 64 hexadecimal digits of its 32 bytes.
+
+    Args:
+        data: of the key.
+        where: it comes from, for messages.
+
+    Raises:
+        InputError: if it is no such key.
+    """
+    serialization, ed25519 = _cryptography()
     load = serialization.load_pem_public_key if b"-----BEGIN" in data else serialization.load_ssh_public_key
-    return str(_load(path, load, ed25519.Ed25519PublicKey, data).public_bytes_raw().hex())
+    return str(_load(where, load, ed25519.Ed25519PublicKey, data).public_bytes_raw().hex())
+
+
+def key_at(path: Path) -> Any:
+    """The Ed25519 private key at a path, made on first use with the public one beside it.
+
+    Raises:
+        InputError: if others may read the file, or it holds no such key.
+    """
+    public = path.with_name(f"{path.name}.pub")
+    if not path.exists():
+        public.unlink(missing_ok=True)  # of a private key that is gone
+        new_key(path)
+    key = load_private_key(path)
+    if not public.exists():  # a kill came between the two
+        write_bytes(public, _openssh(key.public_key()) + b"\n")
+    return key
 
 
 def public_key_of(private_key: Any) -> str:
@@ -107,7 +136,7 @@ def _openssh(public_key: Any) -> bytes:
     return bytes(public_key.public_bytes(*formats))
 
 
-def _load(path: Path, load: Any, expected: type, *arguments: Any) -> Any:
+def _load(path: Path | str, load: Any, expected: type, *arguments: Any) -> Any:
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fl_lightning.provenance.chain import Chain, ChainError, read_ledger
 from fl_lightning.provenance.chain_check import check_chain, check_signature
 from fl_lightning.provenance.digests import states_digest
 from fl_lightning.provenance.run_files import check_files
+from fl_lightning.provenance.site_signatures import check_site_signatures
 from fl_lightning.storage.run_folder import is_locked
 from fl_lightning.storage.run_layout import CERTIFICATE, CHECKPOINTS, HISTORY, LEDGER, LEDGER_SECRET
 
@@ -26,19 +28,25 @@ class Verified:
         chain: its lines.
         public_key: that has signed it, as 64 hexadecimal digits; None if it is unsigned.
         certificate: of what the run has forgotten, if it was checked.
+        site_keys: {client_id: public key} of the sites that have signed their updates; empty for a run in one process.
     """
 
     chain: Chain
     public_key: str | None
     certificate: dict[str, Any] | None = None
+    site_keys: dict[str, str] = field(default_factory=dict)
 
 
-def verify_chain(run_folder: Path, public_key: str | None = None) -> Verified:
-    """Check a run's chain and its signature; of the run's files only ``ledger.jsonl`` is read.
+def verify_chain(
+    run_folder: Path, public_key: str | None = None, site_keys: Mapping[str, str] | None = None
+) -> Verified:
+    """Check a run's chain and its signatures; of the run's files only ``ledger.jsonl`` is read.
 
     Args:
         run_folder: of the run.
         public_key: that must have signed it; None accepts the one that it names, or no signature.
+        site_keys: {client_id: public key} with which the sites must have signed their updates; None accepts those that
+            the first line names, and a run in one process.
 
     Raises:
         InputError: if the run has no ledger.
@@ -49,21 +57,23 @@ def verify_chain(run_folder: Path, public_key: str | None = None) -> Verified:
     if is_locked(run_folder):
         raise ChainError(f"{run_folder}: not finished: a process is writing to the run; verify it when it is done")
     chain = check_chain(data, str(path))
-    return Verified(chain, check_signature(chain, public_key, str(path)))
+    of_sites = check_site_signatures(chain, site_keys, str(path))
+    return Verified(chain, check_signature(chain, public_key, str(path)), site_keys=of_sites)
 
 
-def verify_run(run_folder: Path, public_key: str | None = None) -> Verified:
+def verify_run(run_folder: Path, public_key: str | None = None, site_keys: Mapping[str, str] | None = None) -> Verified:
     """Check a run's chain, its signature, all files that the last line names, and the certificate if there is one.
 
     Args:
         run_folder: of the run.
         public_key: see `verify_chain`.
+        site_keys: see `verify_chain`.
 
     Raises:
         InputError: if the run has no ledger.
         ChainError: naming the first line or file that is not right.
     """
-    verified = verify_chain(run_folder, public_key)
+    verified = verify_chain(run_folder, public_key, site_keys)
     chain = verified.chain
     assert chain.end is not None  # check_chain expects it
     if (run_folder / LEDGER_SECRET).exists() and _run_id(run_folder) != chain.start["run"]:
@@ -72,7 +82,7 @@ def verify_run(run_folder: Path, public_key: str | None = None) -> Verified:
     _check_states(run_folder, chain)
     if not (run_folder / CERTIFICATE).exists():
         return verified
-    return Verified(chain, verified.public_key, check_certificate(run_folder, chain, public_key))
+    return replace(verified, certificate=check_certificate(run_folder, chain, public_key))
 
 
 def verify_certificate(

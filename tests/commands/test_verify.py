@@ -89,6 +89,9 @@ def test_rounds_are_computed_again(command, copied):
      (["--run", "RUN", "--replay", "1", "--certificate", "x"], "expected --replay with --run and without"),
      (["--run", "RUN", "--data", "x"], "expected --client or --replay with --data"),
      (["--run", "RUN", "--public-key", ""], "--public-key: expected a value, got none"),
+     (["--run", "RUN", "--site-keys", "nowhere.txt"], "nowhere.txt"),
+     (["--run", "RUN", "--site-keys", "RUN/config.yaml"], "config.yaml:1: expected a client id and a key"),
+     (["--certificate", "RUN", "--site-keys", "RUN/config.yaml"], "expected --site-keys with --run and without"),
      (["--certificate", "nowhere.json"], "nowhere.json: expected a certificate"),
      (["--run", "RUN", "--publickey", "x"], "did you mean '--public-key'")],
 )  # fmt: skip
@@ -96,6 +99,55 @@ def test_bad_input_is_exit_code_2(command, copied, argv, message):
     code, _, error = command("verify", *(word.replace("RUN", str(copied)) for word in argv))
     assert (code, error.count("\n")) == (2, 1)
     assert message in error
+
+
+@pytest.fixture
+def signed_by_sites(copied, tmp_path):
+    """The run as if each client had been a site, and the file of the sites' keys."""
+    from fl_lightning.provenance.chain import LedgerFile, read_chain
+    from fl_lightning.provenance.signing import key_at, load_public_key, sign
+    from fl_lightning.provenance.site_signatures import signed_statement
+
+    start, *rounds, end = read_chain(copied).lines
+    paths = {name: tmp_path / name.replace("/", ".") for line in rounds for name in line["clients"]}
+    keys = {name: key_at(path) for name, path in paths.items()}
+    public = {name: path.with_name(f"{path.name}.pub") for name, path in paths.items()}
+    for line in rounds:
+        for name, values in line["clients"].items():
+            statement = signed_statement(start["run"], line["round"], name, values["update"])
+            values["signature"] = sign(keys[name], statement)
+    file = LedgerFile(copied / "ledger.jsonl")
+    file.begin({**start, "sites": {name: load_public_key(path) for name, path in public.items()}})
+    for line in (*rounds, {key: value for key, value in end.items() if key not in ("signature", "public_key")}):
+        file.append(line)
+    known = tmp_path / "sites.txt"
+    known.write_text("".join(f"{name} {path.read_text()}" for name, path in public.items()))
+    return copied, known
+
+
+def test_signatures_of_sites_are_checked_against_the_ledgers_keys_or_known_ones(command, signed_by_sites):
+    run, known = signed_by_sites
+    code, text, _ = command("verify", "--run", run)
+    assert code == 0
+    assert "every update is signed by its site" in text
+    assert "the ledger itself names" in text
+    code, text, _ = command("verify", "--run", run, "--site-keys", known)
+    assert code == 0
+    assert f"with the keys of {len(known.read_text().splitlines())} sites in {known}" in text
+    known.write_text("".join(known.read_text().splitlines(keepends=True)[1:]))
+    code, _, error = command("verify", "--run", run, "--site-keys", known)
+    assert code == 1
+    assert "ledger.jsonl:1: " in error
+    assert "expected a site whose key is known" in error
+
+
+def test_a_run_in_one_process_is_none_of_known_sites(command, copied, signed_by_sites, signed_run):
+    code, text, _ = command("verify", "--run", signed_run)
+    assert code == 0
+    assert "signed by its site" not in text
+    code, _, error = command("verify", "--run", signed_run, "--site-keys", signed_by_sites[1])
+    assert code == 1
+    assert "ledger.jsonl:1: unsigned: expected the public keys of sites" in error
 
 
 def test_a_run_without_a_ledger_is_bad_input(command, copied):

@@ -10,7 +10,9 @@ IDS = ["hr/client_0", "hr/client_1"]
 
 def update(client_id, round_num=3, value=0.1):
     state = {"w.lora_A.weight": torch.full((1, 2), value), "w.lora_B.weight": torch.tensor([[-0.0], [1e-40]])}
-    return ClientUpdate(client_id, round_num, state, 8, 70, [2.5, 1 / 3], 0.5, Metrics(1.25, 3.0, 7, 2))
+    return ClientUpdate(
+        client_id, round_num, state, 8, 70, [2.5, 1 / 3], 0.5, Metrics(1.25, 3.0, 7, 2), signature="5e" * 64
+    )
 
 
 def task(client_id, round_num=3):

@@ -13,7 +13,7 @@ from fl_lightning.network.compatibility import (
 )
 
 FACTS = {"client_id": "hr/a", "train": 3, "eval": 2, "selection": 1, "tokens": 90, "records": "ab", "r": 8, "kept": 0}
-FACTS |= {"lend": "department", "mates": "off"}
+FACTS |= {"lend": "department", "mates": "off", "public_key": "5e" * 32}
 
 
 def made(form="fp32", base="ab", **lora):
@@ -64,6 +64,8 @@ def test_facts_are_read_as_they_are():
     [
         {"lend": "x"},
         {"mates": None},
+        {"public_key": "x"},
+        {"public_key": "5E" * 32},
         {"train": -1},
         {"train": True},
         {"train": 3.0},

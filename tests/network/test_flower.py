@@ -11,6 +11,9 @@ import torch
 from flower_runs import adapters, in_process, largest_difference, prepare
 from safetensors.torch import load_file
 
+from fl_lightning.provenance.signing import load_public_key
+from fl_lightning.runs.verify import verify_run
+
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.xdist_group("flower")]
 
 SITES = ["finance/client_0", "hr/client_0", "hr/client_1"]
@@ -48,6 +51,8 @@ def test_a_run_in_which_a_site_and_then_the_server_are_killed_ends_as_one_proces
     assert machines.left_over() == {}
     run_folder = tmp_path / "out" / "version_0"
     assert sorted(json.loads((run_folder / "network.json").read_text())["sites"]) == SITES
+    public = [load_public_key(tmp_path / f"of_sites/sites/{c.replace('/', '.')}/sign.key.pub") for c in SITES]
+    assert verify_run(run_folder).site_keys == dict(zip(SITES, public, strict=True))
     one_process = in_process(tmp_path, monkeypatch)
     # B stays at the sites: the server has A, as one process has it.
     shared = {d: shared_factor(state) for d, state in adapters(run_folder).items()}

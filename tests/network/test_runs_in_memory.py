@@ -9,7 +9,7 @@ from sites_in_memory import Memory
 
 from fl_lightning import FederatedTrainer, FederationConfig, LoraClientModule
 from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.callbacks import NetworkLog
+from fl_lightning.callbacks import NetworkLog, RunLedger
 from fl_lightning.config import (
     ClientClustersConfig,
     DataConfig,
@@ -26,11 +26,16 @@ from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.site.levels import read_levels, read_mates
 from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.personalization.mates import lent_adapters
+from fl_lightning.provenance.chain import ChainError, LedgerFile
+from fl_lightning.provenance.salts import make_secret
+from fl_lightning.provenance.signing import load_public_key
+from fl_lightning.runs.verify import verify_chain
 from fl_lightning.storage.components import mate_component
 from fl_lightning.storage.messages import decode, encode
 from fl_lightning.training.local_clients import LocalClients
@@ -71,7 +76,7 @@ def both(micro_model, make_examples, tmp_path):
             learning_rate=config.training.learning_rate,
         )
 
-    def fit(config, clients, data, callbacks=()):
+    def fit(config, clients, data, callbacks=(), run_folder=None):
         trainer = FederatedTrainer(
             fabric=Fabric(accelerator="cpu", devices=1),
             callbacks=callbacks,
@@ -79,6 +84,7 @@ def both(micro_model, make_examples, tmp_path):
             training=config.training,
             personal=config.personal,
             seed=config.seed,
+            run_folder=run_folder,
         )
         return trainer.fit(made_module(config), data, clients=clients)
 
@@ -106,9 +112,13 @@ def both(micro_model, make_examples, tmp_path):
         sites = Sites(make_site)
         meddle(sites)
         requests = RequestTracker(sites, run="5eed", settings=settings, network=config.network)
-        clients = RemoteClients(requests, share_policy(federation.share, federation.share_layers))
+        run_folder = tmp_path / "run"
+        run_folder.mkdir()
+        signatures = UpdateSignatures(make_secret(run_folder))
+        clients = RemoteClients(requests, share_policy(federation.share, federation.share_layers), signatures)
         levels = {}
-        server = fit(config, clients, data_at_sites(join_sites(requests, COUNTS)), [NetworkLog(levels)])
+        at_sites = data_at_sites(join_sites(requests, COUNTS))
+        server = fit(config, clients, at_sites, [NetworkLog(levels), RunLedger()], run_folder)
         clients.finish(levels, ROUNDS)
         one_process = fit(config, clients_here, data)
         stores = {client_id: SiteStore(tmp_path / client_id.replace("/", ".") / "5eed") for client_id in COUNTS}
@@ -186,6 +196,25 @@ def test_own_adapters_that_learn_from_the_department_do_so_at_the_site(both, rat
     for client_id, own in own_states(stores, server.initial).items():
         assert (alpha_of(own.own_adapters[client_id]) not in (None, 0.5)) == (rate > 0)
         assert_same_bits(own.own_adapters[client_id], one_process.own_adapters[client_id])
+
+
+@pytest.mark.parametrize("federation", [{}, {"share": "alternate", "share_layers": [1]}])
+def test_the_ledger_of_a_run_between_machines_has_the_signature_of_every_update(both, tmp_path, federation):
+    both(die_twice, federation=federation)
+    verified = verify_chain(tmp_path / "run")
+    folders = {client_id: tmp_path / client_id.replace("/", ".") for client_id in COUNTS}
+    assert verified.site_keys == {c: load_public_key(folder / "sign.key.pub") for c, folder in folders.items()}
+    lines, rounds = verified.chain.lines, verified.chain.rounds
+    assert [sorted(line["clients"]) for line in rounds.values()] == [sorted(COUNTS)] * ROUNDS
+    assert all(len(entry["signature"]) == 128 for line in rounds.values() for entry in line["clients"].values())
+    # A server that writes the whole chain anew with another update is found.
+    rounds[2]["clients"]["hr/b"]["update"] = rounds[1]["clients"]["hr/b"]["update"]
+    file = LedgerFile(tmp_path / "run" / "ledger.jsonl")
+    file.begin(lines[0])
+    for line in lines[1:]:
+        file.append(line)
+    with pytest.raises(ChainError, match=r"ledger.jsonl:3: hr/b: changed: its signature is not one of the site's key"):
+        verify_chain(tmp_path / "run")
 
 
 @pytest.mark.parametrize("apfl", [{}, {"apfl_alpha": 0.5}, {"apfl_alpha": 0.5, "apfl_rate": 0.1}])

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +32,7 @@ from fl_lightning.federation.protocol import (
 from fl_lightning.network.compatibility import SiteInfo
 from fl_lightning.network.coordinator.lending import hand_over_own_adapters
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.validation import (
     HEADER_BYTES,
     RejectedReply,
@@ -59,13 +61,17 @@ class RemoteClients:
     Args:
         requests: to the sites, which have joined.
         policy: which factors and layers are shared.
+        signatures: of sites under their updates; None without a ledger.
 
     Attributes:
         transport_errors: {client_id: relative rounding error of its last encoded update}.
     """
 
-    def __init__(self, requests: RequestTracker, policy: SharePolicy) -> None:
+    def __init__(
+        self, requests: RequestTracker, policy: SharePolicy, signatures: UpdateSignatures | None = None
+    ) -> None:
         self._requests, self._policy, self._network = requests, policy, requests.network
+        self._signatures = signatures
         self.transport_errors: dict[str, float] = {}
         self._busy: set[str] = set()
         """Sites that owe a reply, until the next round: they are busy with what they did not finish in time."""
@@ -74,6 +80,11 @@ class RemoteClients:
     def sites(self) -> dict[str, SiteInfo]:
         """{client_id: what the site says about itself} of the sites that have joined."""
         return self._requests.sites
+
+    @property
+    def public_keys(self) -> dict[str, str]:
+        """{client_id: public key} of the sites whose updates must be signed; empty without a ledger."""
+        return {} if self._signatures is None else {c: info.public_key for c, info in sorted(self.sites.items())}
 
     @property
     def traffic(self) -> dict[str, int]:
@@ -144,7 +155,8 @@ class RemoteClients:
         # After its first fit a site has its private tensors on its own disk.
         start = self._policy.without_private(task.start) if self._has_private(task.client_id) else dict(task.start)
         max_bytes = max_update_bytes(self._policy.shared(task.start, task.round_num), self._network.transport)
-        header, states = {"do": "fit", "task": header_of(task)}, [start, task.frozen_product]
+        ledger = None if self._signatures is None else self._signatures.request(task.client_id)
+        header, states = {"do": "fit", "task": header_of(task), "ledger": ledger}, [start, task.frozen_product]
         ttl = max(1.0, seconds)
         self._requests.send(task.client_id, "train", header, states, max_bytes, ttl, nonce, connected_since)
 
@@ -162,6 +174,11 @@ class RemoteClients:
                 f"expected an update from the {num_records} records that the site joined with, got one from "
                 f"{str(update.num_examples)[:20]} records"
             )
+        if self._signatures is None:
+            update = replace(update, signature="")  # nobody checks it
+        else:
+            shared = self._policy.shared(update.state, task.round_num)
+            self._signatures.check(update, shared, self.sites[task.client_id].public_key)
         error = header.get("transport_error")
         if isinstance(error, float) and math.isfinite(error):
             self.transport_errors[task.client_id] = error

@@ -88,7 +88,7 @@ class RequestTracker:
             raise RejectedReply(str(error)) from error
         before = self.sites.get(client_id, info)
         if info.client_id != client_id or before.fixed() != info.fixed():
-            raise RejectedReply(f"expected the records and rank that the site joined with, {before}, got {info}")
+            raise RejectedReply(f"expected the records, rank and key that the site joined with, {before}, got {info}")
         if info.train < 1:
             raise RejectedReply("the site has no records")
         self.sites[client_id] = info

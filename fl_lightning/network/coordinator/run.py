@@ -25,11 +25,13 @@ from fl_lightning.network.compatibility import SharedSettings, SiteInfo, check_b
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.coordinator.transport import FlowerTransport
 from fl_lightning.network.flower import subprocesses
 from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
+from fl_lightning.provenance.salts import make_secret
 from fl_lightning.runs.build import RunComponents, build_model_components
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.storage.files import read_json, write_json
@@ -78,7 +80,9 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         run_start = stack.enter_context(open_run(config, components, _fingerprint(config, components, sites), resume))
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
         write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
-        clients = RemoteClients(requests, share_policy(config.federation.share, config.federation.share_layers))
+        secret = make_secret(run_start.run_folder) if config.ledger.enabled else None
+        policy = share_policy(config.federation.share, config.federation.share_layers)
+        clients = RemoteClients(requests, policy, None if secret is None else UpdateSignatures(secret))
         levels: dict[str, Any] = {}
         run_fit(
             run_start,

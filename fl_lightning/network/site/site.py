@@ -24,12 +24,14 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.fingerprint import records_digest
 from fl_lightning.federation.protocol import ClientTask, ClientTransport, ClientUpdate, header_of
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
+from fl_lightning.network.compression import decode as decode_update
 from fl_lightning.network.compression import encode as encode_update
 from fl_lightning.network.site.lending import borrowed_adapters, lent_adapter
 from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
 from fl_lightning.network.site.own_adapter import after_fit, from_store, own_fit, to_store
 from fl_lightning.network.site.store import SiteStore
+from fl_lightning.network.site.update_signature import UpdateSigner
 from fl_lightning.state import LoraState
 from fl_lightning.storage.messages import decode, encode
 
@@ -45,7 +47,7 @@ class Site:
         clients: fit and evaluate adapters.
         data: the client's records.
         settings: what the server's must match.
-        folder: where the site keeps its secret, its ledger, its private tensors and its own adapter.
+        folder: where the site keeps its secrets, its ledger, its private tensors and its own adapter.
         initial: the adapter from which everybody starts, A₀ and B = 0.
         export: writes an adapter in PEFT's format.
 
@@ -70,6 +72,7 @@ class Site:
         self._started_tasks: set[str] = set()
         self._mates: dict[str, dict[str, LoraState]] = {}
         self.client_id = data.client_id
+        self._signer = UpdateSigner(folder, data.client_id)
         self.finished = False
         self.mismatch: str | None = None
 
@@ -145,6 +148,9 @@ class Site:
             own = after_fit(self._config, own, own_task[0], own_update[0], self._clients, self._data)
         if private or encoded.error_feedback or own_task:
             store.save(round_num, {"private": private, "rest": encoded.error_feedback, **to_store(own)})
+        shared_start = self._policy.shared(task.start, round_num)
+        sent = decode_update(encoded.tensors, shared_start, self._config.network.transport) if shared_start else {}
+        released = self._signer.sign(released, sent, header["ledger"])
         content = {"update": header_of(released), "transport_error": encoded.relative_error}
         return content, [encoded.tensors]
 
@@ -207,6 +213,7 @@ class Site:
             kept=store.load_before(2**31)[0] if self._policy.keeps_private else 0,
             lend=str(self._config.network.lend),
             mates=str(self._config.personal.mates),
+            public_key=self._signer.public_key,
         )
 
 

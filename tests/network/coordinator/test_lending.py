@@ -45,7 +45,7 @@ def made(monkeypatch):
         settings = SharedSettings.of(config, "fp32", "ab")
         requests = RequestTracker(post, run="5eed", settings=settings, network=config.network)
         for name in IDS:
-            requests.sites[name] = SiteInfo(name, 3, 2, 1, 90, "ab", 2, lend="all", mates="all")
+            requests.sites[name] = SiteInfo(name, 3, 2, 1, 90, "ab", 2, lend="all", mates="all", public_key="5e" * 32)
         return requests, post
 
     return make

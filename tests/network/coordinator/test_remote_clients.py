@@ -15,9 +15,11 @@ from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.join import join_sites
 from fl_lightning.network.coordinator.remote_clients import NO_METRICS, RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.coordinator.transport import Reply
 from fl_lightning.network.site.levels import read_levels
 from fl_lightning.network.site.site import Site
+from fl_lightning.provenance.signing import key_at
 from fl_lightning.runs.build import load_run_config
 from fl_lightning.storage.messages import decode, encode
 
@@ -47,7 +49,7 @@ class Fits:
 def federation(tmp_path, make_examples):
     """Function that makes (clients, post, {client_id: Fits}) from config blocks; all sites have joined."""
 
-    def make(*, join=True, sites=IDS, site_config=None, **blocks):
+    def make(*, join=True, sites=IDS, site_config=None, secret=None, **blocks):
         network = {"deadline": 0.4, "join_timeout": 0.4, **blocks.pop("network", {})}
         config = made(network=network, **blocks)
         fits, homes = {}, {}
@@ -62,7 +64,8 @@ def federation(tmp_path, make_examples):
         post = Memory(homes)
         settings = SharedSettings.of(config, "fp32", "ab")
         requests = RequestTracker(post, run="5eed", settings=settings, network=config.network)
-        clients = RemoteClients(requests, share_policy(config.federation.share))
+        signatures = None if secret is None else UpdateSignatures(secret)
+        clients = RemoteClients(requests, share_policy(config.federation.share), signatures)
         if join:
             join_sites(clients._requests, sites)
         return clients, post, fits
@@ -160,7 +163,10 @@ def test_a_round_that_is_done_again_starts_from_the_same_b(federation):
         (lambda h, s: ({**h, "request_id": {**h["request_id"], "task": "0"}}, s), r"its task differ"),
         (lambda h, s: ({**h, "request_id": None}, s), r"its run, round, nonce, task differ"),
         (lambda h, s: ({**h, "update": {**h["update"], "num_examples": 10**6}}, s), "from 1000000 records"),
-        (lambda h, s: ({**h, "site": {**h["site"], "records": "0"}}, s), "records and rank that the site joined with"),
+        (
+            lambda h, s: ({**h, "site": {**h["site"], "records": "0"}}, s),
+            "records, rank and key that the site joined with",
+        ),
         (lambda h, s: ({**h, "update": {**h["update"], "seconds": "1"}}, s), "expected numbers as losses and seconds"),
         (lambda h, s: ({**h, "update": {**h["update"], "metrics": {"x": 1}}}, s), "unexpected keyword"),
         (lambda h, s: (h, [{n: t[:1] for n, t in s[0].items()}]), "shape"),
@@ -181,6 +187,76 @@ def test_an_answer_that_is_none_is_refused_and_the_round_goes_on(federation, log
     assert "hr/a" in said
     assert re.search(reason, said), said
     assert clients.traffic["refused"] == 1
+
+
+SECRET = "5e" * 32
+
+
+@pytest.mark.parametrize("transport", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("share", ["all", "a", "alternate"])
+def test_updates_are_signed_by_their_sites_as_the_server_decodes_them(federation, share, transport):
+    clients, post, _ = federation(secret=SECRET, federation={"share": share}, network={"transport": transport})
+    for round_num in (1, 2):
+        updates = list(clients.fit(tasks(round_num)))
+        assert [len(update.signature) for update in updates] == [128] * 3
+    assert clients.public_keys == {name: clients.sites[name].public_key for name in IDS}
+    salts = {h["ledger"]["salt"] for _, (h, _), _ in post.sent if h["do"] == "fit"}
+    assert len(salts) == len(IDS)  # each site gets its own alone
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda h, s: ({**h, "update": {**h["update"], "signature": ""}}, s),
+        lambda h, s: ({**h, "update": {**h["update"], "signature": "00" * 64}}, s),
+        lambda h, s: ({**h, "update": {**h["update"], "signature": 7}}, s),
+        lambda h, s: ({**h, "update": {**h["update"], "losses": [0.5]}}, s),
+        lambda h, s: (h, [{n: t + 1e-6 for n, t in s[0].items()}]),
+    ],
+)
+def test_an_update_without_its_sites_signature_is_refused(federation, log_messages, meddle):
+    clients, post, _ = federation(secret=SECRET)
+    post.meddle = lambda client_id, q, a: encode(*meddle(*decode(a))) if client_id == "hr/a" else a
+    assert [update.client_id for update in clients.fit(tasks())] == ["hr/b", "it/a"]
+    (said,) = [message for message in log_messages if "is rejected" in message]
+    assert "hr/a" in said
+    assert "signature" in said
+
+
+def test_a_signature_of_another_round_is_refused(federation, log_messages):
+    clients, post, _ = federation(secret=SECRET)
+    first = {update.client_id: update.signature for update in clients.fit(tasks(1))}
+
+    def old(client_id, question, answer):
+        header, states = decode(answer)
+        return encode({**header, "update": {**header["update"], "signature": first[client_id]}}, states)
+
+    post.meddle = old
+    assert list(clients.fit(tasks(2))) == []
+    assert sum("signature: expected one of the key" in message for message in log_messages) == 3
+
+
+def test_a_site_that_comes_back_with_another_key_is_refused(federation, log_messages, tmp_path):
+    clients, post, _ = federation(secret=SECRET)
+    for name in ("sign.key", "sign.key.pub"):
+        (tmp_path / "hr.a" / name).unlink()
+    post.sites["hr/a"]._signer = type(post.sites["hr/a"]._signer)(tmp_path / "hr.a", "hr/a")
+    assert [update.client_id for update in clients.fit(tasks())] == ["hr/b", "it/a"]
+    assert any("expected the records, rank and key that the site joined with" in message for message in log_messages)
+
+
+def test_no_private_key_is_in_a_message_or_log(federation, log_messages, tmp_path):
+    clients, post, _ = federation(secret=SECRET)
+    answers = []
+    post.meddle = lambda client_id, q, a: answers.append(a) or a
+    list(clients.fit(tasks()))
+    path = tmp_path / "hr.a" / "sign.key"
+    assert path.stat().st_mode & 0o777 == 0o600
+    written = [line.encode() for line in path.read_text().splitlines() if "PRIVATE KEY" not in line]
+    raw = key_at(path).private_bytes_raw()
+    texts = [*answers, *(message.encode() for message in log_messages)]
+    assert answers
+    assert not any(secret in text for secret in (*written, raw, raw.hex().encode()) for text in texts)
 
 
 def test_an_oversized_answer_is_not_even_decoded(federation, log_messages):
