@@ -131,10 +131,10 @@ def round_table(trainer: FederatedTrainer, before: dict[str, float], seconds: fl
     for column in ("loss before", "loss after", "cluster", "KiB sent", "left out", *(["ε"] if private else [])):
         table.add_column(column, justify="right")
     clustered = {member for clustering in report.clusterings.values() for member in clustering.assignments}
-    asked = clients_by_department(trainer.tasks)
+    senders_of = clients_by_department(report.bytes_sent)
     for name, department in report.departments.items():
         # Weights of single clients are unknown under guards by coordinate and secure aggregation.
-        senders = [f"{name}/{client}" for client in department.weights] or asked.get(name, [])
+        senders = [f"{name}/{client}" for client in department.weights] or senders_of.get(name, [])
         sent = sum(report.bytes_sent.get(client_id, 0) for client_id in senders)
         cluster = trainer.federation.cluster_assignments.get(name) if name in clustered else None
         table.add_row(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fl_lightning import ClusterMonitor
+from fl_lightning.callbacks.rich_progress import round_table
 from fl_lightning.config import MaskingConfig
 from fl_lightning.errors import RunError
 
@@ -67,6 +68,7 @@ def test_bytes_are_those_of_the_protocol(play, plain_config, secure, state):
     more = masked.report.bytes_sent["client/up"] - plain.report.bytes_sent["client/up"]
     # Keys and signature; shares for three, and a digest; the weight; a signature; shares of four; and the names.
     assert more == 4 * (128 + 3 * (12 + 64 + 16 + 5) + 32 + 4 + 64 + 4 * (32 + 5))
+    assert list(round_table(masked, {}, 0.0).columns[4].cells) == [f"{(4 * 20 + more) / 1024:.1f}"]
     assert masked.report.bytes_sent["hr/c0"] == masked.report.bytes_sent["client/up"] / 4
 
 
