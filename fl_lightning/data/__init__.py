@@ -16,6 +16,8 @@ answers        where the answers are in the text of a conversation
 end_tokens     the tokens that end an answer
 client_data    the tokenized records of all clients, or of some
 record_table   one file or data set with columns for department and client
+table_rows     the lines of such a file, the rows of such a data set
+table_index    whose each row is, kept on disk
 teams          clients of several departments as one
 lazy_clients   clients that are read when they are first needed
 token_store    tokens of clients on disk, shared by runs

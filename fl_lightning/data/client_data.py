@@ -17,6 +17,7 @@ from fl_lightning.data.record_keys import describe_unread_keys
 from fl_lightning.data.record_table import COLUMNS
 from fl_lightning.data.records import Record
 from fl_lightning.data.splits import draw_selection, read_splits
+from fl_lightning.data.table_index import IndexStore
 from fl_lightning.data.token_store import TokenStore, client_key, default_folder
 from fl_lightning.data.tokenization import Example, encode
 from fl_lightning.errors import InputError
@@ -110,16 +111,19 @@ def load_clients(
     Raises:
         InputError: naming folder, file or line; or if a department has no training or no held-out records.
     """
+    folder = (
+        None if token_store is None else default_folder() if token_store == "auto" else Path(token_store).expanduser()
+    )
     if client_id is not None:
         files = [find_client(root, client_id, clients_per_dept, columns, exclude)]
     else:
-        found = find_clients(root, clients_per_dept, department, columns, exclude)
+        store = None if folder is None else IndexStore(folder)
+        found = find_clients(root, clients_per_dept, department, columns, exclude, store)
         files = [client for clients in found.values() for client in clients]
     digests = frozenset(exclude_records)
     reader = ClientReader(tokenizer, max_length, max_records, eval_fraction, selection, eval_records, seed, digests)
     if len(files) > LAZY_ABOVE:
-        if token_store is not None:
-            folder = default_folder() if token_store == "auto" else Path(token_store).expanduser()
+        if folder is not None:
             reader.store = TokenStore.of(folder, tokenizer, max_length)
         return LazyClients({client.client_id: client for client in files}, reader.read)
     records = {client: reader.splits(client) for client in files}

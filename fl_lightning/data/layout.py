@@ -19,6 +19,7 @@ from fl_lightning import bundled
 from fl_lightning.data.client_files import ClientFiles, ClientSource, client_files_at
 from fl_lightning.data.exclusion import is_excluded, with_places
 from fl_lightning.data.record_table import COLUMNS, is_table, table_clients
+from fl_lightning.data.table_index import IndexStore
 from fl_lightning.errors import InputError, nearest
 from fl_lightning.storage.files import check_name, natural_key, read_json
 from fl_lightning.storage.run_adapters import BASE
@@ -69,6 +70,7 @@ def find_clients(
     department: str | None = None,
     columns: Sequence[str] = COLUMNS,
     exclude: Collection[str] = (),
+    store: IndexStore | None = None,
 ) -> dict[str, list[ClientSource]]:
     """{department: clients in natural order}, departments sorted.
 
@@ -78,11 +80,12 @@ def find_clients(
         department: look into this department's folder only.
         columns: of the department and of the client in a table.
         exclude: clients and departments to leave out; nobody moves up to their places.
+        store: of indexes of tables; None keeps none.
 
     Raises:
         InputError: no such folder, no department, an unsafe name, or fewer clients than asked for.
     """
-    places = find_places(root, clients_per_dept, department, columns, exclude)
+    places = find_places(root, clients_per_dept, department, columns, exclude, store)
     present = {name: [client for client in clients.values() if client] for name, clients in places.items()}
     if places and not any(present.values()):
         raise InputError(f"data.exclude: expected to leave some client of {root}, got all of them excluded")
@@ -95,12 +98,13 @@ def find_places(
     department: str | None = None,
     columns: Sequence[str] = COLUMNS,
     exclude: Collection[str] = (),
+    store: IndexStore | None = None,
 ) -> dict[str, dict[str, ClientSource | None]]:
     """{department: {client_id: the client, or None if it is left out}}; arguments and errors as for `find_clients`."""
     folder = bundled.resolve(str(root))
     departments: dict[str, list[ClientSource]]
     if is_table(folder):
-        found = table_clients(folder, columns)
+        found = table_clients(folder, columns, store)
         for name in found:
             check_department_name(name, folder)
         departments = {name: list(clients) for name, clients in found.items() if department in (None, name)}
