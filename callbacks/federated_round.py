@@ -32,6 +32,7 @@ from fl_lightning.evaluation.department_mixtures import fit_mixtures, levels_of
 from fl_lightning.evaluation.early_stopping import keep_best_rounds
 from fl_lightning.federation.round_report import DepartmentReport, RoundReport, by_client
 from fl_lightning.federation.state import FederationState
+from fl_lightning.linalg.own_mixture import factors_of
 from fl_lightning.loggers.distributions import MAX_CLIENTS
 from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.seeding import derive_seed
@@ -95,7 +96,7 @@ class FederatedRound(FederatedCallback):
             trainer.report.staleness = {fit.client_id: fit.staleness for fit in trainer.plan.fits.values()}
         sent = (policy.shared(task.start, trainer.round_num) for task in tasks)
         down = sum(map(num_bytes, sent)) + sum(num_bytes(task.frozen_product) for task in tasks)
-        if trainer.personal.fedalt_weight:
+        if trainer.personal.uses_fedalt:
             down += sum(num_bytes(task.frozen_product) for task in trainer.own_tasks.values())
         trainer.report.bytes_sent = {"client/up": 0, "client/down": 0 if policy.is_central else down}
 
@@ -134,8 +135,8 @@ class FederatedRound(FederatedCallback):
             return
         trainer.report.num_tokens += update.num_tokens
         self._own_adapters[update.client_id] = self._keep(update.state)
-        if trainer.personal.fedalt_weight:
-            trainer.report.bytes_sent["client/up"] += num_bytes(update.state)
+        if trainer.personal.uses_fedalt:
+            trainer.report.bytes_sent["client/up"] += num_bytes(factors_of(update.state))
 
     def _rebased(self, trainer: FederatedTrainer, task: ClientTask, shared: LoraState) -> LoraState:
         """What a late client shares, as a change of its department's newest state."""

@@ -71,7 +71,7 @@ def check_own_adapters(personal: PersonalConfig, federation: FederationConfig, l
         "federation.schedule.mode: buffered has late clients, whose departments have moved on": (
             federation.schedule.mode == "buffered"
         ),
-        "fedalt_weight averages own adapters, which no guard looks at": personal.fedalt_weight > 0
+        "FedALT averages own adapters, which no guard looks at": personal.uses_fedalt
         and federation.guard.name != "none",
         f"ditto_lambda pulls towards factors, and combiner: {federation.combiner} keeps products": bool(
             personal.ditto_lambda

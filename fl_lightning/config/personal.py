@@ -36,6 +36,9 @@ class PersonalConfig(Block, key="personal"):
     fedalt_weight: FractionBelowOne = 0.0
     """own: during: FedALT's weight of the mean of the other clients' own adapters, beside which a client's own trains
     and is used; 0 turns it off. With it the mean of own adapters leaves the clients."""
+    fedalt_gate: bool = False
+    """own: during: FedALT with weights of the two that a trained gate of each layer gives by its input, in the place of
+    fedalt_weight. personalize measures such adapters; PEFT has no format for them, so nothing else can use them."""
     choose: Literal["level", "mixture"] = "mixture"
     """level gives each client the level with the lowest loss, mixture a weight for each."""
     prior: NonNegativeFloat = 20.0
@@ -59,12 +62,17 @@ class PersonalConfig(Block, key="personal"):
     @property
     def mixes_own(self) -> bool:
         """Whether own adapters are trained and used in a mixture, by APFL or FedALT."""
-        return self.apfl_alpha < 1 or self.fedalt_weight > 0
+        return self.apfl_alpha < 1 or self.uses_fedalt
+
+    @property
+    def uses_fedalt(self) -> bool:
+        """Whether own adapters stand beside the mean of the others', which leaves the clients."""
+        return self.fedalt_weight > 0 or self.fedalt_gate
 
     @property
     def learns_mixture(self) -> bool:
         """Whether clients learn the weights of that mixture."""
-        return self.apfl_rate > 0
+        return self.apfl_rate > 0 or self.fedalt_gate
 
     def __post_init__(self) -> None:
         """Check the ranges, and the levels."""
@@ -77,6 +85,7 @@ class PersonalConfig(Block, key="personal"):
             ("ditto_lambda", self.ditto_lambda, self.ditto_lambda == 0),
             ("apfl_alpha", self.apfl_alpha, self.apfl_alpha == 1),
             ("fedalt_weight", self.fedalt_weight, self.fedalt_weight == 0),
+            ("fedalt_gate", self.fedalt_gate, not self.fedalt_gate),
         ):
             expected = "the default, or personal.own: during (own adapters that train beside the department's)"
             check(is_off or self.own == "during", f"personal.{name}", expected, value)
@@ -84,10 +93,15 @@ class PersonalConfig(Block, key="personal"):
         check(self.apfl_rate == 0 or self.apfl_alpha < 1, "personal.apfl_rate", expected, self.apfl_rate)
         expected = "1, or personal.own: after (during trains one own adapter in the rounds of the run)"
         check(self.own_adapters == 1 or self.own == "after", "personal.own_adapters", expected, self.own_adapters)
-        methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0]
+        methods = [self.ditto_lambda > 0, self.apfl_alpha < 1, self.fedalt_weight > 0, self.fedalt_gate]
         got = f"ditto_lambda {self.ditto_lambda}, apfl_alpha {self.apfl_alpha}, fedalt_weight {self.fedalt_weight}"
+        got += f", fedalt_gate {self.fedalt_gate}"
         check(sum(methods) <= 1, "personal", "one method for own adapters", got)
         ok = self.own != "off" or self.mates == "off"
         check(ok, "personal.mates", "off, or personal.own: after or during, which train own adapters", self.mates)
+        expected = "off, or personal.fedalt_gate: false (gates, without which the adapters are of no use, stay)"
+        check(self.mates == "off" or not self.fedalt_gate, "personal.mates", expected, self.mates)
+        expected = "average, or personal.fedalt_gate: false (adapters with gates are no factors to make one adapter of)"
+        check(self.adapter == "average" or not self.fedalt_gate, "personal.adapter", expected, self.adapter)
         ok = self.own != "off" or len(self.levels) > 1
         check(ok, "personal.levels", "a level besides own, which personal.own: off leaves out", self.levels)

@@ -110,7 +110,7 @@ class RunConfig(Block, key=""):
         ok = self.data.selection_fraction > 0 or not self.federation.dept_clusters.mixes_predictions
         check(ok, "data.selection_fraction", "records for dept_clusters.mix: predictions, such as 0.2", 0)
         ok = not (self.personal.mixes_own and self.training.early_stopping)
-        check(ok, "training.early_stopping", "false with personal.apfl_alpha or personal.fedalt_weight", True)
+        check(ok, "training.early_stopping", "false with personal.apfl_alpha, fedalt_weight or fedalt_gate", True)
         ok = not self.audit.canaries or self.audit.answer_tokens < self.data.max_length
         check(
             ok, "audit.answer_tokens", "fewer than data.max_length, so that a prompt has room", self.audit.answer_tokens

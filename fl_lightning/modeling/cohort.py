@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 
 from fl_lightning.errors import InputError
+from fl_lightning.linalg.own_mixture import rest_of
 from fl_lightning.modeling.cohort_mixer import CohortMixer
 from fl_lightning.modeling.cohort_row import CohortRow
 from fl_lightning.modeling.cohort_sites import CohortSite, cohort_sites
@@ -69,19 +70,20 @@ class LoraCohort:
             trainable_factor: the factor that is trained, or both.
             relative_scalings: each client's lora_alpha / r divided by the model's; None means 1.
             frozen_products: for each client (A, B) of a product that is added at the model's scale and not trained, or
-                an empty mapping. Neighbors with the very same tensors share their computation.
+                an empty mapping; None takes those of gated adapters. Neighbors with the very same tensors share
+                their computation.
         """
         is_moved = not self.size or torch.device(device) != self._device  # else the keys of dropout stay where they are
         self.size, self._device = len(states), torch.device(device)
         self._a, self._b = self._stack(states, trainable_factor)
-        self.mixer = CohortMixer.of(states, self._device)
+        self.mixer = CohortMixer.of(states, [site.name for site in self._sites], self._device)
         sizes = torch.tensor(self._a.sizes)
         scalings, kept = torch.tensor([[site.scaling, 1 - site.dropout] for site in self._sites]).unbind(1)
         relative = torch.tensor(relative_scalings or [1.0])[:, None]
         # With dropout what is kept is scaled by 1 / (1 − p): here, once a row, instead of in every layer.
         self._scalings = (relative * scalings.repeat_interleave(sizes)).to(device)
         self._dropout_scalings = (relative * (scalings / kept).repeat_interleave(sizes)).to(device)
-        products = list(frozen_products or [{}] * self.size)
+        products = list(frozen_products or map(rest_of, states))
         same = itertools.groupby(products, key=lambda state: [id(tensor) for tensor in state.values()])
         runs = [(next(group), 1 + sum(1 for _ in group)) for _, group in same]
         self._runs = [length for _, length in runs]
@@ -109,8 +111,9 @@ class LoraCohort:
         return [factor.parameter.detach() for factor in factors if factor.parameter.requires_grad]
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable factors, A or B or both, each of all layers; row k of each is client k."""
-        return [factor.parameter for factor in (self._a, self._b) if factor.parameter.requires_grad]
+        """The trainable factors, A or B or both, each of all layers, and gates; row k of each is client k."""
+        factors = [factor.parameter for factor in (self._a, self._b) if factor.parameter.requires_grad]
+        return [*factors, *(self.mixer.parameters() if self.mixer else [])]
 
     def values(self) -> list[torch.Tensor]:
         """All that rows are computed with: A and B of all layers, and their scalings without and with dropout."""
@@ -206,7 +209,7 @@ class LoraCohort:
         """Set the next row. Call it in the precision of the forward pass: it saves casts in every layer."""
         self._row = row
         if self.mixer is not None:
-            self.mixer.set_row(row)
+            self.mixer.set_row(row, compute_dtype(self._device))
         self._scale_factors()
 
     def set_segments(
@@ -275,7 +278,7 @@ class LoraCohort:
             a, b = cast(site.frozen_product, x.dtype)
             beside = low_rank_product(x, a, b, row.runs)
         if self.mixer is not None:
-            return self.mixer.mix(update, beside)
+            return self.mixer.mix(site.name, x, update, beside)
         return update if beside is None else update + beside
 
     def _update_of_tokens(self, site: CohortSite, x: torch.Tensor) -> torch.Tensor:

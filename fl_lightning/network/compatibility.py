@@ -95,10 +95,11 @@ def check_between_machines(config: RunConfig) -> None:
             "federation.dept_clusters.mix: expected a or all between machines, whose sites send sums over records "
             "and never the losses of single tokens, got predictions; use fit"
         )
-    if personal.fedalt_weight:
+    if personal.uses_fedalt:
+        key, off = ("fedalt_gate", "false") if personal.fedalt_gate else ("fedalt_weight", "0")
         raise InputError(
-            f"personal.fedalt_weight: expected 0 between machines, where own adapters stay at their sites, got "
-            f"{personal.fedalt_weight}; use fit"
+            f"personal.{key}: expected {off} between machines, where own adapters stay at their sites, got "
+            f"{getattr(personal, key)}; use fit"
         )
     starts_elsewhere = policy.keeps_private or federation.client_clusters.num_clusters > 1
     if (personal.ditto_lambda or personal.apfl_alpha < 1) and (

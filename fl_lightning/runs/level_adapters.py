@@ -11,6 +11,7 @@ from rich.console import Console
 from fl_lightning.clustering.tree import Tree
 from fl_lightning.config import RunConfig
 from fl_lightning.federation.state import FederationState
+from fl_lightning.linalg.own_mixture import is_gated
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.mates import lent_adapters
 from fl_lightning.personalization.shared_levels import mean_of_cluster, mean_of_departments
@@ -102,14 +103,17 @@ def export_level_adapters(
         clusters: {department: cluster}.
 
     Returns:
-        {client_id: {level: folder within the run}}, without base; a mate's is that of its own level.
+        {client_id: {level: folder within the run}}, without base and adapters with gates, which PEFT has no format for;
+        a mate's is that of its own level.
     """
     folders: dict[str, dict[str, str]] = {}
     written: set[str] = set()
     for client_id, levels in adapters.items():
         department = client_id.split("/", 1)[0]
         owners = {"own": client_id, "department": department, "cluster": str(clusters.get(department)), "root": ""}
-        folders[client_id] = {name: _folder(name, owners) for name in levels if name != "base"}
+        folders[client_id] = {
+            name: _folder(name, owners) for name in levels if name != "base" and not is_gated(levels[name])
+        }
         for level, folder in folders[client_id].items():
             if folder not in written:
                 export_lora_adapter(model, run_folder / folder, levels[level])

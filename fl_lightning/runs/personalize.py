@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from fl_lightning.config import PersonalConfig, RunConfig
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
 from fl_lightning.federation.state import FederationState, clients_by_department
-from fl_lightning.linalg.own_mixture import ALPHA, alpha_of
+from fl_lightning.linalg.own_mixture import ALPHA, alpha_of, is_gated
 from fl_lightning.modeling.lora import export_lora_adapter
 from fl_lightning.personalization.choice import Choice, choose_levels
 from fl_lightning.personalization.mixture import mixture_losses
@@ -33,6 +34,8 @@ from fl_lightning.storage.files import write_json
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import PERSONAL_EVALUATION, personal_adapter
 from fl_lightning.training.local_clients import LocalClients
+
+log = logging.getLogger(__name__)
 
 HURT = 0.02
 """A client is hurt if its loss is higher by more than this than with its own adapter."""
@@ -51,8 +54,9 @@ def personalize(run_folder: Path, *, console: Console | None = None) -> dict[str
     Returns:
         What is written to ``personal_eval.json``: ``levels``; ``clients`` with, for each client, its held-out loss of
         ``own``, ``level``, ``mixture`` and ``adapter``, the ``chosen`` level, the ``weights`` by level (and of each of
-        several ``own_adapters`` and of its ``mates``), the folders of the ``adapters``, and ``apfl_alpha`` if it has
-        learned one; the ``mean`` over clients of these losses; ``hurt``, the share of clients that lose by what
+        several ``own_adapters`` and of its ``mates``), the folders of the ``adapters``, ``apfl_alpha`` if it has
+        learned one, and ``gated`` if its own adapter is no plain one: that has no folder, and a client that chooses it
+        no ``adapter``; the ``mean`` over clients of these losses; ``hurt``, the share of clients that lose by what
         `personal.choose` gives them. Losses are mean nats for each target token; a client without held-out records has
         none.
 
@@ -123,7 +127,9 @@ def choose(
                 f"data.selection_fraction: {names[0]}: {error}; a client with one training record has none"
             ) from error
         for client_id, choice in chosen.items():
-            if records[client_id]:
+            if any(map(is_gated, adapters[client_id].values())):
+                choice = replace(choice, mixes_parameters=False)
+            elif records[client_id]:
                 kind = replace(choice, mixes_parameters=True)
                 mixed = one_adapter(config, clients, client_id, adapters[client_id], kind)
                 loss = clients.target_losses_of([mixed], [client_id], "selection").mean()
@@ -171,10 +177,18 @@ def write_choices(
         assignments: {department: cluster}.
     """
     for client_id, adapter in ones.items():
-        export_lora_adapter(model, run_folder / personal_adapter(client_id), adapter)
+        if not is_gated(adapter):
+            export_lora_adapter(model, run_folder / personal_adapter(client_id), adapter)
+    if gated := [client_id for client_id, levels in adapters.items() if any(map(is_gated, levels.values()))]:
+        log.warning(
+            "own adapters of %d clients have gates (personal.fedalt_gate), for which PEFT has no format: none is "
+            "written, none is part of one adapter, and serve and chat have no mixture with one; their losses are right",
+            len(gated),
+        )
     folders = export_level_adapters(model, run_folder, adapters, assignments)
     for client_id, values in result["clients"].items():
         values["adapters"] = folders[client_id]
+        values |= {"gated": True} if client_id in gated else {}
     write_json(run_folder / PERSONAL_EVALUATION, result)
 
 
@@ -227,7 +241,8 @@ def _held_out_losses(
     if not records:
         return dict.fromkeys(PERSONAL_LOSSES)
     by_level = np.concatenate(clients.target_losses(list(levels.values()), records))
-    level = adapter = float(by_level[:, choice.level].mean())
+    level = float(by_level[:, choice.level].mean())
+    adapter = None if is_gated(one) else level
     if choice.mixes_parameters:  # evaluated alone, since its rank may be the sum of theirs
         adapter = float(np.concatenate(clients.target_losses([one], records)).mean())
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fl_lightning.errors import InputError
-from fl_lightning.storage.components import MATES, OWN_ADAPTERS, join_weights
+from fl_lightning.storage.components import MATES, OWN, OWN_ADAPTERS, join_weights
 from fl_lightning.storage.files import check_name, natural_key, read_json
 from fl_lightning.storage.run_adapters import BASE, resolve_inside
 from fl_lightning.storage.run_layout import DEPARTMENT_MIXTURES, MIXTURE_LEVELS, PERSONAL_EVALUATION, personal_adapter
@@ -50,7 +50,8 @@ def client_mixtures(run_folder: Path) -> dict[str, MixtureSource]:
     """{``hr/client_0+``: mixture} of the clients of a run that `personalize` has seen; none before.
 
     With ``personal.choose: level`` a client has its level alone. Levels below `NEGLIGIBLE_WEIGHT` are left out, and the
-    other weights divided by their sum.
+    other weights divided by their sum. Clients whose mixture has an own adapter with gates (``personal.fedalt_gate``)
+    are left out.
 
     Raises:
         InputError: if ``personal_eval.json`` is not as `personalize` writes it, or the levels' adapters are not there.
@@ -60,6 +61,7 @@ def client_mixtures(run_folder: Path) -> dict[str, MixtureSource]:
     return {
         f"{client_id}{MIXTURE}": _mixture(run_folder, path, client_id, values, f"{mend} again")
         for client_id, values in _personalized(run_folder).items()
+        if not (values.get("gated") and values["weights"].get(OWN, 0.0) >= NEGLIGIBLE_WEIGHT)
     }
 
 

@@ -11,6 +11,7 @@ from fl_lightning.config import ClientClustersConfig, DeptClustersConfig, Federa
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.federation.protocol import ClientUpdate, Metrics
 from fl_lightning.federation.state import FederationState
+from fl_lightning.linalg.own_mixture import weights_of
 
 A, B = "w.lora_A.weight", "w.lora_B.weight"
 
@@ -37,7 +38,9 @@ class FakeClients:
             if on_step is not None:
                 on_step([task.client_id], 1.0, 7)
             metrics = self.evaluate([(answer[0], task.client_id)])[0] if task.evaluate else None
-            yield ClientUpdate(task.client_id, task.round_num, *answer, 70, self.losses, 0.5, metrics, task.is_own)
+            kept = weights_of(task.start) if task.is_own else {}
+            state, count = {**answer[0], **kept}, answer[1]
+            yield ClientUpdate(task.client_id, task.round_num, state, count, 70, self.losses, 0.5, metrics, task.is_own)
 
     def evaluate(self, jobs, split="eval"):
         """A loss that can be read off the state: the sum of A, over as many tokens as there are records."""

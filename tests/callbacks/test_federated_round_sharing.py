@@ -100,11 +100,18 @@ def test_client_clusters_under_alternate_keep_the_start_of_the_factor_that_rests
     assert numbers(trainer.clients.tasks[3, "hr/c1"].start, B) == [0.0, 8.0, 0.0]
 
 
-@pytest.mark.parametrize(("weight", "more"), [(0.0, ([0, 0], [0, 0])), (0.5, ([40, 40], [0, 40]))])
-def test_own_adapters_are_sent_under_fedalt_only(play, plain_config, state, weight, more):
+@pytest.mark.parametrize(("method", "more"), [({}, ([0, 0], [0, 0])), ({"fedalt_weight": 0.5}, ([40, 40], [0, 40]))])
+def test_own_adapters_are_sent_under_fedalt_only(play, plain_config, state, method, more):
     """Each is 20 bytes; in the first round no client has another's to start beside."""
-    personal = PersonalConfig(own="during", fedalt_weight=weight)
+    personal = PersonalConfig(own="during", **method)
     for rounds in (1, 2):
         trainer = play(two_rounds(state)[:rounds], plain_config(rounds=rounds), personal=personal)
         sent = [trainer.report.bytes_sent[key] - 40 for key in ("client/up", "client/down")]
         assert sent == [direction[rounds - 1] for direction in more]
+
+
+def test_of_what_a_client_trains_under_fedalt_with_gates_only_the_factors_are_sent(play, plain_config, state):
+    personal = PersonalConfig(own="during", fedalt_gate=True)
+    trainer = play(two_rounds(state), plain_config(rounds=2), personal=personal)
+    assert [trainer.report.bytes_sent[key] - 40 for key in ("client/up", "client/down")] == [40, 40]
+    assert all("w.fedalt_gate.weight" in own for own in trainer.federation.own_adapters.values())

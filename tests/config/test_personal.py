@@ -20,6 +20,16 @@ def test_levels_are_own_and_others_once(levels):
         ({"fedalt_weight": 0.5}, "personal.fedalt_weight: expected the default, or personal.own: during"),
         ({"own_adapters": 2, "own": "during"}, "personal.own_adapters: expected 1, or personal.own: after .*got 2"),
         ({"apfl_alpha": 0.5, "ditto_lambda": 0.1, "own": "during"}, "personal: expected one method for own adapters"),
+        ({"fedalt_gate": True}, "personal.fedalt_gate: expected the default, or personal.own: during.*got True"),
+        ({"fedalt_gate": True, "fedalt_weight": 0.5, "own": "during"}, "personal: expected one method for own"),
+        (
+            {"fedalt_gate": True, "mates": "all", "own": "during"},
+            "personal.mates: expected off, or .*fedalt_gate",
+        ),
+        (
+            {"fedalt_gate": True, "adapter": "svd", "own": "during"},
+            "personal.adapter: expected average, or .*got 'svd'",
+        ),
         ({"own": "off", "levels": ["own"]}, "personal.levels: expected a level besides own"),
     ],
 )

@@ -23,6 +23,7 @@ from fl_lightning.privacy.ledger import Ledger
 from fl_lightning.storage.manifest import write_manifest
 
 A, B = "base_model.model.layers.0.q_proj.lora_A.weight", "base_model.model.layers.0.q_proj.lora_B.weight"
+GATE = "base_model.model.layers.0.q_proj.fedalt_gate.weight"
 
 
 def federation(seed=0):
@@ -234,6 +235,25 @@ def test_a_client_id_that_leads_out_of_the_checkpoint_is_refused(tmp_path, kind)
     (tmp_path / "c" / "state.json").write_text(json.dumps(facts))
     with pytest.raises(InputError):
         load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("learned", "wrong"),
+    [
+        ({"apfl_alpha": torch.tensor([0.3])}, {"apfl_alpha": torch.ones(2)}),
+        ({GATE: torch.ones(2, 3)}, {GATE: torch.ones(1, 3)}),
+        ({}, {"q.other.weight": torch.ones(1)}),
+    ],
+)
+def test_own_adapters_are_saved_with_the_weights_that_they_have_learned(tmp_path, learned, wrong):
+    saved = federation()
+    own = dict(saved.own_adapters["hr/client_1"])
+    for name, more in (("right", learned), ("wrong", wrong)):
+        changed = dataclasses.replace(saved, own_adapters={"hr/client_1": {**own, **more}})
+        save_checkpoint(tmp_path / name, changed)
+    assert_equal_states(load_checkpoint(tmp_path / "right")[0].own_adapters["hr/client_1"], {**own, **learned})
+    with pytest.raises(InputError, match="not a complete checkpoint"):
+        load_checkpoint(tmp_path / "wrong")
 
 
 def test_half_an_own_adapter_is_refused(tmp_path):

@@ -113,6 +113,7 @@ NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_m
         ),
         (["--audit.canaries", "8"], "audit.canaries: expected 0 between machines, .* got 8; use fit"),
         ([*DURING, "--personal.fedalt_weight", "0.5"], "personal.fedalt_weight: expected 0 between machines"),
+        ([*DURING, "--personal.fedalt_gate", "true"], "personal.fedalt_gate: expected false between machines"),
         (
             [*ALONE, *DURING, "--personal.ditto_lambda", "1", "--federation.share", "a"],
             "personal.ditto_lambda: .*share a",

@@ -11,6 +11,8 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.linalg.own_mixture import alpha_of, weights_of
 from fl_lightning.runs.personalize import personalize
+from fl_lightning.storage.personal_models import client_mixtures, personal_adapters
+from fl_lightning.storage.run_layout import level_adapter
 from fl_lightning.training.local_clients import LocalClients
 
 DURING = ("--personal.own", "during")
@@ -135,7 +137,10 @@ def measured(fit, tmp_path_factory):
     return {own: (folder, personalize(folder)) for own, folder in folders.items()}
 
 
-LEARNED = {"apfl": ("--personal.apfl_alpha", "0.5", "--personal.apfl_rate", "5", "--personal.root", "mean")}
+LEARNED = {
+    "apfl": ("--personal.apfl_alpha", "0.5", "--personal.apfl_rate", "5"),
+    "fedalt": ("--personal.fedalt_gate", "true"),
+}
 """{method: options by which clients learn how to weigh their own adapters}."""
 
 
@@ -177,6 +182,25 @@ def test_apfl_logs_each_clients_weight_and_personalize_says_it(learned):
     assert 0.5 not in alphas.values()
     result = personalize(folder)
     assert {client_id: values["apfl_alpha"] for client_id, values in result["clients"].items()} == alphas
+
+
+def test_personalize_measures_gated_adapters_and_writes_none_of_them(learned, caplog):
+    method, _, folder = learned
+    if method != "fedalt":
+        pytest.skip("has plain adapters")
+    result = personalize(folder)
+    assert "own adapters of 8 clients have gates (personal.fedalt_gate), for which PEFT has no format" in caplog.text
+    mixtures, ones = client_mixtures(folder), personal_adapters(folder)
+    for client_id, values in result["clients"].items():
+        assert values["gated"]
+        assert values["own"] > 0
+        assert values["mixture"] > 0
+        assert not (folder / level_adapter("own", client_id)).exists()
+        assert "own" not in values["adapters"]
+        assert (folder / values["adapters"]["department"]).is_dir()
+        assert (f"{client_id}+" in mixtures) == (values["weights"]["own"] < 0.005)
+        assert (f"{client_id}+adapter" in ones) == (values["chosen"] != "own") == (values["adapter"] is not None)
+        assert values["adapter"] in (None, values["level"])
 
 
 @pytest.mark.slow

@@ -32,6 +32,13 @@ def test_a_run_personalized_without_level_adapters_says_what_to_do(personalize):
         client_mixtures(run)
 
 
+def test_a_client_whose_own_adapter_has_gates_has_a_mixture_only_without_it(personalize):
+    assert client_mixtures(personalize(gated=True, adapters={"department": "personal/levels/department/hr"})) == {}
+    weights = {"own": 0.004, "department": 0.896, "base": 0.1}
+    run = personalize(gated=True, weights=weights, adapters={"department": "personal/levels/department/hr"})
+    assert client_mixtures(run)["hr/client_0+"].folders == (run / "personal/levels/department/hr", None)
+
+
 def test_a_level_adapter_outside_the_run_is_refused(personalize):
     with pytest.raises(InputError, match="leads out of the run"):
         client_mixtures(personalize(adapters={"own": "../elsewhere"}))

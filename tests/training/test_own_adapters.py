@@ -13,7 +13,7 @@ from fl_lightning.config import PersonalConfig
 from fl_lightning.data.packing import epoch_order
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState
-from fl_lightning.linalg.own_mixture import ALPHA, alpha_of, factors_of
+from fl_lightning.linalg.own_mixture import ALPHA, alpha_of, factors_of, gates_like, weights_of
 from fl_lightning.seeding import derive_seed
 from fl_lightning.training.own_adapters import Partners, own_adapter, own_tasks
 
@@ -40,9 +40,9 @@ def loss_of(model, batch):
     return total / sum(int(example.supervised.sum()) for example in batch)
 
 
-def train(model, adapter, examples, task, penalty=lambda name, parameter: 0.0):
-    """Two epochs of AdamW on one adapter of a PEFT model, gradients clipped."""
-    named = {n: p for n, p in model.named_parameters() if f".{adapter}." in n}
+def train(model, adapter, examples, task, penalty=lambda name, parameter: 0.0, also=None):
+    """Two epochs of AdamW on one adapter of a PEFT model, and on what has `also` in its name; gradients clipped."""
+    named = {n: p for n, p in model.named_parameters() if f".{adapter}." in n or (also is not None and also in n)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in named)
     optimizer = torch.optim.AdamW(named.values(), lr=RATE, weight_decay=0.0, eps=EPS)
@@ -246,6 +246,100 @@ def test_fedalt_equals_a_plain_loop_beside_the_mean_of_the_others(plain, round_s
         load(plain, state.own_adapters[task.client_id], "v")
         expected = train(plain, "v", federation[task.client_id].train, task)
         assert_states_close(update.state, dict(sorted(expected.items())), atol=1e-5)
+
+
+@pytest.fixture
+def gated(plain, monkeypatch):
+    """A PEFT model whose layers weigh their adapters v and w by a gate, for each token."""
+    plain.base_model.set_adapter(["v", "w"])
+    for layer in [module for module in plain.modules() if isinstance(module, LoraLayer)]:
+        layer.fedalt_gate = torch.nn.Linear(layer.in_features, 2, bias=False)
+
+        def forward(x, layer=layer):
+            own, rest = (layer.lora_B[key](layer.lora_A[key](x)) for key in ("v", "w"))
+            shares = torch.softmax(layer.fedalt_gate(x), dim=-1)
+            return layer.base_layer(x) + 2.0 * (shares[..., :1] * own + shares[..., 1:] * rest)
+
+        monkeypatch.setattr(layer, "forward", forward)
+    return plain
+
+
+def load_gates(model, state):
+    missing = model.load_state_dict(weights_of(state), strict=False)
+    assert not missing.unexpected_keys
+
+
+GATED = PersonalConfig(own="during", fedalt_gate=True)
+
+
+def with_gates(state):
+    """The state, in which each client's own adapter has gates that differ from the others'."""
+    own = {
+        client_id: {**adapter, **{n: 20 * g for n, g in gates_like(state.initial, seed=k).items()}}
+        for k, (client_id, adapter) in enumerate(state.own_adapters.items())
+    }
+    return replace(state, own_adapters=own)
+
+
+def mean_of_others(state, client_id):
+    first, second = (factors_of(adapter) for c, adapter in state.own_adapters.items() if c != client_id)
+    return {name: (first[name] + second[name]) / 2 for name in first}
+
+
+def test_fedalt_with_a_gate_equals_a_plain_loop_whose_layers_weigh_both_by_their_input(gated, round_state, federation):
+    state, clients, tasks = round_state
+    state = with_gates(state)
+    own = own_tasks(GATED, state, tasks)
+    updates = clients.fit_cohort(own)
+    for task, update in zip(own, updates, strict=True):
+        before = state.own_adapters[task.client_id]
+        load(gated, factors_of(before), "v")
+        load(gated, mean_of_others(state, task.client_id), "w")
+        load_gates(gated, before)
+        expected = train(gated, "v", federation[task.client_id].train, task, also=".fedalt_gate.")
+        assert_states_close(update.state, dict(sorted(expected.items())), atol=1e-5)
+        assert all(not torch.equal(update.state[n], before[n]) for n in weights_of(before))
+        (alone,) = clients.fit_cohort([task])
+        assert_states_close(update.state, alone.state, atol=1e-5)
+
+
+def test_a_gated_adapter_has_the_losses_of_its_layers_also_beside_plain_adapters(gated, round_state, federation):
+    state, clients, _ = round_state
+    state = with_gates(state)
+    used, records = own_adapter(GATED, state, "hr/client_1"), federation["hr/client_1"].eval
+    plain_adapter = state.departments["hr"]
+    columns = clients.target_losses_of([plain_adapter, used, state.initial], ["hr/client_1"], "eval").mean(axis=0)
+    load(gated, factors_of(state.own_adapters["hr/client_1"]), "v")
+    load(gated, mean_of_others(state, "hr/client_1"), "w")
+    load_gates(gated, state.own_adapters["hr/client_1"])
+    with torch.no_grad():
+        expected = float(loss_of(gated, records))
+    metrics = clients.evaluate([(used, "hr/client_1"), (plain_adapter, "hr/client_1")])
+    assert metrics[0].loss_sum / metrics[0].num_tokens == pytest.approx(expected, rel=1e-5)
+    alone = clients.evaluate([(plain_adapter, "hr/client_1")])[0]
+    assert metrics[1].loss_sum == pytest.approx(alone.loss_sum, rel=1e-6)
+    assert columns[1] == pytest.approx(expected, rel=1e-5)
+    assert columns[0] == pytest.approx(alone.loss_sum / alone.num_tokens, rel=1e-5)
+    with clients.with_adapter(used) as model, torch.no_grad():
+        assert float(loss_of(model, records)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gates_start_from_a_seed_of_their_client_and_are_not_part_of_what_others_see(round_state):
+    state, _, tasks = round_state
+    first, second, _ = (task.start for task in own_tasks(GATED, replace(state, own_adapters={}), tasks))
+    names = list(weights_of(first))
+    assert len(names) == len(factors_of(first)) // 2
+    for name in names:
+        assert first[name].shape[0] == 2
+        assert 0 < float(first[name].abs().max()) <= first[name].shape[1] ** -0.5
+        assert not torch.equal(first[name], second[name])
+    again = own_tasks(GATED, replace(state, own_adapters={}), tasks)[0].start
+    assert all(torch.equal(first[name], again[name]) for name in names)
+    for task in own_tasks(GATED, with_gates(state), tasks):
+        assert task.frozen_product.keys() == state.initial.keys()
+        assert task.relative_scaling == 1.0
+    untrained = own_adapter(GATED, replace(state, own_adapters={}), "hr/client_1")
+    assert not any(gate.any() for gate in weights_of(untrained).values())
 
 
 def test_a_clients_adapter_under_fedalt_gives_peft_the_losses_of_the_mixture(plain, round_state, federation):
