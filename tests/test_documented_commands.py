@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
+from signed_runs import sign_as_sites
 
 from fl_lightning.cli import main
 from fl_lightning.commands import COMMANDS
@@ -186,8 +187,13 @@ def test_keys_are_made(words, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", of("verify"))
-def test_what_verifies_is_run(words, signed, monkeypatch):
+def test_what_verifies_is_run(words, signed, tmp_path, monkeypatch):
     monkeypatch.chdir(signed)
+    if "--site-keys" in words:
+        run = shutil.copytree(signed / "lightning_logs" / "version_0", tmp_path / "lightning_logs" / "version_0")
+        shutil.rmtree(run / "certificate")
+        sign_as_sites(run, tmp_path / words[-1])
+        monkeypatch.chdir(tmp_path)
     if "--write-salt" in words:
         Path(words[-1]).unlink(missing_ok=True)
     if "--salt" in words and not Path(words[-1]).exists():

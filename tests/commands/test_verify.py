@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from signed_runs import sign_as_sites
 
 from fl_lightning.provenance.certificate import write_certificate
 
@@ -104,25 +105,7 @@ def test_bad_input_is_exit_code_2(command, copied, argv, message):
 @pytest.fixture
 def signed_by_sites(copied, tmp_path):
     """The run as if each client had been a site, and the file of the sites' keys."""
-    from fl_lightning.provenance.chain import LedgerFile, read_chain
-    from fl_lightning.provenance.signing import key_at, load_public_key, sign
-    from fl_lightning.provenance.site_signatures import signed_statement
-
-    start, *rounds, end = read_chain(copied).lines
-    paths = {name: tmp_path / name.replace("/", ".") for line in rounds for name in line["clients"]}
-    keys = {name: key_at(path) for name, path in paths.items()}
-    public = {name: path.with_name(f"{path.name}.pub") for name, path in paths.items()}
-    for line in rounds:
-        for name, values in line["clients"].items():
-            statement = signed_statement(start["run"], line["round"], name, values["update"])
-            values["signature"] = sign(keys[name], statement)
-    file = LedgerFile(copied / "ledger.jsonl")
-    file.begin({**start, "sites": {name: load_public_key(path) for name, path in public.items()}})
-    for line in (*rounds, {key: value for key, value in end.items() if key not in ("signature", "public_key")}):
-        file.append(line)
-    known = tmp_path / "sites.txt"
-    known.write_text("".join(f"{name} {path.read_text()}" for name, path in public.items()))
-    return copied, known
+    return copied, sign_as_sites(copied, tmp_path / "sites.txt")
 
 
 def test_signatures_of_sites_are_checked_against_the_ledgers_keys_or_known_ones(command, signed_by_sites):

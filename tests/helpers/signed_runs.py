@@ -52,3 +52,28 @@ def other_run(ledger_small, operator_key, tmp_path_factory):
         assert main(["fit", *argv, "--seed", "4"]) == 0
 
     return make_once(tmp_path_factory, "other_run", make) / "version_0"
+
+
+def sign_as_sites(run_folder, known):
+    """Write a run's ledger anew as if each client had been a site, and the file `known` of the sites' public keys.
+
+    The keys are beside that file. The operator's signature is gone.
+    """
+    from fl_lightning.provenance.chain import LedgerFile, read_chain
+    from fl_lightning.provenance.signing import key_at, load_public_key, sign
+    from fl_lightning.provenance.site_signatures import signed_statement
+
+    start, *rounds, end = read_chain(run_folder).lines
+    paths = {name: known.parent / name.replace("/", ".") for line in rounds for name in line["clients"]}
+    keys = {name: key_at(path) for name, path in paths.items()}
+    public = {name: path.with_name(f"{path.name}.pub") for name, path in paths.items()}
+    for line in rounds:
+        for name, values in line["clients"].items():
+            statement = signed_statement(start["run"], line["round"], name, values["update"])
+            values["signature"] = sign(keys[name], statement)
+    file = LedgerFile(run_folder / "ledger.jsonl")
+    file.begin({**start, "sites": {name: load_public_key(path) for name, path in public.items()}})
+    for line in (*rounds, {key: value for key, value in end.items() if key not in ("signature", "public_key")}):
+        file.append(line)
+    known.write_text("".join(f"{name} {path.read_text()}" for name, path in public.items()))
+    return known
