@@ -63,6 +63,7 @@ def run(argv: list[str]) -> int:
             exclude=data.exclude,
             exclude_records=data.exclude_records,
         )
+    found.canaries = config.audit.canaries
     if args.json:
         print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import RunConfig
 from fl_lightning.data.canaries import ClientCanaries
 from fl_lightning.data.tokenization import Example
@@ -18,6 +19,7 @@ from fl_lightning.federation.state import FederationState
 from fl_lightning.modeling.input_energy import input_energy
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.modeling.scaled_adapter import ScaledAdapter, read_adapter
+from fl_lightning.privacy.audit.canary_directions import audit_mechanism
 from fl_lightning.privacy.audit.membership import membership_test
 from fl_lightning.privacy.audit.one_run import CONFIDENCE, epsilon_lower_bound, guess_coins, provable_epsilon
 from fl_lightning.runs.audited_adapters import AuditedAdapter, audited_adapters
@@ -31,6 +33,9 @@ from fl_lightning.storage.run_layout import AUDIT, CANARIES, NETWORK, RECEIVED
 from fl_lightning.training.local_clients import LocalClients
 
 Array = npt.NDArray[np.float64]
+
+MIN_CLIENTS, MAX_CLIENTS, MAX_NUMBERS = 16, 200, 20_000_000
+"""Canary clients of the audit of the mechanism, as many as have together at most so many numbers."""
 
 ALL = "all"
 """Owner of a line over all adapters of a kind, each judged on the records of its own clients."""
@@ -61,8 +66,9 @@ def audit(request: AuditRequest) -> dict[str, Any]:
         without differential privacy; ``canaries``: None without, else the ``audit`` block's choices and ``bounds``, a
         list of lines with ``kind``, ``owner``, ``canaries``, ``guesses``, ``correct``, ``epsilon`` (the lower bound),
         ``provable`` (what this number of guesses can prove at most) and ``upper`` (the accountant's ε for a record,
-        None if it does not cover the adapter); ``membership``: a list of lines with ``kind``, ``owner``, ``score``
-        (base or reference) and the figures of `MembershipResult`.
+        None if it does not cover the adapter); ``mechanism``: the figures of `MechanismAudit`, None without
+        differential privacy; ``membership``: a list of lines with ``kind``, ``owner``, ``score`` (base or reference)
+        and the figures of `MembershipResult`.
 
     Raises:
         InputError: if the run is not finished, its records or its canaries are not here, or there is nothing to test.
@@ -141,8 +147,26 @@ class _Audit:
             "delta": self._delta,
             "accountant": self._upper,
             "canaries": canaries if self._canaries else None,
+            "mechanism": self._mechanism(),
             "membership": membership,
         }
+
+    def _mechanism(self) -> dict[str, Any] | None:
+        """An audit of the noise that protects whole clients; None without differential privacy."""
+        config, ledger = self._config.federation, self._state.privacy
+        rounds = max(ledger.rounds.values(), default=0) if ledger is not None else 0
+        if not rounds:
+            return None
+        shared = share_policy(config.share, config.share_layers).shared(self._initial, 1)
+        dimension = sum(tensor.numel() for tensor in shared.values())
+        return audit_mechanism(
+            canaries=max(MIN_CLIENTS, min(MAX_CLIENTS, MAX_NUMBERS // dimension)),
+            dimension=dimension,
+            noise_multiplier=config.privacy.noise_multiplier,
+            rounds=rounds,
+            delta=self._delta,
+            seed=derive_seed(self._config.seed, "audit", "mechanism"),
+        ).to_dict()
 
     def _bounds(self) -> list[dict[str, Any]]:
         """A line for each adapter, for its A alone, and for all of a kind."""

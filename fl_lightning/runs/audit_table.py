@@ -32,6 +32,13 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     if clients := result["accountant"].get("client"):
         spent = ", ".join(f"{name} {value:.3g}" for name, value in clients.items())
         console.print(f"The accountant's ε of a whole client: {spent}.")
+    if mechanism := result["mechanism"]:
+        console.print(
+            f"{mechanism['canaries']} canary clients in random directions, sent through clipping and noise of "
+            f"{mechanism['rounds']} rounds: ε of a whole client at least {mechanism['epsilon']:.2f} (provable "
+            f"{mechanism['provable']:.2f}), estimated {mechanism['estimate']:.2f} ({mechanism['estimate_low']:.2f}–"
+            f"{mechanism['estimate_high']:.2f}), accountant {mechanism['upper']:.2f}."
+        )
     head = ["adapter", "AUC", "95 %", "TPR at 1 %", "95 %", "trained", "held out"]
     for score in dict.fromkeys(line["score"] for line in result["membership"]):
         lines = [line for line in result["membership"] if line["score"] == score]

@@ -53,6 +53,7 @@ def test_a_planted_leak_is_proved(result):
     assert everybody["upper"] is None
     assert everybody["provable"] == epsilon_lower_bound(96, 48, 48, 1e-5)
     assert result["accountant"] == {}
+    assert result["mechanism"] is None
 
 
 def test_every_adapter_has_a_line_with_its_bound(leaky, result):
@@ -133,6 +134,13 @@ def test_under_differential_privacy_no_bound_is_above_the_accountants(fit, tmp_p
     clients, records = (result["accountant"][unit] for unit in ("client", "record"))
     assert clients["hr"] == pytest.approx(epsilon(1.0, 2, 1e-5, clients=1, asked=1))
     assert records["hr"] == pytest.approx(epsilon(0.5, 2, 1e-5, clients=1, asked=1))
+    mechanism = result["mechanism"]
+    assert mechanism["upper"] == clients["hr"]
+    assert mechanism["rounds"] == 2
+    assert mechanism["epsilon"] <= mechanism["upper"]
+    text = io.StringIO()
+    show(result, Console(file=text, width=200))
+    assert "200 canary clients in random directions, sent through clipping and noise of 2 rounds" in text.getvalue()
     covered = [line for line in result["canaries"]["bounds"] if not line["kind"].startswith("client")]
     assert {line["kind"] for line in covered} == {
         "department", "department, A alone", "mixed", "mixed, A alone"

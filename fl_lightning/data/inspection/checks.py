@@ -78,6 +78,8 @@ class Inspection:
     """Clients that data.exclude leaves out."""
     excluded_records: int = 0
     """Records that data.exclude_records leaves out."""
+    canaries: int = 0
+    """Canaries for each client, of which `fit` adds about half to the training records (audit.canaries)."""
     duplicates: list[list[str]] = field(default_factory=list)
     """Locations of each training record that occurs several times."""
 

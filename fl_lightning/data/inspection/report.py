@@ -30,6 +30,12 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         console.print(
             f"left out: {names or 'no client'}{more}; records: {inspection.excluded_records:,}", soft_wrap=True
         )
+    if inspection.canaries:
+        console.print(
+            f"canaries: fit makes {inspection.canaries:,} for each client, about half of which become training records "
+            "besides those above",
+            soft_wrap=True,
+        )
     leaks = {
         what: [f"{leak['eval']} = {_locations(leak['train'])}" for leak in inspection.leaks if leak["what"] == what]
         for what in ("record", "prompt")

@@ -149,7 +149,7 @@ def test_json_has_everything(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "hr/ann.jsonl", [pair("a"), pair("b")])
     value = json.loads(json.dumps(inspect_folder(tmp_path, measure).as_json()))
     assert value["clients"][0]["lengths"]["longest"] == 2
-    found = {"errors", "warnings", "unread_keys", "leaks", "duplicates", "excluded", "excluded_records"}
+    found = {"errors", "warnings", "unread_keys", "leaks", "duplicates", "excluded", "excluded_records", "canaries"}
     assert set(value) == {"root", "folder", "clients", *found}
 
 

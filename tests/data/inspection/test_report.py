@@ -44,3 +44,9 @@ def test_leaks_of_records_and_prompts_stand_apart():
 
 def test_nothing_wrong_is_said():
     assert "Nothing is wrong." in shown(Inspection("d", "d"))
+
+
+def test_canaries_are_counted_beside_the_records():
+    text = shown(Inspection("d", "d", canaries=8))
+    assert "canaries: fit makes 8 for each client, about half of which become training records" in text
+    assert "canaries" not in shown(Inspection("d", "d"))

@@ -1,0 +1,64 @@
+"""Canary clients against the mechanism: never above the account, near it, and above it if the noise is wrong."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fl_lightning[privacy]'")
+
+from fl_lightning.privacy import accountant, mechanism
+from fl_lightning.privacy.audit.canary_directions import audit_mechanism
+from fl_lightning.privacy.audit.one_run import epsilon_lower_bound
+
+OPTIONS = {"canaries": 100, "dimension": 4000, "noise_multiplier": 1.0, "rounds": 3, "delta": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def audits():
+    return [audit_mechanism(**OPTIONS, seed=seed) for seed in range(20)]
+
+
+def test_no_bound_is_above_the_accountants_epsilon(audits):
+    expected = accountant.epsilon(1.0, 3, 1e-5, clients=1, asked=1)
+    for audit in audits:
+        assert audit.upper == expected
+        assert 0 < audit.epsilon <= audit.provable
+        assert audit.epsilon == epsilon_lower_bound(100, 100, audit.correct, 1e-5)
+        assert audit.epsilon <= audit.upper
+
+
+def test_estimates_are_near_the_accountants_epsilon(audits):
+    """Other canaries add T k / (2 d z²) = 4 % to the variance, so that the estimate is a little low."""
+    mean, upper = np.mean([audit.estimate for audit in audits]), audits[0].upper
+    assert 0.88 * upper < mean < 1.04 * upper
+    covered = [audit.estimate_low <= upper / 1.02 <= audit.estimate_high for audit in audits]
+    assert sum(covered) >= 16
+
+
+def test_too_little_noise_is_seen(monkeypatch):
+    real = mechanism.gaussian
+    monkeypatch.setattr(mechanism, "gaussian", lambda key, name, count: real(key, name, count) / 4)
+    audit = audit_mechanism(**OPTIONS, seed=0)
+    assert audit.estimate_low > 2 * audit.upper
+
+
+def test_updates_that_are_not_clipped_are_seen(monkeypatch):
+    monkeypatch.setattr(mechanism, "norm", lambda update: 0.1)  # and sent four times as long
+    real = mechanism._add
+    monkeypatch.setattr(mechanism, "_add", lambda sums, update, factor, name: real(sums, update, 4 * factor, name))
+    assert audit_mechanism(**{**OPTIONS, "dimension": 40_000}, seed=0).estimate_low > 2 * audit_mechanism_upper()
+
+
+def audit_mechanism_upper():
+    return accountant.epsilon(1.0, 3, 1e-5, clients=1, asked=1)
+
+
+def test_the_same_seed_gives_the_same_audit():
+    small = {**OPTIONS, "canaries": 20, "dimension": 200}
+    assert audit_mechanism(**small, seed=4) == audit_mechanism(**small, seed=4)
+    assert audit_mechanism(**small, seed=4) != audit_mechanism(**small, seed=5)
+
+
+@pytest.mark.parametrize("change", [{"canaries": 3}, {"dimension": 0}, {"rounds": 0}, {"noise_multiplier": 0.0}])
+def test_impossible_options_are_refused(change):
+    with pytest.raises(ValueError, match="expected at least"):
+        audit_mechanism(**{**OPTIONS, **change}, seed=0)
