@@ -23,7 +23,8 @@ SHARE_A = {"rounds": 3, "share": "a", "dept_clusters": {"enabled": False}, "clie
 def test_a_run_in_which_a_site_and_then_the_server_are_killed_ends_as_one_process_does(
     machines, tmp_path, cut_departments, micro_base, monkeypatch
 ):
-    prepare(tmp_path, cut_departments, micro_base, SITES, federation=SHARE_A, personal={"own": "during"})
+    lending = {"personal": {"own": "during", "mates": "all"}, "network": {"lend": "all"}}
+    prepare(tmp_path, cut_departments, micro_base, SITES, federation=SHARE_A, **lending)
     _, killed_site, other_site = SITES
     machines.server()
     machines.wait_for("server", "listening on")  # an earlier SuperNode is turned away and starts again
@@ -59,11 +60,15 @@ def test_a_run_in_which_a_site_and_then_the_server_are_killed_ends_as_one_proces
     expected = {d: shared_factor(state) for d, state in adapters(one_process).items()}
     assert sorted(shared) == ["finance", "hr"]
     assert largest_difference(shared, expected) <= 1e-6
+    own = {c: load_file(one_process / "checkpoints" / "round_3" / "own" / f"{c}.safetensors") for c in SITES}
     for client_id in SITES:
         (kept,) = tmp_path.glob(f"of_sites/sites/{client_id.replace('/', '.')}/*/round_3/kept.safetensors")
-        own = load_file(one_process / "checkpoints" / "round_3" / "own" / f"{client_id}.safetensors")
         at_site = load_file(kept)
-        assert all(torch.equal(at_site[f"own_adapter|{name}"], tensor) for name, tensor in own.items())
+        assert all(torch.equal(at_site[f"own_adapter|{name}"], tensor) for name, tensor in own[client_id].items())
+        lent = {f"{c}|{name}": t for c in SITES if c != client_id for name, t in own[c].items()}
+        received = load_file(kept.parent.parent / "received" / "mates.safetensors")
+        assert received.keys() == lent.keys()
+        assert all(torch.equal(received[name], tensor) for name, tensor in lent.items())
     assert not list(run_folder.glob("**/own"))
 
 
