@@ -48,7 +48,9 @@ class ClusterMonitor(FederatedCallback):
         metrics: dict[str, float] = {"round/left_out": sum(len(d.rejected) for d in report.departments.values())}
         metrics["round/tokens"] = report.num_tokens
         if report.virtual_hours is not None:
-            metrics["round/virtual_hours"], metrics["round/dropped"] = report.virtual_hours, len(report.dropped)
+            metrics["round/virtual_hours"] = report.virtual_hours
+        if report.is_planned:
+            metrics["round/dropped"] = len(report.dropped)
             ages = report.staleness.values()
             metrics["round/stale"] = sum(age > 0 for age in ages)
             metrics["round/staleness"] = sum(ages) / max(len(ages), 1)
@@ -141,13 +143,14 @@ class ClusterMonitor(FederatedCallback):
                 for name, d in report.departments.items()
             },
             "bytes": report.bytes_sent,
-            **({} if report.virtual_hours is None else _virtual_json(report)),
+            **(_plan_json(report) if report.is_planned else {}),
         }
         trainer.writer.json(run_folder / cluster_file(round_num, "aggregation"), aggregation)
 
 
-def _virtual_json(report: RoundReport) -> dict[str, Any]:
-    return {"virtual_hours": report.virtual_hours, "staleness": report.staleness, "dropped": report.dropped}
+def _plan_json(report: RoundReport) -> dict[str, Any]:
+    hours = {} if report.virtual_hours is None else {"virtual_hours": report.virtual_hours}
+    return {**hours, "staleness": report.staleness, "dropped": report.dropped}
 
 
 def _similarity_json(clustering: Clustering, config: DeptClustersConfig) -> dict[str, Any]:

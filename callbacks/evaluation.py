@@ -85,7 +85,9 @@ class Evaluation(FederatedCallback):
         departments, client_mean, groups = results
         best = trainer.federation.best
         taken_before = {name for name in best if best[name].round_num < trainer.round_num}
-        self.final = {name: self.final[name] if name in taken_before else departments[name] for name in departments}
+        measured = {name: self.final[name] if name in taken_before else departments[name] for name in departments}
+        # Between buffered steps a department whose sites all train is not measured.
+        self.final = {**self.final, **measured} if trainer.report.is_planned else measured
         for group, values in groups.items():
             before = self.groups.get(group, {"base": values, "final": values})
             self.groups[group] = before if group in taken_before else {**before, "final": values}

@@ -88,10 +88,13 @@ class FederatedRound(FederatedCallback):
         is_buffered = trainer.federation_config.schedule.mode == "buffered"
         only_asked = policy.is_central or is_buffered
         departments = {task.department for task in tasks} if only_asked else trainer.federation.departments
+        if trainer.plan is None:
+            trainer.federation_config.schedule.check_in_one_process()
         trainer.report = RoundReport(trainer.round_num, {name: DepartmentReport() for name in departments})
         if trainer.plan is not None:
             log.info("%s", describe_plan(trainer.plan, is_buffered=is_buffered))
-            trainer.report.virtual_hours = trainer.plan.seconds / 3600
+            seconds = trainer.plan.seconds
+            trainer.report.virtual_hours = None if seconds is None else seconds / 3600
             trainer.report.dropped = list(trainer.plan.dropped)
             trainer.report.staleness = {fit.client_id: fit.staleness for fit in trainer.plan.fits.values()}
         sent = (policy.shared(task.start, trainer.round_num) for task in tasks)

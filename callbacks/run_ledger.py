@@ -95,8 +95,8 @@ class RunLedger(FederatedCallback):
         entry: dict[str, Any] = {"update": update_commitment(salt, state, *numbers)}
         if update.signature:
             entry["signature"] = update.signature
-            if update.round_num != trainer.round_num:
-                entry["asked"] = update.round_num
+            if (asked := trainer.tasks[update.client_id].seed_round) != trainer.round_num:
+                entry["asked"] = asked
         if trainer.federation.privacy is None and not trainer.federation_config.secure_aggregation:
             entry["examples"] = update.num_examples
         self._clients[update.client_id] = entry

@@ -23,11 +23,11 @@ from fl_lightning.config.training import TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import RunError
 from fl_lightning.evaluation.panel import EvaluationPanel
+from fl_lightning.federation.fit_buffers import RoundPlan, RoundSchedule
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTask, ClientTransport
 from fl_lightning.federation.round_report import RoundReport
 from fl_lightning.federation.state import FederationState, clients_by_department
-from fl_lightning.federation.virtual_time import RoundPlan, RoundSchedule
 from fl_lightning.loggers.distributions import MAX_CLIENTS, client_distributions
 from fl_lightning.modeling.lora import collect_lora_state
 from fl_lightning.module import LoraClientModule

@@ -52,7 +52,8 @@ class NetworkConfig(Block, key="network"):
     join_timeout: PositiveFloat = 600.0
     """Seconds that the server waits for its sites at the start; then the quorum of each department must be there."""
     deadline: PositiveFloat = 3600.0
-    """Seconds that a round or an evaluation waits for its sites; then it continues with the replies it has."""
+    """Seconds that a round or an evaluation waits for its sites; then it continues with the replies it has. With
+    buffered steps: seconds in a fit after which nobody waits for a site."""
     quorum: PositiveFraction = 1.0
     """Share of each department's requested sites whose replies end a round's wait early, in (0, 1]."""
     max_message_mb: PositiveFloat = 1024.0

@@ -56,7 +56,8 @@ class ScheduleConfig(Block, key="federation.schedule"):
 
     mode: Literal["sync", "buffered"] = "sync"
     """sync: a round takes updates of all departments and waits for them; buffered: a round is one step of the
-    department whose buffer is full first, and clients train on while others are late."""
+    department whose buffer is full first, and clients train on while others are late: in one process by their
+    profiles in virtual time, between machines (server, client) in the order in which sites answer."""
     buffer: PositiveInt = 10
     """buffered: updates that a department waits for before it steps; at most as many as it has clients."""
     concurrency: PositiveInt | None = None
@@ -82,11 +83,21 @@ class ScheduleConfig(Block, key="federation.schedule"):
         expected = "the default, or mode: sync (a buffered department waits for nobody)"
         check(is_sync or self.over_select == 0, "federation.schedule.over_select", expected, self.over_select)
         check(is_sync or self.deadline is None, "federation.schedule.deadline", expected, self.deadline)
-        needs_time = not is_sync or self.over_select > 0 or self.deadline is not None
-        has_time = self.clients.speed is not None
-        expected = "constant, log_normal or trace, which give the virtual time that mode: buffered, over_select and "
-        expected += "deadline go by"
-        check(has_time or not needs_time, "federation.schedule.clients.speed", expected, self.clients.speed)
+        if self.over_select > 0 or self.deadline is not None:
+            self._check_time("over_select and deadline go by")
+
+    def check_in_one_process(self) -> None:
+        """Check that there is a time by which clients in one process are late; between machines time is real.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if self.mode == "buffered":
+            self._check_time("buffered steps in one process go by")
+
+    def _check_time(self, choices: str) -> None:
+        expected = f"constant, log_normal or trace, which give the virtual time that {choices}"
+        check(self.clients.speed is not None, "federation.schedule.clients.speed", expected, self.clients.speed)
 
     def clusters_in(self, round_num: int, num_departments: int) -> bool:
         """Whether departments are clustered and mixed in a round.

@@ -10,6 +10,8 @@
 | `checkpoint_schema` | the keys of a checkpoint's JSON |
 | `history` | logged rows and callbacks' records, one line a round |
 | `journal` | updates of the unfinished round |
+| `fit_buffers` | who trains and whose updates wait in a department's buffer |
+| `arrival_journal` | updates of sites that wait in a buffer |
 | `fingerprint` | what must be equal when a run resumes |
 | `virtual_time` | whose updates a round takes, and when, in virtual time |
 | `client_profiles` | how fast the clients are |

@@ -68,7 +68,7 @@ class RoundReport:
             ``department/down``, ``group/up``, ``group/down``; and by client id for each client's upload.
         num_tokens: tokens that the clients have trained on, own adapters beside the federation included.
         virtual_hours: at the end of the round; None without virtual time.
-        staleness: {client_id: steps of its department since it started}, with virtual time.
+        staleness: {client_id: steps of its department since it started}, with virtual time or buffers.
         dropped: clients whose updates came too late to be taken.
         aggregated: {department: its state after aggregation, before clusters are mixed}.
     """
@@ -90,6 +90,11 @@ class RoundReport:
         self.bytes_sent.update(masked.bytes_up)
         self.bytes_sent["client/up"] += sum(masked.bytes_up.values())
         self.bytes_sent["client/down"] += sum(masked.bytes_down.values())
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a schedule said whose updates the round takes: in virtual time, or from the buffers of sites."""
+        return self.virtual_hours is not None or bool(self.staleness)
 
     @property
     def clustering(self) -> Clustering | None:

@@ -7,59 +7,12 @@ states from which clients in flight have started. Events of one moment are order
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from fl_lightning.seeding import derive_seed
+from fl_lightning.federation.fit_buffers import FitBuffers, PlannedFit, RoundPlan
 
 EndOfFit = Callable[[str, float], float]
 """From a client and the virtual second at which it is asked to the second at which its update arrives."""
-
-
-@dataclass(frozen=True)
-class PlannedFit:
-    """A client's fit whose update a round takes.
-
-    Attributes:
-        client_id: ``department/client``.
-        version: the round after which it started, from its department's state of then.
-        staleness: steps that its department has made since.
-    """
-
-    client_id: str
-    version: int
-    staleness: int = 0
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What a round takes.
-
-    Attributes:
-        round_num: from 1.
-        fits: {client_id: fit}.
-        seconds: virtual time at the end of the round.
-        dropped: clients whose updates came too late.
-    """
-
-    round_num: int
-    fits: Mapping[str, PlannedFit]
-    seconds: float
-    dropped: Sequence[str] = field(default_factory=list)
-
-
-class RoundSchedule(Protocol):
-    """The rounds of a run, one after another."""
-
-    def next_round(self) -> RoundPlan:
-        """The plan of the next round."""
-        ...
-
-    def versions_in_use(self) -> set[tuple[str, int]]:
-        """(department, round) of every state from which later rounds take fits that have started already."""
-        ...
 
 
 class BufferedRounds:
@@ -93,56 +46,34 @@ class BufferedRounds:
         max_staleness: int | None = None,
         seed: int,
     ) -> None:
-        self._clients = {department: sorted(clients[department]) for department in sorted(clients)}
-        self._end_of_fit, self._seed, self._max_staleness = end_of_fit, seed, max_staleness
-        self._buffer_size = {name: min(buffer, len(ids)) for name, ids in self._clients.items()}
-        self._num_slots = {name: min(concurrency or len(ids), len(ids)) for name, ids in self._clients.items()}
+        self._buffers = FitBuffers(
+            clients, buffer=buffer, concurrency=concurrency, max_staleness=max_staleness, seed=seed
+        )
+        self._end_of_fit = end_of_fit
         self._arrivals: list[tuple[float, str]] = []
-        self._in_flight: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self._clients}
-        self._buffers: dict[str, dict[str, PlannedFit]] = {name: {} for name in self._clients}
-        self._num_steps = dict.fromkeys(self._clients, 0)
-        self._num_asked = dict.fromkeys(self._clients, 0)
-        self._round_num, self._now = 0, 0.0
-        for department in self._clients:
-            self._fill_slots(department)
+        self._now = 0.0
+        for department in self._buffers.departments:
+            self._ask(department)
 
     def next_round(self) -> RoundPlan:
         """The plan of the next round."""
-        dropped: list[str] = []
         while True:
             self._now, client_id = heapq.heappop(self._arrivals)
             department = client_id.split("/", 1)[0]
-            version, step = self._in_flight[department].pop(client_id)
-            staleness = self._num_steps[department] - step
-            buffer = self._buffers[department]
-            if self._max_staleness is not None and staleness > self._max_staleness:
-                dropped.append(client_id)
-            else:
-                buffer[client_id] = PlannedFit(client_id, version, staleness)
-            if len(buffer) == self._buffer_size[department]:
+            self._buffers.arrive(client_id)
+            if self._buffers.is_full(department):
                 break
-            self._fill_slots(department)
-        self._round_num += 1
-        self._num_steps[department] += 1
-        self._buffers[department] = {}
-        self._fill_slots(department)  # from the state after this round
-        return RoundPlan(self._round_num, buffer, self._now, dropped)
+            self._ask(department)
+        plan = self._buffers.step(department, self._now)
+        self._ask(department)  # from the state after this round
+        return plan
 
     def versions_in_use(self) -> set[tuple[str, int]]:
         """(department, round) of the states from which clients in flight or in a buffer have started."""
-        flying = {(name, version) for name, fits in self._in_flight.items() for version, _ in fits.values()}
-        return flying | {(name, fit.version) for name, fits in self._buffers.items() for fit in fits.values()}
+        return self._buffers.versions_in_use()
 
-    def _fill_slots(self, department: str) -> None:
-        """Ask clients of a department until as many as may be are in flight, or nobody is left to be asked."""
-        clients, flying, waiting = self._clients[department], self._in_flight[department], self._buffers[department]
-        while len(flying) < self._num_slots[department] and len(flying) + len(waiting) < len(clients):
-            self._num_asked[department] += 1
-            draw = random.Random(derive_seed(self._seed, "ask", department, self._num_asked[department]))
-            client_id = clients[draw.randrange(len(clients))]
-            while client_id in flying or client_id in waiting:
-                client_id = clients[draw.randrange(len(clients))]
-            flying[client_id] = self._round_num, self._num_steps[department]
+    def _ask(self, department: str) -> None:
+        for client_id in self._buffers.ask(department):
             heapq.heappush(self._arrivals, (self._end_of_fit(client_id, self._now), client_id))
 
 

@@ -32,6 +32,7 @@ MUST_MATCH = (
     "federation.share",
     "federation.share_layers",
     "federation.combiner",
+    "federation.schedule.mode",
     "personal.ditto_lambda",
     "personal.apfl_alpha",
     "personal.apfl_rate",
@@ -41,7 +42,7 @@ MUST_MATCH = (
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
 
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
@@ -74,11 +75,7 @@ def check_between_machines(config: RunConfig) -> None:
             f"{config.audit.canaries}; use fit"
         )
     _check_lending(config)
-    if federation.schedule.clients.speed is not None:
-        raise InputError(
-            "federation.schedule: expected the default between machines, whose clients take the time that they take, "
-            f"got mode {federation.schedule.mode} with clients.speed {federation.schedule.clients.speed}; use fit"
-        )
+    _check_schedule(config)
     if personal.root != "mean":
         raise InputError(
             f"personal.root: expected mean between machines, got {personal.root}; at the end sites get the mean of all "
@@ -133,6 +130,39 @@ def _check_lending(config: RunConfig) -> None:
             f"network.lend: expected off with network.local_privacy.noise_multiplier "
             f"{network.local_privacy.noise_multiplier:g}, since own adapters are lent without noise, got {network.lend}"
         )
+
+
+def _check_schedule(config: RunConfig) -> None:
+    """Check that time is real, and that no step needs an evaluation: sites train while their departments step.
+
+    Raises:
+        InputError: with the key, the reason and what to choose instead.
+    """
+    federation, clusters = config.federation, config.federation.dept_clusters
+    if federation.schedule.clients.speed is not None:
+        raise InputError(
+            "federation.schedule.clients.speed: expected null between machines, whose clients take the time that they "
+            f"take, got {federation.schedule.clients.speed}; use fit for virtual time"
+        )
+    if federation.schedule.mode == "sync":
+        return
+    choices = (
+        ("training.early_stopping", config.training.early_stopping, "false"),
+        ("federation.weighting", federation.weighting == "contribution", "another one"),
+        (
+            "federation.dept_clusters.representation",
+            clusters.enabled and clusters.representation == "cross_loss",
+            "another one",
+        ),
+    )
+    for key, is_chosen, expected in choices:
+        if is_chosen:
+            value = {"federation.weighting": "contribution", "training.early_stopping": "true"}.get(key, "cross_loss")
+            raise InputError(
+                f"{key}: {value} has all sites evaluate adapters at each step, and sites train while departments step; "
+                f"expected {expected} between machines with federation.schedule.mode: buffered, or mode: sync, "
+                f"got {value}"
+            )
 
 
 @dataclass(frozen=True)

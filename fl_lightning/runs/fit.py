@@ -84,6 +84,7 @@ def fit(config: RunConfig, *, resume: Path | None = None, console: Console | Non
         trainer = FederatedTrainer(fabric=components.fabric, training=config.training)
         trainer.fit(components.module, components.data, clients=make_local_clients(components, config))
         return None
+    config.federation.schedule.check_in_one_process()
     if resume is None:
         check_excluded(config)
     with contextlib.nullcontext() if resume is None else locked(resume):

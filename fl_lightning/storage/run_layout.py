@@ -13,6 +13,7 @@ cluster_metadata/round_R_<kind>.json          clusters and aggregation of a roun
 client_runs/<department>/<client>/round_R.csv training loss of every step
 samples.json                                  answers of base and adapters
 checkpoints/round_R/                          to resume from; round_R_journal/ is for the unfinished round
+checkpoints/arrivals/N                        updates of sites that wait in a buffer, between machines
 network.json                                  sites of a run between machines
 personal_eval.json                            what personalize has chosen for each client, and its losses
 personal/adapters/<department>/<client>/      one adapter for each client, with the weights of its mixture
@@ -76,6 +77,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 """Files of an adapter's folder, as PEFT calls them."""
 CHECKPOINT_FACTS, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 """Files of a checkpoint's folder."""
+ARRIVALS = "arrivals"
+"""Updates of sites that wait in a buffer, in the folder of checkpoints."""
 HISTORY = "history.jsonl"
 """Logged rows and callbacks' records of all rounds, in the folder of checkpoints."""
 

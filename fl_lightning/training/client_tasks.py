@@ -9,9 +9,9 @@ from fl_lightning.aggregation.products.client_start import ClientStarts
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import FederationConfig, LoraConfig
 from fl_lightning.data.client_data import CENTRAL_CLIENT
+from fl_lightning.federation.fit_buffers import RoundPlan
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.state import FederationState
-from fl_lightning.federation.virtual_time import RoundPlan
 from fl_lightning.training.client_sampling import sample_clients
 
 

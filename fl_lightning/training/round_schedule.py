@@ -10,13 +10,9 @@ from fl_lightning.config import FederationConfig, TrainingConfig
 from fl_lightning.data.client_data import ClientData
 from fl_lightning.errors import InputError
 from fl_lightning.federation.client_profiles import ClientProfile, client_profiles
+from fl_lightning.federation.fit_buffers import RoundPlan, RoundSchedule
 from fl_lightning.federation.state import FederationState, clients_by_department
-from fl_lightning.federation.virtual_time import (
-    BufferedRounds,
-    RoundPlan,
-    RoundSchedule,
-    SynchronousRounds,
-)
+from fl_lightning.federation.virtual_time import BufferedRounds, SynchronousRounds
 from fl_lightning.state import LoraState, num_bytes
 from fl_lightning.training.client_sampling import num_sampled, sample_clients
 
@@ -127,13 +123,14 @@ def describe_plan(plan: RoundPlan, *, is_buffered: bool) -> str:
     """Whose updates a round takes, and when it ends, in one line for the log.
 
     Example:
-        >>> from fl_lightning.federation.virtual_time import PlannedFit
+        >>> from fl_lightning.federation.fit_buffers import PlannedFit
         >>> describe_plan(RoundPlan(3, {"hr/a": PlannedFit("hr/a", 1, 1)}, 5400.0), is_buffered=True)
         'round 3: hr steps after 1.5 virtual hours with 1 update, 1 of them stale (at most 1 step old)'
     """
     count, ages = len(plan.fits), [fit.staleness for fit in plan.fits.values()]
     updates = f"{count} update{'' if count == 1 else 's'}"
-    when = f"after {plan.seconds / 3600:.4g} virtual hours with {updates}"
+    time = "" if plan.seconds is None else f"after {plan.seconds / 3600:.4g} virtual hours "
+    when = f"{time}with {updates}"
     late = f"; {len(plan.dropped)} dropped as too late" if plan.dropped else ""
     if not is_buffered:
         return f"round {plan.round_num}: ends {when}{late}"

@@ -4,6 +4,8 @@ from config_cases import refused
 from fl_lightning.config import FederationConfig, ScheduleConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.config.schedule_compatibility import BUFFERED
+from fl_lightning.errors import InputError
+from fl_lightning.runs.fit import fit
 
 KEY = "--federation.schedule."
 TIME = [f"{KEY}clients.speed", "constant"]
@@ -58,8 +60,7 @@ def test_every_row_of_the_table_is_tested():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([f"{KEY}mode", "buffered"], "clients.speed: expected constant, log_normal or trace"),
-        ([f"{KEY}deadline", "3"], "clients.speed: expected constant"),
+        ([f"{KEY}deadline", "3"], "clients.speed: expected constant, log_normal or trace"),
         ([f"{KEY}over_select", "0.3"], "clients.speed: expected constant"),
         ([*LATE, f"{KEY}deadline", "3"], "deadline: expected the default, or mode: sync"),
         ([*LATE, f"{KEY}over_select", "0.3"], "over_select: expected the default, or mode: sync"),
@@ -89,3 +90,10 @@ def test_departments_are_clustered_after_so_many_steps(interval, rounds):
     schedule = parse_config(LATE).federation.schedule
     schedule.steps_per_clustering = interval
     assert [r for r in range(1, 11) if schedule.clusters_in(r, 4)] == rounds
+
+
+def test_buffered_steps_need_no_profiles_between_machines_and_do_in_one_process(tmp_path, monkeypatch):
+    config = parse_config([f"{KEY}mode", "buffered", "--num-clusters", "1", "--output", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="virtual time that buffered steps in one process go by, got null"):
+        fit(config)
+    assert not (tmp_path / "out").exists()

@@ -151,4 +151,4 @@ def test_slots_are_filled_again_when_updates_arrive(concurrency):
     rounds = buffered({f"hr/{name}": 1.0 for name in "abcd"}, buffer=2, concurrency=concurrency)
     for _ in range(5):
         rounds.next_round()
-        assert len(rounds._in_flight["hr"]) == min(concurrency or 4, 4)
+        assert len(rounds._buffers.in_flight["hr"]) == min(concurrency or 4, 4)

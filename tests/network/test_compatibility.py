@@ -88,6 +88,10 @@ def test_facts_of_another_form_are_refused(values):
 ALONE = ["--no-dept-clustering", "--num-clusters", "1", "--federation.combiner", "fedavg"]
 STOP = ["--training.early_stopping", "true", "--data.selection_fraction", "0.2"]
 DURING = ["--personal.own", "during"]
+BUFFERED = [
+    *("--federation.schedule.mode", "buffered", "--num-clusters", "1"),
+    *("--federation.dept_clusters.enabled", "false"),
+]
 NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_multiplier", "4.0"]
 
 
@@ -119,7 +123,13 @@ NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_m
             "personal.ditto_lambda: .*share a",
         ),
         ([*DURING, "--personal.apfl_alpha", "0.5", "--num-clusters", "2"], "personal.apfl_alpha: .* num_clusters 2"),
-        (["--federation.schedule.clients.speed", "constant"], "federation.schedule: expected the default between mach"),
+        (["--federation.schedule.clients.speed", "constant"], "schedule.clients.speed: expected null between machines"),
+        ([*BUFFERED, *STOP], "training.early_stopping: true has all sites evaluate .*mode: buffered, .*got true"),
+        ([*BUFFERED, "--federation.weighting", "contribution"], "federation.weighting: contribution has all sites"),
+        (
+            [*BUFFERED[:-1], "true", "--federation.dept_clusters.representation", "cross_loss"],
+            "federation.dept_clusters.representation: cross_loss has all sites",
+        ),
     ],
 )
 def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
@@ -131,6 +141,7 @@ def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
     "options",
     [
         [],
+        BUFFERED,
         STOP,
         DURING,
         [*ALONE, "--federation.share_layers", "[0]", *DURING],

@@ -25,9 +25,17 @@ AT_SITE = Example(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.
 ASK_AGAIN_SECONDS = 30.0
 """A site that does not answer is asked again after this time, or at once if it has connected anew."""
 
+REJOIN_SECONDS = 60.0
+"""A buffered run that is resumed goes on after this time with the sites that are back."""
 
-def join_sites(requests: RequestTracker, client_ids: Iterable[str]) -> Mapping[str, SiteInfo]:
+
+def join_sites(requests: RequestTracker, client_ids: Iterable[str], *, rejoin: bool = False) -> Mapping[str, SiteInfo]:
     """Wait for sites, at most ``network.join_timeout`` seconds.
+
+    Args:
+        requests: to the sites.
+        client_ids: of all sites.
+        rejoin: whether nobody waits for sites that have joined earlier: some suffice after `REJOIN_SECONDS`.
 
     Returns:
         {client_id: what the site says about itself} of those that joined, in the order of `client_ids`; they are in
@@ -39,10 +47,13 @@ def join_sites(requests: RequestTracker, client_ids: Iterable[str]) -> Mapping[s
     expected = list(client_ids)
     reasons = dict.fromkeys(expected, "it has not connected")
     last_asked: dict[str, tuple[float, str]] = {}
-    end = time.monotonic() + requests.network.join_timeout
+    begin = time.monotonic()
+    end = begin + requests.network.join_timeout
     log.info("waiting for %d sites", len(expected))
     while (missing := [c for c in expected if c not in requests.sites]) and time.monotonic() < end:
         signals.check()
+        if rejoin and requests.sites and time.monotonic() - begin > REJOIN_SECONDS:
+            break
         online = requests.transport.online()
         for client_id in [c for c in missing if c in online]:
             asked_at, asked_since = last_asked.get(client_id, (-math.inf, ""))
@@ -58,7 +69,8 @@ def join_sites(requests: RequestTracker, client_ids: Iterable[str]) -> Mapping[s
     requests.pending.clear()
     for client_id in missing:
         log.warning("%s has not joined: %s", client_id, reasons[client_id])
-    _check_quorum(requests, expected, reasons)
+    if not (rejoin and requests.sites):
+        _check_quorum(requests, expected, reasons)
     return {client_id: requests.sites[client_id] for client_id in expected if client_id in requests.sites}
 
 

@@ -19,6 +19,7 @@ import torch
 
 from fl_lightning import signals
 from fl_lightning.aggregation.sharing import SharePolicy
+from fl_lightning.config import NetworkConfig
 from fl_lightning.federation.protocol import (
     ClientTask,
     ClientUpdate,
@@ -33,26 +34,21 @@ from fl_lightning.network.compatibility import SiteInfo
 from fl_lightning.network.coordinator.lending import hand_over_own_adapters
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.signatures import UpdateSignatures
+from fl_lightning.network.coordinator.site_evaluation import NO_REPLY, SiteEvaluation
 from fl_lightning.network.validation import (
     HEADER_BYTES,
     RejectedReply,
     max_update_bytes,
-    parse_metrics,
     parse_update,
 )
 from fl_lightning.state import LoraState
 
 log = logging.getLogger(__name__)
 
-JOBS_PER_MESSAGE = 16
-"""Adapters in one message of an evaluation."""
 FINISH_SECONDS = 60.0
 """How long the end of a run waits for the sites to write their adapters."""
 RETRY_SECONDS = 5.0
 """A site whose request was lost is asked again after this time, or at once if it has connected anew."""
-NO_METRICS = Metrics(0.0, 0.0, 0, 0)
-"""The metrics of a site that sent none."""
-NO_REPLY = "it did not reply in time"
 
 
 class RemoteClients:
@@ -90,6 +86,11 @@ class RemoteClients:
     def traffic(self) -> dict[str, int]:
         """Bytes of messages so far: ``up`` from the sites, ``down`` to them; and ``refused``, rejected replies."""
         return self._requests.traffic
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The ``network`` block."""
+        return self._network
 
     def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
@@ -156,13 +157,18 @@ class RemoteClients:
         start = self._policy.without_private(task.start) if self._has_private(task.client_id) else dict(task.start)
         max_bytes = max_update_bytes(self._policy.shared(task.start, task.round_num), self._network.transport)
         ledger = None if self._signatures is None else self._signatures.request(task.client_id)
-        header, states = {"do": "fit", "task": header_of(task), "ledger": ledger}, [start, task.frozen_product]
+        header = {"do": "fit", "task": header_of(task), "ledger": ledger, **self._kept(task.client_id)}
+        states = [start, task.frozen_product]
         ttl = max(1.0, seconds)
         self._requests.send(task.client_id, "train", header, states, max_bytes, ttl, nonce, connected_since)
 
     def _has_private(self, client_id: str) -> bool:
         """Whether a site has its private tensors."""
         return self._policy.keeps_private and self.sites[client_id].kept > 0
+
+    def _kept(self, client_id: str) -> dict[str, Any]:
+        """Which of its fits a site goes on from, for the header of a request; empty if it is the last one."""
+        return {}
 
     def _receive_update(self, header: dict[str, Any], states: list[LoraState], task: ClientTask) -> ClientUpdate:
         self._requests.register_site(task.client_id, header)
@@ -194,51 +200,29 @@ class RemoteClients:
         Returns:
             Metrics in the order of the jobs; `NO_METRICS` for all jobs of a site that does not answer all of them.
         """
-        states_and_ids = list(jobs)
-        results = [NO_METRICS] * len(states_and_ids)
-        job_indices: dict[str, list[int]] = {}
-        for index, (_, client_id) in enumerate(states_and_ids):
-            job_indices.setdefault(client_id, []).append(index)
         self._busy |= {request.client_id for request in self._requests.pending.values()}
         self._requests.pending.clear()
         online, end = self._requests.transport.online(), time.monotonic() + self._network.deadline
-        chunks: dict[str, list[list[int]]] = {  # unanswered jobs, a message each, in order
-            client_id: [indices[i : i + JOBS_PER_MESSAGE] for i in range(0, len(indices), JOBS_PER_MESSAGE)]
-            for client_id, indices in job_indices.items()
-            if client_id in online and client_id not in self._busy
-        }
-        received: dict[str, list[Metrics]] = {client_id: [] for client_id in chunks}
-        reasons = dict.fromkeys(job_indices, "it is not connected, or still busy with the round")
 
-        def send(client_id: str) -> None:
-            states = [states_and_ids[index][0] for index in chunks[client_id][0]]
+        def send(client_id: str, states: list[LoraState]) -> None:
             self._send_evaluation(client_id, states, split, max(1.0, end - time.monotonic()), online[client_id])
 
-        for client_id in chunks:
-            send(client_id)
-            reasons[client_id] = NO_REPLY
-        while chunks and time.monotonic() < end:
+        evaluation = SiteEvaluation(list(jobs), [c for c in online if c not in self._busy], send)
+        while evaluation.unanswered and time.monotonic() < end:
             signals.check()
             lost: list[str] = []
-            for client_id, header, _ in self._requests.replies(reasons, lost.append):
-                chunk = chunks[client_id].pop(0)
-                try:
-                    received[client_id] += parse_metrics(header, len(chunk))
-                except RejectedReply as error:
-                    self._requests.reject(client_id, error, reasons)
-                    del chunks[client_id]
-                    continue
-                if chunks[client_id]:
-                    send(client_id)
-                    continue
-                del chunks[client_id], reasons[client_id]
-                for index, metrics in zip(job_indices[client_id], received[client_id], strict=True):
-                    results[index] = metrics
-            for client_id in lost:
-                chunks.pop(client_id, None)
-        for client_id, reason in reasons.items():
+            for client_id, header, _ in self._requests.replies(evaluation.reasons, lost.append):
+                self._take_metrics(evaluation, client_id, header)
+            evaluation.lose(lost)
+        for client_id, reason in evaluation.reasons.items():
             log.warning("round %d: no metrics of %s: %s", self._requests.round, client_id, reason)
-        return results
+        return evaluation.results
+
+    def _take_metrics(self, evaluation: SiteEvaluation, client_id: str, header: dict[str, Any]) -> None:
+        try:
+            evaluation.take(client_id, header)
+        except RejectedReply as error:
+            self._requests.reject(client_id, error, evaluation.reasons)
 
     def _send_evaluation(
         self, client_id: str, states: list[LoraState], split: Split, ttl: float, connected_since: str
@@ -248,7 +232,8 @@ class RemoteClients:
             # Equal objects stay equal objects, so that each is encoded once.
             selected: dict[int, LoraState] = {}
             states = [selected.setdefault(id(state), self._policy.without_private(state)) for state in states]
-        header, nonce = {"do": "evaluate", "split": split, "with_private": with_private}, secrets.token_hex(16)
+        header = {"do": "evaluate", "split": split, "with_private": with_private, **self._kept(client_id)}
+        nonce = secrets.token_hex(16)
         self._requests.send(client_id, "evaluate", header, states, HEADER_BYTES, ttl, nonce, connected_since)
 
     def finish(self, levels: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]], rounds: int) -> None:
@@ -260,22 +245,31 @@ class RemoteClients:
             levels: {department: {level: whole adapter}}, the department's own first.
             rounds: of the run.
         """
+        self._finish(levels, dict.fromkeys(levels, rounds), FINISH_SECONDS)
+
+    def _finish(
+        self,
+        levels: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]],
+        rounds: Mapping[str, int],
+        seconds: float,
+    ) -> None:
         self._requests.pending.clear()
         hand_over_own_adapters(self._requests, {name: adapters["department"] for name, adapters in levels.items()})
         online, reasons = self._requests.transport.online(), dict.fromkeys(self.sites, "it is not connected")
         for client_id in [c for c in self.sites if c in online]:
-            adapters = levels[client_id.split("/", 1)[0]]
+            department = client_id.split("/", 1)[0]
+            header = {"do": "finish", "levels": list(levels[department]), "rounds": rounds[department]}
             self._requests.send(
                 client_id,
                 "query",
-                {"do": "finish", "levels": list(adapters), "rounds": rounds},
-                list(adapters.values()),
+                {**header, **self._kept(client_id)},
+                list(levels[department].values()),
                 HEADER_BYTES,
-                FINISH_SECONDS,
+                seconds,
                 connected_since=online[client_id],
             )
             reasons[client_id] = NO_REPLY
-        end = time.monotonic() + FINISH_SECONDS
+        end = time.monotonic() + seconds
         while self._requests.pending and time.monotonic() < end:
             signals.check()
             for client_id, header, _ in self._requests.replies(reasons):

@@ -31,12 +31,14 @@ class PendingRequest:
 
     Attributes:
         client_id: of the site.
+        kind: of message.
         request_id: what the reply must repeat.
         connected_since: when the site had connected to which the request was sent; empty if unknown.
         max_bytes: of the reply.
     """
 
     client_id: str
+    kind: MessageKind
     request_id: RequestId
     connected_since: str
     max_bytes: int
@@ -129,7 +131,7 @@ class RequestTracker:
         self.traffic["down"] += len(body)
         connected_since = connected_since or self.transport.online().get(client_id, "")
         number = self.transport.send(client_id, kind, body, ttl)
-        self.pending[number] = PendingRequest(client_id, request_id, connected_since, min(max_bytes, limit))
+        self.pending[number] = PendingRequest(client_id, kind, request_id, connected_since, min(max_bytes, limit))
 
     def replies(
         self, reasons: dict[str, str], on_lost: Callable[[str], object] = lambda client_id: None
@@ -144,14 +146,25 @@ class RequestTracker:
             (client_id, header, states) of each reply; the header of one that is no reply to its request is
             ``{"failed": reason}``.
         """
+
+        def lost(request: PendingRequest, reason: str) -> None:
+            reasons[request.client_id] = reason
+            on_lost(request.client_id)
+
+        for request, header, states in self.answers(lost):
+            yield request.client_id, header, states
+
+    def answers(
+        self, on_lost: Callable[[PendingRequest, str], object]
+    ) -> Iterator[tuple[PendingRequest, dict[str, Any], list[LoraState]]]:
+        """As `replies`, with the requests; `on_lost` is called with each request that gets no reply, and the reason."""
         timeout, online = POLL_SECONDS, self.transport.online()
         for number, request in list(self.pending.items()):
             if request.connected_since and online.get(request.client_id, request.connected_since) != (
                 request.connected_since
             ):
                 del self.pending[number]
-                reasons[request.client_id] = "it disconnected and came back"
-                on_lost(request.client_id)
+                on_lost(request, "it disconnected and came back")
         while (reply := self.transport.receive(timeout)) is not None:
             timeout = 0.0
             answered = self.pending.pop(reply.number, None)
@@ -162,11 +175,10 @@ class RequestTracker:
                     log.warning("a reply came to a request that is no longer pending; it is left unread")
                 continue
             if reply.body is None:
-                reasons[answered.client_id] = f"it was lost: {reply.reason}"
-                on_lost(answered.client_id)
+                on_lost(answered, f"it was lost: {reply.reason}")
                 continue
             header, states = self._parse(reply, answered)
-            yield answered.client_id, header, states
+            yield answered, header, states
 
     def _parse(self, reply: Reply, request: PendingRequest) -> tuple[dict[str, Any], list[LoraState]]:
         body = reply.body or b""

@@ -17,15 +17,17 @@ from rich.console import Console
 
 from fl_lightning import signals
 from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.callbacks import NetworkLog
+from fl_lightning.callbacks import FederatedCallback, NetworkLog
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError, RunError
 from fl_lightning.federation.fingerprint import fingerprint_run
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, check_between_machines
+from fl_lightning.network.coordinator.buffered_clients import BufferedClients
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.signatures import UpdateSignatures
+from fl_lightning.network.coordinator.site_rounds import SiteRounds
 from fl_lightning.network.coordinator.transport import FlowerTransport
 from fl_lightning.network.flower import subprocesses
 from fl_lightning.network.flower.local_socket import SocketFolder
@@ -73,7 +75,9 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
                 f"network.certificates: expected the public keys of all sites of the run, got none of {unknown[0]}"
             )
         requests = RequestTracker(transport, run=run_id, settings=settings, network=config.network)
-        sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes)}
+        is_buffered = config.federation.schedule.mode == "buffered"
+        rejoin = is_buffered and bool(known_sites)
+        sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes, rejoin=rejoin)}
         requests.sites.update(sites)
         config.lora.check_names(sites)
         components.data = data_at_sites(sites)
@@ -81,16 +85,22 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
         write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
         secret = make_secret(run_start.run_folder) if config.ledger.enabled else None
+        signatures = None if secret is None else UpdateSignatures(secret)
         policy = share_policy(config.federation.share, config.federation.share_layers)
-        clients = RemoteClients(requests, policy, None if secret is None else UpdateSignatures(secret))
         levels: dict[str, Any] = {}
+        callbacks: list[FederatedCallback] = [NetworkLog(levels)]
+        if is_buffered:
+            clients: RemoteClients = (buffered := BufferedClients(requests, policy, signatures))
+            callbacks.append(SiteRounds(buffered))
+        else:
+            clients = RemoteClients(requests, policy, signatures)
         run_fit(
             run_start,
             config,
             components,
             clients=clients,
             console=console,
-            extra_callbacks=[NetworkLog(levels)],
+            extra_callbacks=callbacks,
             command="server",
         )
         clients.finish(levels, config.federation.rounds)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fl_lightning.config import RunConfig
+from fl_lightning.config import RunConfig, ScheduleConfig
 from fl_lightning.config.parsing import to_yaml
 from fl_lightning.errors import InputError
 from fl_lightning.network.validation import problem_with_adapter
@@ -55,7 +55,9 @@ def write_levels(
         if mates:
             write_state(temporary / MATES_FILE, _joined(mates))
         write_json(temporary / "site.json", {"client": client_id})
-    write_text(folder / CONFIG, to_yaml(replace(config, federation=replace(config.federation, rounds=rounds))))
+    # What is trained here from now on has nobody to be late for; of a buffered run, rounds are the department's steps.
+    federation = replace(config.federation, rounds=rounds, schedule=ScheduleConfig())
+    write_text(folder / CONFIG, to_yaml(replace(config, federation=federation)))
 
 
 def read_client_id(folder: Path) -> str:

@@ -128,7 +128,8 @@ class Site:
         if values["client_id"] != self.client_id:
             raise ValueError(f"expected a task of {self.client_id}, got one of {str(values['client_id'])[:80]!r}")
         round_num = int(values["round_num"])
-        _, saved = store.load_before(round_num)
+        kept = _round_before(header, round_num)
+        _, saved = store.load_before(kept + 1)
         start = {**states[0], **saved.get("private", {})}
         task = ClientTask(**values, start={name: start[name] for name in sorted(start)}, frozen_product=states[1])
         own = from_store(self.client_id, self._initial, saved)
@@ -147,7 +148,8 @@ class Site:
         if own_task:
             own = after_fit(self._config, own, own_task[0], own_update[0], self._clients, self._data)
         if private or encoded.error_feedback or own_task:
-            store.save(round_num, {"private": private, "rest": encoded.error_feedback, **to_store(own)})
+            states_to_save = {"private": private, "rest": encoded.error_feedback, **to_store(own)}
+            store.save(round_num, states_to_save, keep=kept)
         shared_start = self._policy.shared(task.start, round_num)
         sent = decode_update(encoded.tensors, shared_start, self._config.network.transport) if shared_start else {}
         released = self._signer.sign(released, sent, header["ledger"])
@@ -179,7 +181,8 @@ class Site:
         if split == "selection" and not self._config.training.early_stopping:
             raise ValueError("training.early_stopping: expected true for selection records to judge, got false")
         if header["with_private"]:
-            private = store.load_before(int(header["request_id"]["round"]) + 1)[1].get("private", {})
+            kept = _round_before(header, int(header["request_id"]["round"]) + 1)
+            private = store.load_before(kept + 1)[1].get("private", {})
         metrics = self._clients.evaluate([({**state, **private}, self.client_id) for state in states], split)
         if split == "selection":  # which stop by their loss and its number of tokens alone
             metrics = [replace(m, correct=0.0) for m in metrics]
@@ -190,7 +193,7 @@ class Site:
 
         Besides it what `personalize` needs, which this site's records alone decide.
         """
-        saved = store.load_before(int(header["request_id"]["round"]) + 1)[1]
+        saved = store.load_before(_round_before(header, int(header["request_id"]["round"]) + 1) + 1)[1]
         adapter = {**states[0], **saved.get("private", {})}
         self._export(store.folder / "adapter", adapter)
         levels = dict(zip(header["levels"], [adapter, *states[1:]], strict=True))
@@ -215,6 +218,14 @@ class Site:
             mates=str(self._config.personal.mates),
             public_key=self._signer.public_key,
         )
+
+
+def _round_before(header: Mapping[str, Any], round_num: int) -> int:
+    """The round whose saved tensors a request goes on from: the one before its own, or the one that the server names.
+
+    With buffered rounds the server knows which of the site's updates was taken; later ones may have come too late.
+    """
+    return int(header.get("kept", round_num - 1))
 
 
 def _check_run_id(run_id: object) -> str:

@@ -49,13 +49,13 @@ class SiteStore:
         if folder.is_dir():
             remove_temporaries(folder)
 
-    def save(self, round_num: int, states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Save tensors of a round, all of them or none, and remove the oldest rounds."""
+    def save(self, round_num: int, states: Mapping[str, Mapping[str, torch.Tensor]], keep: int = 0) -> None:
+        """Save tensors of a round, all of them or none, and remove the oldest rounds, except the round `keep`."""
         tensors = {f"{kind}|{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
         with atomic_folder(self.folder / f"round_{round_num}") as temporary:
             write_state(temporary / FILE, tensors)
         folders = self._round_folders()
-        for old in sorted(folders)[:-KEEP_ROUNDS]:
+        for old in sorted(folders.keys() - {keep})[:-KEEP_ROUNDS]:
             shutil.rmtree(folders[old], ignore_errors=True)
 
     def load_before(self, round_num: int) -> tuple[int, dict[str, LoraState]]:

@@ -13,9 +13,10 @@ from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, Metrics
 from fl_lightning.network.compatibility import SharedSettings
 from fl_lightning.network.coordinator.join import join_sites
-from fl_lightning.network.coordinator.remote_clients import NO_METRICS, RemoteClients
+from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
 from fl_lightning.network.coordinator.signatures import UpdateSignatures
+from fl_lightning.network.coordinator.site_evaluation import NO_METRICS
 from fl_lightning.network.coordinator.transport import Reply
 from fl_lightning.network.site.levels import read_levels
 from fl_lightning.network.site.site import Site

@@ -68,3 +68,11 @@ def test_old_rounds_go(tmp_path):
     assert len(list(tmp_path.glob("round_*"))) == KEEP_ROUNDS
     assert store.load_before(5)[0] == 4
     assert store.load_before(4) == (0, {})
+
+
+def test_a_round_that_is_gone_on_from_stays_however_old_it_is(tmp_path):
+    store = SiteStore(tmp_path)
+    for round_num in range(1, KEEP_ROUNDS + 4):
+        store.save(round_num, state(round_num), keep=2)
+    assert store.load_before(4)[0] == 2
+    assert len(list(tmp_path.glob("round_*"))) == KEEP_ROUNDS + 1
