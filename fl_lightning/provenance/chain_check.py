@@ -16,6 +16,12 @@ FORMS: dict[str, dict[str, type]] = {
 }
 """Keys that every line of a kind has, besides ``kind`` and ``previous``, and the forms of their values."""
 
+PARTS: dict[str, type] = {
+    "clients": dict, "departments": dict, "states": dict, "versions": str, "files": str, "folders": str,
+    "checkpoints": str,
+}  # fmt: skip
+"""Forms of the values in these, where a line has them."""
+
 END_KEYS = {*FORMS["end"], "kind", "previous", "public_key", "signature"}
 """All keys of the last line: nothing after it would show that one was added."""
 
@@ -106,6 +112,15 @@ def _problem_with_form(value: dict[str, Any], index: int, lines: Sequence[bytes]
     for key, form in FORMS[kind].items():
         if not isinstance(value.get(key), form) or isinstance(value.get(key), bool):
             return f"changed: {key}: expected {form.__name__}, got {type(value.get(key)).__name__}"
+    for key in sorted(PARTS.keys() & value.keys()):
+        if not isinstance(value[key], dict):
+            return f"changed: {key}: expected dict, got {type(value[key]).__name__}"
+        if wrong := [name for name, part in value[key].items() if not isinstance(part, PARTS[key])]:
+            return f"{wrong[0][:80]}: changed: {key}: expected {PARTS[key].__name__}"
+    if not all(isinstance(digest, str) for states in value.get("states", {}).values() for digest in states.values()):
+        return "changed: states: expected {kind: {name: digest}}"
+    if kind != "end" and "departments" not in value["states"]:
+        return "changed: states: expected those of departments, got none"
     if kind == "end" and (added := sorted(value.keys() - END_KEYS)):
         return f"changed: {added[0][:40]!r} is no key of this line"
     number = {"start": 0, "round": value.get("round"), "end": value.get("rounds")}[kind]

@@ -1,5 +1,6 @@
 """Small signed runs, which the tests of several folders share."""
 
+import json
 import shutil
 
 import pytest
@@ -77,3 +78,17 @@ def sign_as_sites(run_folder, known):
         file.append(line)
     known.write_text("".join(f"{name} {path.read_text()}" for name, path in public.items()))
     return known
+
+
+def forge(run, change):
+    """Change the values of a ledger's lines and link them again, as somebody could who has no key."""
+    from fl_lightning.provenance.digests import bytes_digest, canonical
+
+    values = [json.loads(line) for line in (run / "ledger.jsonl").read_bytes().splitlines()]
+    change(values)
+    lines, previous = [], "0" * 64
+    for value in values:
+        unsigned = {key: part for key, part in value.items() if key not in ("signature", "public_key")}
+        lines.append(canonical({**unsigned, "previous": previous}) + b"\n")
+        previous = bytes_digest(lines[-1][:-1])
+    (run / "ledger.jsonl").write_bytes(b"".join(lines))

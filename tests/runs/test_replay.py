@@ -1,14 +1,13 @@
 """Rounds of a finished run are computed again and compared with its ledger."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+from signed_runs import forge
 
 from fl_lightning.errors import InputError
 from fl_lightning.provenance.chain import ChainError
-from fl_lightning.provenance.digests import bytes_digest, canonical
 from fl_lightning.runs.build import load_run_config
 from fl_lightning.runs.replay import replay
 from fl_lightning.runs.verify import verify_chain
@@ -26,17 +25,6 @@ def again(run, *rounds, **places):
 
 def files(run):
     return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
-
-
-def forge(run, change):
-    """Change the values of a ledger's lines and link them again."""
-    values = [json.loads(line) for line in (run / "ledger.jsonl").read_bytes().splitlines()]
-    change(values)
-    lines, previous = [], "0" * 64
-    for value in values:
-        lines.append(canonical({**value, "previous": previous}) + b"\n")
-        previous = bytes_digest(lines[-1][:-1])
-    (run / "ledger.jsonl").write_bytes(b"".join(lines))
 
 
 def test_rounds_come_from_the_checkpoint_before_or_from_an_earlier_one(copied):
