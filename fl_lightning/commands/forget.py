@@ -123,5 +123,7 @@ def _show_plan(plan: ForgetPlan, taken_out: Mapping[str, Any]) -> None:
     where = f"after round {plan.start_round}" if plan.start_round else "anew"
     print(f"starts {where}: {plan.reason}")
     print(f"computed again: {plan.rounds - plan.start_round} of {plan.rounds} rounds, {plan.fits} fits of clients")
+    if plan.reused:
+        print(f"taken from the archive: at most {plan.reused} of these fits (retention.updates)")
     if plan.seconds is not None and plan.seconds_anew is not None:
         print(f"expected: {plan.seconds:.0f} s, by the timing of the run; from the start {plan.seconds_anew:.0f} s")

@@ -60,6 +60,8 @@ class RetentionConfig(Block, key="retention"):
     first_rounds: NonNegativeInt = 4
     """Additionally keep the checkpoints before the first n rounds, from the second on, in which some client takes part
     for the first time: forget starts from them. 0 keeps none of them."""
+    updates: bool = False
+    """Keep the clients' updates of all rounds, so that forget fits only those again whose inputs have changed."""
 
 
 @dataclass
@@ -105,6 +107,8 @@ class RunConfig(Block, key=""):
         check_compatible(self.federation, self.lora)
         check_own_adapters(self.personal, self.federation, self.lora)
         check_secure_run(self)
+        ok = not (self.retention.updates and self.federation.secure_aggregation)
+        check(ok, "retention.updates", "false with federation.secure_aggregation: nobody sees single updates", True)
         ok = self.data.selection_fraction > 0 or not self.training.early_stopping
         check(ok, "data.selection_fraction", "records for training.early_stopping, such as 0.2", 0)
         ok = self.data.selection_fraction > 0 or not self.federation.dept_clusters.mixes_predictions

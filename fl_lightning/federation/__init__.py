@@ -12,6 +12,7 @@
 | `journal` | updates of the unfinished round |
 | `fit_buffers` | who trains and whose updates wait in a department's buffer |
 | `arrival_journal` | updates of sites that wait in a buffer |
+| `update_archive` | updates of all rounds, by what they depend on |
 | `fingerprint` | what must be equal when a run resumes |
 | `virtual_time` | whose updates a round takes, and when, in virtual time |
 | `client_profiles` | how fast the clients are |

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate, header_of, update_from
+from fl_lightning.federation.update_archive import UpdateArchive
 from fl_lightning.state import LoraState
 from fl_lightning.storage.background_writer import BackgroundWriter
 from fl_lightning.storage.files import write_bytes
@@ -33,6 +34,7 @@ class Journal:
     Args:
         folder: of the checkpoints; None keeps nothing.
         writer: writes the entries.
+        archive: of updates that are kept longer, or were kept by another run; None for none.
 
     Example:
         >>> import tempfile
@@ -44,11 +46,13 @@ class Journal:
         ({'loss': 1.5}, None)
     """
 
-    def __init__(self, folder: Path | None, writer: BackgroundWriter) -> None:
-        self._folder, self._writer = folder, writer
+    def __init__(self, folder: Path | None, writer: BackgroundWriter, archive: UpdateArchive | None = None) -> None:
+        self._folder, self._writer, self._archive = folder, writer, archive
 
     def record(self, updates: Sequence[ClientUpdate]) -> None:
         """Keep the updates of a cohort, all or none of them."""
+        if self._archive is not None:  # first: what is in the journal is in the archive
+            self._archive.record(updates)
         header = {"updates": [header_of(update) for update in updates]}
         self._write(updates[0].round_num, _name(updates), header, [update.state for update in updates])
 
@@ -56,7 +60,7 @@ class Journal:
         """The updates of a cohort that was fitted before; None if there are none of exactly these clients."""
         entry = self._read(cohort[0].round_num, _name(cohort))
         if entry is None:
-            return None
+            return None if self._archive is None else self._archive.look_up(cohort)
         header, states = entry
         updates = [update_from(values, state) for values, state in zip(header["updates"], states, strict=True)]
         return updates if _fits(updates) == _fits(cohort) else None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fl_lightning import launch, signals
@@ -25,6 +28,7 @@ from fl_lightning.federation.checkpoint_schema import CheckpointExtra
 from fl_lightning.federation.journal import Journal
 from fl_lightning.federation.protocol import ClientTransport
 from fl_lightning.federation.state import FederationState, clients_by_department
+from fl_lightning.federation.update_archive import UpdateArchive
 from fl_lightning.loggers.factory import make_loggers
 from fl_lightning.loggers.service_runs import read_service_runs
 from fl_lightning.modeling.lora import collect_lora_state
@@ -41,7 +45,7 @@ from fl_lightning.runs.resume import load_resume_state
 from fl_lightning.state import num_bytes
 from fl_lightning.storage.files import write_text
 from fl_lightning.storage.run_folder import create_run_folder, locked, warn_low_disk
-from fl_lightning.storage.run_layout import CHECKPOINTS, CONFIG
+from fl_lightning.storage.run_layout import CHECKPOINTS, CONFIG, UPDATES
 from fl_lightning.trainer import FederatedTrainer
 from fl_lightning.training.device import make_fabric
 
@@ -133,6 +137,7 @@ def run_fit(
     extra_callbacks: Sequence[FederatedCallback] = (),
     command: str = "fit",
     take_rounds: Mapping[str, int] | None = None,
+    reuse: Path | None = None,
 ) -> Path:
     """Fit into a run folder that this process has locked.
 
@@ -145,6 +150,7 @@ def run_fit(
         extra_callbacks: see `make_callbacks`.
         command: that continues the run, for error messages.
         take_rounds: see `FederatedRound`.
+        reuse: folder of another run's `UpdateArchive`, from which updates with the same inputs are taken.
 
     Returns:
         The run folder.
@@ -172,6 +178,11 @@ def run_fit(
         seed=config.seed,
         run_folder=run_folder,
     )
+    archive = None
+    if config.retention.updates or reuse is not None:
+        kept = run_folder / UPDATES if config.retention.updates else None
+        context = _fit_context(config, components, start.run_fingerprint)
+        archive = UpdateArchive(kept, trainer.writer, components.data, context, reuse)
     with _closing_loggers(start.loggers):
         try:
             write_text(run_folder / CONFIG, to_yaml(config))
@@ -187,8 +198,10 @@ def run_fit(
                 history=start.extra.history,
                 continued_loggers=start.continued_loggers,
                 places=components.places,
-                journal=Journal(run_folder / CHECKPOINTS, trainer.writer),
+                journal=Journal(run_folder / CHECKPOINTS, trainer.writer, archive),
             )
+            if archive is not None and reuse is not None:
+                log.info("%d updates were taken from %s", archive.reused, reuse)
         except OSError as error:
             raise RunError(
                 f"{error.filename or run_folder}: {error.strerror or error}; the last checkpoint is intact: fix the "
@@ -224,6 +237,21 @@ def _size_of(data: Mapping[str, ClientData]) -> str:
         return "; records are read and checked when a client is first needed (inspect checks all)"
     num_tokens = sum(len(example) for client in data.values() for example in client.train)
     return f", {num_tokens} training tokens an epoch" if num_tokens else ""
+
+
+def _fit_context(config: RunConfig, components: RunComponents, run_fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bits of all fits of a run depend on, besides tasks and records; JSON values."""
+    fabric, prefixes = components.fabric, ("training.", "lora.", "model.", "fabric.precision")
+    values, device = run_fingerprint.get("config", {}), fabric.device
+    return {
+        "config": {k: v for k, v in values.items() if k.startswith(prefixes) and k != "lora.profiles"},
+        "base": run_fingerprint.get("base", ""),
+        "precision": components.base_precision,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": fabric.world_size if config.fabric.parallelism == "data" else 1,
+    }
 
 
 def _estimate_disk_bytes(config: RunConfig, components: RunComponents) -> int:

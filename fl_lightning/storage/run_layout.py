@@ -25,6 +25,7 @@ metrics.csv, events.out.tfevents.*, mlruns/   written by the loggers
 loggers.json                                  ids of the run at tracking services
 ledger.jsonl                                  chain of rounds: digests of what went in and what came out
 certificate/                                  what forget has taken out, with the chain of the run before
+updates/round_R/                              clients' updates by what they depend on, for forget
 forgetting.json                               of a run that forget makes: from which run, and what is taken out
 FORGOTTEN.json                                of a run from which something was taken out: its adapters are used no more
 canaries.json                                 0600; canaries and coins of audit.canaries
@@ -68,6 +69,7 @@ CLIENT_EXPORTS = "client_exports"
 CLIENT_RUNS = "client_runs"
 CLUSTER_METADATA = "cluster_metadata"
 CHECKPOINTS = "checkpoints"
+UPDATES = "updates"
 PERSONAL = "personal"
 RECEIVED = "received"
 """Adapters that a server sent at the end; a run folder that has it is a site's."""

@@ -30,7 +30,7 @@ from fl_lightning.runs.forgetting.start import Evaluator, prepare
 from fl_lightning.storage.files import read_json, write_json, write_text
 from fl_lightning.storage.forgotten import check_not_forgotten, mark_forgotten
 from fl_lightning.storage.run_folder import RUN_PREFIX, create_numbered_folder, locked, numbered_folders
-from fl_lightning.storage.run_layout import CONFIG, EVALUATION, FORGETTING, FORGOTTEN, LEDGER, NETWORK
+from fl_lightning.storage.run_layout import CONFIG, EVALUATION, FORGETTING, FORGOTTEN, LEDGER, NETWORK, UPDATES
 from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,9 @@ def forget(
                     prepare(folder, run_folder, plan.start_round, removal, fingerprint, evaluator, chain)
                     with open_run(config, components, fingerprint, folder) as start:
                         write_canaries(folder, components.canaries)
-                        run_fit(start, config, components, clients, console=console)
+                        archive = run_folder / UPDATES
+                        reuse = archive if archive.is_dir() else None
+                        run_fit(start, config, components, clients, console=console, reuse=reuse)
                 except signals.Stopped as stop:
                     stop.note = "the same forget command goes on there"
                     raise

@@ -14,8 +14,9 @@ from fl_lightning.federation.checkpoint import checkpoints
 from fl_lightning.federation.checkpoint_schema import CheckpointHeader
 from fl_lightning.federation.history import HistoryMark, Row, read_history
 from fl_lightning.federation.state import clients_by_department
+from fl_lightning.federation.update_archive import archived_cohorts
 from fl_lightning.runs.forgetting.request import Removal
-from fl_lightning.storage.run_layout import CHECKPOINT_FACTS, HISTORY
+from fl_lightning.storage.run_layout import CHECKPOINT_FACTS, HISTORY, UPDATES
 from fl_lightning.training.client_sampling import sample_clients
 
 
@@ -28,6 +29,7 @@ class ForgetPlan:
         reason: why it starts no later.
         rounds: of the run.
         fits: fits of clients in the rounds that are computed again.
+        reused: at most so many of them are taken from the archive instead (``retention.updates``).
         seconds: expected, by the rows of the run before; None if it has none.
         seconds_anew: expected of a new run from the start.
     """
@@ -36,6 +38,7 @@ class ForgetPlan:
     reason: str
     rounds: int
     fits: int
+    reused: int = 0
     seconds: float | None = None
     seconds_anew: float | None = None
 
@@ -62,12 +65,14 @@ def make_plan(run_folder: Path, config: RunConfig, removal: Removal, *, from_sta
     after = [own * len(asked(config, removal.places, present, number)) for number in range(1, rounds + 1)]
     rows = read_rows(run_folder)
     evaluations = 0 if not start else 1 + len([n for n in checkpoints(run_folder) if 0 < n <= start])
+    reused = count_reusable(run_folder, config, removal, start)
     return ForgetPlan(
         start,
         reason,
         rounds,
         sum(after[start:]),
-        _seconds(rows, sum(before), sum(after[start:]), rounds - start, evaluations),
+        reused,
+        _seconds(rows, sum(before), sum(after[start:]) - reused, rounds - start, evaluations),
         _seconds(rows, sum(before), sum(after), rounds, 1),
     )
 
@@ -138,6 +143,29 @@ def why_anew(config: RunConfig, removal: Removal) -> str:
         if applies:
             return f"held-out or selection records of all clients count from round 1 on ({key})"
     return ""
+
+
+def count_reusable(run_folder: Path, config: RunConfig, removal: Removal, start_round: int) -> int:
+    """At most how many fits of the rounds after `start_round` have the same inputs as in the run before.
+
+    These are cohorts without anybody who is taken out or changed, as long as their departments' states are the same:
+    until something of the others reaches them. Cohorts that are divided otherwise now are counted too.
+    """
+    federation = config.federation
+    touched = removal.gone | removal.changed
+    mixes = federation.dept_clusters.enabled or federation.hierarchy.groups or federation.share == "central"
+    departments: set[str] = set()
+    everywhere, count = False, 0
+    for number in range(start_round + 1, federation.rounds + 1):
+        cohorts = archived_cohorts(run_folder / UPDATES, number)
+        for cohort in cohorts if not everywhere else ():
+            names = {client_id.split("/", 1)[0] for client_id in cohort}
+            if touched.isdisjoint(cohort) and departments.isdisjoint(names):
+                count += len(cohort)
+        now = touched.intersection(asked(config, removal.places, touched, number))
+        departments |= {client_id.split("/", 1)[0] for client_id in now}
+        everywhere = everywhere or bool(now and mixes)
+    return count
 
 
 def read_rows(run_folder: Path) -> list[Row]:

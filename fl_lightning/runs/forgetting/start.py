@@ -37,8 +37,10 @@ from fl_lightning.storage.run_layout import (
     HISTORY,
     LEDGER,
     LEDGER_SECRET,
+    UPDATES,
     checkpoint,
     parse_client_export,
+    round_folders,
 )
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,10 @@ def _check_free_of(state: FederationState, removal: Removal, name: str) -> None:
 
 def _copy_files(before: Path, folder: Path, last: int) -> None:
     """Copy the files of all rounds up to the last one that both runs share."""
-    paths = [path for path in (before / CLUSTER_METADATA).glob("round_*.json") if _round_of(path.name) <= last]
+    paths: list[Path] = []
+    for number, archived in round_folders(before / UPDATES).items():
+        paths += sorted(archived.iterdir()) if number <= last else []
+    paths += [path for path in (before / CLUSTER_METADATA).glob("round_*.json") if _round_of(path.name) <= last]
     paths += [path for path in (before / CLIENT_RUNS).glob("*/*/round_*.csv") if _round_of(path.name) <= last]
     for export in (before / CLIENT_EXPORTS).glob("*/round_*"):
         parsed = parse_client_export(export.name)

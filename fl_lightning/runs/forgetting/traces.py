@@ -30,6 +30,7 @@ from fl_lightning.storage.run_layout import (
     MIXTURE_LEVELS,
     PERSONAL,
     SAMPLES,
+    UPDATES,
 )
 
 KEPT = {CONFIG, "hparams.yaml", LEDGER, LEDGER_SECRET, CERTIFICATE, FORGETTING, FORGOTTEN, LOCK, LOGGERS}
@@ -39,6 +40,7 @@ KINDS = {
     ADAPTERS: "adapters of departments and groups, which serve offers",
     CLIENT_EXPORTS: "clients' adapters",
     CHECKPOINTS: "states of the federation",
+    UPDATES: "clients' updates of all rounds",
     MIXTURE_LEVELS: "adapters of mixtures",
     PERSONAL: "personal adapters, and the runs that made them",
     SAMPLES: "answers to held-out prompts",

@@ -20,6 +20,7 @@ from fl_lightning.runs.forgetting.request import ForgetRequest, look_up
 from fl_lightning.runs.forgetting.traces import find_traces, purge
 from fl_lightning.runs.verify import verify_run
 from fl_lightning.storage.run_adapters import shared_adapters
+from fl_lightning.training.local_clients import LocalClients
 
 ROOT = Path(__file__).parents[3]
 QUIET = Console(quiet=True)
@@ -129,6 +130,7 @@ def test_the_certificate_holds_and_the_run_before_is_marked(sampled):
         plan_forget(result.run_folder, request)  # it is not in the new run
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_after_an_interruption(sampled, contents, monkeypatch):
     request = ForgetRequest.of(clients=[late_client(sampled)])
     copy = shutil.copytree(sampled, sampled.parents[1] / "copy" / "version_0")
@@ -149,6 +151,7 @@ def test_the_same_call_goes_on_after_an_interruption(sampled, contents, monkeypa
     assert contents(result.run_folder) == expected
 
 
+@pytest.mark.slow
 def test_a_second_client_is_taken_out_of_the_new_run(sampled, run_fit, contents, tmp_path):
     first, second = late_client(sampled), "finance/client_1"
     result = forget(sampled, ForgetRequest.of(clients=[first]), console=QUIET)
@@ -157,6 +160,7 @@ def test_a_second_client_is_taken_out_of_the_new_run(sampled, run_fit, contents,
     assert contents(again.run_folder) == contents(never)
 
 
+@pytest.mark.slow
 def test_the_clients_files_may_be_gone_but_no_others(sampled, departments, run_fit, contents, tmp_path):
     client = late_client(sampled)
     data = shutil.copytree(departments, tmp_path / "data")
@@ -198,3 +202,25 @@ def test_a_purge_leaves_the_chain_and_may_be_repeated(sampled):
     assert json.loads((sampled / "FORGOTTEN.json").read_text())["purged"]
     assert (sampled / "ledger.jsonl").read_bytes() == chain
     check_certificate(result.run_folder, read_chain(result.run_folder))
+
+
+@pytest.mark.slow
+def test_updates_with_the_same_inputs_are_taken_from_the_archive(run_fit, contents, tmp_path, monkeypatch):
+    options = ["--retention.updates", "true", "--no-dept-clustering", "--training.clients_at_once", "1"]
+    before = run_fit(tmp_path / "runs", *options)
+    fitted, fit_cohort = [], LocalClients.fit_cohort
+
+    def count(clients, tasks, *arguments):
+        fitted.extend((task.client_id, task.round_num) for task in tasks)
+        return fit_cohort(clients, tasks, *arguments)
+
+    monkeypatch.setattr(LocalClients, "fit_cohort", count)
+    result = forget(before, ForgetRequest.of(clients=["hr/client_2"]), console=QUIET)
+    others = ["hr/client_0", "hr/client_1", "hr/client_3"]
+    assert fitted == [(client_id, number) for number in (2, 3, 4) for client_id in others]
+    assert (result.plan.fits, result.plan.reused) == (11 * 4, 11 * 4 - len(fitted))
+    never = run_fit(tmp_path / "never", *options, "--data.exclude", "[hr/client_2]")
+    assert contents(result.run_folder) == contents(never)
+    fitted.clear()
+    forget(result.run_folder, ForgetRequest.of(clients=["finance/client_0"]), console=QUIET)  # it keeps them, too
+    assert {client_id.split("/")[0] for client_id, _ in fitted} == {"finance"}
