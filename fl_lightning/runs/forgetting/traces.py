@@ -16,6 +16,7 @@ from fl_lightning.storage.files import sync_folder
 from fl_lightning.storage.forgotten import mark_forgotten, read_forgotten
 from fl_lightning.storage.run_layout import (
     ADAPTERS,
+    CANARIES,
     CERTIFICATE,
     CHECKPOINTS,
     CLIENT_EXPORTS,
@@ -43,6 +44,7 @@ KINDS = {
     UPDATES: "clients' updates of all rounds",
     MIXTURE_LEVELS: "adapters of mixtures",
     PERSONAL: "personal adapters, and the runs that made them",
+    CANARIES: "canaries, with prompts of clients' records",
     SAMPLES: "answers to held-out prompts",
     CLIENT_RUNS: "training losses of each client",
     "report": "pages with losses and answers",
