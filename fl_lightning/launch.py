@@ -8,6 +8,7 @@ WORLD_SIZE, MASTER_ADDR, MASTER_PORT, NODE_RANK.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -18,6 +19,26 @@ from collections.abc import Iterator, Sequence
 CHILD = "FL_LIGHTNING_CHILD"
 GRACE_SECONDS = 10.0
 """Time for the first process to notice by itself that another one has ended; its message says more."""
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage while libraries are imported, which makes none: a fifth of the CPU time goes there otherwise.
+
+    Example:
+        >>> with importing():
+        ...     gc.isenabled()
+        False
+        >>> gc.isenabled()
+        True
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_first() -> bool:

@@ -1,5 +1,6 @@
 """Runs of several processes from the command line: the same files, and nothing left behind however they end."""
 
+import gc
 import json
 import os
 import signal
@@ -44,6 +45,19 @@ def children(pid):
         if int(fields[1]) == pid:
             found.append(int(stat.parent.name))
     return found
+
+
+def test_garbage_is_collected_again_after_imports_that_fail():
+    with pytest.raises(ImportError, match="off"), launch.importing():
+        raise ImportError("on" if gc.isenabled() else "off")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with launch.importing():
+            pass
+        assert not gc.isenabled()  # whoever has turned it off wants it off
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_started_for_one_process_or_by_a_process_that_was_started(monkeypatch):

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fl_lightning import openmp, signals
+from fl_lightning import launch, openmp, signals
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError, RunError
@@ -39,8 +39,9 @@ def run(argv: list[str]) -> int:
         plan = compare_plan.read_plan(folder)
     setup_logging()
     openmp.spin_while_alone()
-    from fl_lightning.runs.comparison import report
-    from fl_lightning.runs.comparison import runner as runs
+    with launch.importing():
+        from fl_lightning.runs.comparison import report
+        from fl_lightning.runs.comparison import runner as runs
 
     silence_libraries()
     new = folder is None

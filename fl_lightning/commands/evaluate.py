@@ -57,7 +57,8 @@ def _rewrite(folder: Path, argv: list[str]) -> int:
     devices = parse_config(["--config", str(folder / CONFIG)]).fabric.devices
     with launch.started(devices, argv):
         setup_logging()
-        from fl_lightning.runs.evaluate import evaluate
+        with launch.importing():
+            from fl_lightning.runs.evaluate import evaluate
 
         silence_libraries()
         result = evaluate(folder)
@@ -74,7 +75,8 @@ def _score(args: Namespace, root: Path) -> int:
         raise InputError("evaluate: expected adapters by --run or --adapter, got none")
     folder = None if args.run is None else find_run_folder(args.run, root)
     setup_logging()
-    from fl_lightning.runs import scoring
+    with launch.importing():
+        from fl_lightning.runs import scoring
 
     silence_libraries()
     request = scoring.ScoringRequest(

@@ -20,7 +20,8 @@ def run(argv: list[str]) -> int:
     with launch.started(config.fabric.devices, ["fit", *argv]):
         setup_logging()
         openmp.spin_while_alone()
-        from fl_lightning.runs.fit import fit
+        with launch.importing():
+            from fl_lightning.runs.fit import fit
 
         silence_libraries()
         fit(config, resume=folder)

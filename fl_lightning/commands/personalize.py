@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fl_lightning import openmp
+from fl_lightning import launch, openmp
 from fl_lightning.commands.parser import Parser, not_empty
 from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.storage.forgotten import check_not_forgotten
@@ -31,7 +31,8 @@ def run(argv: list[str]) -> int:
     openmp.spin_while_alone()
     from rich.console import Console
 
-    from fl_lightning.runs import newcomers, personalize
+    with launch.importing():
+        from fl_lightning.runs import newcomers, personalize
     from fl_lightning.storage.run_layout import RECEIVED
 
     silence_libraries()

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from fl_lightning import launch
 from fl_lightning.commands.parser import Parser, at_least
 from fl_lightning.console import setup_logging, silence_libraries
 from fl_lightning.errors import InputError
@@ -32,8 +33,10 @@ def run(argv: list[str]) -> int:
     key = api_key(args.api_key_file)
     setup_logging()
     from fl_lightning.config.parsing import parse_config
-    from fl_lightning.serving.app import ServingOptions, serve
-    from fl_lightning.serving.endpoints import Limits
+
+    with launch.importing():
+        from fl_lightning.serving.app import ServingOptions, serve
+        from fl_lightning.serving.endpoints import Limits
 
     silence_libraries()
     options = ServingOptions(
