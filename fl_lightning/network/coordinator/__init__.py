@@ -1,15 +1,5 @@
 """The server's side of a run between machines.
 
-`run.py`              the command ``server``
-`join.py`             waits for the sites at the start
-`remote_clients.py`   tasks to sites and updates back, with a deadline and a quorum
-`lending.py`          own adapters that sites lend to each other at the end
-`signatures.py`       the sites' signatures of their updates
-`signatures.py`         the sites' signatures of their updates
-`requests.py`         pairs replies with requests, and counts bytes
-`transport.py`        numbered messages to the owner of a key
-====================  ==========================================================================
-=======
 ======================  ==========================================================================
 `run.py`                the command ``server``
 `join.py`               waits for the sites at the start
@@ -18,6 +8,7 @@
 `site_rounds.py`        asks sites as they get ready, and steps departments when buffers are full
 `site_evaluation.py`    one evaluation by the sites
 `lending.py`            own adapters that sites lend to each other at the end
+`signatures.py`         the sites' signatures of their updates
 `requests.py`           pairs replies with requests, and counts bytes
 `transport.py`          numbered messages to the owner of a key
 ======================  ==========================================================================

@@ -10,7 +10,7 @@ from sites_in_memory import Memory
 
 from fl_lightning import ClusterMonitor, Evaluation, FederatedTrainer, LoraClientModule, RoundCheckpoint
 from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.callbacks import NetworkLog
+from fl_lightning.callbacks import NetworkLog, RunLedger
 from fl_lightning.callbacks.round_checkpoint import restore_callbacks
 from fl_lightning.config import (
     ClientClustersConfig,
@@ -34,9 +34,12 @@ from fl_lightning.network.coordinator import site_rounds
 from fl_lightning.network.coordinator.buffered_clients import BufferedClients
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.coordinator.site_rounds import SiteRounds
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.site.store import SiteStore
+from fl_lightning.provenance.salts import make_secret
+from fl_lightning.runs.verify import verify_chain
 from fl_lightning.storage.messages import decode
 from fl_lightning.training.local_clients import LocalClients
 
@@ -132,8 +135,10 @@ class Runs:
         """A server's process: it starts the run, or continues it."""
         requests = RequestTracker(self.sites, run="5eed", settings=self.settings, network=self.config.network)
         data = data_at_sites(join_sites(requests, SPEEDS))
-        self.clients = BufferedClients(requests, share_policy(self.config.federation.share))
         run_folder = self.folder / "run"
+        run_folder.mkdir(exist_ok=True)
+        signatures = UpdateSignatures(make_secret(run_folder))
+        self.clients = BufferedClients(requests, share_policy(self.config.federation.share), signatures)
         found = newest_checkpoint(run_folder) if run_folder.exists() else None
         self.levels = {}
         kept = [
@@ -141,6 +146,7 @@ class Runs:
             NetworkLog(self.levels),
             Evaluation(),
             ClusterMonitor(),
+            RunLedger(),
             RoundCheckpoint(keep=0),
             *callbacks,
         ]
@@ -177,6 +183,15 @@ def assert_same_bits(first, second):
         assert all(torch.equal(tensor, second[owner][name]) for name, tensor in state.items()), owner
 
 
+def check_ledger(made):
+    """Every update, late ones too, is in the ledger once, with its site's signature."""
+    verified = verify_chain(made.folder / "run")
+    assert verified.site_keys.keys() == SPEEDS.keys()
+    entries = [entry for line in verified.chain.rounds.values() for entry in line["clients"].values()]
+    assert all(len(entry["signature"]) == 128 for entry in entries)
+    assert any("asked" in entry for entry in entries)
+
+
 METHODS = {
     "plain": {"schedule": {"buffer": 2}},
     "late ones dropped, few at a time": {"schedule": {"buffer": 1, "concurrency": 2, "max_staleness": 1}},
@@ -193,6 +208,7 @@ def test_sites_that_answer_in_a_fixed_order_give_the_bytes_of_one_process(runs, 
     expected, state = made.one_process(), made.server()
     assert_same_bits(expected.departments, state.departments)
     assert_same_bits(expected.past, state.past)
+    check_ledger(made)
     assert expected.examples == state.examples
     assert any(row.get("round/stale", 0) or row.get("round/dropped", 0) for _, row in made.trainer.history)
     assert all("round/virtual_hours" not in row for _, row in made.trainer.history)
@@ -229,6 +245,7 @@ def test_a_server_killed_anywhere_takes_every_update_once(runs):
     assert kills > 5
     assert_same_bits(expected.departments, state.departments)
     assert_same_bits(expected.past, state.past)
+    check_ledger(made)
     folder = made.folder / "run" / "checkpoints" / "arrivals"
     assert len(list(folder.iterdir())) <= 2 + len(SPEEDS)  # those that no checkpoint needs are gone
 
