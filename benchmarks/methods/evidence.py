@@ -13,14 +13,15 @@ kinship        kinship by topic, to choose by and held out                      
 main           ten methods on the bundled departments                                           25
 epochs         three methods with 1, 2 and 4 local epochs                                       26
 records        three methods with 8 to 128 records a client                                     52
-levels         what a client gains by its own records' choice, and every other method         ~240
+levels         what a client gains by its own records' choice, with other methods beside it     60
+curves         own adapters, departments and other methods, 32 rounds, one seed                ~20
 smollm2        four methods with the model that configs/smollm2-135m.yaml says how to get       77
-all            all of them, in this order                                                     ~490
+all            all of them, in this order                                                     ~330
 =============  ==========================================================================  =======
 
 Minutes are of one core, three seeds; those with ~ are estimates. A part that was interrupted goes on, and one that is
 finished is only read again.
-tasks, arms, kinship and levels need the record sets that do not ship (`benchmarks/methods/federations.py`).
+tasks, arms, kinship, levels and curves need the record sets that do not ship (`benchmarks/methods/federations.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import yaml
 from benchmarks.common import markdown, put_table, shown
 from benchmarks.methods import cluster_recovery as kinship
 from benchmarks.methods import experiment_arms as arms
-from benchmarks.methods import grouping, personal_levels
+from benchmarks.methods import grouping, personal_curves, personal_levels
 from fl_lightning.cli import main as command_line
 from fl_lightning.storage.files import read_json
 
@@ -71,14 +72,9 @@ KINSHIP = {
     "**to choose by**": "tune_service tune_intents tune_money",
     "**held out**": "held_desks held_tasks held_talk --skip cross_loss",
 }
-LEVELS = {
-    "conflict": "conflict --first 2",
-    "conflict, 24 rounds": "conflict --first 2 --rounds 24",
-    "one pool": "even",
-    "bundled departments": "departments --records 32",
-}
+LEVELS = {"conflict": "conflict --first 2", "one pool": "even"}
 """Columns of the table of levels: {title: arguments}; the prior was chosen on the first seed of conflict."""
-LEVELS_BESIDE = "--own 2 --methods default recommended methods/fedsa_lora methods/central --rivals ditto apfl fedalt"
+LEVELS_BESIDE = "--own 2 --methods default recommended methods/fedsa_lora methods/central"
 Tables = dict[str, str]
 """{the name in its marks: a table}."""
 
@@ -206,12 +202,17 @@ def levels_part(folder: Path, seeds: str) -> Tables:
     """What clients gain by choosing, as `benchmarks/methods/personal_levels.py` measures it."""
     figures = {}
     for title, call in LEVELS.items():
-        place = folder if "--rounds" not in call else folder.with_name(f"{folder.name}_24")
-        words = [*call.split(), *LEVELS_BESIDE.split(), "--seeds", seeds, "--output", str(place)]
+        words = [*call.split(), *LEVELS_BESIDE.split(), "--seeds", seeds, "--output", str(folder)]
         args = personal_levels.arguments(words)
         first = range(args.first, args.first + args.seeds)
         figures[title] = [personal_levels.run(args.arms[0], seed, args) for seed in first]
     return {"levels": personal_levels.summary(figures)}
+
+
+def curves_part(folder: Path, seeds: str) -> Tables:
+    """Losses round by round, as `benchmarks/methods/personal_curves.py` measures them, of one seed."""
+    args = personal_curves.arguments(["conflict", "even", "--seed", "2", "--output", str(folder)])
+    return {"curves": "\n\n".join(personal_curves.table(arm, args) for arm in args.arms)}
 
 
 def recovery_part(folder: Path, seeds: str, records: int) -> Tables:
@@ -230,6 +231,7 @@ PARTS: dict[str, Callable[[Path, str], Tables]] = {
     "epochs": partial(curve_part, option="--local-epochs", values=EPOCHS),
     "records": partial(curve_part, option="--max-records", values=RECORDS),
     "levels": levels_part,
+    "curves": curves_part,
     "smollm2": smollm2_part,
 }
 

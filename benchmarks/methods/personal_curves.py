@@ -13,6 +13,7 @@ import argparse
 import csv
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -78,8 +79,8 @@ def table(arm: str, args: argparse.Namespace) -> str:
     return markdown((f"{arm}, round", *map(str, shown), "lowest (round)"), rows)
 
 
-def main() -> None:
-    """A table for each federation."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or other words."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arms", nargs="+")
     parser.add_argument("--rounds", type=int, default=32)
@@ -88,7 +89,12 @@ def main() -> None:
     parser.add_argument("--eval", type=int, default=12)
     parser.add_argument("--output", default="lightning_logs/personal_curves")
     parser.add_argument("--classic", type=Path, default=CLASSIC)
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """A table for each federation."""
+    args = arguments()
     for arm in args.arms:
         print(table(arm, args), end="\n\n", flush=True)
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.methods.personal_levels conflict even departments [--seeds 3] [--first 1] [--rounds 12]
         [--records 16] [--eval 12] [--selection 0.25] [--rivals ditto apfl fedalt]
-        [--methods default recommended methods/fedsa_lora methods/central] [--own 2] [--ways] [--output DIR]
+        [--methods default recommended methods/fedsa_lora methods/central] [--config recommended] [--own 2] [--ways]
+        [--output DIR]
 
 Each seed has a separate federation (`benchmarks/methods/federations.py`; departments are the bundled ones, of other
 seeds). `fit` and `personalize` run as a user starts them, with a refit. Beside them, on the same held-out records:
@@ -65,12 +66,12 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     place = Path(args.output) / arm / f"seed_{seed}"
     options = options_of(arm, seed, args, place)
     if not (place / "figures.json").is_file():
-        result = personalized(CONFIGS / "methods/fedavg.yaml", options, place)
+        result = personalized(CONFIGS / f"{args.config}.yaml", options, place)
         write_json(place / "figures.json", {**result, **controls(place / "version_0", place, with_ways=args.ways)})
     figures: dict[str, Any] = read_json(place / "figures.json")
     figures["rivals"] = {}
     for method in args.rivals:
-        more = ["--personal.levels", "[own, department]"]
+        more = ["--personal.levels", "[own, department]", "--personal.own_adapters", 1]
         result = personalized(CONFIGS / f"methods/{method}.yaml", [*options, *more], place / method)
         figures["rivals"][method] = {client_id: values["own"] for client_id, values in result["clients"].items()}
     figures["rivals"]["own, stopped"] = own_stopped(place)
@@ -352,6 +353,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--selection", type=float, default=0.25)
     parser.add_argument("--rivals", nargs="*", default=[], metavar="METHOD")
     parser.add_argument("--methods", nargs="*", default=[], metavar="CONFIG", help="of configs/, without .yaml")
+    parser.add_argument("--config", default="methods/fedavg", help="of the run, of configs/, without .yaml")
     parser.add_argument("--own", type=int, default=1, help="own adapters of a client among its levels")
     parser.add_argument("--ways", action="store_true", help="also make the one adapter in every way")
     parser.add_argument("--output", default="lightning_logs/personal_levels")

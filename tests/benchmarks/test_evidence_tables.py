@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TABLES = [
+    "levels",
+    "curves",
     "main",
     "records",
     "epochs",
