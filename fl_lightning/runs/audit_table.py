@@ -39,11 +39,12 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
             f"{mechanism['provable']:.2f}), estimated {mechanism['estimate']:.2f} ({mechanism['estimate_low']:.2f}–"
             f"{mechanism['estimate_high']:.2f}), accountant {mechanism['upper']:.2f}."
         )
-    head = ["adapter", "AUC", "95 %", "TPR at 1 %", "95 %", "trained", "held out"]
+    head = ["adapter", "AUC (95 %)", "TPR at 1 % (95 %)", "records"]
     for score in dict.fromkeys(line["score"] for line in result["membership"]):
         lines = [line for line in result["membership"] if line["score"] == score]
         compared = "the base model" if score == "base" else "the reference adapter"
-        console.print(_table(f"trained records told from held-out ones by loss against {compared}", head, lines, _test))
+        title = f"trained records told from held-out ones by loss against {compared}"
+        console.print(_table(title, head, lines, _test))
 
 
 def _bound(line: Mapping[str, Any]) -> list[str]:
@@ -53,8 +54,8 @@ def _bound(line: Mapping[str, Any]) -> list[str]:
 
 
 def _test(line: Mapping[str, Any]) -> list[str]:
-    auc, tpr = (f"{line[f'{name}_low']:.2f}–{line[f'{name}_high']:.2f}" for name in ("auc", "tpr"))
-    return [f"{line['auc']:.3f}", auc, f"{line['tpr']:.3f}", tpr, f"{line['members']:,}", f"{line['others']:,}"]
+    auc, tpr = (f"{line[name]:.3f} ({line[f'{name}_low']:.2f}–{line[f'{name}_high']:.2f})" for name in ("auc", "tpr"))
+    return [auc, tpr, f"{line['members']:,} / {line['others']:,}"]
 
 
 def _table(
@@ -64,7 +65,7 @@ def _table(
     cells: Callable[[Mapping[str, Any]], list[str]],
 ) -> Table:
     caption = f"the first {MAX_LINES} of {len(lines)} lines" if len(lines) > MAX_LINES else None
-    table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE)
+    table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for index, name in enumerate(head):
         table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
     kind = None
