@@ -105,8 +105,8 @@ def at_home(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", of("fit", "compare"))
-def test_what_trains_is_run_with_little(words, little, finished, micro_base, monkeypatch, capsys):
-    monkeypatch.chdir(finished)
+def test_what_trains_is_run_with_little(words, little, finished, micro_base, monkeypatch, request):
+    monkeypatch.chdir(request.getfixturevalue("signed") if "operator.key" in words else finished)
     if "--help" in words:
         with pytest.raises(SystemExit) as stop:
             main(words)

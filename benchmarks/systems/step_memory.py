@@ -100,7 +100,7 @@ def as_on_gpu() -> Iterator[None]:
             (attention, "VARLEN_ARGUMENTS", frozenset({"scale", "enable_gqa", "window_size"})),
             (attention, "can_use_varlen_attention", lambda *_: True),
             (low_rank_product, "_has_kernel", lambda device, dtype: True),
-            (cohort, "_compute_dtype", lambda device: torch.bfloat16),
+            (cohort, "compute_dtype", lambda device: torch.bfloat16),
             (torch, "is_autocast_enabled", lambda device_type: False),  # does not know the device
             (dropout, "_on_device", lambda words, device: torch.empty(words.shape, dtype=torch.int64, device=device)),
         ):

@@ -50,7 +50,7 @@ def fit(micro_model, random_state, monkeypatch):
 def test_no_part_of_a_step_reads_the_device(fit, make_examples, monkeypatch, grouped, checkpointing):
     """Of a packed row; for padded rows transformers itself looks for packed sequences on the host, once a row."""
     monkeypatch.setattr(low_rank_product, "_has_kernel", lambda device, dtype: grouped)
-    monkeypatch.setattr(cohort_module, "_compute_dtype", lambda device: torch.bfloat16 if grouped else torch.float32)
+    monkeypatch.setattr(cohort_module, "compute_dtype", lambda device: torch.bfloat16 if grouped else torch.float32)
     fitting, optimizer = fit(proximal_mu=0.1, gradient_checkpointing=checkpointing)
     windows = [[make_examples(2, seed=0), make_examples(1, seed=1)], [], [make_examples(3, seed=2)]]
     starts = [p.detach().clone() for p in fitting._cohort.parameters()]

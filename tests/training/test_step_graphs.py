@@ -259,7 +259,7 @@ def test_what_is_recorded_takes_nothing_from_the_host(training, make_examples, m
     monkeypatch.setattr(attention, "VARLEN_ARGUMENTS", frozenset({"scale"}))
     monkeypatch.setattr(attention, "can_use_varlen_attention", lambda *_: True)
     monkeypatch.setattr(low_rank_product, "_has_kernel", lambda device, dtype: True)
-    monkeypatch.setattr(cohort_module, "_compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(cohort_module, "compute_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)  # does not know the device
     cohort, module, states, _ = training
     module.to(meta)

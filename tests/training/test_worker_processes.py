@@ -140,8 +140,8 @@ def test_two_processes_find_what_one_finds(results):
 def test_two_processes_on_one_client_sum_to_its_gradients(results, mode):
     (one,), two = results["one=0.0=2x2"], results[f"{mode}=0.0=2x2"]
     assert len(two) == 2
-    for name, tensor in one.items():
-        assert (two[0][name] - tensor).abs().max() <= 1e-6, name
+    for name, tensor in one.items():  # Adam divides by small gradients, whose last bits depend on the order of a sum
+        assert (two[0][name] - tensor).abs().max() <= 1e-5, name
 
 
 @pytest.mark.slow

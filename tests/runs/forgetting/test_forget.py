@@ -58,8 +58,8 @@ def three_records(departments, path):
     """Write a file with three records of two clients."""
     lines = []
     for client, split, count in (("client_1", "train", 2), ("client_3", "eval", 1)):
-        path = next(departments.glob(f"engineering*/{client}/{split}.jsonl"))
-        lines += path.read_text().splitlines(keepends=True)[:count]
+        source = next(departments.glob(f"engineering*/{client}/{split}.jsonl"))
+        lines += source.read_text().splitlines(keepends=True)[:count]
     path.write_text("".join(lines))
     return path
 
