@@ -3,12 +3,12 @@
     python -m benchmarks.systems.chaos [--kills 50] [--rounds 40] [--processes 1]
     python -m benchmarks.systems.chaos --kills 10 --rounds 200 --clients 100000 --asked 8 --loading 20 [--share a]
 
-Every life of the run is a process of its own that gets SIGKILL after a random time: while it loads, trains, evaluates,
-writes or resumes; every second life gets it a little later, while a checkpoint is half written. After each kill
-whatever has a name must be whole: JSON files parse, safetensors files open, the newest checkpoint matches its manifest.
-At the end the chain of rounds must hold, every file must have the SHA-256 it has in the undisturbed run, and every
-logged figure but memory the same value, once. Processes are forked from one that has done the imports, or fifty lives
-would be mostly imports.
+Every life of the run is a process of its own that gets SIGKILL a random number of rounds and a random time after its
+start: while it loads, trains, evaluates, writes or resumes; every second life gets it a little later, while a
+checkpoint is half written. After each kill whatever has a name must be whole: JSON files parse, safetensors files open,
+the newest checkpoint matches its manifest. At the end the chain of rounds must hold, every file must have the SHA-256
+it has in the undisturbed run, and every logged figure but memory the same value, once. Processes are forked from one
+that has done the imports, or fifty lives would be mostly imports.
 
 With `--asked` few of the clients are asked in a round, whose records are in one JSONL file, and departments are
 evaluated every 50 rounds on a sample of eight clients; it prints as well whether rounds become slower, and how large a
@@ -167,6 +167,13 @@ def growth(run_folder: Path) -> dict[str, float]:
     }
 
 
+def newest_round(run_folder: Path) -> int:
+    """The round of the newest checkpoint; 0 if there is none."""
+    from fl_lightning.federation.checkpoint import checkpoints
+
+    return max(checkpoints(run_folder), default=0)
+
+
 def wait_for_writing(run_folder: Path, life: Any, seconds: float = 60.0) -> None:
     """Return while the next checkpoint has some of its files, or when the life or the time is over."""
     end = time.monotonic() + seconds
@@ -209,33 +216,41 @@ def main() -> None:
             options += [f"--federation.clients_per_round={args.asked // 4}", "--logging.samples=0"]
             options += ["--evaluation.every=50", "--evaluation.clients_per_dept=8"]
 
-        def run(output: str, resume: bool, seconds: float | None, while_writing: bool = False) -> int:
-            """Exit code of one life; -9 where it was killed."""
-            more = ["--resume", "last"] if resume else []
+        def run(output: str, rounds: int | None, delay: float = 0.0, while_writing: bool = False) -> int:
+            """Exit code of one life, -9 where it was killed: so many rounds and seconds after its start."""
+            place = Path(folder) / output / "version_0"
+            more = ["--resume", "last"] if (place / "config.yaml").is_file() else []
             argv = [*options, "--output", f"{folder}/{output}", *more]
             life = context.Process(target=live, args=(argv, args.threads, f"{folder}/log"))
+            last = newest_round(place) + (rounds or 0)
             life.start()
-            life.join(seconds)
+            while rounds and life.is_alive() and newest_round(place) < last:
+                life.join(0.01)
+            life.join(delay if rounds is not None else None)
             if while_writing:
-                wait_for_writing(Path(folder) / output / "version_0", life)
+                wait_for_writing(place, life)
             if life.is_alive():
                 os.kill(life.pid, signal.SIGKILL)
                 life.join()
             return life.exitcode
 
-        run("warm", False, 1.0)
+        run("warm", 0, 1.0)
         started = time.perf_counter()
-        assert run("straight", False, None) == 0
+        assert run("straight", None) == 0
         straight = time.perf_counter() - started
         wanted = results(Path(folder) / "straight" / "version_0")
         loading = args.loading + (0.0 if args.processes == 1 else 9.0)  # further processes do their imports anew
-        mean = max(straight - args.loading, 0.0) / (1.5 * args.kills) + loading
+        one_round = max(straight - loading, 0.0) / args.rounds
         kills = resumed = 0
         code, killed = -9, Path(folder) / "killed" / "version_0"
         while code != 0:
-            seconds = draw.uniform(0.0, 2 * mean) if kills < args.kills else None
             again = (killed / "config.yaml").is_file()
-            code = run("killed", again, seconds, while_writing=kills < args.kills and kills % 2 == 1)
+            if kills < args.kills:  # one life in five ends before its first round does
+                rounds = draw.randint(1, max(1, round(1.5 * args.rounds / args.kills))) if draw.random() > 0.2 else 0
+                delay = draw.uniform(0.0, one_round if rounds else loading + one_round)
+                code = run("killed", rounds, delay, while_writing=kills % 2 == 1)
+            else:
+                code = run("killed", None)
             if code == -9:
                 kills += 1
                 check_whole(killed)
