@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fl_lightning.aggregation.department import DepartmentStep, apply_server_step, step_size_of
+from fl_lightning.aggregation.department import DepartmentStep, Residual, apply_server_step, step_size_of
 from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import InputError
@@ -39,7 +39,7 @@ def problem_with_input(
     weight, limit = _weight(config, stats), _max_weight(config)
     if not 1 <= weight <= limit:
         return f"weight: expected 1 to {limit} (federation.masking.max_weight), got {weight}"
-    largest = max((update[name].double() - previous[name].double()).abs().max().item() for name in update)
+    largest = max(change.abs().max().item() for change in Residual(update, previous).values())
     if not largest <= config.masking.bound:
         return (
             f"largest change of an element: expected at most {config.masking.bound:g} (federation.masking.bound), got "
@@ -155,9 +155,8 @@ def aggregate_securely(
     for name, change in zip(names, changes, strict=True):
         target[name] = previous[name].double() + change.view(previous[name].shape)
     rate = step_size_of(config, round_num)
-    state, optimizer_state = apply_server_step(
-        config, rate, previous, {name: target[name] for name in previous}, optimizer_state
-    )
+    ordered = {name: target[name] for name in previous}
+    state, optimizer_state = apply_server_step(config, rate, previous, ordered, optimizer_state)
     return DepartmentStep(state, optimizer_state, step_size=rate, masked=result)
 
 
@@ -174,9 +173,8 @@ class _Inputs(Mapping[str, tuple[npt.NDArray[np.float64], int]]):
         self._names, self._previous, self._updates, self._weights = names, previous, updates, weights
 
     def __getitem__(self, client_id: str) -> tuple[npt.NDArray[np.float64], int]:
-        update = self._updates[client_id]
-        changes = [(update[name].double() - self._previous[name].double()).flatten() for name in self._names]
-        return torch.cat(changes).numpy(), self._weights[client_id]
+        changes = Residual(self._updates[client_id], self._previous)
+        return torch.cat([changes[name].flatten() for name in self._names]).numpy(), self._weights[client_id]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._updates)

@@ -116,7 +116,7 @@ def _verify_client(args: Namespace, folder: Path, public_key: str | None) -> int
     from fl_lightning.console import setup_logging, silence_libraries
 
     setup_logging()
-    from fl_lightning.runs.membership import show_membership, write_salt
+    from fl_lightning.runs.inclusion import show_inclusion, write_salt
     from fl_lightning.runs.verify import verify_chain
 
     silence_libraries()
@@ -128,7 +128,7 @@ def _verify_client(args: Namespace, folder: Path, public_key: str | None) -> int
         return 0
     verified = verify_chain(folder, public_key)
     config = _config(args, folder)
-    rounds = show_membership(folder, config, verified.chain, args.client, args.salt, args.records)
+    rounds = show_inclusion(folder, config, verified.chain, args.client, args.salt, args.records)
     _show_chain(folder, verified, args.public_key)
     numbers, count = ", ".join(map(str, rounds)), len(verified.chain.rounds)
     print(f"{args.client}: these records are in the ledger, in {len(rounds)} of {count} rounds: {numbers}")

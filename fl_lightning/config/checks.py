@@ -14,9 +14,11 @@ the command line, and by type checkers where they come from Python.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import types
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -120,6 +122,35 @@ def check(ok: bool, key: str, expected: str, got: object, hint: str = "") -> Non
     """
     if not ok:
         raise InputError(f"{key}: expected {expected}, got {'null' if got is None else repr(got)}{hint}")
+
+
+Refusal: TypeAlias = tuple[str, Callable[[Any], bool], str, str]
+"""(key, whether a block makes the choice, why it does not go with another one, what to choose instead)."""
+
+
+def check_refusals(block: Block, prefix: str, refusals: Iterable[Refusal], beside: str) -> None:
+    """Check that a block makes none of the choices that do not go with another one.
+
+    Args:
+        block: of the config.
+        prefix: of its keys.
+        refusals: the choices.
+        beside: the other one, and perhaps what else to choose.
+
+    Raises:
+        InputError: naming the first key, with the reason and what to choose instead.
+
+    Example:
+        >>> from fl_lightning.config import FederationConfig
+        >>> refusal = ("share", lambda f: f.share == "all", "there is no server", "none")
+        >>> check_refusals(FederationConfig(), "federation", [refusal], "with no server")
+        Traceback (most recent call last):
+        fl_lightning.errors.InputError: federation.share: there is no server; expected none with no server, got all
+    """
+    for key, applies, reason, expected in refusals:
+        if applies(block):
+            value = functools.reduce(getattr, key.split("."), block)
+            raise InputError(f"{prefix}.{key}: {reason}; expected {expected} {beside}, got {value}")
 
 
 def nearest_choice(hint: Any, value: object) -> str:

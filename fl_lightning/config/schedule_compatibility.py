@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fl_lightning.config.checks import Refusal, check_refusals
 from fl_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from fl_lightning.config.federation import FederationConfig
 
-BUFFERED: tuple[tuple[str, Callable[[FederationConfig], bool], str, str], ...] = (
+BUFFERED: tuple[Refusal, ...] = (
     (
         "combiner",
         lambda f: f.combiner in ("stack", "residual", "svd"),
@@ -74,7 +74,7 @@ BUFFERED: tuple[tuple[str, Callable[[FederationConfig], bool], str, str], ...] =
         "a smaller f, or a larger schedule.buffer",
     ),
 )
-"""(key, whether a config makes the choice, why it does not go with buffered steps, what to choose instead)."""
+"""Choices of the ``federation`` block: what does not go with buffered steps."""
 
 
 def check_schedule(federation: FederationConfig) -> None:
@@ -90,12 +90,4 @@ def check_schedule(federation: FederationConfig) -> None:
                 f"profile, got {federation.schedule.clients.speed}"
             )
         return
-    for key, applies, reason, expected in BUFFERED:
-        if applies(federation):
-            value: object = federation
-            for name in key.split("."):
-                value = getattr(value, name)
-            raise InputError(
-                f"federation.{key}: {reason}; expected {expected} with schedule.mode: buffered, or mode: sync, "
-                f"got {value}"
-            )
+    check_refusals(federation, "federation", BUFFERED, "with schedule.mode: buffered, or mode: sync")

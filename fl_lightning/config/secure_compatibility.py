@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fl_lightning.config.checks import Refusal, check_refusals
 from fl_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from fl_lightning.config.federation import FederationConfig
     from fl_lightning.config.run import RunConfig
 
-SECURE: tuple[tuple[str, Callable[[FederationConfig], bool], str, str], ...] = (
+SECURE: tuple[Refusal, ...] = (
     (
         "guard.name",
         lambda f: f.guard.name == "dp",
@@ -74,7 +74,7 @@ SECURE: tuple[tuple[str, Callable[[FederationConfig], bool], str, str], ...] = (
         "sync",
     ),
 )
-"""(key, whether a config makes the choice, why it does not go with secure aggregation, what to choose instead)."""
+"""Choices of the ``federation`` block: what does not go with secure aggregation."""
 
 
 def check_secure_aggregation(federation: FederationConfig) -> None:
@@ -85,14 +85,7 @@ def check_secure_aggregation(federation: FederationConfig) -> None:
     """
     if not federation.secure_aggregation:
         return
-    for key, applies, reason, expected in SECURE:
-        if applies(federation):
-            value: object = federation
-            for name in key.split("."):
-                value = getattr(value, name)
-            raise InputError(
-                f"federation.{key}: {reason}; expected {expected} with secure_aggregation: true, got {value}"
-            )
+    check_refusals(federation, "federation", SECURE, "with secure_aggregation: true")
 
 
 def check_secure_run(config: RunConfig) -> None:

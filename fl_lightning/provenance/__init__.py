@@ -7,7 +7,7 @@ digests           digests of JSON values, states, records and folders
 chain             ``ledger.jsonl``: one line a round, each with the digest of the line before
 chain_check       finds the first line that is not right
 salts             the secret of a run, and commitments that show a client its own records only
-membership        in which rounds a client's records are
+inclusion        in which rounds a client's records are
 signing           Ed25519 keys in the formats of OpenSSH and PEM
 run_files         digests of a finished run's files
 site_signatures   of sites under their updates, in a run between machines

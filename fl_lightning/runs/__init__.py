@@ -11,7 +11,7 @@ file               does
 `evaluate`         evaluates the adapters of a finished run again
 `verify`           checks the chain of a run, its signature, and its files
 `replay`           computes rounds of a finished run again and compares them with its ledger
-`membership`       tells a client in which rounds its records are
+`inclusion`        tells a client in which rounds its records are
 `scoring`          evaluates any adapters on any data, with confidence intervals
 `artifacts`        the contents of a run folder as dataclasses
 `artifact_reader`  reads them; missing or broken files are noted

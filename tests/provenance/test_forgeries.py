@@ -8,7 +8,7 @@ import pytest
 from signed_runs import forge
 
 from fl_lightning.provenance.chain import ChainError
-from fl_lightning.provenance.membership import find_membership
+from fl_lightning.provenance.inclusion import find_inclusion
 from fl_lightning.provenance.signing import load_public_key
 from fl_lightning.runs.verify import verify_chain, verify_run
 
@@ -49,5 +49,5 @@ def test_lines_of_any_form_are_found_and_give_no_traceback(copied):
         with pytest.raises(ChainError):
             verify_run(copied)
         with contextlib.suppress(ChainError):
-            find_membership(verify_chain(copied).chain, "hr/client_0", "ab", ["01"])
+            find_inclusion(verify_chain(copied).chain, "hr/client_0", "ab", ["01"])
         (copied / "ledger.jsonl").write_bytes(original)

@@ -62,12 +62,7 @@ def generate(
         *batches(cut, prompts, batch_size, same_length=True),
         *batches(whole, prompts, batch_size, same_length=is_recurrent(model)),
     ):
-        width = len(prompts[batch[0]])
-        ids = torch.full((len(batch), width), filler)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):
-            ids[row, width - len(prompts[i]) :] = prompts[i]
-            mask[row, width - len(prompts[i]) :] = 1
+        ids, mask = pad_left([prompts[i] for i in batch], filler)
         out = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -76,12 +71,29 @@ def generate(
             num_beams=1,
             eos_token_id=list(ends) or None,
             pad_token_id=filler,
-        )[:, width:].cpu()
+        )[:, ids.shape[1] :].cpu()
         for row, i in enumerate(batch):
             stop = next((place for place, token in enumerate(out[row].tolist()) if token in ends), None)
             answers[i] = out[row][:stop]
     model.train(was_training)
     return answers
+
+
+def pad_left(prompts: Sequence[torch.Tensor], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token ids, attention mask) of prompts in one batch, each of shape (prompts, length of the longest).
+
+    Example:
+        >>> ids, mask = pad_left([torch.tensor([5, 6]), torch.tensor([7])], filler=0)
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
+    """
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), filler)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def batches(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fl_lightning.modeling.generation.generate import batches
+from fl_lightning.modeling.generation.generate import batches, pad_left
 from fl_lightning.modeling.limits import is_recurrent
 
 
@@ -43,12 +43,7 @@ def sample_answers(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in batches(order, prompts, batch_size, same_length=is_recurrent(model)):
-            width = len(prompts[batch[0]])
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, width - len(prompts[i]) :] = prompts[i]
-                mask[row, width - len(prompts[i]) :] = 1
+            ids, mask = pad_left([prompts[i] for i in batch], filler=0)
             out = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -61,7 +56,7 @@ def sample_answers(
                 num_beams=1,
                 suppress_tokens=sorted(forbidden) or None,
                 pad_token_id=0,
-            )[:, width:].cpu()
+            )[:, ids.shape[1] :].cpu()
             for row, i in enumerate(batch):
                 answers[i] = out[row].clone()
     model.train(was_training)

@@ -14,7 +14,7 @@ graph of Bell et al. 2020 (ePrint 2020/704) if there are many clients:
 file             does                                                                   source
 ===============  =====================================================================  ===============================
 `terms`          what all clients of a round agree on; thresholds
-`membership`     a client's identity, the identities of the others, its own limits
+`participant`    a client's identity, the identities of the others, its own limits
 `ring`           weighted updates as integers modulo 2³², and the error of it           Bonawitz et al. 2017, 4.0
 `masks`          masks from secrets                                                     ChaCha20 (RFC 8439)
 `agreement`      signed keys; secrets of pairs of clients                               X25519, Ed25519, HKDF

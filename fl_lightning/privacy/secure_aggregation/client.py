@@ -14,8 +14,8 @@ import numpy.typing as npt
 from fl_lightning.privacy.secure_aggregation import agreement, shares
 from fl_lightning.privacy.secure_aggregation.graph import degree_for, neighbors
 from fl_lightning.privacy.secure_aggregation.masks import add_mask
-from fl_lightning.privacy.secure_aggregation.membership import Membership
 from fl_lightning.privacy.secure_aggregation.messages import Advertisement, KeyShares, UnmaskRequest, UnmaskShares
+from fl_lightning.privacy.secure_aggregation.participant import Participant
 from fl_lightning.privacy.secure_aggregation.randomness import Random, system_random
 from fl_lightning.privacy.secure_aggregation.ring import Ring, quantize
 from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError, Terms
@@ -61,7 +61,7 @@ class SecureClient:
             the protocol; the client then takes no further part.
     """
 
-    def __init__(self, member: Membership, terms: Terms, random: Random = system_random) -> None:
+    def __init__(self, member: Participant, terms: Terms, random: Random = system_random) -> None:
         member.join(terms)
         self.client_id, self._member, self._terms = member.client_id, member, terms
         self._mask_key, self._share_key = random("mask key"), random("share key")

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from fl_lightning.privacy.secure_aggregation.agreement import identity_key
 from fl_lightning.privacy.secure_aggregation.client import SecureClient
-from fl_lightning.privacy.secure_aggregation.membership import Membership
 from fl_lightning.privacy.secure_aggregation.messages import num_bytes
+from fl_lightning.privacy.secure_aggregation.participant import Participant
 from fl_lightning.privacy.secure_aggregation.randomness import Random, seeded_random
 from fl_lightning.privacy.secure_aggregation.ring import Ring, error_bound, restore
 from fl_lightning.privacy.secure_aggregation.server import SecureServer
@@ -49,16 +49,16 @@ class SecureMean:
 
 def simulated_members(
     clients: list[str], run_seed: int, *, min_clients: int = 3, threshold: float = 2 / 3
-) -> dict[str, Membership]:
-    """{client: its membership}, with identities from the run's seed."""
+) -> dict[str, Participant]:
+    """{client: it as a participant}, with identities from the run's seed."""
     keys = {name: seeded_random(run_seed, name)("identity") for name in clients}
     roster = {name: identity_key(key) for name, key in keys.items()}
-    return {name: Membership(name, key, roster, min_clients, threshold) for name, key in keys.items()}
+    return {name: Participant(name, key, roster, min_clients, threshold) for name, key in keys.items()}
 
 
 def aggregate_in_memory(
     terms: Terms,
-    members: Mapping[str, Membership],
+    members: Mapping[str, Participant],
     inputs: Mapping[str, Input],
     random: Callable[[str], Random],
     *,
@@ -69,7 +69,7 @@ def aggregate_in_memory(
 
     Args:
         terms: of the round.
-        members: {client: its membership}.
+        members: {client: it as a participant}.
         inputs: {client: (update, weight)}, each of a member.
         random: from a client to where its secrets come from.
         drops: {client: the first message that it does not send any more}.

@@ -7,8 +7,8 @@ import pytest
 
 from fl_lightning.privacy.secure_aggregation import agreement
 from fl_lightning.privacy.secure_aggregation.client import SecureClient, advertised_text, survivors_text
-from fl_lightning.privacy.secure_aggregation.membership import Membership
 from fl_lightning.privacy.secure_aggregation.messages import Advertisement
+from fl_lightning.privacy.secure_aggregation.participant import Participant
 from fl_lightning.privacy.secure_aggregation.randomness import seeded_random
 from fl_lightning.privacy.secure_aggregation.server import SecureServer
 from fl_lightning.privacy.secure_aggregation.session import simulated_members
@@ -264,4 +264,4 @@ def test_a_client_that_has_refused_takes_no_further_part():
 def test_a_client_with_the_identity_of_another_has_no_place():
     roster = simulated_members(NAMES, 7)["hr/a"].roster
     with pytest.raises(ValueError, match="expected the identity of hr/a"):
-        Membership("hr/a", bytes(32), roster)
+        Participant("hr/a", bytes(32), roster)

@@ -14,7 +14,7 @@ from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError
 
 
 @dataclass
-class Membership:
+class Participant:
     """What a client keeps between rounds.
 
     Attributes:

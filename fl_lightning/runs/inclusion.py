@@ -15,7 +15,7 @@ from fl_lightning.errors import InputError, nearest
 from fl_lightning.modeling.base_model import context_length, load_tokenizer
 from fl_lightning.provenance.chain import Chain, ChainError, read_chain
 from fl_lightning.provenance.digests import file_digest, records_digest
-from fl_lightning.provenance.membership import find_membership
+from fl_lightning.provenance.inclusion import find_inclusion
 from fl_lightning.provenance.salts import client_salt, read_key, read_secret
 from fl_lightning.storage.files import write_secret
 from fl_lightning.storage.run_layout import CONFIG, LEDGER
@@ -45,7 +45,7 @@ def write_salt(run_folder: Path, client_id: str, path: Path) -> None:
         raise InputError(f"{path}: expected a new file, got one that exists; secrets are never replaced") from error
 
 
-def show_membership(
+def show_inclusion(
     run_folder: Path, config: RunConfig, chain: Chain, client_id: str, salt: Path, records: Path | None = None
 ) -> list[int]:
     """The rounds of a run in which a client's records are.
@@ -68,20 +68,20 @@ def show_membership(
         raise ChainError(f"{run_folder / CONFIG}: changed: the ledger's last line has another SHA-256")
     if all(client_id not in line["clients"] for line in chain.rounds.values()):
         raise ChainError(f"{path}: {client_id} is in no round")
-    membership = find_membership(chain, client_id, key, _digests(config, client_id, records))
-    if membership.without:
-        number = membership.without[0]
+    inclusion = find_inclusion(chain, client_id, key, _digests(config, client_id, records))
+    if inclusion.without:
+        number = inclusion.without[0]
         raise ChainError(
             f"{path}:{number + 1}: {client_id} took part in round {number} with records that never left its "
             "site: the ledger has a commitment to its update, and none to its records"
         )
-    if membership.others:
-        number = membership.others[0]
+    if inclusion.others:
+        number = inclusion.others[0]
         raise ChainError(
             f"{path}:{number + 1}: {client_id} took part in round {number}, but not with these records, or "
             "the salt is not the one of this client and run"
         )
-    return membership.rounds
+    return inclusion.rounds
 
 
 def _digests(config: RunConfig, client_id: str, records: Path | None) -> list[str]:

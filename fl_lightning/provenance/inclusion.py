@@ -10,7 +10,7 @@ from fl_lightning.provenance.salts import commit
 
 
 @dataclass(frozen=True)
-class Membership:
+class Inclusion:
     """The rounds in which a client took part.
 
     Attributes:
@@ -24,7 +24,7 @@ class Membership:
     without: list[int]
 
 
-def find_membership(chain: Chain, client_id: str, salt: str, digests: Collection[str]) -> Membership:
+def find_inclusion(chain: Chain, client_id: str, salt: str, digests: Collection[str]) -> Inclusion:
     """In which rounds of a chain a client's records are.
 
     Args:
@@ -36,14 +36,14 @@ def find_membership(chain: Chain, client_id: str, salt: str, digests: Collection
     Example:
         >>> lines = [{"kind": "round", "round": n, "clients": {"hr/a": {"records": commit("ab", "records", digest)}}}
         ...          for n, digest in ((1, "01"), (2, "02"))]
-        >>> find_membership(Chain(lines, []), "hr/a", "ab", ["01"])
-        Membership(rounds=[1], others=[2], without=[])
+        >>> find_inclusion(Chain(lines, []), "hr/a", "ab", ["01"])
+        Inclusion(rounds=[1], others=[2], without=[])
     """
     expected = {commit(salt, "records", digest) for digest in digests}
-    membership = Membership([], [], [])
+    inclusion = Inclusion([], [], [])
     for number, line in chain.rounds.items():
         if client_id in line["clients"]:
             commitment = line["clients"][client_id].get("records")
-            kind = membership.without if commitment is None else membership.others
-            (membership.rounds if commitment in expected else kind).append(number)
-    return membership
+            kind = inclusion.without if commitment is None else inclusion.others
+            (inclusion.rounds if commitment in expected else kind).append(number)
+    return inclusion
