@@ -42,7 +42,7 @@ import yaml
 from benchmarks.common import markdown, put_table, shown
 from benchmarks.methods import cluster_recovery as kinship
 from benchmarks.methods import experiment_arms as arms
-from benchmarks.methods import grouping, personal_curves, personal_levels
+from benchmarks.methods import grouping, personal_curves, personal_levels, personal_tables
 from fl_lightning.cli import main as command_line
 from fl_lightning.storage.files import read_json
 
@@ -206,7 +206,7 @@ def levels_part(folder: Path, seeds: str) -> Tables:
         args = personal_levels.arguments(words)
         first = range(args.first, args.first + args.seeds)
         figures[title] = [personal_levels.run(args.arms[0], seed, args) for seed in first]
-    return {"levels": personal_levels.summary(figures)}
+    return {"levels": personal_tables.summary(figures)}
 
 
 def curves_part(folder: Path, seeds: str) -> Tables:
