@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,82 @@ def wait_for_writing(run_folder: Path, life: Any, seconds: float = 60.0) -> None
         time.sleep(0.0005)
 
 
-def main() -> None:
-    """Kill, resume, compare."""
+@dataclass(frozen=True)
+class Lives:
+    """Starts processes that live a run's life, and kills them.
+
+    Attributes:
+        context: where processes come from.
+        folder: of the runs' outputs and of the log.
+        options: of `fit`.
+        threads: of each process.
+    """
+
+    context: Any
+    folder: Path
+    options: list[str]
+    threads: int
+
+    def run_folder(self, output: str) -> Path:
+        """The folder of a run."""
+        return self.folder / output / "version_0"
+
+    def live(self, output: str, rounds: int | None = None, delay: float = 0.0, *, while_writing: bool = False) -> int:
+        """One life: the exit code, or -9 where it was killed, so many rounds and seconds after its start."""
+        place = self.run_folder(output)
+        more = ["--resume", "last"] if (place / "config.yaml").is_file() else []
+        argv = [*self.options, "--output", str(self.folder / output), *more]
+        life = self.context.Process(target=live, args=(argv, self.threads, str(self.folder / "log")))
+        last = newest_round(place) + (rounds or 0)
+        life.start()
+        while rounds and life.is_alive() and newest_round(place) < last:
+            life.join(0.01)
+        life.join(None if rounds is None else delay)
+        if while_writing:
+            wait_for_writing(place, life)
+        if life.is_alive():
+            os.kill(life.pid, signal.SIGKILL)
+            life.join()
+        code: int = life.exitcode
+        return code
+
+    def kill_and_resume(self, output: str, kills: int, rounds: int, loading: float, one_round: float, seed: int) -> int:
+        """Live until the run is finished, with at most `kills` kills; returns how many there were."""
+        draw, killed = random.Random(seed), 0
+        while True:
+            if killed < kills:
+                whole, part = divmod(draw.uniform(0.0, 2 * rounds / (1.5 * kills)), 1)
+                delay = part * one_round + (0.0 if whole else draw.uniform(0.0, loading))
+                code = self.live(output, int(whole), delay, while_writing=killed % 2 == 1)
+            else:
+                code = self.live(output)
+            if code == 0:
+                return killed
+            if code != -9:
+                log = (self.folder / "log").read_text()[-3000:]
+                raise SystemExit(f"exit code {code} after {killed} kills:\n{log}")
+            killed += 1
+            check_whole(self.run_folder(output))
+
+
+def options_of(args: argparse.Namespace, folder: Path) -> list[str]:
+    """Options of `fit`, whose records are made first."""
+    from benchmarks.common import write_clients
+    from benchmarks.systems.cross_device import write_file
+
+    options = ["fit", "--learning-rate", "5e-3", "--rounds", str(args.rounds), "--federation.share", args.share]
+    options += ["--device-map", "cpu", "--fabric.devices", str(args.processes)]
+    if not args.asked:
+        write_clients(folder / "data", args.clients, args.records)
+        return [*options, "--data", str(folder / "data"), "--clients-per-dept", str(args.clients // 4)]
+    data = write_file(folder / "data", args.clients)
+    options += ["--data", str(data), "--clients-per-dept", "all", "--logging.samples=0"]
+    options += [f"--federation.clients_per_round={args.asked // 4}"]
+    return [*options, "--evaluation.every=50", "--evaluation.clients_per_dept=8"]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=40)
@@ -197,72 +272,33 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="lightning_logs/benchmarks/chaos.json")
-    args = parser.parse_args()
-    from benchmarks.common import write_clients, write_json
-    from benchmarks.systems.cross_device import write_file
+    return parser.parse_args()
 
-    draw, context = random.Random(args.seed), lives()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        data, per_department = Path(folder) / "data", str(args.clients // 4)
+
+def main() -> None:
+    """Kill, resume, compare."""
+    from benchmarks.common import write_json
+
+    args = arguments()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name)
         if args.asked:
-            data, per_department = write_file(data, args.clients), "all"
-            os.environ["XDG_CACHE_HOME"] = folder
-        else:
-            write_clients(data, args.clients, args.records)
-        options = ["fit", "--data", str(data), "--clients-per-dept", per_department, "--learning-rate", "5e-3"]
-        options += ["--rounds", str(args.rounds), "--federation.share", args.share, "--device-map", "cpu"]
-        options += ["--fabric.devices", str(args.processes)]
-        if args.asked:
-            options += [f"--federation.clients_per_round={args.asked // 4}", "--logging.samples=0"]
-            options += ["--evaluation.every=50", "--evaluation.clients_per_dept=8"]
-
-        def run(output: str, rounds: int | None, delay: float = 0.0, while_writing: bool = False) -> int:
-            """Exit code of one life, -9 where it was killed: so many rounds and seconds after its start."""
-            place = Path(folder) / output / "version_0"
-            more = ["--resume", "last"] if (place / "config.yaml").is_file() else []
-            argv = [*options, "--output", f"{folder}/{output}", *more]
-            life = context.Process(target=live, args=(argv, args.threads, f"{folder}/log"))
-            last = newest_round(place) + (rounds or 0)
-            life.start()
-            while rounds and life.is_alive() and newest_round(place) < last:
-                life.join(0.01)
-            life.join(delay if rounds is not None else None)
-            if while_writing:
-                wait_for_writing(place, life)
-            if life.is_alive():
-                os.kill(life.pid, signal.SIGKILL)
-                life.join()
-            return life.exitcode
-
-        run("warm", 0, 1.0)
+            os.environ["XDG_CACHE_HOME"] = name
+        lived = Lives(lives(), folder, options_of(args, folder), args.threads)
+        lived.live("warm", 0, 1.0)
         started = time.perf_counter()
-        assert run("straight", None) == 0
-        straight = time.perf_counter() - started
-        wanted = results(Path(folder) / "straight" / "version_0")
+        assert lived.live("straight") == 0
+        seconds = time.perf_counter() - started
         loading = args.loading + (0.0 if args.processes == 1 else 9.0)  # further processes do their imports anew
-        one_round = max(straight - loading, 0.0) / args.rounds
-        kills = resumed = 0
-        code, killed = -9, Path(folder) / "killed" / "version_0"
-        while code != 0:
-            again = (killed / "config.yaml").is_file()
-            if kills < args.kills:  # one life in five ends before its first round does
-                rounds = draw.randint(1, max(1, round(1.5 * args.rounds / args.kills))) if draw.random() > 0.2 else 0
-                delay = draw.uniform(0.0, one_round if rounds else loading + one_round)
-                code = run("killed", rounds, delay, while_writing=kills % 2 == 1)
-            else:
-                code = run("killed", None)
-            if code == -9:
-                kills += 1
-                check_whole(killed)
-            elif code != 0:
-                raise SystemExit(f"exit code {code} after {kills} kills:\n{(Path(folder) / 'log').read_text()[-3000:]}")
-            resumed += again
+        one_round = max(seconds - loading, 0.0) / args.rounds
+        kills = lived.kill_and_resume("killed", args.kills, args.rounds, loading, one_round, args.seed)
+        straight, killed = map(lived.run_folder, ("straight", "killed"))
+        wanted = results(straight)
         differ = differences(wanted, results(killed))
-        left = [p.name for p in killed.rglob(".*") if p.name != ".lock"]
-        facts = {"kills": kills, "resumed": resumed, "seconds undisturbed": round(straight, 1), "differ": differ}
-        facts |= {"rounds": args.rounds, "processes": args.processes, "share": args.share, "left behind": left}
-        facts |= {"clients": args.clients, "compared": len(wanted)}
-        facts |= growth(Path(folder) / "straight" / "version_0") if args.asked else {}
+        left = [path.name for path in killed.rglob(".*") if path.name != ".lock"]
+        facts = {"kills": kills, "seconds undisturbed": round(seconds, 1), "differ": differ, "left behind": left}
+        facts |= {key: getattr(args, key) for key in ("rounds", "processes", "share", "clients")}
+        facts |= {"compared": len(wanted), **(growth(straight) if args.asked else {})}
         print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
         write_json(args.json, facts)
     if differ or left or kills < args.kills:
