@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fl_lightning.aggregation.department import aggregate_department
+from fl_lightning.aggregation.department import DepartmentStep, aggregate_department
 from fl_lightning.aggregation.diagnostics import describe_step
 from fl_lightning.aggregation.private import DPRelease, aggregate_privately
 from fl_lightning.aggregation.secure import aggregate_securely, equal_parts
 from fl_lightning.aggregation.sharing import share_policy
-from fl_lightning.aggregation.updates import RoundUpdates
+from fl_lightning.aggregation.updates import ReceivedUpdate, RoundUpdates
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.personal_mean import RunningSum, mean_personal, next_sums
@@ -74,31 +74,8 @@ def aggregate_departments(
     clips: dict[str, float] = {}
     for name in departments:
         received = updates.of(name)
-        shared = {client_id: update.shared for client_id, update in received.items()}
-        previous = policy.shared(state.departments[name], report.round_num)
-        optimizer_state = state.optimizer_states.get(name, {})
         try:
-            if ledger is not None:
-                release = _release(ledger, report.round_num, name, len(asked.get(name, ())))
-                step = aggregate_privately(config, report.round_num, previous, shared, optimizer_state, release)
-            elif config.secure_aggregation:
-                stats = {client_id: update.stats for client_id, update in received.items()}
-                step = aggregate_securely(
-                    config, report.round_num, previous, shared, stats, optimizer_state,
-                    department=name, asked=len(asked[name]), seed=seed,
-                )  # fmt: skip
-            else:
-                step = aggregate_department(
-                    config,
-                    report.round_num,
-                    previous,
-                    shared,
-                    {client_id: update.stats for client_id, update in received.items()},
-                    optimizer_state,
-                    measure(name, shared, examples) if config.weighting == "contribution" else {},
-                    product=state.products.get(name),
-                    relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
-                )
+            step = _step(config, state, name, received, tasks, asked.get(name, ()), report, measure, examples, seed)
         except ValueError as error:
             raise RunError(f"round {report.round_num}: {name}: {error}") from error
         next_states[name] = {**state.departments[name], **step.state}
@@ -132,6 +109,44 @@ def aggregate_departments(
         optimizer_states=optimizer_states,
         products=products,
         privacy=ledger,
+    )
+
+
+def _step(
+    config: FederationConfig,
+    state: FederationState,
+    name: str,
+    received: Mapping[str, ReceivedUpdate],
+    tasks: Mapping[str, ClientTask],
+    asked: Sequence[str],
+    report: RoundReport,
+    measure: Measure,
+    examples: Mapping[str, int],
+    seed: int,
+) -> DepartmentStep:
+    """A department's step: under differential privacy, from a masked sum, or from the updates themselves."""
+    shared = {client_id: update.shared for client_id, update in received.items()}
+    stats = {client_id: update.stats for client_id, update in received.items()}
+    previous = share_policy(config.share, config.share_layers).shared(state.departments[name], report.round_num)
+    optimizer_state = state.optimizer_states.get(name, {})
+    if state.privacy is not None:
+        release = _release(state.privacy, report.round_num, name, len(asked))
+        return aggregate_privately(config, report.round_num, previous, shared, optimizer_state, release)
+    if config.secure_aggregation:
+        return aggregate_securely(
+            config, report.round_num, previous, shared, stats, optimizer_state,
+            department=name, asked=len(asked), seed=seed,
+        )  # fmt: skip
+    return aggregate_department(
+        config,
+        report.round_num,
+        previous,
+        shared,
+        stats,
+        optimizer_state,
+        measure(name, shared, examples) if config.weighting == "contribution" else {},
+        product=state.products.get(name),
+        relative_scalings={client_id: tasks[client_id].relative_scaling for client_id in received},
     )
 
 
