@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.config import FederationConfig
 from fl_lightning.errors import InputError
 from fl_lightning.federation.state import clients_by_department
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.session import SecureMean
+    from fl_lightning.privacy.secure_aggregation.terms import Terms
 
 
 def problem_with_input(
@@ -36,7 +41,7 @@ def problem_with_input(
         previous: θ_d.
         stats: inputs of the client's weight.
     """
-    weight, limit = _weight(config, stats), _max_weight(config)
+    weight, limit = weight_of(config, stats), _max_weight(config)
     if not 1 <= weight <= limit:
         return f"weight: expected 1 to {limit} (federation.masking.max_weight), got {weight}"
     largest = max(change.abs().max().item() for change in Residual(update, previous).values())
@@ -130,16 +135,48 @@ def aggregate_securely(
     check_installed()
     from fl_lightning.privacy.secure_aggregation.randomness import seeded_random
     from fl_lightning.privacy.secure_aggregation.session import aggregate_in_memory, simulated_members
+
+    terms = round_terms(
+        config, previous, run=f"seed {seed}", department=department, round_num=round_num, invited=asked
+    )
+    masking = config.masking
+    members = simulated_members(list(updates), seed, min_clients=masking.min_clients, threshold=masking.threshold)
+    inputs = _Inputs(previous, updates, {c: weight_of(config, stats[c]) for c in updates})
+    result = aggregate_in_memory(terms, members, inputs, lambda c: seeded_random(seed, department, round_num, c))
+    return step_to_mean(config, round_num, previous, result, optimizer_state)
+
+
+def round_terms(
+    config: FederationConfig,
+    previous: Mapping[str, torch.Tensor],
+    *,
+    run: str,
+    department: str,
+    round_num: int,
+    invited: int,
+) -> Terms:
+    """The terms of a department's round, as each of its clients knows them from its own config.
+
+    Args:
+        config: the ``federation`` block: ``masking`` and ``weighting``.
+        previous: θ_d, the shared factors; their names and shapes count.
+        run: name of the run.
+        department: whose sum is taken.
+        round_num: from 1.
+        invited: number of clients that may take part.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
     from fl_lightning.privacy.secure_aggregation.terms import Terms
 
-    names = sorted(previous)
-    masking = config.masking
+    masking, names = config.masking, sorted(previous)
     layout = ";".join(f"{name}:{tuple(previous[name].shape)}" for name in names)
-    terms = Terms(
-        run=f"seed {seed}",
+    return Terms(
+        run=run,
         group=department,
         round_num=round_num,
-        invited=asked,
+        invited=invited,
         size=sum(previous[name].numel() for name in names),
         bound=masking.bound,
         max_weight=_max_weight(config),
@@ -147,9 +184,25 @@ def aggregate_securely(
         min_clients=masking.min_clients,
         layout=hashlib.sha256(layout.encode()).hexdigest(),
     )
-    members = simulated_members(list(updates), seed, min_clients=masking.min_clients, threshold=masking.threshold)
-    inputs = _Inputs(names, previous, updates, {c: _weight(config, stats[c]) for c in updates})
-    result = aggregate_in_memory(terms, members, inputs, lambda c: seeded_random(seed, department, round_num, c))
+
+
+def step_to_mean(
+    config: FederationConfig,
+    round_num: int,
+    previous: Mapping[str, torch.Tensor],
+    result: SecureMean,
+    optimizer_state: Mapping[str, torch.Tensor],
+) -> DepartmentStep:
+    """A department's step to the mean that a round of secure aggregation has given.
+
+    Args:
+        config: the ``federation`` block: ``flora`` and ``server``.
+        round_num: from 1.
+        previous: θ_d, the shared factors.
+        result: the mean of what the clients have changed, in the order of `changes_of`.
+        optimizer_state: `DepartmentStep.optimizer_state` of the round before; empty at the start.
+    """
+    names = sorted(previous)
     target: dict[str, torch.Tensor] = {}
     changes = torch.split(torch.from_numpy(result.mean), [previous[name].numel() for name in names])
     for name, change in zip(names, changes, strict=True):
@@ -160,21 +213,30 @@ def aggregate_securely(
     return DepartmentStep(state, optimizer_state, step_size=rate, masked=result)
 
 
+def changes_of(update: Mapping[str, torch.Tensor], previous: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
+    """What a client has changed, ``θ_c − θ_d`` in fp64, as one vector: tensors by name.
+
+    Example:
+        >>> changes_of({"b": torch.tensor([3.0]), "a": torch.ones(2)}, {"b": torch.ones(1), "a": torch.ones(2)})
+        array([0., 0., 2.])
+    """
+    changes = Residual(update, previous)
+    return np.asarray(torch.cat([changes[name].flatten() for name in sorted(previous)]).numpy())
+
+
 class _Inputs(Mapping[str, tuple[npt.NDArray[np.float64], int]]):
     """{client_id: (its changes as a vector, its weight)}; the vector is made when it is read."""
 
     def __init__(
         self,
-        names: Sequence[str],
         previous: Mapping[str, torch.Tensor],
         updates: Mapping[str, Mapping[str, torch.Tensor]],
         weights: Mapping[str, int],
     ) -> None:
-        self._names, self._previous, self._updates, self._weights = names, previous, updates, weights
+        self._previous, self._updates, self._weights = previous, updates, weights
 
     def __getitem__(self, client_id: str) -> tuple[npt.NDArray[np.float64], int]:
-        changes = Residual(self._updates[client_id], self._previous)
-        return torch.cat([changes[name].flatten() for name in self._names]).numpy(), self._weights[client_id]
+        return changes_of(self._updates[client_id], self._previous), self._weights[client_id]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._updates)
@@ -183,8 +245,13 @@ class _Inputs(Mapping[str, tuple[npt.NDArray[np.float64], int]]):
         return len(self._updates)
 
 
-def _weight(config: FederationConfig, stats: ClientStats) -> int:
-    """A client's weight, which it knows itself."""
+def weight_of(config: FederationConfig, stats: ClientStats) -> int:
+    """A client's weight, which it knows itself.
+
+    Args:
+        config: the ``federation`` block: ``weighting``.
+        stats: of the client.
+    """
     return {"examples": stats.num_examples, "tokens": stats.num_tokens}.get(config.weighting, 1)
 
 
