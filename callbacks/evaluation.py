@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from fl_lightning.trainer import FederatedTrainer
 
 log = logging.getLogger(__name__)
+
+_LARGEST = 3.4028234663852886e38
+"""The largest finite number in fp32, in which some loggers keep figures."""
 
 
 class Evaluation(FederatedCallback):
@@ -126,10 +128,10 @@ class Evaluation(FederatedCallback):
 
 
 def _client_metrics(metrics: Metrics) -> MetricValues | None:
-    """Loss, perplexity and accuracy from a client's sums; None if a sum or a metric is not a finite number."""
+    """Loss, perplexity and accuracy from a client's sums; None if a sum is not a finite number, or a mean not one in fp32."""
     sums = vars(metrics).values()
     # Compared, not converted: a float cannot hold every integer.
     if any(not isinstance(v, (int, float)) or not abs(v) <= sys.float_info.max for v in sums) or metrics.num_tokens < 1:
         return None
     values = compute_metrics(metrics)
-    return values if all(map(math.isfinite, values.values())) else None
+    return values if all(abs(values[name]) <= _LARGEST for name in ("loss", "token_accuracy")) else None

@@ -38,8 +38,8 @@ def run(argv: list[str]) -> int:
         folder = compare_plan.find_comparison(args.resume, Path(where.output))
         plan = compare_plan.read_plan(folder)
     setup_logging()
-    openmp.spin_while_alone()
     with launch.importing():
+        openmp.spin_while_alone()
         from fl_lightning.runs.comparison import report
         from fl_lightning.runs.comparison import runner as runs
 

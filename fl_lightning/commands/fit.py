@@ -19,8 +19,8 @@ def run(argv: list[str]) -> int:
     config, folder = config_and_folder(argv, "fit")
     with launch.started(config.fabric.devices, ["fit", *argv]):
         setup_logging()
-        openmp.spin_while_alone()
         with launch.importing():
+            openmp.spin_while_alone()
             from fl_lightning.runs.fit import fit
 
         silence_libraries()

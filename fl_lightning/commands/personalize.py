@@ -28,10 +28,10 @@ def run(argv: list[str]) -> int:
     folder = find_run_folder(args.run, Path(args.output))
     check_not_forgotten(folder)
     setup_logging()
-    openmp.spin_while_alone()
     from rich.console import Console
 
     with launch.importing():
+        openmp.spin_while_alone()
         from fl_lightning.runs import newcomers, personalize
     from fl_lightning.storage.run_layout import RECEIVED
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torchmetrics import MeanMetric
 
 from fl_lightning.federation.protocol import Metrics
@@ -41,10 +42,7 @@ def metric_values(loss: float, token_accuracy: float) -> MetricValues:
 
 def compute_metrics(sums: Metrics) -> MetricValues:
     """The metrics of one adapter on one set of records, from sums over their tokens."""
-    loss, accuracy = _local_mean(), _local_mean()
-    loss.update(sums.loss_sum / sums.num_tokens, weight=sums.num_tokens)
-    accuracy.update(sums.correct / sums.num_tokens, weight=sums.num_tokens)
-    return metric_values(float(loss.compute()), float(accuracy.compute()))
+    return metric_values(sums.loss_sum / sums.num_tokens, sums.correct / sums.num_tokens)
 
 
 def mean_metrics(values_by_name: Mapping[str, MetricValues]) -> MetricValues:
@@ -52,10 +50,10 @@ def mean_metrics(values_by_name: Mapping[str, MetricValues]) -> MetricValues:
 
     It has a standard error if all departments have one.
     """
-    loss, accuracy = _local_mean(), _local_mean()
-    for values in values_by_name.values():
-        loss.update(values["loss"])
-        accuracy.update(values["token_accuracy"])
+    # On this process alone: only the first process computes means, so a synchronization would never end.
+    loss, accuracy = (MeanMetric(sync_on_compute=False).set_dtype(torch.float64) for _ in range(2))
+    loss.update(torch.tensor([values["loss"] for values in values_by_name.values()], dtype=torch.float64))
+    accuracy.update(torch.tensor([values["token_accuracy"] for values in values_by_name.values()], dtype=torch.float64))
     mean = metric_values(float(loss.compute()), float(accuracy.compute()))
     if all("loss_stderr" in values for values in values_by_name.values()):
         mean["loss_stderr"] = math.hypot(*(v["loss_stderr"] for v in values_by_name.values())) / len(values_by_name)
@@ -108,8 +106,3 @@ def estimate_metrics(samples: Sequence[ClientSample]) -> MetricValues:
         residuals = [result.loss_sum - loss * result.num_tokens for result in sample.results]
         variance += factor**2 * n * (1 - n / sample.population) * statistics.variance(residuals)
     return {**metric_values(loss, accuracy), "loss_stderr": math.sqrt(variance) / tokens}
-
-
-def _local_mean() -> MeanMetric:
-    """A mean on this process alone: only the first process computes it, so a synchronization would never end."""
-    return MeanMetric(sync_on_compute=False)
