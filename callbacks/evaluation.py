@@ -128,7 +128,7 @@ class Evaluation(FederatedCallback):
 
 
 def _client_metrics(metrics: Metrics) -> MetricValues | None:
-    """Loss, perplexity and accuracy from a client's sums; None if a sum is not a finite number, or a mean none in fp32."""
+    """Loss, perplexity and accuracy from a client's sums; None if one is not finite, or a mean is not in fp32."""
     sums = vars(metrics).values()
     # Compared, not converted: a float cannot hold every integer.
     if any(not isinstance(v, (int, float)) or not abs(v) <= sys.float_info.max for v in sums) or metrics.num_tokens < 1:
