@@ -136,9 +136,7 @@ def aggregate_securely(
     from fl_lightning.privacy.secure_aggregation.randomness import seeded_random
     from fl_lightning.privacy.secure_aggregation.session import aggregate_in_memory, simulated_members
 
-    terms = round_terms(
-        config, previous, run=f"seed {seed}", department=department, round_num=round_num, invited=asked
-    )
+    terms = round_terms(config, previous, run=f"seed {seed}", department=department, round_num=round_num, invited=asked)
     masking = config.masking
     members = simulated_members(list(updates), seed, min_clients=masking.min_clients, threshold=masking.threshold)
     inputs = _Inputs(previous, updates, {c: weight_of(config, stats[c]) for c in updates})
