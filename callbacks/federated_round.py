@@ -160,7 +160,8 @@ class FederatedRound(FederatedCallback):
         """Aggregate the clients into departments, cluster clients and departments, mix within clusters."""
         self._updates.sort(trainer.tasks)
         config, state, tasks, report = trainer.federation_config, trainer.federation, trainer.tasks, trainer.report
-        departments = departments_to_aggregate(config, self._updates, tasks.values(), report)
+        sums = getattr(trainer.clients, "masked_sums", None)  # of clients on other machines
+        departments = departments_to_aggregate(config, self._updates, tasks.values(), report, sums)
         if trainer.policy.is_central:
             (update,) = self._updates.values()
             state = replace(state, departments={name: dict(update.shared) for name in state.departments})
@@ -168,7 +169,7 @@ class FederatedRound(FederatedCallback):
             measure = contribution_measure(trainer.clients, trainer.panel.data, state.departments)
             # → department.aggregate_department → flora.flora_weighted_aggregate
             state = aggregate_departments(
-                config, state, departments, self._updates, tasks, report, measure=measure, seed=trainer.seed
+                config, state, departments, self._updates, tasks, report, sums, measure=measure, seed=trainer.seed
             )
             report.aggregated = state.departments
             # → clustering.cluster_aware_average_selected

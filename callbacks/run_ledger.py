@@ -117,6 +117,9 @@ class RunLedger(FederatedCallback):
         if not self._is_on:
             return
         report, federation = trainer.report, trainer.federation
+        for masked in getattr(trainer.clients, "masked_sums", {}).values():  # of clients on other machines
+            for client_id in masked.clients:
+                self._clients.setdefault(client_id, {})["summed"] = True
         is_private = federation.privacy is not None
         departments: dict[str, dict[str, Any]] = {}
         for name, department in report.departments.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from fl_lightning.aggregation import secure
 from fl_lightning.aggregation.robust.krum import clients_needed
@@ -14,11 +15,18 @@ from fl_lightning.errors import RunError
 from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.round_report import RoundReport, by_client
 
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.session import SecureMean
+
 log = logging.getLogger(__name__)
 
 
 def departments_to_aggregate(
-    config: FederationConfig, updates: RoundUpdates, tasks: Iterable[ClientTask], report: RoundReport
+    config: FederationConfig,
+    updates: RoundUpdates,
+    tasks: Iterable[ClientTask],
+    report: RoundReport,
+    masked_sums: Mapping[str, SecureMean] | None = None,
 ) -> list[str]:
     """The departments with enough valid updates; the others keep their state, as if none of their clients was asked.
 
@@ -29,11 +37,20 @@ def departments_to_aggregate(
         updates: valid ones; those of departments with too few are removed.
         tasks: of the round.
         report: of the round; clients of departments with too few updates are added to `rejected`.
+        masked_sums: {department: its masked sum}, if clients elsewhere have sent no updates but masked ones.
 
     Raises:
         RunError: if somebody was asked and no department has enough, and rounds are synchronous.
     """
     asked = Counter(task.department for task in tasks)
+    if masked_sums is not None:
+        if asked and not masked_sums:
+            raise RunError(
+                f"round {report.round_num}: expected a masked sum of a department, got none; the state of the round "
+                "before is kept. The log gives the reason for each department; when its sites are back, continue with "
+                "fl-lightning server --resume last"
+            )
+        return sorted(masked_sums)
     departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report, asked)
     # With buffered rounds, another department may step in the next round.
     if not departments and (asked or report.dropped) and config.schedule.mode == "sync":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from fl_lightning.aggregation.department import DepartmentStep, aggregate_department
 from fl_lightning.aggregation.diagnostics import describe_step
 from fl_lightning.aggregation.private import DPRelease, aggregate_privately
-from fl_lightning.aggregation.secure import aggregate_securely, equal_parts
+from fl_lightning.aggregation.secure import aggregate_securely, equal_parts, step_to_mean
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.aggregation.updates import ReceivedUpdate, RoundUpdates
 from fl_lightning.config import FederationConfig
@@ -22,6 +22,9 @@ from fl_lightning.federation.protocol import ClientTask
 from fl_lightning.federation.round_report import RoundReport
 from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.privacy.ledger import Ledger
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.session import SecureMean
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ def aggregate_departments(
     updates: RoundUpdates,
     tasks: Mapping[str, ClientTask],
     report: RoundReport,
+    masked_sums: Mapping[str, SecureMean] | None = None,
     *,
     measure: Measure,
     seed: int = 0,
@@ -49,6 +53,7 @@ def aggregate_departments(
         updates: the valid ones.
         tasks: {client_id: task} of the round.
         report: of the round; completed here.
+        masked_sums: {department: its masked sum}, if clients elsewhere have sent no updates but masked ones.
         measure: called for each department under ``weighting: contribution``.
         seed: of the run, for the secrets of secure aggregation.
 
@@ -75,7 +80,12 @@ def aggregate_departments(
     for name in departments:
         received = updates.of(name)
         try:
-            step = _step(config, state, name, received, tasks, asked.get(name, ()), report, measure, examples, seed)
+            if masked_sums is not None:
+                previous = policy.shared(state.departments[name], report.round_num)
+                moments = state.optimizer_states.get(name, {})
+                step = step_to_mean(config, report.round_num, previous, masked_sums[name], moments)
+            else:
+                step = _step(config, state, name, received, tasks, asked.get(name, ()), report, measure, examples, seed)
         except ValueError as error:
             raise RunError(f"round {report.round_num}: {name}: {error}") from error
         next_states[name] = {**state.departments[name], **step.state}

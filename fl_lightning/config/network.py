@@ -63,6 +63,9 @@ class NetworkConfig(Block, key="network"):
     lend: Literal["off", "department", "all", False] = "off"
     """client: to whom this site's own adapter goes at the end of the run: to nobody, to the sites of its department
     that ask for it by personal.mates, or to all sites that do."""
+    roster: Annotated[str, NotBlank("a file")] | None = None
+    """client: file with the public key of each site of the department, for federation.secure_aggregation; it must not
+    come from the server. The server does not read it."""
     local_privacy: LocalPrivacyConfig = field(default_factory=LocalPrivacyConfig)
     """Clipping and noise at the site."""
 

@@ -54,6 +54,7 @@ MUTABLE_KEYS = (
     "network.max_message_mb",
     "network.transport",
     "network.lend",
+    "network.roster",
 )
 """Keys that a resumed run may change. Data and base model are compared by content, wherever their paths lead."""
 

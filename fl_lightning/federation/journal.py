@@ -74,6 +74,14 @@ class Journal:
         entry = self._read(round_num, name)
         return None if entry is None else entry[0]
 
+    def keep(self, round_num: int, name: str, header: Any, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Keep a JSON value and tensors."""
+        self._write(round_num, name, header, states)
+
+    def kept(self, round_num: int, name: str) -> tuple[Any, list[LoraState]] | None:
+        """The JSON value and tensors of that name; None if there are none."""
+        return self._read(round_num, name)
+
     def truncate(self, round_num: int) -> None:
         """Remove the entries of all rounds up to this one, once its checkpoint is on the disk."""
         if self._folder is not None:

@@ -144,6 +144,14 @@ class CohortJournal(Protocol):
         """Keep a cohort's updates."""
         ...
 
+    def keep(self, round_num: int, name: str, header: Any, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Keep a JSON value and tensors of this round under a name."""
+        ...
+
+    def kept(self, round_num: int, name: str) -> tuple[Any, list[LoraState]] | None:
+        """The JSON value and tensors of that name; None if there are none."""
+        ...
+
 
 class ClientTransport(Protocol):
     """Reaches the clients: in this process, in several, or over a network."""

@@ -10,6 +10,7 @@ from typing import Any
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import RunConfig
 from fl_lightning.errors import InputError
+from fl_lightning.network.masked_compatibility import check_masked
 
 MUST_MATCH = (
     "seed",
@@ -33,6 +34,7 @@ MUST_MATCH = (
     "federation.share_layers",
     "federation.combiner",
     "federation.schedule.mode",
+    "federation.secure_aggregation",
     "personal.ditto_lambda",
     "personal.apfl_alpha",
     "personal.apfl_rate",
@@ -40,9 +42,10 @@ MUST_MATCH = (
     "network.local_privacy",
 )
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
+MUST_MATCH_MASKED = ("federation.masking", "federation.weighting", "federation.max_update_norm")
+"""Further ones with secure aggregation, under which sites do what else the server does."""
 
-
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 """Of the messages between server and site; it grows with every change that the other side would not understand."""
 
 
@@ -64,11 +67,7 @@ def check_between_machines(config: RunConfig) -> None:
             f"data.exclude: expected no names between machines, got {config.data.exclude[0]}; leave out the site by "
             "taking its key out of network.certificates. A site itself leaves out records by data.exclude_records"
         )
-    if federation.secure_aggregation:
-        raise InputError(
-            "federation.secure_aggregation: expected false between machines so far, got true: sites have no roster of "
-            "each other's identities yet that does not come from the server; use fit"
-        )
+    check_masked(config)
     if config.audit.canaries:
         raise InputError(
             f"audit.canaries: expected 0 between machines, where only sites know which records they train on, got "
@@ -170,7 +169,7 @@ class SharedSettings:
     """The settings of one side of a run that the other side's must match.
 
     Attributes:
-        values: {dotted key: value} for the keys in `MUST_MATCH`.
+        values: {dotted key: value} for the keys in `MUST_MATCH`, and `MUST_MATCH_MASKED` with secure aggregation.
         base_precision: of the base model's weights: ``4bit``, or a torch dtype such as ``float32``.
         base_fingerprint: SHA-256 of the base model's weights in this precision.
         protocol: version of the messages.
@@ -185,7 +184,8 @@ class SharedSettings:
     def of(cls, config: RunConfig, base_precision: str, base_fingerprint: str) -> SharedSettings:
         """The settings in a config."""
         blocks = config.to_dict()
-        return cls({key: _look_up(blocks, key) for key in MUST_MATCH}, base_precision, base_fingerprint)
+        keys = (*MUST_MATCH, *(MUST_MATCH_MASKED if config.federation.secure_aggregation else ()))
+        return cls({key: _look_up(blocks, key) for key in keys}, base_precision, base_fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, which are sent with each request."""
@@ -231,10 +231,10 @@ class SiteInfo:
 
     Attributes:
         client_id: of the site.
-        train: number of training records.
+        train: number of training records; 1 with secure aggregation, which hides it.
         eval: number of held-out records.
         selection: number of selection records.
-        tokens: in the training records.
+        tokens: in the training records; 0 with secure aggregation.
         records: hash of all records.
         r: rank of the adapter.
         kept: last round of this run after which the site saved its private tensors; 0 if there are none.

@@ -102,6 +102,11 @@ def public_key_of(private_key: Any) -> str:
     return str(private_key.public_key().public_bytes_raw().hex())
 
 
+def public_line(private_key: Any) -> str:
+    """The public key of a private one in OpenSSH's format, ``ssh-ed25519 AAAA…``."""
+    return _openssh(private_key.public_key()).decode()
+
+
 def sign(private_key: Any, message: bytes) -> str:
     """The signature of a message, 128 hexadecimal digits."""
     return str(private_key.sign(message).hex())

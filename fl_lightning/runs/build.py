@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from fl_lightning.callbacks import (
     Samples,
 )
 from fl_lightning.clustering.tree import Tree, client_teams
-from fl_lightning.config import RunConfig
+from fl_lightning.config import FederationConfig, RunConfig
 from fl_lightning.config.parsing import parse_config
 from fl_lightning.data.canaries import ClientCanaries, add_canaries
 from fl_lightning.data.chat_template import pin_chat_template, pin_date
@@ -122,6 +122,7 @@ def build_components(config: RunConfig, run_folder: Path | None = None) -> RunCo
         return regroup_clients(data, teams)
 
     components = build_model_components(config, load_data)
+    check_sums(config.federation, components.data)
     if config.audit.canaries:
         base, device = components.module.model, components.fabric.device
         components.canaries = build_canaries(config, components.data, base, components.tokenizer, device, run_folder)
@@ -134,6 +135,18 @@ def build_components(config: RunConfig, run_folder: Path | None = None) -> RunCo
             profile_of(client_id)
     config.lora.check_names(components.places or components.data)
     return components
+
+
+def check_sums(federation: FederationConfig, client_ids: Iterable[str]) -> None:
+    """Check that a round asks enough clients of each department for secure aggregation, if it is on.
+
+    Raises:
+        InputError: if one has too few.
+    """
+    sampled = partial(
+        num_sampled, clients_per_round=federation.clients_per_round, client_fraction=federation.client_fraction
+    )
+    check_departments(federation, client_ids, sampled)
 
 
 def build_model_components(
@@ -173,13 +186,8 @@ def build_model_components(
     if config.federation.guard.name == "dp":  # a missing dp-accounting fails here, not after the first round
         privacy = config.federation.privacy
         epsilon(privacy.noise_multiplier, config.federation.rounds, privacy.delta, clients=1, asked=1)
-    if config.federation.secure_aggregation:  # so do missing libraries, and departments with too few clients
+    if config.federation.secure_aggregation:  # so do missing libraries
         check_installed()
-        federation = config.federation
-        sampled = partial(
-            num_sampled, clients_per_round=federation.clients_per_round, client_fraction=federation.client_fraction
-        )
-        check_departments(federation, data, sampled)
     module = LoraClientModule(
         model, learning_rate=config.training.learning_rate, weight_decay=config.training.weight_decay
     )

@@ -92,6 +92,7 @@ BUFFERED = [
     *("--federation.schedule.mode", "buffered", "--num-clusters", "1"),
     *("--federation.dept_clusters.enabled", "false"),
 ]
+MASKED = ["--federation.secure_aggregation", "true", "--num-clusters", "1"]
 NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_multiplier", "4.0"]
 
 
@@ -102,9 +103,11 @@ NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_m
         ([*ALONE, *STOP, "--federation.share", "a"], "training.early_stopping: .* with share a, .* stays at each site"),
         ([*ALONE, *STOP, "--federation.share_layers", "[0]"], "training.early_stopping: .* with share_layers"),
         (
-            ["--federation.secure_aggregation", "true", "--num-clusters", "1"],
-            "federation.secure_aggregation: expected false between machines so far, got true",
+            [*MASKED, "--network.transport", "bf16"],
+            "network.transport: masked numbers are random, .*; expected fp32 between machines with "
+            "federation.secure_aggregation: true, got bf16",
         ),
+        ([*MASKED, *DURING, "--network.lend", "all"], "network.lend: own adapters are lent as they are, .*got all"),
         (["--personal.root", "trained"], "personal.root: expected mean between machines, got trained"),
         (["--data.exclude", "[hr/client_1]"], "data.exclude: expected no names between machines, got hr/client_1"),
         (
@@ -142,6 +145,8 @@ def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
     [
         [],
         BUFFERED,
+        MASKED,
+        [*MASKED, *DURING, *STOP, *NOISE, "--federation.share", "alternate"],
         STOP,
         DURING,
         [*ALONE, "--federation.share_layers", "[0]", *DURING],
@@ -154,3 +159,35 @@ def test_what_would_need_a_sites_private_tensors_is_refused(options, message):
 )
 def test_what_sites_decide_or_answer_with_a_loss_is_not_refused(options):
     check_between_machines(parse_config(options))
+
+
+def test_noise_of_the_server_is_refused_with_masks():
+    config = parse_config(MASKED)
+    config.federation.guard.name = "dp"
+    with pytest.raises(InputError, match="federation.guard.name: sites do not add noise in shares so far; .*got dp"):
+        check_between_machines(config)
+
+
+@pytest.mark.parametrize(("server", "site"), [(True, False), (False, True)])
+def test_secure_aggregation_is_on_at_both_sides_or_at_none(server, site):
+    def settings(is_on):
+        return SharedSettings.of(parse_config(MASKED if is_on else ["--num-clusters", "1"]), "fp32", "ab")
+
+    reason = find_mismatch(settings(site), settings(server).to_dict())
+    expected = f"federation.secure_aggregation: expected the same on both sides, got {server} on the server, {site} at"
+    assert reason.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (["--federation.masking.min_clients", "2"], "federation.masking"),
+        (["--federation.masking.threshold", "0.5"], "federation.masking"),
+        (["--federation.weighting", "uniform"], "federation.weighting"),
+    ],
+)
+def test_a_site_takes_no_limits_from_the_server(change, key):
+    site, server = (SharedSettings.of(parse_config(options), "fp32", "ab") for options in (MASKED, [*MASKED, *change]))
+    assert find_mismatch(site, server.to_dict()).startswith(f"{key}: expected the same on both sides, got ")
+    plain = [SharedSettings.of(parse_config(options), "fp32", "ab") for options in ([], change)]
+    assert find_mismatch(plain[0], plain[1].to_dict()) is None  # without masks they are the server's alone

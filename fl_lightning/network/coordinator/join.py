@@ -63,7 +63,8 @@ def join_sites(requests: RequestTracker, client_ids: Iterable[str], *, rejoin: b
         for client_id, header, _ in requests.replies(reasons):
             try:
                 requests.register_site(client_id, header)
-                log.info("%s has joined: %d records", client_id, requests.sites[client_id].train)
+                hidden = requests.sites[client_id].tokens == 0  # with secure aggregation
+                log.info("%s has joined%s", client_id, "" if hidden else f": {requests.sites[client_id].train} records")
             except RejectedReply as error:
                 reasons[client_id] = str(error)
     requests.pending.clear()

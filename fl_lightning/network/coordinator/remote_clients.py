@@ -47,8 +47,6 @@ log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 60.0
 """How long the end of a run waits for the sites to write their adapters."""
-RETRY_SECONDS = 5.0
-"""A site whose request was lost is asked again after this time, or at once if it has connected anew."""
 
 
 class RemoteClients:
@@ -114,41 +112,28 @@ class RemoteClients:
                 continue
             num_received[task.department] += 1
             yield from replayed
-        unsent, reasons = set(unanswered), dict.fromkeys(unanswered, "it is not connected")
-        sent_since: dict[str, str] = {}
-        retry: dict[str, tuple[float, str]] = {}  # (not before, unless connected since another time than this)
+        reasons = dict.fromkeys(unanswered, "it is not connected")
 
-        def on_lost(client_id: str) -> None:
-            unsent.add(client_id)
-            retry[client_id] = time.monotonic() + RETRY_SECONDS, sent_since[client_id]
-
-        end = time.monotonic() + self._network.deadline
-        while unanswered and time.monotonic() < end:
+        def is_enough() -> bool:
             waiting_for = {task.department for task in unanswered.values()}
-            if all(num_received[d] >= self._requests.num_required(num_tasks[d]) for d in waiting_for):
-                break
-            signals.check()
-            online, now = self._requests.transport.online(), time.monotonic()
-            for client_id in [c for c in unanswered if c in unsent and c in online]:
-                not_before, lost_since = retry.get(client_id, (now, ""))
-                if now >= not_before or online[client_id] != lost_since:
-                    unsent.discard(client_id)
-                    sent_since[client_id] = online[client_id]
-                    self._send_task(unanswered[client_id], nonce, end - now, online[client_id])
-                    reasons[client_id] = NO_REPLY
-            for client_id, header, states in self._requests.replies(reasons, on_lost):
-                task = unanswered.pop(client_id)
-                try:
-                    update = self._receive_update(header, states, task)
-                except RejectedReply as error:
-                    self._requests.reject(client_id, error, reasons)
-                    continue
-                num_received[task.department] += 1
-                if journal is not None:
-                    journal.record([update])
-                if on_step is not None:
-                    on_step([client_id], 1.0, update.num_tokens)
-                yield update
+            return all(num_received[d] >= self._requests.num_required(num_tasks[d]) for d in waiting_for)
+
+        def send(client_id: str, seconds: float, connected_since: str) -> None:
+            self._send_task(unanswered[client_id], nonce, seconds, connected_since)
+
+        for client_id, header, states in self._requests.collect(unanswered, send, is_enough, reasons):
+            task = unanswered.pop(client_id)
+            try:
+                update = self._receive_update(header, states, task)
+            except RejectedReply as error:
+                self._requests.reject(client_id, error, reasons)
+                continue
+            num_received[task.department] += 1
+            if journal is not None:
+                journal.record([update])
+            if on_step is not None:
+                on_step([client_id], 1.0, update.num_tokens)
+            yield update
         for client_id in unanswered:
             log.warning("round %d goes on without %s: %s", self._requests.round, client_id, reasons[client_id])
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fl_lightning import signals
 from fl_lightning.config import NetworkConfig
 from fl_lightning.errors import RunError
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo
+from fl_lightning.network.coordinator.site_evaluation import NO_REPLY
 from fl_lightning.network.coordinator.transport import MessageKind, MessageTransport, Reply
 from fl_lightning.network.validation import RejectedReply, RequestId, parse_reply
 from fl_lightning.state import LoraState
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """Longest wait for the first of several replies."""
+RETRY_SECONDS = 5.0
+"""A site whose request was lost is asked again after this time, or at once if it has connected anew."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class RequestTracker:
         self.round = 0
         self.pending: dict[int, PendingRequest] = {}
         self.traffic = {"up": 0, "down": 0, "refused": 0}
+
+    @property
+    def run(self) -> str:
+        """Id of the run."""
+        return self._run
 
     @property
     def mixes_own(self) -> bool:
@@ -193,6 +203,42 @@ class RequestTracker:
         self.traffic["refused"] += 1
         reasons[client_id] = str(error)
         log.warning("round %d: a reply of %s is rejected: %s", self.round, client_id, error)
+
+    def collect(
+        self,
+        unanswered: Collection[str],
+        send: Callable[[str, float, str], object],
+        is_enough: Callable[[], bool],
+        reasons: dict[str, str],
+    ) -> Iterator[tuple[str, dict[str, Any], list[LoraState]]]:
+        """Ask sites, again if a request is lost, until enough have answered or ``network.deadline`` has passed.
+
+        Args:
+            unanswered: sites that owe an answer; the caller removes each with its answer.
+            send: sends a site its request, with the seconds that are left and the time of its connection.
+            is_enough: whether nobody waits for the others.
+            reasons: {client_id: why there is no usable answer}, kept up to date here.
+        """
+        unsent = set(unanswered)
+        sent_since: dict[str, str] = {}
+        retry: dict[str, tuple[float, str]] = {}  # (not before, unless connected since another time than this)
+
+        def on_lost(client_id: str) -> None:
+            unsent.add(client_id)
+            retry[client_id] = time.monotonic() + RETRY_SECONDS, sent_since[client_id]
+
+        end = time.monotonic() + self.network.deadline
+        while unanswered and time.monotonic() < end and not is_enough():
+            signals.check()
+            online, now = self.transport.online(), time.monotonic()
+            for client_id in [c for c in unanswered if c in unsent and c in online]:
+                not_before, lost_since = retry.get(client_id, (now, ""))
+                if now >= not_before or online[client_id] != lost_since:
+                    unsent.discard(client_id)
+                    sent_since[client_id] = online[client_id]
+                    send(client_id, end - now, online[client_id])
+                    reasons[client_id] = NO_REPLY
+            yield from self.replies(reasons, on_lost)
 
     def num_required(self, num_sites: int) -> int:
         """How many of a number of sites ``network.quorum`` asks for."""

@@ -26,6 +26,7 @@ from fl_lightning.network.coordinator.buffered_clients import BufferedClients
 from fl_lightning.network.coordinator.join import data_at_sites, join_sites
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
+from fl_lightning.network.coordinator.secure_clients import SecureClients
 from fl_lightning.network.coordinator.signatures import UpdateSignatures
 from fl_lightning.network.coordinator.site_rounds import SiteRounds
 from fl_lightning.network.coordinator.transport import FlowerTransport
@@ -34,7 +35,7 @@ from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import SuperLink, check_flower
 from fl_lightning.network.tls import public_keys, server_files
 from fl_lightning.provenance.salts import make_secret
-from fl_lightning.runs.build import RunComponents, build_model_components
+from fl_lightning.runs.build import RunComponents, build_model_components, check_sums
 from fl_lightning.runs.fit import open_run, run_fit
 from fl_lightning.storage.files import read_json, write_json
 from fl_lightning.storage.run_folder import locked
@@ -66,7 +67,7 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
     with contextlib.ExitStack() as stack:
         if resume is not None:
             stack.enter_context(locked(resume))
-        run_id, known_sites = _read_sites(resume)
+        run_id, known_sites, starts = _read_sites(resume)
         components = build_model_components(config, lambda tokenizer, max_length: {})
         settings = SharedSettings.of(config, components.base_precision, components.base_fingerprint)
         transport, superlink = stack.enter_context(_flower(config))
@@ -80,10 +81,11 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         sites = {**known_sites, **join_sites(requests, known_sites or superlink.nodes, rejoin=rejoin)}
         requests.sites.update(sites)
         config.lora.check_names(sites)
+        check_sums(config.federation, sites)
         components.data = data_at_sites(sites)
         run_start = stack.enter_context(open_run(config, components, _fingerprint(config, components, sites), resume))
         site_values = {client_id: asdict(info) for client_id, info in sites.items()}
-        write_json(run_start.run_folder / NETWORK, {"run": run_id, "sites": site_values})
+        write_json(run_start.run_folder / NETWORK, {"run": run_id, "starts": starts + 1, "sites": site_values})
         secret = make_secret(run_start.run_folder) if config.ledger.enabled else None
         signatures = None if secret is None else UpdateSignatures(secret)
         policy = share_policy(config.federation.share, config.federation.share_layers)
@@ -92,6 +94,8 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         if is_buffered:
             clients: RemoteClients = (buffered := BufferedClients(requests, policy, signatures))
             callbacks.append(SiteRounds(buffered))
+        elif config.federation.secure_aggregation:
+            clients = SecureClients(requests, policy, config.federation, attempt=starts + 1)
         else:
             clients = RemoteClients(requests, policy, signatures)
         run_fit(
@@ -107,8 +111,8 @@ def serve(config: RunConfig, *, resume: Path | None = None, console: Console | N
         return run_start.run_folder
 
 
-def _read_sites(run_folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
-    """(id of the run, its sites) as an earlier process wrote them; a new id and no sites for a new run.
+def _read_sites(run_folder: Path | None) -> tuple[str, dict[str, SiteInfo], int]:
+    """(id of the run, its sites, how often it was started) as an earlier process wrote them; a new id for a new run.
 
     Raises:
         InputError: if the run folder is not of a run between machines.
@@ -119,10 +123,11 @@ def _read_sites(run_folder: Path | None) -> tuple[str, dict[str, SiteInfo]]:
                 f"{run_folder}: expected {NETWORK} in it, got none: it is not a run of the server command; use "
                 "fit --resume"
             )
-        return secrets.token_hex(16), {}
+        return secrets.token_hex(16), {}, 0
     content = read_json(run_folder / NETWORK)
     try:
-        return str(content["run"]), {c: SiteInfo.from_dict(values) for c, values in content["sites"].items()}
+        sites = {c: SiteInfo.from_dict(values) for c, values in content["sites"].items()}
+        return str(content["run"]), sites, int(content.get("starts", 1))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{run_folder / NETWORK}: expected the file as the server wrote it, got {error}") from error
 

@@ -2,7 +2,8 @@
 
 It does not know Flower: requests and replies are bytes. Records never leave it, and the site's own adapter only at the
 end of the run and if the site's config lends it. An update leaves it reduced to what is shared, clipped and noised if
-``network.local_privacy`` is on, and encoded as ``network.transport`` says.
+``network.local_privacy`` is on, and encoded as ``network.transport`` says, or masked if
+``federation.secure_aggregation`` is on.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from fl_lightning.federation.protocol import ClientTask, ClientTransport, Client
 from fl_lightning.network.compatibility import SharedSettings, SiteInfo, find_mismatch
 from fl_lightning.network.compression import decode as decode_update
 from fl_lightning.network.compression import encode as encode_update
+from fl_lightning.network.masked_messages import STEPS
 from fl_lightning.network.site.lending import borrowed_adapters, lent_adapter
 from fl_lightning.network.site.levels import write_levels
 from fl_lightning.network.site.local_dp import LocalLedger, privatize, read_secret
+from fl_lightning.network.site.masking import SiteMasking
 from fl_lightning.network.site.own_adapter import after_fit, from_store, own_fit, to_store
 from fl_lightning.network.site.store import SiteStore
 from fl_lightning.network.site.update_signature import UpdateSigner
@@ -73,6 +76,9 @@ class Site:
         self._mates: dict[str, dict[str, LoraState]] = {}
         self.client_id = data.client_id
         self._signer = UpdateSigner(folder, data.client_id)
+        self._masking: SiteMasking | None = None
+        if config.federation.secure_aggregation:
+            self._masking = SiteMasking(config, data.client_id, self._signer.key)
         self.finished = False
         self.mismatch: str | None = None
 
@@ -104,6 +110,8 @@ class Site:
         if header["do"] == "fit":
             content, tensors = self._fit(header, states, store)
             return {**content, "site": vars(self._info(store))}, tensors
+        if self._masking is not None and header["do"] in STEPS:
+            return self._masking.answer(header)
         if header["do"] == "evaluate":
             return self._evaluate(header, states, store), []
         if header["do"] == "finish":
@@ -125,6 +133,10 @@ class Site:
         self, header: dict[str, Any], states: list[LoraState], store: SiteStore
     ) -> tuple[dict[str, Any], list[LoraState]]:
         values, run_id = header["task"], header["request_id"]["run"]
+        if self._masking is not None:
+            if (answered := self._masking.advertised(header)) is not None:
+                return answered, []
+            values = {**values, "evaluate": False}
         if values["client_id"] != self.client_id:
             raise ValueError(f"expected a task of {self.client_id}, got one of {str(values['client_id'])[:80]!r}")
         round_num = int(values["round_num"])
@@ -138,6 +150,11 @@ class Site:
         log.info("round %d: fitted %d records in %.1f s", round_num, update.num_examples, update.seconds)
         shared = replace(update, state=self._policy.shared(update.state, round_num))
         released = self._privatize(shared, task.start, run_id) if shared.state else shared
+        if self._masking is not None:
+            if own_task:
+                own = after_fit(self._config, own, own_task[0], own_update[0], self._clients, self._data)
+                store.save(round_num, to_store(own), keep=kept)
+            return self._masking.begin(header, store.folder, released, task, self._initial), []
         # A combiner that draws new starts leaves nothing to which the last rounding error could be added.
         draws_new_starts = self._config.federation.combiner in KEEP_PRODUCTS
         last_error = None if draws_new_starts else saved.get("rest")
@@ -207,10 +224,10 @@ class Site:
     def _info(self, store: SiteStore) -> SiteInfo:
         return SiteInfo(
             client_id=self.client_id,
-            train=len(self._data.train),
+            train=len(self._data.train) if self._masking is None else min(1, len(self._data.train)),
             eval=len(self._data.eval),
             selection=len(self._data.selection),
-            tokens=sum(len(example) for example in self._data.train),
+            tokens=0 if self._masking is not None else sum(len(example) for example in self._data.train),
             records=records_digest(self._data),
             r=self._config.lora.rank(self.client_id),
             kept=store.load_before(2**31)[0] if self._policy.keeps_private else 0,

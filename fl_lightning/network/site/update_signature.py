@@ -35,7 +35,7 @@ class UpdateSigner:
     @property
     def public_key(self) -> str:
         """64 hexadecimal digits."""
-        return public_key_of(self._key)
+        return public_key_of(self.key)
 
     def sign(self, update: ClientUpdate, shared: Mapping[str, torch.Tensor], ledger: object) -> ClientUpdate:
         """The update with this site's signature.
@@ -55,10 +55,11 @@ class UpdateSigner:
         numbers = update.num_examples, update.num_tokens, update.losses
         commitment = update_commitment(ledger["salt"], shared, *numbers)
         statement = signed_statement(ledger["run"], update.round_num, self._client_id, commitment)
-        return replace(update, signature=sign(self._key, statement))
+        return replace(update, signature=sign(self.key, statement))
 
     @property
-    def _key(self) -> Any:
+    def key(self) -> Any:
+        """The private key, made on first use."""
         if self._loaded is None:
             self._loaded = key_at(self._path)
         return self._loaded

@@ -156,6 +156,6 @@ class SecureServer:
         """Fail if too few clients are left."""
         if len(clients) < (needed := self._terms.clients_needed):
             raise SecureAggregationError(
-                f"secure aggregation of {self._terms.group}, round {self._terms.round_num}: expected at least {needed} "
-                f"clients that {what}, got {len(clients)}; nothing is learned of any update"
+                f"secure aggregation of {self._terms.group}: expected at least {needed} clients that {what}, got "
+                f"{len(clients)}; nothing is learned of any update"
             )

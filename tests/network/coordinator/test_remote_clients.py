@@ -370,7 +370,7 @@ def test_a_site_that_goes_and_comes_back_within_the_round_is_asked_again(federat
 
 
 def test_a_lost_question_is_asked_again_after_a_while(federation, monkeypatch):
-    monkeypatch.setattr("fl_lightning.network.coordinator.remote_clients.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("fl_lightning.network.coordinator.requests.RETRY_SECONDS", 0.05)
     clients, post, fits = federation(network={"deadline": 30.0})
     post.meddle = lambda client_id, q, a: "node gone" if client_id == "hr/a" and len(fits["hr/a"].tasks) < 2 else a
     assert sorted(u.client_id for u in clients.fit(tasks())) == IDS
