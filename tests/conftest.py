@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import copy
+import gc
 import json
 import logging
 import random
@@ -23,6 +24,17 @@ import pytest
 def pytest_xdist_auto_num_workers():
     """Worker processes for ``-n auto``: two more than cores, since tests of servers mostly wait."""
     return (os.cpu_count() or 1) + 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Collect no garbage while the libraries are imported and tests are collected, nor look through these later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_finish(session):
