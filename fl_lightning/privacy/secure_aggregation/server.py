@@ -137,17 +137,16 @@ class SecureServer:
             for name in holders
             if name in self._revealed and client in getattr(self._revealed[name], kind)
         }
+
+        def is_right(secret: bytes) -> bool:
+            if kind == "seeds":
+                return hashlib.sha256(secret).digest() == self._shares[client].seed_digest
+            return agreement.public_key(secret) == self._keys[client].mask_key
+
         try:
-            secret = shares.combine(held, holders, self._terms.shares_needed(len(holders)))
+            return shares.combine(held, holders, self._terms.shares_needed(len(holders)), is_right)
         except SecureAggregationError as error:
             raise SecureAggregationError(f"secure aggregation fails, the mask of {client} stays: {error}") from error
-        if kind == "seeds":
-            is_right = hashlib.sha256(secret).digest() == self._shares[client].seed_digest
-        else:
-            is_right = agreement.public_key(secret) == self._keys[client].mask_key
-        if not is_right:
-            raise SecureAggregationError(f"secure aggregation fails: {client}, or a holder, has given wrong shares")
-        return secret
 
     def _holders(self, client: str) -> list[str]:
         return sorted([*self._neighbors[client], client])

@@ -68,12 +68,22 @@ def test_a_bad_signature_is_not_passed_on(parties):
     assert total[-1] == 40
 
 
-def test_wrong_shares_are_noticed(parties):
-    def wrong(message):
-        return UnmaskShares({name: bytes(32) for name in message.seeds}, message.keys)
+def wrong_shares(message):
+    return UnmaskShares({name: bytes(32) for name in message.seeds}, message.keys)
 
-    with pytest.raises(SecureAggregationError, match="wrong shares"):
-        play(*parties, only("unmask", wrong))
+
+def test_a_client_with_wrong_shares_changes_nothing(parties):
+    survivors, total = play(*parties, only("unmask", wrong_shares))
+    assert survivors == NAMES
+    assert total[-1] == 40
+
+
+def test_too_many_wrong_shares_are_noticed(parties):
+    def two(step, client, message):
+        return wrong_shares(message) if step == "unmask" and client in ("hr/a", "hr/b") else message
+
+    with pytest.raises(SecureAggregationError, match="mask of hr/a stays: its owner, or holders"):
+        play(*parties, two)
 
 
 def test_shares_that_are_missing_fail_the_round(parties):
