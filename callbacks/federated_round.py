@@ -19,7 +19,7 @@ from fl_lightning.aggregation.products.department_product import KEEP_PRODUCTS
 from fl_lightning.aggregation.quorum import departments_to_aggregate
 from fl_lightning.aggregation.round_step import aggregate_departments
 from fl_lightning.aggregation.staleness import rebase, staleness_weight
-from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update
+from fl_lightning.aggregation.updates import RoundUpdates, problem_with_update, unchanged
 from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.callbacks.base import FederatedCallback
 from fl_lightning.clustering.group_step import step_groups
@@ -109,18 +109,19 @@ class FederatedRound(FederatedCallback):
         department, client = update.client_id.split("/", 1)
         report, bytes_sent = trainer.report.departments[department], trainer.report.bytes_sent
         if problem := self._problem_with(trainer, update, task):
-            report.rejected[client] = problem
             log.warning("round %d: rejecting the update of %s: %s", trainer.round_num, update.client_id, problem)
-            return
+            if not config.noise_in_shares:
+                report.rejected[client] = problem
+                return
+            update = unchanged(update, trainer.federation.departments[department])  # to stay away would tell of records
         shared = policy.shared(update.state, trainer.round_num)
+        trainer.report.num_tokens += update.num_tokens
         if config.secure_aggregation:  # nobody but the client sees more of its update; its bytes are those of masks
-            trainer.report.num_tokens += update.num_tokens
             self._updates.add(update, policy)
             return
         if not policy.is_central:  # there, records have traveled instead of adapters
             bytes_sent[update.client_id] = num_bytes(shared)
             bytes_sent["client/up"] += num_bytes(shared)
-        trainer.report.num_tokens += update.num_tokens
         if task.started_round is not None:
             shared = self._rebased(trainer, task, shared)
             update = replace(update, state={**update.state, **shared})
@@ -148,8 +149,7 @@ class FederatedRound(FederatedCallback):
 
     def _problem_with(self, trainer: FederatedTrainer, update: ClientUpdate, task: ClientTask) -> str | None:
         config = trainer.federation_config
-        limit = config.max_update_norm * norm(trainer.federation.initial)
-        problem = problem_with_update(update, task, limit)
+        problem = problem_with_update(update, task, config.max_update_norm * norm(trainer.federation.initial))
         if problem or not config.secure_aggregation or task.is_own:
             return problem
         shared = trainer.policy.shared(update.state, trainer.round_num)

@@ -3,7 +3,8 @@
     python -m benchmarks.systems.secure_aggregation [--sites 4 16 64] [--sizes 17920 460800] [--repeats 3] [--round 16]
 
 All sites and the server are in this process. Seconds are CPU seconds, so that a busy machine does not change them much;
-"a site" is the mean of what one of them computes. 17,920 numbers is the adapter of the bundled base at rank 8, 460,800
+"a site" is the mean of what one of them computes, masks and noise; "noise" is the step with masks and noise in shares
+(`guard.name: dp`). 17,920 numbers is the adapter of the bundled base at rank 8, 460,800
 that of SmolLM2-135M. `--round N` compares N sites of one department with a default round on the bundled base (`fit`,
 two rounds less one, for N sites of 128 records instead of 12); 0 leaves it out.
 """
@@ -25,7 +26,7 @@ from benchmarks.common import fit_command, write_json
 from fl_lightning.aggregation.department import aggregate_department
 from fl_lightning.aggregation.secure import aggregate_securely
 from fl_lightning.aggregation.weighting import ClientStats
-from fl_lightning.config import FederationConfig
+from fl_lightning.config import FederationConfig, GuardConfig
 from fl_lightning.privacy.secure_aggregation import session
 from fl_lightning.privacy.secure_aggregation.client import SecureClient
 
@@ -57,17 +58,24 @@ def measure(sites: int, size: int, repeats: int) -> dict[str, Any]:
         f"hr/{i}": {"lora_A": previous["lora_A"] + 1e-2 * torch.randn(size, generator=generator)} for i in range(sites)
     }
     stats = {client_id: ClientStats(128, 9000) for client_id in updates}
-    config, seconds = FederationConfig(), {"plain": [], "masked": [], "site": []}
+    config, seconds = FederationConfig(), {"plain": [], "masked": [], "site": [], "noisy": [], "noisy_site": []}
+    private = FederationConfig(guard=GuardConfig("dp"), weighting="uniform")
+    options: dict[str, Any] = {"department": "hr", "asked": sites}
     for turn in range(repeats + 1):
         started = time.process_time()
         plain = aggregate_department(config, 1, previous, updates, stats, {})
         between, TimedClient.seconds = time.process_time(), 0.0
-        masked = aggregate_securely(config, 1, previous, updates, stats, {}, department="hr", asked=sites, seed=turn)
-        ended = time.process_time()
+        masked = aggregate_securely(config, 1, previous, updates, stats, {}, **options, seed=turn)
+        ended, masked_site = time.process_time(), TimedClient.seconds
+        TimedClient.seconds = 0.0
+        aggregate_securely(private, 1, previous, updates, stats, {}, **options, seed=turn, noise_key=str(turn))
+        noisy = time.process_time() - ended
         if turn:
             seconds["plain"].append(between - started)
             seconds["masked"].append(ended - between)
-            seconds["site"].append(TimedClient.seconds / sites)
+            seconds["noisy"].append(noisy)
+            seconds["site"].append(masked_site / sites)
+            seconds["noisy_site"].append(TimedClient.seconds / sites)
     error = (plain.state["lora_A"] - masked.state["lora_A"]).abs().max().item()
     result = masked.masked
     assert result is not None
@@ -105,13 +113,15 @@ def main() -> None:
     session.SecureClient = TimedClient  # type: ignore[misc]
     rows = [measure(sites, size, args.repeats) for size in args.sizes for sites in args.sites]
     table = Table(title="a department's step, CPU seconds; KiB of a site", title_justify="left")
-    for column in ("numbers", "sites", "plain", "masked", "a site", "KiB up", "masked", "KiB down more"):
+    for column in (
+        "numbers", "sites", "plain", "masked", "a site", "noise", "a site", "KiB up", "masked", "KiB down more"
+    ):  # fmt: skip
         table.add_column(column, justify="right")
     for row in rows:
         up, masked_up, down = (row[key] / 1024 for key in ("plain_bytes_up", "masked_bytes_up", "more_bytes_down"))
         table.add_row(
             f"{row['size']:,}", str(row["sites"]), f"{row['plain']:.3f}", f"{row['masked']:.3f}", f"{row['site']:.4f}",
-            f"{up:.1f}", f"{masked_up:.1f}", f"{down:.1f}",
+            f"{row['noisy']:.3f}", f"{row['noisy_site']:.4f}", f"{up:.1f}", f"{masked_up:.1f}", f"{down:.1f}",
         )  # fmt: skip
     console = Console()
     console.print(table)

@@ -30,7 +30,8 @@ def departments_to_aggregate(
 ) -> list[str]:
     """The departments with enough valid updates; the others keep their state, as if none of their clients was asked.
 
-    Under differential privacy these are all departments that were asked: whether clients answered must not show.
+    Under differential privacy these are all departments that were asked: whether clients answered must not show. With
+    secure aggregation it shows anyway, to whoever gets masked updates.
 
     Args:
         config: the ``federation`` block.
@@ -51,7 +52,10 @@ def departments_to_aggregate(
                 "fl-lightning server --resume last"
             )
         return sorted(masked_sums)
-    departments = sorted(asked) if config.guard.name == "dp" else _drop_small(config, updates, report, asked)
+    if config.guard.name == "dp" and not config.noise_in_shares:
+        departments = sorted(asked)
+    else:
+        departments = _drop_small(config, updates, report, asked)
     # With buffered rounds, another department may step in the next round.
     if not departments and (asked or report.dropped) and config.schedule.mode == "sync":
         raise RunError(

@@ -139,14 +139,15 @@ def _step(
     stats = {client_id: update.stats for client_id, update in received.items()}
     previous = share_policy(config.share, config.share_layers).shared(state.departments[name], report.round_num)
     optimizer_state = state.optimizer_states.get(name, {})
+    if config.secure_aggregation:
+        noise_key = "" if state.privacy is None else state.privacy.key_of(report.round_num, name)
+        return aggregate_securely(
+            config, report.round_num, previous, shared, stats, optimizer_state,
+            department=name, asked=len(asked), seed=seed, noise_key=noise_key,
+        )  # fmt: skip
     if state.privacy is not None:
         release = _release(state.privacy, report.round_num, name, len(asked))
         return aggregate_privately(config, report.round_num, previous, shared, optimizer_state, release)
-    if config.secure_aggregation:
-        return aggregate_securely(
-            config, report.round_num, previous, shared, stats, optimizer_state,
-            department=name, asked=len(asked), seed=seed,
-        )  # fmt: skip
     return aggregate_department(
         config,
         report.round_num,
@@ -174,7 +175,8 @@ def _account(
 ) -> Ledger:
     """The ledger after the departments of `clips` have released; their cost so far goes into the report."""
     after = ledger.released((client_id for name in clips for client_id in asked[name]), clips)
-    epsilons = after.epsilons(config.privacy.noise_multiplier, config.privacy.delta)
+    privacy = config.privacy
+    epsilons = after.epsilons(privacy.noise_multiplier, privacy.delta, in_shares=config.secure_aggregation)
     for name in clips:
         report.departments[name].clip, report.departments[name].epsilon = ledger.clips[name], epsilons[name]
     return after

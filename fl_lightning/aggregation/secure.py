@@ -3,6 +3,9 @@
 Every client quantizes and masks what it has changed, ``θ_c − θ_d``, times its weight. The server takes a step towards
 ``θ_d + Σ w_c (θ_c − θ_d) / Σ w_c``, and knows which clients are in it and ``Σ w_c``, but no single update or weight.
 Here both sides run in this process.
+
+Under differential privacy (``guard.name: dp``) clients clip what they mask and add noise to it. Their sum is divided
+by the number of clients in it, which everybody knows.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ def problem_with_input(
         previous: θ_d.
         stats: inputs of the client's weight.
     """
+    if config.guard.name == "dp":  # it is clipped instead: whether it fits would tell of its records
+        return None
     weight, limit = weight_of(config, stats), _max_weight(config)
     if not 1 <= weight <= limit:
         return f"weight: expected 1 to {limit} (federation.masking.max_weight), got {weight}"
@@ -72,7 +77,7 @@ def check_departments(config: FederationConfig, client_ids: Iterable[str], asked
         asked_of: from a department's number of clients to how many a round asks.
 
     Raises:
-        InputError: if one has too few.
+        InputError: if one has too few; under differential privacy also if it has too many for its little noise.
 
     Example:
         >>> check_departments(FederationConfig(secure_aggregation=True), ["hr/a", "hr/b"], asked_of=lambda count: count)
@@ -88,6 +93,17 @@ in a round (federation.masking.min_clients), got 2 of hr; a sum of fewer shows t
                 f"federation.secure_aggregation: expected at least {needed} clients of each department in a round "
                 f"(federation.masking.min_clients), got {asked} of {name}; a sum of fewer shows too much of each"
             )
+        if config.guard.name == "dp":
+            _check_noise(config, name, asked)
+
+
+def _check_noise(config: FederationConfig, department: str, asked: int) -> None:
+    from fl_lightning.privacy.secure_aggregation.noise_shares import plan_noise
+
+    try:
+        plan_noise(round_terms(config, {"": torch.zeros(1)}, run="", department=department, round_num=1, invited=asked))
+    except ValueError as error:
+        raise InputError(f"federation.privacy, {department}: {error}") from error
 
 
 def aggregate_securely(
@@ -101,6 +117,7 @@ def aggregate_securely(
     department: str,
     asked: int,
     seed: int,
+    noise_key: str = "",
 ) -> DepartmentStep:
     """A department's next state from a masked sum.
 
@@ -115,6 +132,7 @@ def aggregate_securely(
         asked: number of clients that were asked.
         seed: of the run. Secrets are hashed from it, since all clients are in this process; the step does not depend
             on them.
+        noise_key: secret, for this round and department only; clients' shares of the noise are drawn from it.
 
     Raises:
         InputError: if the libraries of the ``secure`` extra are missing.
@@ -139,8 +157,12 @@ def aggregate_securely(
     terms = round_terms(config, previous, run=f"seed {seed}", department=department, round_num=round_num, invited=asked)
     masking = config.masking
     members = simulated_members(list(updates), seed, min_clients=masking.min_clients, threshold=masking.threshold)
+    if config.guard.name == "dp" and not noise_key:
+        raise ValueError("noise_key: expected a secret under differential privacy, got none")
     inputs = _Inputs(previous, updates, {c: weight_of(config, stats[c]) for c in updates})
-    result = aggregate_in_memory(terms, members, inputs, lambda c: seeded_random(seed, department, round_num, c))
+    result = aggregate_in_memory(
+        terms, members, inputs, lambda c: seeded_random(seed, department, round_num, c, noise_key)
+    )
     return step_to_mean(config, round_num, previous, result, optimizer_state)
 
 
@@ -156,7 +178,7 @@ def round_terms(
     """The terms of a department's round, as each of its clients knows them from its own config.
 
     Args:
-        config: the ``federation`` block: ``masking`` and ``weighting``.
+        config: the ``federation`` block: ``masking`` and ``weighting``, and under differential privacy ``privacy``.
         previous: θ_d, the shared factors; their names and shapes count.
         run: name of the run.
         department: whose sum is taken.
@@ -166,8 +188,10 @@ def round_terms(
     Raises:
         ValueError: if a number is out of range.
     """
-    from fl_lightning.privacy.secure_aggregation.terms import Terms
+    from fl_lightning.privacy.secure_aggregation.terms import NoiseTerms, Terms
 
+    privacy = config.privacy
+    noise = NoiseTerms(privacy.clip, privacy.noise_multiplier, privacy.curious_clients)
     masking, names = config.masking, sorted(previous)
     layout = ";".join(f"{name}:{tuple(previous[name].shape)}" for name in names)
     return Terms(
@@ -181,6 +205,7 @@ def round_terms(
         threshold=masking.threshold,
         min_clients=masking.min_clients,
         layout=hashlib.sha256(layout.encode()).hexdigest(),
+        noise=noise if config.guard.name == "dp" else None,
     )
 
 
@@ -208,7 +233,8 @@ def step_to_mean(
     rate = step_size_of(config, round_num)
     ordered = {name: target[name] for name in previous}
     state, optimizer_state = apply_server_step(config, rate, previous, ordered, optimizer_state)
-    return DepartmentStep(state, optimizer_state, step_size=rate, masked=result)
+    clip = config.privacy.clip if config.guard.name == "dp" else None
+    return DepartmentStep(state, optimizer_state, step_size=rate, clip=clip, masked=result)
 
 
 def changes_of(update: Mapping[str, torch.Tensor], previous: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:

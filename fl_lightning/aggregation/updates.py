@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,22 @@ def problem_with_update(update: ClientUpdate, task: ClientTask, limit: float) ->
     if moved > limit:
         return f"distance from the start: expected at most {limit:.3g} (federation.max_update_norm), got {moved:.3g}"
     return None
+
+
+def unchanged(update: ClientUpdate, state: LoraState) -> ClientUpdate:
+    """An update that changes nothing, in place of one that must not be averaged.
+
+    Args:
+        update: the client's.
+        state: of its department.
+
+    Example:
+        >>> import torch
+        >>> update = ClientUpdate("hr/a", 1, {"lora_A": torch.tensor([float("nan")])}, 3, 10, losses=[0.5])
+        >>> unchanged(update, {"lora_A": torch.ones(1)}).state, unchanged(update, {}).losses
+        ({'lora_A': tensor([1.])}, [])
+    """
+    return replace(update, state=dict(state), num_examples=1, num_tokens=0, losses=[])
 
 
 class ReceivedUpdate(NamedTuple):

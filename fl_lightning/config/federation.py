@@ -148,6 +148,11 @@ class FederationConfig(Block, key="federation"):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Synchronous or buffered rounds, and clients' speeds in virtual time."""
 
+    @property
+    def noise_in_shares(self) -> bool:
+        """Whether clients clip and add the noise of differential privacy themselves, each a share of it."""
+        return self.secure_aggregation and self.guard.name == "dp"
+
     def __post_init__(self) -> None:
         """Check the ranges, and that the size of a round is given once."""
         super().__post_init__()

@@ -13,7 +13,7 @@ from fl_lightning.config.checks import Block, Interval, NonNegativeInt, OpenFrac
 
 @dataclass
 class PrivacyConfig(Block, key="federation.privacy"):
-    """Differential privacy of whole clients towards everybody but the server, see `fl_lightning.privacy`."""
+    """Differential privacy of whole clients, see `fl_lightning.privacy`; towards the server with secure_aggregation."""
 
     clip: PositiveFloat = 1.0
     """Norm to which each client's update is clipped; the initial one if target_quantile is set."""
@@ -28,6 +28,9 @@ class PrivacyConfig(Block, key="federation.privacy"):
     noise_seed: NonNegativeInt | None = None
     """null draws the noise from the system's entropy; a number makes runs repeatable but lets anyone who knows it
     remove the noise."""
+    curious_clients: NonNegativeInt = 1
+    """With secure_aggregation, clients that may take their own noise off a sum, together with the server; the others
+    add more for it. Fewer than masking.min_clients."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class MaskingConfig(Block, key="federation.masking"):
     """More than this share of the clients must stay in a round; whoever wants to see a single update needs help from
     more than 2 threshold - 1 of them. In [0.5, 1)."""
     bound: PositiveFloat = 4.0
-    """Largest change of an element of an update; a client that has changed one by more takes no part."""
+    """Largest change of an element of an update; a client that has changed one by more takes no part. Under guard.name:
+    dp updates are clipped instead."""
     max_weight: PositiveInt = 1024
     """Largest weight of a client, that is, records under weighting: examples; the rounding error grows with it."""

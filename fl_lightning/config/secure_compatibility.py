@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 SECURE: tuple[Refusal, ...] = (
     (
         "guard.name",
-        lambda f: f.guard.name == "dp",
-        "the server clips every client's update, and would have to see it",
-        "none; network.local_privacy adds noise at the clients",
+        lambda f: f.guard.name not in ("none", "dp"),
+        "guards compare single updates, and there is only a sum",
+        "none or dp",
     ),
-    ("guard.name", lambda f: f.guard.name != "none", "guards compare single updates, and there is only a sum", "none"),
+    (
+        "privacy.target_quantile",
+        lambda f: f.guard.name == "dp" and f.privacy.target_quantile is not None,
+        "the norm follows how many updates are clipped, and each client clips its own",
+        "null, and a constant privacy.clip",
+    ),
+    (
+        "privacy.curious_clients",
+        lambda f: f.guard.name == "dp" and f.privacy.curious_clients >= f.masking.min_clients,
+        "a sum of masking.min_clients needs the noise of one that is not",
+        "fewer than masking.min_clients, or a larger masking.min_clients",
+    ),
     (
         "combiner",
         lambda f: f.combiner in ("stack", "residual", "svd"),

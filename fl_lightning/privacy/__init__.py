@@ -1,4 +1,6 @@
-"""Central differential privacy for clients: DP-FedAvg with a trusted server. Secure aggregation: `secure_aggregation`.
+"""Central differential privacy for clients: DP-FedAvg with a trusted server.
+
+Without one: `secure_aggregation`, in which clients add the noise in shares.
 
 Clients send exact updates. The server clips them, adds noise to their sum (`noisy_mean`), moves the department's shared
 factor by the result, and reports the cost (`epsilon`).
@@ -26,6 +28,7 @@ function                 does                                                   
 `next_clip`              next clipping norm, from a noisy quantile of the norms        1905.03871  `clipping`
 `mean_noise_multiplier`  noise of the mean if the count of clipped updates has some    1905.03871  `clipping`
 `epsilon`                cost of a number of rounds                                    1905.02383  `accountant`
+`epsilon_of_shares`      the same for noise that clients add in shares                 2102.06387  `accountant`
 `noise_multiplier_for`   noise for a given cost                                        1805.06530  `accountant`
 `gaussian`               Gaussian noise from a secret key                              FIPS 202    `noise`
 `Ledger`                 rounds released so far, and the key                                       `ledger`
@@ -43,7 +46,7 @@ Example:
 
 from __future__ import annotations
 
-from fl_lightning.privacy.accountant import epsilon, noise_multiplier_for
+from fl_lightning.privacy.accountant import epsilon, epsilon_of_shares, noise_multiplier_for
 from fl_lightning.privacy.clipping import default_count_noise, mean_noise_multiplier, next_clip
 from fl_lightning.privacy.mechanism import NoisyMean, noisy_mean
 
@@ -51,6 +54,7 @@ __all__ = [
     "NoisyMean",
     "default_count_noise",
     "epsilon",
+    "epsilon_of_shares",
     "mean_noise_multiplier",
     "next_clip",
     "noise_multiplier_for",

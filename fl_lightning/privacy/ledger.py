@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fl_lightning.privacy.accountant import epsilon
+from fl_lightning.privacy.accountant import epsilon, epsilon_of_shares
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,25 @@ class Ledger:
         rounds = {**self.rounds, **{client_id: self.rounds.get(client_id, 0) + 1 for client_id in asked}}
         return replace(self, clips={**self.clips, **clips}, rounds=rounds)
 
-    def epsilons(self, noise_multiplier: float, delta: float) -> dict[str, float]:
+    def epsilons(self, noise_multiplier: float, delta: float, *, in_shares: bool = False) -> dict[str, float]:
         """{department: ε of its client that was asked in the most rounds}, of the departments that have released.
 
         The clients that are asked are drawn from the run's seed, which clients know. So no amplification by sampling is
         counted, and a client pays for the rounds in which it was asked.
+
+        Args:
+            noise_multiplier: z.
+            delta: δ.
+            in_shares: whether clients have added the noise, as shares in a masked sum.
         """
         most: dict[str, int] = {}
         for client_id, count in self.rounds.items():
             department = client_id.split("/", 1)[0]
             most[department] = max(count, most.get(department, 0))
-        costs = {n: epsilon(noise_multiplier, n, delta, clients=1, asked=1) for n in set(most.values())}
+        costs = {
+            count: epsilon_of_shares(noise_multiplier, count, delta)
+            if in_shares
+            else epsilon(noise_multiplier, count, delta, clients=1, asked=1)
+            for count in set(most.values())
+        }
         return {department: costs[count] for department, count in most.items()}

@@ -225,9 +225,15 @@ def _differential(config: RunConfig, facts: AdapterFacts) -> str:
         if facts.epsilon is None
         else f"ε = {facts.epsilon:.3g} at δ = {privacy.delta:g}"
     )
+    whom = (
+        f"everybody, a server with {privacy.curious_clients} of the clients included, since clients add the noise "
+        "in shares of masked sums; but not against whoever runs all of them in one process"
+        if config.federation.noise_in_shares
+        else "everybody but the server"
+    )
     text = (
         f"Differential privacy for whole clients (DP-FedAvg) was on: {spent}, noise multiplier "
-        f"{privacy.noise_multiplier:g}. It protects the weights against everybody but the server. It does not protect "
+        f"{privacy.noise_multiplier:g}. It protects the weights against {whom}. It does not protect "
         "the numbers of clients and records, nor the metrics above, which were measured without noise."
     )
     if privacy.noise_seed is not None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fl_lightning.aggregation.secure import round_terms
 from fl_lightning.aggregation.sharing import share_policy
 from fl_lightning.config import RunConfig
 from fl_lightning.data.canaries import ClientCanaries
 from fl_lightning.data.tokenization import Example
 from fl_lightning.errors import InputError
-from fl_lightning.federation.state import FederationState
+from fl_lightning.federation.state import FederationState, clients_by_department
 from fl_lightning.modeling.input_energy import input_energy
 from fl_lightning.modeling.lora import adapter_scaling, collect_lora_state
 from fl_lightning.modeling.scaled_adapter import ScaledAdapter, read_adapter
@@ -30,7 +31,11 @@ from fl_lightning.state import is_lora_a
 from fl_lightning.storage.files import write_json
 from fl_lightning.storage.run_folder import locked
 from fl_lightning.storage.run_layout import AUDIT, CANARIES, NETWORK, RECEIVED
+from fl_lightning.training.client_sampling import num_sampled
 from fl_lightning.training.local_clients import LocalClients
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.terms import Terms
 
 Array = npt.NDArray[np.float64]
 
@@ -116,10 +121,10 @@ class _Audit:
         self._delta = privacy.delta if request.delta is None else request.delta
         self._upper: dict[str, dict[str, float]] = {}
         if state.privacy is not None:
-            noise = privacy.noise_multiplier
-            self._upper = {
-                "client": state.privacy.epsilons(noise, self._delta),
-                "record": state.privacy.epsilons(noise / 2, self._delta),  # it moves the clipped update by 2 C at most
+            noise, in_shares = privacy.noise_multiplier, config.federation.secure_aggregation
+            self._upper = {  # a record moves the clipped update by 2 C at most
+                "client": state.privacy.epsilons(noise, self._delta, in_shares=in_shares),
+                "record": state.privacy.epsilons(noise / 2, self._delta, in_shares=in_shares),
             }
 
     def run(self) -> dict[str, Any]:
@@ -166,7 +171,20 @@ class _Audit:
             rounds=rounds,
             delta=self._delta,
             seed=derive_seed(self._config.seed, "audit", "mechanism"),
+            shares=self._terms_of_shares(),
         ).to_dict()
+
+    def _terms_of_shares(self) -> Terms | None:
+        """Terms of the run's smallest department, with clipping norm 1, if its clients have added noise in shares."""
+        config = self._config.federation
+        if not config.secure_aggregation:
+            return None
+        sizes = [len(members) for members in clients_by_department(self._data).values()]
+        asked = num_sampled(
+            min(sizes), clients_per_round=config.clients_per_round, client_fraction=config.client_fraction
+        )
+        config = replace(config, privacy=replace(config.privacy, clip=1.0))
+        return round_terms(config, self._initial, run="audit", department="", round_num=1, invited=asked)
 
     def _bounds(self) -> list[dict[str, Any]]:
         """A line for each adapter, for its A alone, and for all of a kind."""

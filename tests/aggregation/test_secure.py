@@ -9,7 +9,14 @@ from fl_lightning import InputError
 from fl_lightning.aggregation.department import aggregate_department
 from fl_lightning.aggregation.secure import aggregate_securely, check_departments, clients_needed, problem_with_input
 from fl_lightning.aggregation.weighting import ClientStats
-from fl_lightning.config import FederationConfig, FloraConfig, MaskingConfig, ServerConfig
+from fl_lightning.config import (
+    FederationConfig,
+    FloraConfig,
+    GuardConfig,
+    MaskingConfig,
+    PrivacyConfig,
+    ServerConfig,
+)
 from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError
 
 SHAPES = {"q.lora_A": (8, 256), "q.lora_B": (256, 8), "v.lora_A": (8, 256), "v.lora_B": (128, 8)}
@@ -114,6 +121,55 @@ def test_a_client_that_does_not_fit_says_so_itself():
     assert "federation.masking.max_weight), got 101" in problem_with_input(config, fits, start, ClientStats(101, 0))
     tokens = dataclasses.replace(config, weighting="tokens")
     assert "expected 1 to 100" in problem_with_input(tokens, fits, start, ClientStats(5, 0))
+
+
+def test_the_sum_of_clipped_updates_has_the_noise_of_the_clients_and_the_key_determines_it():
+    from fl_lightning.aggregation.secure import round_terms
+    from fl_lightning.privacy.secure_aggregation.noise_shares import noise_share, plan_noise
+    from fl_lightning.privacy.secure_aggregation.randomness import seeded_random
+
+    previous, updates, stats = draw(4)
+    config = FederationConfig(
+        guard=GuardConfig("dp"), weighting="uniform", combiner="fedavg", privacy=PrivacyConfig(clip=0.3)
+    )
+
+    def step(key, given=updates):
+        return aggregate_securely(
+            config, 1, previous, given, stats, {}, department="hr", asked=4, seed=7, noise_key=key
+        )
+
+    first, again, other = step("5e" * 32), step("5e" * 32), step("5f" * 32)
+    assert all(torch.equal(first.state[name], again.state[name]) for name in SHAPES)
+    assert not torch.equal(first.state["q.lora_A"], other.state["q.lora_A"])
+    assert (first.clip, first.weights, first.masked.weight) == (0.3, {}, 4)
+    terms = round_terms(config, previous, run="seed 7", department="hr", round_num=1, invited=4)
+    plan = plan_noise(terms)
+    keys = {c: seeded_random(7, "hr", 1, c, "5e" * 32)("noise") for c in updates}
+    noise = torch.from_numpy(sum(noise_share(key, plan, terms.size) for key in keys.values()) * plan.unit)
+    clipped = 0
+    for update in updates.values():
+        change = torch.cat([(update[n] - previous[n]).double().flatten() for n in sorted(SHAPES)])
+        clipped = clipped + change * min(1, 0.3 / change.norm().item())
+    wanted = torch.cat([previous[n].double().flatten() for n in sorted(SHAPES)]) + (clipped + noise) / 4
+    got = torch.cat([first.state[n].flatten() for n in sorted(SHAPES)])
+    torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="noise_key: expected a secret under differential privacy, got none"):
+        step("")
+
+
+def test_under_differential_privacy_every_update_fits():
+    config = FederationConfig(guard=GuardConfig("dp"), weighting="uniform", masking=MaskingConfig(bound=0.5))
+    start, large = {"w.lora_A": torch.zeros(3)}, {"w.lora_A": torch.full((3,), 1e9)}
+    assert problem_with_input(config, large, start, ClientStats(10**6, 0)) is None
+
+
+def test_too_many_clients_for_too_little_noise_are_refused():
+    privacy = PrivacyConfig(noise_multiplier=1e-7)
+    config = FederationConfig(secure_aggregation=True, guard=GuardConfig("dp"), weighting="uniform", privacy=privacy)
+    with pytest.raises(
+        InputError, match=r"federation.privacy, hr: noise_multiplier: expected noise of at least 64 units"
+    ):
+        check_departments(config, [f"hr/{i}" for i in range(8)], lambda count: count)
 
 
 def test_departments_with_too_few_clients_are_refused():

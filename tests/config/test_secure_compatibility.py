@@ -10,10 +10,15 @@ from fl_lightning.config.secure_compatibility import SECURE
 
 ON = ["--federation.secure_aggregation", "true"]
 FIT = [*ON, "--num-clusters", "1"]
+PRIVATE = [*FIT, "--federation.guard.name", "dp", "--federation.weighting", "uniform"]
 BAD = {
-    "privacy": (
-        [*FIT, "--federation.guard.name", "dp", "--federation.weighting", "uniform"],
-        "federation.guard.name: the server clips every client's update",
+    "a clipping norm that adapts": (
+        [*PRIVATE, "--federation.privacy.target_quantile", "0.5"],
+        "federation.privacy.target_quantile: the norm follows how many updates are clipped, and each client clips its",
+    ),
+    "noise of curious clients only": (
+        [*PRIVATE, "--federation.privacy.curious_clients", "3"],
+        "federation.privacy.curious_clients: a sum of masking.min_clients needs the noise of one that is not",
     ),
     "guard": ([*FIT, "--federation.guard.name", "krum"], "federation.guard.name: guards compare single updates"),
     "products": ([*FIT, "--federation.combiner", "residual"], "federation.combiner: products of single clients"),
@@ -87,6 +92,9 @@ def test_so_is_what_other_blocks_need(arguments, message):
         ["--federation.share", "alternate"],
         ["--federation.share", "freeze_a", "--no-dept-clustering"],
         ["--federation.combiner", "fedavg"],
+        PRIVATE,
+        [*PRIVATE, "--federation.privacy.curious_clients", "4", "--federation.masking.min_clients", "5"],
+        ["--federation.privacy.target_quantile", "0.5"],
         ["--federation.server.step", "fedadam"],
         ["--federation.weighting", "uniform", "--max-records", "100000"],
         ["--federation.weighting", "tokens", "--federation.masking.max_weight", "65536"],

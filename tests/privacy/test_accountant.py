@@ -1,11 +1,14 @@
+import itertools
 import math
 import sys
 from statistics import NormalDist
 
+import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from fl_lightning.errors import InputError
-from fl_lightning.privacy import epsilon, noise_multiplier_for
+from fl_lightning.privacy import epsilon, epsilon_of_shares, noise_multiplier_for
 
 try:
     import dp_accounting
@@ -158,3 +161,52 @@ def test_without_the_library_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(InputError, match=r"pip install 'fl_lightning\[privacy\]'"):
         everybody(1.0, 1)
+
+
+@needs_library
+def test_epsilon_of_shares_is_the_best_conversion_of_its_concentrated_cost():
+    """Canonne et al. 2020, proposition 12, minimized apart."""
+    for z, rounds, delta in itertools.product((0.3, 1.0, 5.0), (1, 10, 200), (1e-5, 1e-9)):
+        rho = rounds / (2 * z**2)
+
+        def cost(order, rho=rho, delta=delta):
+            return rho * order + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+
+        best = minimize_scalar(cost, bounds=(1.0001, 2000), method="bounded", options={"xatol": 1e-9}).fun
+        assert epsilon_of_shares(z, rounds, delta) == pytest.approx(best, rel=1e-3)
+        assert epsilon_of_shares(z, rounds, delta) >= best
+
+
+@needs_library
+def test_epsilon_of_shares_is_a_little_more_than_that_of_a_server():
+    for z, rounds in itertools.product((0.5, 1.0, 4.0), (1, 10, 100)):
+        central = epsilon(z, rounds, 1e-5, clients=1, asked=1)
+        assert central < epsilon_of_shares(z, rounds, 1e-5) < 1.1 * central
+        assert epsilon_of_shares(z, rounds + 1, 1e-5) > epsilon_of_shares(z, rounds, 1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize(("shares", "sigma", "sensitivity"), [(2, 64, 90), (3, 64, 30), (10, 64, 400)])
+def test_the_sum_of_shares_is_no_less_private_than_that(shares, sigma, sensitivity):
+    """δ of a sum of discrete Gaussians against the shifted one, from their exact probabilities."""
+    values = np.arange(-13 * sigma, 13 * sigma + 1)
+    mass = np.exp(-(values**2) / (2 * sigma**2))
+    mass /= mass.sum()
+    total = mass
+    for _ in range(shares - 1):
+        total = np.convolve(total, mass)
+    padded = np.concatenate([np.zeros(sensitivity), total]), np.concatenate([total, np.zeros(sensitivity)])
+    z = shares**0.5 * sigma / sensitivity
+    for delta in (1e-3, 1e-5):
+        bound = epsilon_of_shares(z, 1, delta)
+        for p, q in (padded, padded[::-1]):
+            assert np.maximum(p - math.exp(bound) * q, 0).sum() <= delta
+
+
+@needs_library
+def test_epsilon_of_shares_at_the_ends():
+    assert epsilon_of_shares(1.0, 0, 1e-5) == 0
+    assert epsilon_of_shares(0.0, 1, 1e-5) == math.inf
+    for arguments in ((-1.0, 1, 1e-5), (math.nan, 1, 1e-5), (1.0, -1, 1e-5), (1.0, 1, 0.0)):
+        with pytest.raises(ValueError, match="expected"):
+            epsilon_of_shares(*arguments)

@@ -1,6 +1,6 @@
 import pytest
 
-from fl_lightning.privacy import epsilon
+from fl_lightning.privacy import epsilon, epsilon_of_shares
 from fl_lightning.privacy.ledger import Ledger
 
 
@@ -13,6 +13,12 @@ def test_a_department_costs_what_its_most_asked_client_does():
     assert ledger.rounds == {"hr/a": 2, "hr/b": 1, "hr/c": 1}
     assert ledger.epsilons(1.0, 1e-5) == {"hr": epsilon(1.0, 2, 1e-5, clients=1, asked=1)}
     assert ledger.clips == {"hr": 1.5, "it": 2.0}
+
+
+def test_noise_in_shares_costs_what_is_proved_for_it():
+    pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
+    ledger = Ledger.begin(["hr"], 2.0).released(["hr/a"], {}).released(["hr/a", "hr/b"], {})
+    assert ledger.epsilons(1.5, 1e-5, in_shares=True) == {"hr": epsilon_of_shares(1.5, 2, 1e-5)}
 
 
 def test_keys_are_secret_and_differ_by_round_and_department():

@@ -134,6 +134,9 @@ def test_epsilon_is_said_with_what_it_covers(card_of):
         in card_of(federation={**DP, "privacy": {"noise_seed": 7}})[0].text
     )
     assert "ε = 7.5 at" in card_of("office", federation=DP)[0].text
+    assert "the weights against everybody but the server." in text
+    shares = {**DP, "secure_aggregation": True, "client_clusters": {"num_clusters": 1}}
+    assert "a server with 1 of the clients included" in card_of(federation=shares)[0].text
     client = card_of("hr/client_0", federation=DP)[0].text
     assert "does not cover this adapter" in client
     assert "ε =" not in client

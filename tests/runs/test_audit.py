@@ -14,7 +14,7 @@ from shared_folder import make_once
 from fl_lightning.cli import main
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
-from fl_lightning.privacy import epsilon
+from fl_lightning.privacy import epsilon, epsilon_of_shares
 from fl_lightning.privacy.audit.membership import membership_test
 from fl_lightning.privacy.audit.one_run import epsilon_lower_bound
 from fl_lightning.runs.audit import AuditRequest, audit
@@ -28,6 +28,7 @@ LEAKY = ["--rounds", "1", "--local-epochs", "20", "--clients-per-dept", "1", "--
 PRIVATE = ["--rounds", "2", "--audit.canaries", "32", "--audit.kind", "new_tokens", "--audit.guesses", "1.0"]
 PRIVATE += ["--federation.guard.name", "dp", "--federation.weighting", "uniform", "--num-clusters", "1"]
 PRIVATE += ["--federation.privacy.noise_seed", "5"]
+IN_SHARES = ["--federation.secure_aggregation", "true", "--federation.masking.min_clients", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +128,17 @@ def test_a_killed_run_with_canaries_ends_with_the_same_bytes(fit, tmp_path):
 
 
 @pytest.mark.slow
-def test_under_differential_privacy_no_bound_is_above_the_accountants(fit, tmp_path):
+@pytest.mark.parametrize("noise", ["server", "shares"])
+def test_under_differential_privacy_no_bound_is_above_the_accountants(fit, tmp_path, noise):
     pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fl_lightning[privacy]'")
-    run = fit(tmp_path, *PRIVATE)
+    run = fit(tmp_path, *PRIVATE, *(IN_SHARES if noise == "shares" else []))
     result = audit(AuditRequest(run))
     clients, records = (result["accountant"][unit] for unit in ("client", "record"))
-    assert clients["hr"] == pytest.approx(epsilon(1.0, 2, 1e-5, clients=1, asked=1))
-    assert records["hr"] == pytest.approx(epsilon(0.5, 2, 1e-5, clients=1, asked=1))
+    if noise == "shares":
+        costs = epsilon_of_shares(1.0, 2, 1e-5), epsilon_of_shares(0.5, 2, 1e-5)
+    else:
+        costs = epsilon(1.0, 2, 1e-5, clients=1, asked=1), epsilon(0.5, 2, 1e-5, clients=1, asked=1)
+    assert (clients["hr"], records["hr"]) == pytest.approx(costs)
     mechanism = result["mechanism"]
     assert mechanism["upper"] == clients["hr"]
     assert mechanism["rounds"] == 2

@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 from shared_folder import make_once
 
 from fl_lightning import InputError
+from fl_lightning.privacy import epsilon_of_shares
 
 MASKED = ["--federation.secure_aggregation", "true", "--federation.masking.min_clients", "2", "--num-clusters", "1"]
+PRIVATE = [*MASKED, "--federation.guard.name", "dp", "--federation.weighting", "uniform"]
+PRIVATE += ["--federation.privacy.noise_multiplier", "0.1", "--federation.privacy.noise_seed", "5"]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,19 @@ def test_resumed_run_ends_byte_identical_to_a_straight_one(fit, masked, tmp_path
     resumed = fit(tmp_path, "--rounds", "2", *MASKED, resume=first)
     assert adapters(resumed) == adapters(masked)
     assert metrics(resumed) == metrics(masked)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_noise_ends_byte_identical_to_a_straight_one(fit, masked, tmp_path):
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fl_lightning[privacy]'")
+    straight = fit(tmp_path, "--rounds", "2", *PRIVATE)
+    first = fit(tmp_path, "--rounds", "1", *PRIVATE)
+    resumed = fit(tmp_path, "--rounds", "2", *PRIVATE, resume=first)
+    assert adapters(resumed) == adapters(straight) != adapters(masked)
+    assert metrics(resumed) == metrics(straight)
+    assert float(metrics(straight)[2]["hr/epsilon"]) == pytest.approx(epsilon_of_shares(0.1, 2, 1e-5))
+    assert metrics(straight)[2]["hr/summed"] == "2"
+    assert (resumed / "ledger.jsonl").exists()
 
 
 def test_departments_with_too_few_clients_are_refused_before_anything_is_written(fit, tmp_path):

@@ -7,22 +7,30 @@ of a canary that took part than with that of one that did not.
 
 Here the mechanism is audited alone, without training: canaries send the same update in every round, and nobody else
 sends anything. That is the worst case for one client. It tests clipping, noise and account as they are implemented.
+
+Noise in shares is audited at its least: as many shares as are left if all clients drop out that may, and the curious
+ones take theirs off. Masks, which cancel, are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import norm
 
-from fl_lightning.privacy.accountant import epsilon
+from fl_lightning.privacy.accountant import epsilon, epsilon_of_shares
 from fl_lightning.privacy.audit.one_run import CONFIDENCE, epsilon_lower_bound, guess_coins, provable_epsilon
 from fl_lightning.privacy.mechanism import noisy_mean
+
+if TYPE_CHECKING:
+    from fl_lightning.privacy.secure_aggregation.terms import Terms
 
 Array = npt.NDArray[np.float64]
 
@@ -63,9 +71,16 @@ class MechanismAudit:
 
 
 def audit_mechanism(
-    *, canaries: int, dimension: int, noise_multiplier: float, rounds: int, delta: float, seed: int
+    *,
+    canaries: int,
+    dimension: int,
+    noise_multiplier: float,
+    rounds: int,
+    delta: float,
+    seed: int,
+    shares: Terms | None = None,
 ) -> MechanismAudit:
-    """Run `noisy_mean` on canary clients alone, and guess which of them took part.
+    """Run the mechanism on canary clients alone, and guess which of them took part.
 
     Args:
         canaries: k; far fewer than dimensions, since included canaries are noise for each other.
@@ -74,6 +89,8 @@ def audit_mechanism(
         rounds: T.
         delta: δ in (0, 1).
         seed: of coins, directions and noise.
+        shares: terms of a round of secure aggregation, whose clients add the noise in shares; None for a server's
+            noise. Their clipping norm must be 1 and their noise multiplier z.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -88,12 +105,14 @@ def audit_mechanism(
     coins = generator.integers(0, 2, canaries).astype(bool)
     directions = generator.standard_normal((canaries, dimension), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    updates = {f"canary/{i:06d}": {"lora_A": torch.from_numpy(directions[i])} for i in np.flatnonzero(coins)}
-    like, released = {"lora_A": torch.zeros(dimension)}, np.zeros(dimension)
+    included = [directions[i] for i in np.flatnonzero(coins)]
+    released = np.zeros(dimension)
     for round_num in range(rounds):
-        key = hashlib.sha256(f"mechanism audit/{seed}/{round_num}".encode()).hexdigest()
-        result = noisy_mean(updates, clip=1.0, noise_multiplier=noise_multiplier, asked=canaries, seed=key, like=like)
-        released += canaries * result.mean["lora_A"].numpy()
+        key = hashlib.sha256(f"mechanism audit/{seed}/{round_num}".encode())
+        if shares is None:
+            released += _sum_at_a_server(included, dimension, canaries, noise_multiplier, key.hexdigest())
+        else:
+            released += _sum_of_shares(included, dimension, shares, key.digest())
     scores = np.array([direction.astype(np.float64) @ released for direction in directions])
     guesses = guess_coins(scores, canaries)
     correct = int((guesses == np.where(coins, 1, -1)).sum())
@@ -109,8 +128,35 @@ def audit_mechanism(
         estimate=_epsilon(middle, delta),
         estimate_low=_epsilon(low, delta),
         estimate_high=_epsilon(high, delta),
-        upper=epsilon(noise_multiplier, rounds, delta, clients=1, asked=1),
+        upper=(
+            epsilon(noise_multiplier, rounds, delta, clients=1, asked=1)
+            if shares is None
+            else epsilon_of_shares(noise_multiplier, rounds, delta)
+        ),
     )
+
+
+def _sum_at_a_server(
+    updates: Sequence[npt.NDArray[np.float32]], dimension: int, asked: int, noise_multiplier: float, key: str
+) -> Array:
+    """The clipped sum, with a server's noise."""
+    residuals = {f"canary/{i:06d}": {"lora_A": torch.from_numpy(update)} for i, update in enumerate(updates)}
+    like = {"lora_A": torch.zeros(dimension)}
+    result = noisy_mean(residuals, clip=1.0, noise_multiplier=noise_multiplier, asked=asked, seed=key, like=like)
+    return result.mean["lora_A"].mul(asked).numpy()
+
+
+def _sum_of_shares(updates: Sequence[npt.NDArray[np.float32]], dimension: int, terms: Terms, key: bytes) -> Array:
+    """The sum of what clients clip and round themselves, with as few shares of noise as there may be."""
+    from fl_lightning.privacy.secure_aggregation.noise_shares import clip_and_round, noise_share, plan_noise
+
+    plan = plan_noise(terms)
+    total = np.zeros(dimension, dtype=np.int64)
+    for update in updates:
+        total += clip_and_round(update.astype(np.float64), plan, clip=1.0)
+    for share in range(plan.honest):
+        total += noise_share(hashlib.sha256(key + share.to_bytes(4, "big")).digest(), plan, dimension)
+    return np.multiply(total, plan.unit, dtype=np.float64)
 
 
 def _distance(inside: Array, outside: Array) -> tuple[float, float, float]:

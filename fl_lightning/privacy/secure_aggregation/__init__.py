@@ -16,7 +16,8 @@ file                 does                                                       
 `terms`              what all clients of a round agree on; thresholds
 `participant`        a client's identity, the identities of the others, its own limits
 `ring`               weighted updates as integers modulo 2³², and the error of it       Bonawitz et al. 2017, 4.0
-`discrete_gaussian`  noise of integers, exactly                                         Canonne et al. 2020
+`noise_shares`       clipping and noise at the clients, for differential privacy        Kairouz et al. 2021
+`discrete_gaussian`  its noise, exactly                                                 Canonne et al. 2020
 `masks`              masks from secrets                                                 ChaCha20 (RFC 8439)
 `agreement`          signed keys; secrets of pairs of clients                           X25519, Ed25519, HKDF
 `shares`             secrets in shares, of which some number restores them              Shamir 1979

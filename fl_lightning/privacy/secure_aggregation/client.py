@@ -15,6 +15,7 @@ from fl_lightning.privacy.secure_aggregation import agreement, shares
 from fl_lightning.privacy.secure_aggregation.graph import degree_for, neighbors
 from fl_lightning.privacy.secure_aggregation.masks import add_mask
 from fl_lightning.privacy.secure_aggregation.messages import Advertisement, KeyShares, UnmaskRequest, UnmaskShares
+from fl_lightning.privacy.secure_aggregation.noise_shares import noise_share, plan_noise
 from fl_lightning.privacy.secure_aggregation.participant import Participant
 from fl_lightning.privacy.secure_aggregation.randomness import Random, system_random
 from fl_lightning.privacy.secure_aggregation.ring import Ring, quantize
@@ -65,7 +66,7 @@ class SecureClient:
         member.join(terms)
         self.client_id, self._member, self._terms = member.client_id, member, terms
         self._mask_key, self._share_key = random("mask key"), random("share key")
-        self._seed = random("own mask")
+        self._seed, self._random = random("own mask"), random
         self._step = "advertise"
         self._keys: dict[str, Advertisement] = {}
         self._neighbors: list[str] = []
@@ -116,7 +117,7 @@ class SecureClient:
         return KeyShares(encrypted, hashlib.sha256(self._seed).digest())
 
     def masked_input(self, encrypted: Mapping[str, bytes], values: npt.NDArray[np.float64], weight: int) -> Ring:
-        """Step 3: the weighted update, quantized and masked.
+        """Step 3: the weighted update, quantized and masked; with noise, if the terms say so.
 
         Args:
             encrypted: {neighbor: its shares for this client}; who is missing has dropped out.
@@ -141,6 +142,8 @@ class SecureClient:
                 raise self._refuse(f"shares of {name}: {error}") from error
             self._received[name] = text[: shares.SECRET_BYTES], text[shares.SECRET_BYTES :]
         total = quantize(values, weight, terms)
+        if terms.noise is not None:
+            total[:-1] += noise_share(self._random("noise"), plan_noise(terms), terms.size).astype(np.uint32)
         add_mask(total, self._seed)
         for name in encrypted:
             secret = pair_mask_secret(terms, self._mask_key, self._keys[name].mask_key, self.client_id, name)

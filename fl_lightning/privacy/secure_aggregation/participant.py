@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_lightning.privacy.secure_aggregation.agreement import identity_key
-from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError, Terms
+from fl_lightning.privacy.secure_aggregation.terms import NoiseTerms, SecureAggregationError, Terms
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Participant:
         min_clients: the client takes no part in a sum of fewer.
         threshold: nor in a round with a lower one, see `terms`.
         last_round: {(run, group): the last round it joined}.
+        noise: nor does it in a round with another clipping norm, less noise, or noise for fewer curious clients.
 
     Raises:
         ValueError: if the roster has another identity for this client.
@@ -35,6 +36,7 @@ class Participant:
     min_clients: int = 3
     threshold: float = 2 / 3
     last_round: dict[tuple[str, str], int] = field(default_factory=dict)
+    noise: NoiseTerms | None = None
 
     def __post_init__(self) -> None:
         """Check that the client is in the roster."""
@@ -51,6 +53,8 @@ class Participant:
             raise self.refuse(f"expected sums of at least {self.min_clients} clients, got {terms.min_clients}")
         if terms.threshold < self.threshold:
             raise self.refuse(f"expected a threshold of at least {self.threshold:.3g}, got {terms.threshold:.3g}")
+        if self.noise is not None and (terms.noise is None or terms.noise.is_weaker_than(self.noise)):
+            raise self.refuse(f"expected at least {self.noise}, got {terms.noise or 'no noise'}")
         key = terms.run, terms.group
         if terms.round_num <= self.last_round.get(key, 0):
             raise self.refuse(f"expected a round after {self.last_round[key]}, got {terms.round_num}")

@@ -9,6 +9,9 @@ rounding error is not multiplied.
 off by at most ``m s / 2 W``. With the defaults (bound 4, max_weight 1024), 16 clients of 128 records each:
 ``16 · 16 · 1024 · 4 / (2 · 2³¹ · 2048)``, 1.2e-7. Nothing is clipped: a client whose update exceeds the bound does not
 take part.
+
+With noise (`noise_shares`) the scale is another, updates are clipped and rounded towards zero, and the error is that
+of the mean of clipped updates without their noise, ``m s / W``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fl_lightning.privacy.secure_aggregation.noise_shares import clip_and_round, plan_noise
 from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError, Terms
 
 Ring = npt.NDArray[np.uint32]
@@ -28,6 +32,8 @@ def scale(terms: Terms) -> float:
         >>> scale(Terms("run", "hr", 1, invited=4, size=1, bound=2.0, max_weight=1)) == 8 / (2**31 - 4)
         True
     """
+    if terms.noise is not None:
+        return plan_noise(terms).unit
     return terms.invited * terms.max_weight * terms.bound / (2**31 - terms.invited)
 
 
@@ -51,14 +57,17 @@ def quantize(values: npt.NDArray[np.float64], weight: int, terms: Terms) -> Ring
         raise SecureAggregationError(
             f"weight: expected an integer from 1 to {terms.max_weight} (federation.masking.max_weight), got {weight}"
         )
+    integers = np.empty(terms.size + 1, dtype=np.int64)
+    integers[-1] = weight
+    if terms.noise is not None:
+        integers[:-1] = clip_and_round(values, plan_noise(terms), terms.noise.clip)
+        return integers.astype(np.uint32)
     largest = float(np.abs(values).max())
     if not largest <= terms.bound:
         raise SecureAggregationError(
             f"update: expected elements of at most {terms.bound:g} (federation.masking.bound), got {largest:.3g}"
         )
-    integers = np.empty(terms.size + 1, dtype=np.int64)
     integers[:-1] = np.rint(values * (weight / scale(terms)))
-    integers[-1] = weight
     return integers.astype(np.uint32)  # modulo 2³²
 
 
@@ -100,4 +109,5 @@ def error_bound(terms: Terms, clients: int, weight: int) -> float:
         >>> f"{error_bound(Terms('run', 'hr', 1, invited=16, size=1), clients=16, weight=16 * 128):.1e}"
         '1.2e-07'
     """
-    return clients * scale(terms) * (0.5 + 2**-20) / weight  # 2⁻²⁰: fp64 rounds w x / s
+    rounding = 0.5 if terms.noise is None else 1 + 2**-10  # the latter, as norms are brought down to Δ
+    return clients * scale(terms) * (rounding + 2**-20) / weight  # 2⁻²⁰: fp64 rounds w x / s

@@ -29,6 +29,42 @@ class SecureAggregationError(RunError):
 
 
 @dataclass(frozen=True)
+class NoiseTerms:
+    """Differential privacy by noise in shares, see `noise_shares`.
+
+    Attributes:
+        clip: C, norm to which each client clips its update.
+        multiplier: z, standard deviation in clipping norms of the noise that a sum has at worst; 0 only clips.
+        curious: clients of a sum that may tell their own noise to each other and to the server.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    clip: float
+    multiplier: float
+    curious: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (self.clip > 0 and math.isfinite(self.clip)):
+            raise ValueError(f"clip: expected a positive finite number, got {self.clip}")
+        if not (self.multiplier >= 0 and math.isfinite(self.multiplier)):
+            raise ValueError(f"noise_multiplier: expected a finite number of at least 0, got {self.multiplier}")
+        if self.curious < 0:
+            raise ValueError(f"curious_clients: expected at least 0, got {self.curious}")
+
+    def is_weaker_than(self, other: NoiseTerms) -> bool:
+        """Whether some protection is less than another's.
+
+        Example:
+            >>> NoiseTerms(1.0, 1.0).is_weaker_than(NoiseTerms(1.0, 2.0))
+            True
+        """
+        return self.multiplier < other.multiplier or self.curious < other.curious or self.clip != other.clip
+
+
+@dataclass(frozen=True)
 class Terms:
     """The terms of one round.
 
@@ -43,6 +79,7 @@ class Terms:
         threshold: share of the clients that must stay, in [0.5, 1).
         min_clients: clients in a sum, at least.
         layout: names and shapes of the tensors, or a digest of them.
+        noise: that clients add; None without. They clip then, so that `bound` does not count, and weigh 1 each.
 
     Raises:
         ValueError: if a number is out of range.
@@ -63,6 +100,7 @@ class Terms:
     threshold: float = 2 / 3
     min_clients: int = 3
     layout: str = ""
+    noise: NoiseTerms | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -78,6 +116,12 @@ class Terms:
         for expected, fits in ok.items():
             if not fits:
                 raise ValueError(f"{expected}, got {getattr(self, expected.split(':')[0])}")
+        if self.noise is None:
+            return
+        if self.max_weight != 1:
+            raise ValueError(f"max_weight: expected 1 with noise, got {self.max_weight}")
+        if (needed := self.clients_needed) <= self.noise.curious:
+            raise ValueError(f"curious_clients: expected fewer than the {needed} of a sum, got {self.noise.curious}")
 
     @cached_property
     def digest(self) -> bytes:
@@ -93,6 +137,7 @@ class Terms:
             self.threshold.hex(),
             self.min_clients,
             self.layout,
+            *(() if self.noise is None else (self.noise.clip.hex(), self.noise.multiplier.hex(), self.noise.curious)),
         )
         return hashlib.sha256(_encode(_PROTOCOL, *values)).digest()
 

@@ -8,6 +8,8 @@ pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip
 from fl_lightning.privacy import accountant, mechanism
 from fl_lightning.privacy.audit.canary_directions import audit_mechanism
 from fl_lightning.privacy.audit.one_run import epsilon_lower_bound
+from fl_lightning.privacy.secure_aggregation import noise_shares
+from fl_lightning.privacy.secure_aggregation.terms import NoiseTerms, Terms
 
 OPTIONS = {"canaries": 100, "dimension": 4000, "noise_multiplier": 1.0, "rounds": 3, "delta": 1e-5}
 
@@ -50,6 +52,35 @@ def test_updates_that_are_not_clipped_are_seen(monkeypatch):
 
 def audit_mechanism_upper():
     return accountant.epsilon(1.0, 3, 1e-5, clients=1, asked=1)
+
+
+def shares(invited=4, multiplier=1.0):
+    noise = NoiseTerms(1.0, multiplier)
+    return Terms("run", "hr", 1, invited, OPTIONS["dimension"], max_weight=1, noise=noise)
+
+
+def test_noise_in_shares_is_never_above_its_account_and_as_much_as_a_servers():
+    """At its least, which for four clients is two shares of noise."""
+    audits = [audit_mechanism(**OPTIONS, seed=seed, shares=shares()) for seed in range(8)]
+    central = audit_mechanism_upper()
+    for audit in audits:
+        assert audit.upper == accountant.epsilon_of_shares(1.0, 3, 1e-5) > central
+        assert 0 < audit.epsilon <= audit.upper
+    assert 0.85 * central < np.mean([audit.estimate for audit in audits]) < 1.06 * central
+
+
+@pytest.mark.parametrize("change", ["noise", "clipping"])
+def test_too_little_noise_in_shares_and_updates_that_are_not_clipped_are_seen(monkeypatch, change):
+    if change == "noise":
+        real = noise_shares.noise_share
+        monkeypatch.setattr(noise_shares, "noise_share", lambda *arguments: real(*arguments) // 4)
+    else:
+        clip = noise_shares.clip_and_round
+        monkeypatch.setattr(
+            noise_shares, "clip_and_round", lambda *arguments, **options: 4 * clip(*arguments, **options)
+        )
+    audit = audit_mechanism(**{**OPTIONS, "dimension": 40_000}, seed=0, shares=shares())
+    assert audit.estimate_low > 2 * audit.upper
 
 
 def test_the_same_seed_gives_the_same_audit():
