@@ -18,8 +18,9 @@ class PhaseTimer(FederatedCallback):
 
     Put it after `Evaluation` and before the callbacks that export and save:
 
-    - fit: from the start of the round to the last update, including the clients' evaluation of their adapters;
-    - aggregate: aggregation, clustering and mixing;
+    - fit: from the start of the round to the last update, including the clients' evaluation of their adapters; or to
+      the end of the last fit at a site, if sites mask their updates;
+    - aggregate: aggregation, clustering and mixing; masks between machines;
     - evaluate: the departments' adapters on held-out records;
     - write: time the writing thread was busy since the previous row. It runs in parallel, so the four do not add up to
       the time of the round.
@@ -37,6 +38,10 @@ class PhaseTimer(FederatedCallback):
         """Start the clock of the fits."""
         self._started = self._fitted = time.perf_counter()
         self._waited = trainer.writer.waited
+
+    def on_step_end(self, *, trainer: FederatedTrainer, client_ids: Sequence[str], share: float, tokens: int) -> None:
+        """Under secure aggregation between machines there is no single update, only the end of a site's fit."""
+        self._fitted = time.perf_counter()
 
     def on_client_end(self, *, trainer: FederatedTrainer, update: ClientUpdate) -> None:
         """Stop it; the last update of the round counts."""

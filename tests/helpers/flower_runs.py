@@ -13,11 +13,11 @@ RUN = {
 }
 
 
-def prepare(folder, cut_departments, micro_base, sites, **changes):
-    """Fill a folder with the data of sites ``department/client_N``, N below 2, with certificates and run.yaml."""
+def prepare(folder, cut_departments, micro_base, sites, clients=2, **changes):
+    """Fill a folder with the data of sites ``department/client_N``, N below `clients`, with keys and run.yaml."""
     from fl_lightning.network.tls import list_sites, make_certificates
 
-    cut_departments(folder / "data", 2, 4, 2)
+    cut_departments(folder / "data", clients, 4, 2)
     for client in (folder / "data").glob("*/*"):
         if f"{client.parent.name.removesuffix('_personal_clients')}/{client.name}" not in sites:
             shutil.rmtree(client)

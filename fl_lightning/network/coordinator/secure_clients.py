@@ -156,6 +156,12 @@ class SecureClients(RemoteClients):
                 rounds[_department(client_id)].receive(step, client_id, header, states)
             except RejectedReply as error:
                 self._requests.reject(client_id, error, reasons)
+        for department, masked in rounds.items():
+            if step == "mask":
+                log.info(
+                    "round %d: %s: masked updates of %d sites have arrived",
+                    self._requests.round, department, len(masked.active),
+                )  # fmt: skip
         for client_id in unanswered:
             log.warning(
                 "round %d: %s has dropped out before the step %s: %s",

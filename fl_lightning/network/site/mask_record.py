@@ -1,13 +1,14 @@
 """What a site remembers of its rounds with secure aggregation, on its disk: ``<run>/masked_rounds.json`` (0600).
 
-Of each round the last attempt in which it took part, and the sum whose list of sites it has signed. Both are on the
-disk before keys or signatures leave the site. So a site that is killed and started again takes part in no attempt
-twice, and a round that is repeated, after a kill of the server, can only be the same sum again: two sums of the same
-updates would show their difference.
+Of each round the last attempt in which it took part, and the digest of the list of sites that it has signed. Both are
+on the disk before keys or signatures leave the site. So a site that is killed and started again takes part in no
+attempt twice, and a round that is repeated, after a kill of the server, can only be the same sum again: two sums of the
+same updates would show their difference.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ class MaskRecord:
         Raises:
             SecureAggregationError: if the site has signed another sum of this round.
         """
-        entry, names = self._rounds[str(round_num)], sorted(survivors)
-        if entry["signed"] is not None and entry["signed"] != names:
+        entry = self._rounds[str(round_num)]
+        digest = hashlib.sha256("\n".join(sorted(survivors)).encode()).hexdigest()
+        if entry["signed"] not in (None, digest):
             raise SecureAggregationError(
-                f"round {round_num}: expected the sum that this site has signed before, of {len(entry['signed'])} "
-                f"sites, got one of {len(names)} other sites: the difference of two sums would show single updates"
+                f"round {round_num}: expected the sum that this site has signed before, got one of other sites: the "
+                "difference of two sums would show single updates"
             )
-        entry["signed"] = names
+        entry["signed"] = digest
         self._write()
 
     def _write(self) -> None:
@@ -79,5 +81,4 @@ class MaskRecord:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or entry.keys() != {"attempt", "signed"} or type(entry["attempt"]) is not int:
         return False
-    signed = entry["signed"]
-    return signed is None or (isinstance(signed, list) and all(isinstance(name, str) for name in signed))
+    return entry["signed"] is None or isinstance(entry["signed"], str)

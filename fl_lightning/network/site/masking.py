@@ -191,6 +191,7 @@ class _Round:
     def _mask(self, content: Any) -> Answer:
         masked = self._client.masked_input(bytes_from_json(content), self._values, self._weight)
         self._values = None
+        log.info("round %d: the masked update goes out", self.key[1])
         return {}, [{MASKED: torch.from_numpy(masked.view(np.int32))}]
 
     def _sign(self, content: Any) -> Answer:
@@ -200,7 +201,10 @@ class _Round:
         return {"signature": signature.hex()}, []
 
     def _unmask(self, content: Any) -> Answer:
-        return unmask_to_json(self._client.unmask(request_from_json(content))), []
+        request = request_from_json(content)
+        answer = unmask_to_json(self._client.unmask(request))
+        log.info("round %d: this site's update is in a sum of %d sites", self.key[1], len(request.survivors))
+        return answer, []
 
 
 def _key_of(header: Mapping[str, Any]) -> tuple[str, int, int, int]:

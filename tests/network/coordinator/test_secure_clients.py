@@ -1,5 +1,6 @@
 """Secure aggregation between a server and its sites, joined in memory: sums, sites that drop out, repeated rounds."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_a_server_that_is_killed_before_a_sum_gets_the_same_one(federation, do):
     # Without a new number the sites take no part.
     assert play.round(play.server(attempt=2)) is None
     entry = json.loads((play.site_folder("hr/a") / "5eed" / "masked_rounds.json").read_text())["rounds"]["1"]
-    assert entry == {"attempt": 2, "signed": sorted(RECORDS)}
+    assert entry == {"attempt": 2, "signed": hashlib.sha256("\n".join(sorted(RECORDS)).encode()).hexdigest()}
 
 
 def test_a_repeated_round_can_only_be_the_same_sum(federation, caplog):
@@ -197,7 +198,7 @@ def test_a_repeated_round_can_only_be_the_same_sum(federation, caplog):
     assert play.round(play.server()).clients == sorted(RECORDS)
     play.lose("hr/b", "fit", after=False)
     assert play.round(play.server(attempt=2)) is None
-    assert "expected the sum that this site has signed before, of 4 sites, got one of 3" in caplog.text
+    assert "expected the sum that this site has signed before, got one of other sites" in caplog.text
     play.post.meddle = lambda client_id, header, answer: answer
     assert play.round(play.server(attempt=3)).clients == sorted(RECORDS)
 
