@@ -61,7 +61,8 @@ class ScheduleConfig(Block, key="federation.schedule"):
     buffer: PositiveInt = 10
     """buffered: updates that a department waits for before it steps; at most as many as it has clients."""
     concurrency: PositiveInt | None = None
-    """buffered: clients of a department that train at the same time; null takes all."""
+    """buffered: clients of a department that train at the same time; null takes all. Two or three times `buffer` learn
+    best (docs/asynchronous.md)."""
     staleness: StalenessName = "polynomial"
     """buffered: weight of an update that is τ steps of its department old: polynomial (1 + τ)^-0.5, constant 1."""
     max_staleness: NonNegativeInt | None = None
