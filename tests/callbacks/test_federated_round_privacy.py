@@ -3,13 +3,15 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from fl_lightning import ClusterMonitor, RoundCheckpoint
 from fl_lightning.config import GuardConfig, PrivacyConfig
 from fl_lightning.federation.checkpoint import load_checkpoint
-from fl_lightning.privacy import epsilon, noisy_mean
+from fl_lightning.privacy import epsilon, mechanism, noisy_mean
+from fl_lightning.privacy.audit.one_run import epsilon_lower_bound, guess_coins, provable_epsilon
 from fl_lightning.privacy.ledger import Ledger
 
 pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
@@ -142,3 +144,33 @@ def test_departments_are_mixed_without_a_look_at_their_records(play, private, st
         return play(script, dataclasses.replace(private(), dept_clusters=one)).federation.departments["hr"]
 
     assert torch.equal(mixed(1)[A], mixed(500)[A])
+
+
+def bound_on(play, config, seed, canaries=100, size=2000):
+    """ε at least of a round, from canary clients in random directions, each of which answers by a fair coin."""
+    generator = np.random.default_rng(seed)
+    coins = generator.integers(0, 2, canaries).astype(bool)
+    directions = generator.standard_normal((canaries, size), dtype=np.float32)
+    directions *= 5 / np.linalg.norm(directions, axis=1, keepdims=True)  # longer than the clip
+    start = {A: torch.ones(1, size), B: torch.zeros(3, 1)}
+    sent = {
+        f"hr/c{i:03d}": ({A: start[A] + torch.from_numpy(directions[i]), B: start[B]}, 1) if coins[i] else None
+        for i in range(canaries)
+    }
+    federation = play([sent], config, initial=start).federation
+    scores = directions.astype(float) @ (federation.departments["hr"][A] - start[A]).numpy()[0]
+    correct = int((guess_coins(scores, canaries) == np.where(coins, 1, -1)).sum())
+    return epsilon_lower_bound(canaries, canaries, correct, 1e-5), federation.privacy.epsilons(2.0, 1e-5)["hr"]
+
+
+def test_an_audit_of_rounds_never_has_a_bound_above_the_account_and_has_with_too_little_noise(
+    play, private, monkeypatch
+):
+    for seed in range(20):
+        bound, account = bound_on(play, private(noise_multiplier=2.0, noise_seed=seed), seed)
+        assert bound <= account < provable_epsilon(100, delta=1e-5)  # so it could be above
+    real = mechanism.gaussian
+    monkeypatch.setattr(mechanism, "gaussian", lambda key, name, count: real(key, name, count) / 10)
+    for seed in range(3):
+        bound, account = bound_on(play, private(noise_multiplier=2.0, noise_seed=seed), seed)
+        assert bound > account

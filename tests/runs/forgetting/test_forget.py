@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import checkpoints
 from fl_lightning.provenance.certificate import check_certificate
 from fl_lightning.provenance.chain import read_chain
+from fl_lightning.runs.audit import AuditRequest, audit
 from fl_lightning.runs.build import load_run_config
 from fl_lightning.runs.forgetting import forget as forget_module
 from fl_lightning.runs.forgetting import start as start_module
@@ -21,6 +23,7 @@ from fl_lightning.runs.forgetting.request import ForgetRequest, look_up
 from fl_lightning.runs.forgetting.traces import find_traces, purge
 from fl_lightning.runs.verify import verify_run
 from fl_lightning.storage.run_adapters import shared_adapters
+from fl_lightning.storage.run_layout import CANARIES
 from fl_lightning.training.local_clients import LocalClients
 
 ROOT = Path(__file__).parents[3]
@@ -105,6 +108,39 @@ def test_the_new_run_is_the_one_that_never_had_them(
             side["rows"][number] = {key: value for key, value in side["rows"][number].items() if not is_of_many(key)}
     assert both[0] == both[1]
     assert contents(before)["folders"] != contents(never)["folders"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["late", "records"])
+def test_a_run_with_canaries_is_the_one_that_never_had_them_and_others_keep_their_coins(
+    what, run_fit, shared_run, departments, contents, tmp_path
+):
+    options = ["--audit.canaries", "3", "--audit.answer_tokens", "4", *SAMPLED]
+    before = shutil.copytree(shared_run("audited", *options), tmp_path / "runs" / "version_0")
+    if what == "late":
+        changed = {late_client(before)}
+        request, exclude = ForgetRequest.of(clients=list(changed)), ["--data.exclude", json.dumps(list(changed))]
+    else:
+        changed = {"engineering/client_1", "engineering/client_3"}
+        path = three_records(departments, tmp_path / "records.jsonl")
+        request, exclude = ForgetRequest.of(records=path), ["--data.exclude_records", str(path)]
+    result = forget(before, request, console=QUIET)
+    assert (result.plan.start_round > 0) == (what == "late")
+    never = run_fit(tmp_path / "never", *options, *exclude)
+    both = [contents(folder) for folder in (result.run_folder, never)]
+    for number in range(1, result.plan.start_round + 1):
+        for side in both:
+            side["rows"][number] = {key: value for key, value in side["rows"][number].items() if not is_of_many(key)}
+    assert both[0] == both[1]
+    old, new, other = (
+        json.loads((folder / CANARIES).read_text())["clients"] for folder in (before, result.run_folder, never)
+    )
+    assert new == other
+    assert stat.S_IMODE((result.run_folder / CANARIES).stat().st_mode) == 0o600
+    assert {c: new[c] for c in old.keys() - changed} == {c: old[c] for c in old.keys() - changed}
+    assert new.keys() == old.keys() - (changed if what == "late" else set())
+    assert CANARIES in {trace.path.name for trace in find_traces(before, load_run_config(before))}
+    assert audit(AuditRequest(result.run_folder)) == audit(AuditRequest(never))
 
 
 def is_of_many(key):
