@@ -67,8 +67,9 @@ def _make_sign_key(path: Path) -> None:
     print(
         f"{path}: Ed25519 key {fingerprint(load_public_key(public))}; keep it from everybody. Runs with ledger.sign_key"
     )
-    print("(fit --sign-key) are signed with it.")
-    print(f"{public}: hand it, on a channel that you trust, to those who run fl-lightning verify --public-key")
+    print("(fit --sign-key) are signed with it, and what a site sends, if it is the site's sign.key.")
+    print(f"{public}: hand it, on a channel that you trust, to those who run fl-lightning verify --public-key,")
+    print("or to the other sites of the department, for their network.roster.")
 
 
 def _show(folder: Path, sites: Sequence[str]) -> None:

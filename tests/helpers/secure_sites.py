@@ -46,9 +46,10 @@ class SecureFederation:
         records: {client_id: number of training records}.
         network: keys of the ``network`` block.
         federation: keys of the ``federation`` block.
+        blocks: other blocks of the config.
     """
 
-    def __init__(self, folder, make_examples, records=None, network=None, federation=None):
+    def __init__(self, folder, make_examples, records=None, network=None, federation=None, **blocks):
         self.records = RECORDS if records is None else records
         self.folder, self._make_examples = folder, make_examples
         self.steps = {client_id: 0.01 * (i + 1) * (-1) ** i for i, client_id in enumerate(self.records)}
@@ -61,6 +62,7 @@ class SecureFederation:
             network=NetworkConfig(
                 **{"deadline": 0.5, "join_timeout": 0.5, "roster": str(folder / "roster"), **(network or {})}
             ),
+            **blocks,
         )
         self.keys = {client_id: key_at(self.site_folder(client_id) / "sign.key") for client_id in self.records}
         self.write_roster(self.keys)

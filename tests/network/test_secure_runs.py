@@ -10,13 +10,15 @@ from secure_sites import RECORDS, SecureFederation
 from fl_lightning import FederatedTrainer, LoraClientModule
 from fl_lightning.callbacks import ClusterMonitor, Evaluation, NetworkLog, RoundCheckpoint, RunLedger
 from fl_lightning.callbacks.round_checkpoint import restore_callbacks
-from fl_lightning.config import TrainingConfig
+from fl_lightning.config import PersonalConfig, TrainingConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.journal import Journal
 from fl_lightning.modeling.lora import collect_lora_state, create_lora_model
 from fl_lightning.network.coordinator import secure_clients
 from fl_lightning.network.coordinator.join import data_at_sites
+from fl_lightning.network.site.own_adapter import from_store
+from fl_lightning.network.site.store import SiteStore
 from fl_lightning.runs.verify import verify_chain
 from fl_lightning.training.local_clients import LocalClients
 
@@ -51,7 +53,7 @@ class Runs(SecureFederation):
         config = replace(self.config.federation, **changes)
         return FederatedTrainer(
             fabric=Fabric(accelerator="cpu", devices=1), federation=config, callbacks=callbacks, training=TRAINING,
-            seed=self.config.seed, run_folder=run_folder,
+            personal=self.config.personal, seed=self.config.seed, run_folder=run_folder,
         )  # fmt: skip
 
     def one_process(self, **changes):
@@ -77,8 +79,9 @@ class Runs(SecureFederation):
 def runs(tmp_path, make_examples, micro_model, monkeypatch):
     monkeypatch.setattr(secure_clients, "AWAY_SECONDS", 0.1)
 
-    def make(**federation):
-        return Runs(tmp_path, make_examples, micro_model, federation={"rounds": ROUNDS, **federation})
+    def make(blocks=None, **federation):
+        federation = {"rounds": ROUNDS, **federation}
+        return Runs(tmp_path, make_examples, micro_model, federation=federation, **(blocks or {}))
 
     return make
 
@@ -106,6 +109,17 @@ def test_a_run_between_machines_has_the_bytes_of_one_process_and_is_plain_averag
         assert any(not torch.equal(tensor, plain.initial[key]) for key, tensor in tensors.items())
     assert (report.summed, report.weights, report.residual_norms) == (4, {}, {})
     assert made.last.report.bytes_sent["client/up"] > 0
+
+
+def test_own_adapters_stay_at_their_sites_and_are_those_of_one_process(runs):
+    made = runs({"personal": PersonalConfig(own="during")})
+    made.lose("it/a", "sign", round_num=2)
+    expected, state = made.one_process(), made.between_machines()
+    assert state.own_adapters == {}
+    for client_id in set(BOTH) - {"it/a"}:
+        saved = SiteStore(made.site_folder(client_id) / "5eed").load_before(ROUNDS + 1)[1]
+        own = from_store(client_id, made.initial, saved).own_adapters[client_id]
+        assert_same_bits({client_id: own}, {client_id: expected.own_adapters[client_id]})
 
 
 def test_the_ledger_names_who_is_in_a_sum_and_nothing_else_of_a_site(runs):

@@ -28,10 +28,8 @@ def read_roster(config: RunConfig, client_id: str, key: Any) -> dict[str, bytes]
     Raises:
         InputError: if the file is missing or has another form, does not have this site's key, or has too few sites.
     """
-    check_roster_is_named(config)
-    path = Path(str(config.network.roster))
-    department = client_id.split("/", 1)[0]
-    keys = {c: k for c, k in read_site_keys(path).items() if c.split("/", 1)[0] == department}
+    path, department = Path(str(config.network.roster)), client_id.split("/", 1)[0]
+    keys = {c: k for c, k in read_keys(config).items() if c.split("/", 1)[0] == department}
     own_line = f"{client_id} {public_line(key)}"
     if client_id not in keys:
         raise InputError(f"{path}: expected a line with this site's key, got none; it is: {own_line}")
@@ -49,14 +47,15 @@ def read_roster(config: RunConfig, client_id: str, key: Any) -> dict[str, bytes]
     return {c: bytes.fromhex(k) for c, k in keys.items()}
 
 
-def check_roster_is_named(config: RunConfig) -> None:
-    """Check that a site's config names a roster, which it needs under secure aggregation.
+def read_keys(config: RunConfig) -> dict[str, str]:
+    """{client_id: public key, 64 hexadecimal digits} in the file that a site's config names.
 
     Raises:
-        InputError: if it names none.
+        InputError: if it names none, or the file is missing or has another form.
     """
     if config.network.roster is None:
         raise InputError(
             "network.roster: expected a file with the public keys of all sites of the department, which does not come "
             f"from the server, with federation.secure_aggregation: true, got null; {_HOW}"
         )
+    return read_site_keys(Path(config.network.roster))

@@ -23,7 +23,7 @@ from fl_lightning.network.flower.local_socket import SocketFolder
 from fl_lightning.network.flower.superlink import check_flower
 from fl_lightning.network.flower.supernode import SuperNode
 from fl_lightning.network.site.listener import Request, receive_requests
-from fl_lightning.network.site.roster import check_roster_is_named
+from fl_lightning.network.site.roster import read_keys
 from fl_lightning.network.site.site import Site
 from fl_lightning.network.tls import site_files
 from fl_lightning.runs.build import build_model_components, make_local_clients
@@ -46,7 +46,7 @@ def run_client(config: RunConfig, department: str, client: str) -> None:
     check_flower()
     check_between_machines(config)
     if config.federation.secure_aggregation:
-        check_roster_is_named(config)
+        read_keys(config)  # a roster that cannot be used is refused now, not when the base model is loaded
     client_id = f"{department}/{client}"
     files = site_files(Path(config.network.certificates), client_id)
     components = build_model_components(config, partial(load_client, config, client_id))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from secure_sites import RECORDS, SecureFederation
 
-from fl_lightning.config import MaskingConfig
+from fl_lightning.config import LocalPrivacyConfig, MaskingConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.journal import Journal
 from fl_lightning.network.coordinator import secure_clients
@@ -323,3 +323,19 @@ def test_a_site_that_answers_garbage_has_dropped_out(federation, do, garbage):
     mean = play.round(clients)
     assert ("hr/b" in mean.clients) == (do in ("sign", "unmask"))
     np.testing.assert_allclose(mean.mean, play.mean(*mean.clients), rtol=0, atol=mean.error + 2**-23)
+
+
+def test_a_site_clips_and_adds_noise_before_it_masks(federation, tmp_path):
+    play = federation(network={"local_privacy": LocalPrivacyConfig(clip=0.01)})
+    mean = play.round(play.server())
+    sign = sum(n * np.sign(play.steps[c]) for c, n in RECORDS.items()) / sum(RECORDS.values())
+    np.testing.assert_allclose(mean.mean, np.full(12, sign * 0.01 / np.sqrt(12)), rtol=0, atol=mean.error + 2**-23)
+
+
+def test_noise_of_a_site_is_the_same_in_a_repeated_round(federation):
+    pytest.importorskip("dp_accounting")
+    play = federation(network={"local_privacy": LocalPrivacyConfig(clip=0.01, noise_multiplier=4.0)})
+    first, again = (play.round(play.server(attempt=attempt)) for attempt in (1, 2))
+    assert first.mean.std() > 0.005
+    assert first.mean.tobytes() == again.mean.tobytes()
+    assert len(json.loads((play.site_folder("hr/a") / "releases.json").read_text())["releases"]) == 1
