@@ -98,10 +98,8 @@ in a round (federation.masking.min_clients), got 2 of hr; a sum of fewer shows t
 
 
 def _check_noise(config: FederationConfig, department: str, asked: int) -> None:
-    from fl_lightning.privacy.secure_aggregation.noise_shares import plan_noise
-
     try:
-        plan_noise(round_terms(config, {"": torch.zeros(1)}, run="", department=department, round_num=1, invited=asked))
+        round_terms(config, {"": torch.zeros(1)}, run="", department=department, round_num=1, invited=asked)
     except ValueError as error:
         raise InputError(f"federation.privacy, {department}: {error}") from error
 
@@ -186,15 +184,16 @@ def round_terms(
         invited: number of clients that may take part.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or there are too many clients for little noise.
     """
+    from fl_lightning.privacy.secure_aggregation.noise_shares import plan_noise
     from fl_lightning.privacy.secure_aggregation.terms import NoiseTerms, Terms
 
     privacy = config.privacy
     noise = NoiseTerms(privacy.clip, privacy.noise_multiplier, privacy.curious_clients)
     masking, names = config.masking, sorted(previous)
     layout = ";".join(f"{name}:{tuple(previous[name].shape)}" for name in names)
-    return Terms(
+    terms = Terms(
         run=run,
         group=department,
         round_num=round_num,
@@ -207,6 +206,9 @@ def round_terms(
         layout=hashlib.sha256(layout.encode()).hexdigest(),
         noise=noise if config.guard.name == "dp" else None,
     )
+    if terms.noise is not None:
+        plan_noise(terms)  # refuses what the ring has no room for
+    return terms
 
 
 def step_to_mean(

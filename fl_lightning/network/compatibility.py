@@ -42,7 +42,13 @@ MUST_MATCH = (
     "network.local_privacy",
 )
 """Keys that must be equal on all machines of a run. Records, batch size, devices and precision may differ."""
-MUST_MATCH_MASKED = ("federation.masking", "federation.weighting", "federation.max_update_norm")
+MUST_MATCH_MASKED = (
+    "federation.masking",
+    "federation.weighting",
+    "federation.max_update_norm",
+    "federation.guard.name",
+    "federation.privacy",
+)
 """Further ones with secure aggregation, under which sites do what else the server does."""
 
 PROTOCOL_VERSION = 9

@@ -19,11 +19,11 @@ def check_masked(config: RunConfig) -> None:
     if not federation.secure_aggregation:
         return
     choices = {
-        "federation.guard.name": (
-            federation.guard.name == "dp",
-            "none; network.local_privacy adds noise at the sites",
-            federation.guard.name,
-            "sites do not add noise in shares so far",
+        "federation.privacy.noise_seed": (
+            federation.noise_in_shares and federation.privacy.noise_seed is not None,
+            "null",
+            federation.privacy.noise_seed,
+            "all sites have the same config, and noise that others know can be taken off",
         ),
         "network.transport": (
             network.transport != "fp32",

@@ -138,7 +138,8 @@ def epsilon_of_shares(noise_multiplier: float, rounds: int, delta: float) -> flo
     rho = rounds / (2 * noise_multiplier**2) * (1 + _SUM_OF_SHARES)
     best = math.sqrt(math.log(1 / delta) / rho)  # minimizes ρ α + log(1 / δ) / (α − 1)
     orders = [1 + best * 2 ** (i / 64) for i in range(-128, 129)]
-    return float(accounting.rdp.compute_epsilon(orders, [rho * order for order in orders], delta)[0])
+    at_best = float(accounting.rdp.compute_epsilon(orders, [rho * order for order in orders], delta)[0])
+    return min(at_best, rho + 2 * math.sqrt(rho * math.log(1 / delta)))  # the former is infinite for orders near 1
 
 
 def _check(rounds: int, delta: float, clients: int, asked: int) -> None:

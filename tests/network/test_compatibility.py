@@ -93,6 +93,7 @@ BUFFERED = [
     *("--federation.dept_clusters.enabled", "false"),
 ]
 MASKED = ["--federation.secure_aggregation", "true", "--num-clusters", "1"]
+PRIVATE = ["--federation.guard.name", "dp", "--federation.weighting", "uniform"]
 NOISE = ["--network.local_privacy.clip", "1.0", "--network.local_privacy.noise_multiplier", "4.0"]
 
 
@@ -161,11 +162,15 @@ def test_what_sites_decide_or_answer_with_a_loss_is_not_refused(options):
     check_between_machines(parse_config(options))
 
 
-def test_noise_of_the_server_is_refused_with_masks():
-    config = parse_config(MASKED)
-    config.federation.guard.name = "dp"
-    with pytest.raises(InputError, match="federation.guard.name: sites do not add noise in shares so far; .*got dp"):
-        check_between_machines(config)
+def test_noise_in_shares_is_each_sites_own():
+    check_between_machines(parse_config([*MASKED, *PRIVATE]))
+    options = [*MASKED, *PRIVATE, "--federation.privacy.noise_seed", "5"]
+    with pytest.raises(InputError, match="federation.privacy.noise_seed: all sites .* expected null .*got 5"):
+        check_between_machines(parse_config(options))
+    without, noisy = (
+        SharedSettings.of(parse_config([*MASKED, *choices]), "fp32", "ab") for choices in (PRIVATE[2:], PRIVATE)
+    )
+    assert find_mismatch(noisy, without.to_dict()).startswith("federation.guard.name: expected the same on both sides")
 
 
 @pytest.mark.parametrize(("server", "site"), [(True, False), (False, True)])
@@ -184,6 +189,7 @@ def test_secure_aggregation_is_on_at_both_sides_or_at_none(server, site):
         (["--federation.masking.min_clients", "2"], "federation.masking"),
         (["--federation.masking.threshold", "0.5"], "federation.masking"),
         (["--federation.weighting", "uniform"], "federation.weighting"),
+        (["--federation.privacy.noise_multiplier", "0.5"], "federation.privacy"),
     ],
 )
 def test_a_site_takes_no_limits_from_the_server(change, key):

@@ -10,7 +10,7 @@ from secure_sites import RECORDS, SecureFederation
 from fl_lightning import FederatedTrainer, LoraClientModule
 from fl_lightning.callbacks import ClusterMonitor, Evaluation, NetworkLog, RoundCheckpoint, RunLedger
 from fl_lightning.callbacks.round_checkpoint import restore_callbacks
-from fl_lightning.config import PersonalConfig, TrainingConfig
+from fl_lightning.config import GuardConfig, PersonalConfig, PrivacyConfig, TrainingConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.journal import Journal
@@ -19,6 +19,7 @@ from fl_lightning.network.coordinator import secure_clients
 from fl_lightning.network.coordinator.join import data_at_sites
 from fl_lightning.network.site.own_adapter import from_store
 from fl_lightning.network.site.store import SiteStore
+from fl_lightning.privacy import epsilon_of_shares
 from fl_lightning.runs.verify import verify_chain
 from fl_lightning.training.local_clients import LocalClients
 
@@ -120,6 +121,25 @@ def test_own_adapters_stay_at_their_sites_and_are_those_of_one_process(runs):
         saved = SiteStore(made.site_folder(client_id) / "5eed").load_before(ROUNDS + 1)[1]
         own = from_store(client_id, made.initial, saved).own_adapters[client_id]
         assert_same_bits({client_id: own}, {client_id: expected.own_adapters[client_id]})
+
+
+def test_noise_in_shares_between_machines_is_accounted_for_as_in_one_process(runs):
+    pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
+    privacy = PrivacyConfig(noise_multiplier=1e-6)
+    made = runs(rounds=1, guard=GuardConfig("dp"), weighting="uniform", privacy=privacy)
+    together, state = made.one_process(), made.between_machines()
+    for name, tensors in together.departments.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(state.departments[name][key], tensor, rtol=0, atol=1e-5)
+    noisy = replace(made.config.federation, privacy=PrivacyConfig(noise_multiplier=2.0), rounds=2)
+    made.config = replace(made.config, federation=noisy)
+    for client_id in BOTH:
+        made.restart(client_id)
+    state = made.between_machines(attempt=2)
+    assert made.last.report.departments["hr"].epsilon == epsilon_of_shares(2.0, 2, privacy.delta)
+    assert state.privacy.rounds == dict.fromkeys(BOTH, 2)
+    assert any((t - together.departments["hr"][n]).abs().max() > 1e-3 for n, t in state.departments["hr"].items())
+    verify_chain(made.folder / "run")
 
 
 def test_the_ledger_names_who_is_in_a_sum_and_nothing_else_of_a_site(runs):

@@ -207,6 +207,7 @@ def test_the_sum_of_shares_is_no_less_private_than_that(shares, sigma, sensitivi
 def test_epsilon_of_shares_at_the_ends():
     assert epsilon_of_shares(1.0, 0, 1e-5) == 0
     assert epsilon_of_shares(0.0, 1, 1e-5) == math.inf
+    assert epsilon_of_shares(1e-6, 1, 1e-5) == pytest.approx(5e11, rel=1e-4)
     for arguments in ((-1.0, 1, 1e-5), (math.nan, 1, 1e-5), (1.0, -1, 1e-5), (1.0, 1, 0.0)):
         with pytest.raises(ValueError, match="expected"):
             epsilon_of_shares(*arguments)

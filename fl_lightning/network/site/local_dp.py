@@ -32,7 +32,7 @@ import hmac
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,13 +118,14 @@ class LocalLedger:
 
     Args:
         path: a JSON file; it is created with the first release.
+        cost: from noise multiplier, number of rounds and δ to ε.
 
     Raises:
         InputError: if the file is not a ledger.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, cost: Callable[[float, int, float], float] | None = None) -> None:
+        self._path, self._cost = path, local_epsilon if cost is None else cost
         content = read_json(path) if path.exists() else {"releases": {}}
         releases = content.get("releases") if isinstance(content, dict) else None
         if not isinstance(releases, dict) or not all(_is_multiplier(z) for z in releases.values()):
@@ -138,7 +139,7 @@ class LocalLedger:
             write_json(self._path, {"releases": self.releases})
 
     def epsilon(self, delta: float) -> float:
-        """ε of all releases together; Gaussian mechanisms compose by ``1 / z² = Σ 1 / z_i²``.
+        """ε of all releases together; Gaussian mechanisms, and noise in shares, compose by ``1 / z² = Σ 1 / z_i²``.
 
         Args:
             delta: δ in (0, 1).
@@ -150,7 +151,7 @@ class LocalLedger:
             return 0.0
         if not all(self.releases.values()):
             return math.inf
-        return local_epsilon(sum(z**-2 for z in self.releases.values()) ** -0.5, 1, delta)
+        return self._cost(sum(z**-2 for z in self.releases.values()) ** -0.5, 1, delta)
 
 
 def local_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:

@@ -3,6 +3,12 @@
 The site takes the terms of a round from its own config and model, the identities of the others from its own roster,
 and the number of the attempt and of the sites that are asked from the server. What it refuses it says and logs; it then
 takes no further part in the round.
+
+With ``federation.guard.name: dp`` the site clips, and adds its share of the noise, by the numbers of its own config.
+Its noise comes from the operating system, anew in each attempt at a round: were it the same for another sum, the
+difference of both would have less. So each attempt costs as much as a round, and counts in the site's account
+(``masked_releases.json``) before a masked update leaves it, whether the sum is ever read or not. A site whose update
+cannot be used takes part with its noise alone, since who takes part is public.
 """
 
 from __future__ import annotations
@@ -10,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +25,7 @@ import numpy as np
 import torch
 
 from fl_lightning.aggregation.secure import changes_of, problem_with_input, round_terms, weight_of
-from fl_lightning.aggregation.updates import problem_with_update
+from fl_lightning.aggregation.updates import problem_with_update, unchanged
 from fl_lightning.aggregation.weighting import ClientStats
 from fl_lightning.config import RunConfig
 from fl_lightning.federation.protocol import ClientTask, ClientUpdate
@@ -36,14 +43,18 @@ from fl_lightning.network.masked_messages import (
     shares_to_json,
     unmask_to_json,
 )
+from fl_lightning.network.site.local_dp import LocalLedger
 from fl_lightning.network.site.mask_record import MaskRecord
 from fl_lightning.network.site.roster import read_roster
+from fl_lightning.privacy import epsilon_of_shares
 from fl_lightning.privacy.secure_aggregation.client import SecureClient
 from fl_lightning.privacy.secure_aggregation.participant import Participant
 from fl_lightning.privacy.secure_aggregation.terms import MAX_CLIENTS, SecureAggregationError
 from fl_lightning.state import LoraState, norm
 
 log = logging.getLogger(__name__)
+RELEASES = "masked_releases.json"
+"""A site's account of the sums that it may be in, with noise in shares."""
 Answer: TypeAlias = tuple[dict[str, Any], list[LoraState]]
 """JSON values and tensors."""
 
@@ -55,12 +66,14 @@ class SiteMasking:
         config: of the site.
         client_id: of the site.
         key: its private Ed25519 key, which is its identity.
+        folder: of the site, for its account of all runs.
 
     Raises:
         InputError: if the roster cannot be used.
     """
 
-    def __init__(self, config: RunConfig, client_id: str, key: Any) -> None:
+    def __init__(self, config: RunConfig, client_id: str, key: Any, folder: Path) -> None:
+        self._folder = folder
         self._config, self._client_id = config.federation, client_id
         self._identity, self._roster = key.private_bytes_raw(), read_roster(config, client_id, key)
         self._round: _Round | None = None
@@ -102,8 +115,11 @@ class SiteMasking:
         stats = ClientStats(update.num_examples, update.num_tokens)
         problem = problem_with_update(update, ClientTask(**{**vars(task), "start": start}), self._limit(initial))
         if problem := problem or problem_with_input(self._config, update.state, start, stats):
-            log.warning("round %d: this site takes no part: %s", round_num, problem)
-            raise SecureAggregationError("the update does not fit; the site's log says why")
+            if not self._config.noise_in_shares:
+                log.warning("round %d: this site takes no part: %s", round_num, problem)
+                raise SecureAggregationError("the update does not fit; the site's log says why")
+            log.warning("round %d: this site takes part with its noise alone: %s", round_num, problem)
+            update, stats = unchanged(update, start), ClientStats(1, 0)
         record = MaskRecord(folder)
         department = self._client_id.split("/", 1)[0]
         group = group_name(department, round_num)
@@ -117,7 +133,7 @@ class SiteMasking:
         record.join(round_num, attempt)  # before keys go out
         answer = {"keys": keys_to_json(client.advertise())}
         values, weight = changes_of(update.state, start), weight_of(self._config, stats)
-        self._round = _Round(key, client, record, values, weight, answer)
+        self._round = _Round(key, client, record, values, weight, answer, partial(self._count_release, key))
         return answer
 
     def answer(self, header: Mapping[str, Any]) -> Answer:
@@ -136,6 +152,15 @@ class SiteMasking:
             )
         return self._round.take(header["do"], header["masked"])
 
+    def _count_release(self, key: tuple[str, int, int, int]) -> None:
+        """Note the cost of a masked update, on the disk when this returns."""
+        if not self._config.noise_in_shares:
+            return
+        privacy, (run, round_num, attempt, _) = self._config.privacy, key
+        ledger = LocalLedger(self._folder / RELEASES, epsilon_of_shares)
+        ledger.record(f"{run}/{round_num}/{attempt}", privacy.noise_multiplier)
+        log.info("round %d: ε %.3g at δ %g so far", round_num, ledger.epsilon(privacy.delta), privacy.delta)
+
     def _limit(self, initial: Mapping[str, torch.Tensor]) -> float:
         return self._config.max_update_norm * norm(initial)
 
@@ -150,6 +175,7 @@ class _Round:
         values: the update, as one vector.
         weight: of the update.
         answer: to the fit.
+        on_release: called before a masked update leaves the site.
     """
 
     def __init__(
@@ -160,7 +186,9 @@ class _Round:
         values: Any,
         weight: int,
         answer: dict[str, Any],
+        on_release: Callable[[], None],
     ) -> None:
+        self._on_release = on_release
         self.key, self.answer, self.step = key, answer, "share"
         self._client, self._record, self._values, self._weight = client, record, values, weight
         self._answered: tuple[str, str, Answer] | None = None
@@ -191,6 +219,7 @@ class _Round:
     def _mask(self, content: Any) -> Answer:
         masked = self._client.masked_input(bytes_from_json(content), self._values, self._weight)
         self._values = None
+        self._on_release()
         log.info("round %d: the masked update goes out", self.key[1])
         return {}, [{MASKED: torch.from_numpy(masked.view(np.int32))}]
 

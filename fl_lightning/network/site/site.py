@@ -78,7 +78,7 @@ class Site:
         self._signer = UpdateSigner(folder, data.client_id)
         self._masking: SiteMasking | None = None
         if config.federation.secure_aggregation:
-            self._masking = SiteMasking(config, data.client_id, self._signer.key)
+            self._masking = SiteMasking(config, data.client_id, self._signer.key, folder)
         self.finished = False
         self.mismatch: str | None = None
 
