@@ -7,6 +7,7 @@ import stat
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from run_files import DEPARTMENTS, adapters
 from shared_folder import make_once
@@ -14,7 +15,7 @@ from shared_folder import make_once
 from fl_lightning.cli import main
 from fl_lightning.errors import InputError
 from fl_lightning.federation.checkpoint import newest_checkpoint
-from fl_lightning.privacy import epsilon, epsilon_of_shares
+from fl_lightning.privacy import epsilon, epsilon_of_shares, mechanism
 from fl_lightning.privacy.audit.membership import membership_test
 from fl_lightning.privacy.audit.one_run import epsilon_lower_bound
 from fl_lightning.runs.audit import AuditRequest, audit
@@ -29,6 +30,10 @@ PRIVATE = ["--rounds", "2", "--audit.canaries", "32", "--audit.kind", "new_token
 PRIVATE += ["--federation.guard.name", "dp", "--federation.weighting", "uniform", "--num-clusters", "1"]
 PRIVATE += ["--federation.privacy.noise_seed", "5"]
 IN_SHARES = ["--federation.secure_aggregation", "true", "--federation.masking.min_clients", "2"]
+
+QUIET = [*LEAKY, "--federation.guard.name", "dp", "--federation.weighting", "uniform", "--num-clusters", "1"]
+QUIET += ["--federation.combiner", "fedavg", "--federation.privacy={clip: 10.0, noise_multiplier: 4.0, noise_seed: 5}"]
+"""A leaky run with much noise, whose ε its canaries could disprove: 0.9 for a client, twice that for a record."""
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,17 @@ def test_under_differential_privacy_no_bound_is_above_the_accountants(fit, tmp_p
     for line in covered:
         assert line["epsilon"] <= clients["hr"] < line["upper"] == records["hr"]
     assert all(line["upper"] is None for line in result["canaries"]["bounds"] if line["kind"].startswith("client"))
+
+
+@pytest.mark.slow
+def test_a_bound_of_a_private_run_could_be_above_the_accountants_and_is_without_noise(fit, tmp_path, monkeypatch):
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'fl_lightning[privacy]'")
+    line = lines(audit(AuditRequest(fit(tmp_path / "private", *QUIET))), "department")["all"]
+    assert line["upper"] == pytest.approx(epsilon(2.0, 1, 1e-5, clients=1, asked=1))  # half the noise multiplier
+    assert line["epsilon"] <= line["upper"] < line["provable"]
+    monkeypatch.setattr(mechanism, "gaussian", lambda key, name, count: torch.zeros(count, dtype=torch.float64))
+    line = lines(audit(AuditRequest(fit(tmp_path / "without", *QUIET))), "department")["all"]
+    assert line["epsilon"] > line["upper"]
 
 
 def test_a_run_without_canaries_is_tested_for_membership(copied, capsys):
