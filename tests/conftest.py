@@ -37,6 +37,12 @@ def pytest_collection(session):
         gc.freeze()
 
 
+def pytest_collection_modifyitems(items):
+    """With several workers, begin with long tests: none is left with one when the others have finished."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish(session):
     """Stop if pytest-xdist does not keep groups together: what a group shares would be made in every worker."""
     groups = [item for item in session.items if item.get_closest_marker("xdist_group")]

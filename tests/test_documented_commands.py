@@ -54,10 +54,10 @@ SHOWN = shown()
 
 
 def of(*names):
-    """The commands of these names; those of several processes are run where other tests fork processes."""
-    forked = pytest.mark.xdist_group("forked")
+    """The commands of these names, in one worker; those of several processes run where other tests fork processes."""
+    documented, forked = (pytest.mark.xdist_group(name) for name in ("documented", "forked"))
     return [
-        pytest.param(words, id=command[:70], marks=[forked] if "--fabric.devices" in words else [])
+        pytest.param(words, id=command[:70], marks=forked if "--fabric.devices" in words else documented)
         for command, words in SHOWN.items()
         if words[0] in names
     ]

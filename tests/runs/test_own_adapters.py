@@ -15,6 +15,8 @@ from fl_lightning.storage.personal_models import client_mixtures, personal_adapt
 from fl_lightning.storage.run_layout import level_adapter
 from fl_lightning.training.local_clients import LocalClients
 
+pytestmark = pytest.mark.xdist_group("own_adapters")
+
 DURING = ("--personal.own", "during")
 ALONE = ("--federation.share", "none", "--no-dept-clustering", "--num-clusters", "1")
 
