@@ -91,7 +91,14 @@ def straight(small, tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("options", [("--rounds", "2"), ("--rounds", "2", "--federation.share=a")])
+NOISE_IN_SHARES = (
+    *("--rounds", "2", "--num-clusters", "1", "--federation.secure_aggregation=true", "--federation.guard.name=dp"),
+    *("--federation.weighting=uniform", "--federation.masking.min_clients=2", "--federation.privacy.noise_seed=5"),
+    "--retention.client_exports=0",
+)
+
+
+@pytest.mark.parametrize("options", [("--rounds", "2"), ("--rounds", "2", "--federation.share=a"), NOISE_IN_SHARES])
 def test_a_run_that_is_killed_at_every_turn_ends_with_the_same_bytes(small, straight, life, tmp_path, options):
     draw, kills, code = random.Random(1), 0, -9
     folder = tmp_path / "out" / "version_0"

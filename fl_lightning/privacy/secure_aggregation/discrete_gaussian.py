@@ -73,7 +73,7 @@ def _kept_of_block(bits: _Bits, sigma: int) -> npt.NDArray[np.int64]:
     k = (choice >= 18).astype(np.int64)
     tail = np.flatnonzero(choice >= 29)
     k[tail] = 2 + _zero_digits(first[tail] >> np.uint32(6), bits)
-    product = second * np.uint64(sigma)
+    product = second.astype(np.uint64) * np.uint64(sigma)  # NumPy 1 would keep 32 bits
     is_uniform = (product & np.uint64(2**32 - 1)) >= np.uint64(2**32 % sigma)
     size: npt.NDArray[np.int64] = k * sigma + (product >> np.uint64(32)).astype(np.int64)
     is_negative = (first & 32) != 0
