@@ -33,8 +33,8 @@ LABELS = {
     "control": "control: adapters of other records",
 }
 """Rows in their order; {} is the ε or the size in a row's name."""
-REFERENCES = {"after mixing": "before mixing", "before mixing": None, "elsewhere": None}
-"""With which row a row's loss is compared, if not with `raw`; None with none."""
+REFERENCES = {"after mixing": "before mixing", "before mixing": None}
+"""With which row a row's loss is compared, if not with `raw`; with None it has no costs."""
 
 
 def multipliers(args: Mapping[str, Any], kind: str) -> dict[str, float]:
@@ -61,10 +61,10 @@ def summarize(args: Mapping[str, Any], seeds: Mapping[int, Mapping[str, Any]]) -
         rows[name]["correct_by_seed"] = [figures["found"][name]["correct"] for figures in seeds.values()]
         rows[name]["upper"] = _upper(args, name)
         costs = [figures["cost"] for figures in seeds.values()]
-        if name in costs[0]:
+        reference = REFERENCES.get(name, "raw")
+        if name in costs[0] and reference is not None:
             base = "B alone" if name.startswith(("local", "dp")) else "raw"
-            reference = REFERENCES.get(name, "raw")
-            has_loss = reference is not None and costs[0][name]["loss"] is not None
+            has_loss = costs[0][name]["loss"] is not None
             losses = [c[name]["loss"] - c[reference]["loss"] for c in costs] if has_loss else []
             is_whole = name.startswith("sum") or name in ("bf16", "int8")
             seconds = [c[name]["seconds"] - (0 if is_whole else c[base]["seconds"]) for c in costs]
@@ -108,9 +108,9 @@ def table(args: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
                 "–" if row["upper"] is None else number(row["upper"], 1),
                 f"{member['auc']:.3f} ({member['auc_low']:.3f}–{member['auc_high']:.3f})",
                 f"{100 * member['tpr']:.1f} ({100 * member['tpr_low']:.1f}–{100 * member['tpr_high']:.1f})",
-                shown(row["loss"], signed=True) if has_cost and name != "raw" else "–",
+                _change(row["loss"]) if has_cost and name != "raw" else "–",
                 number(row["kib"], 1) if has_cost else "–",
-                number(row["milliseconds"], 1) if has_cost and name != "raw" else "–",
+                number(max(0.0, row["milliseconds"]), 1) if has_cost and name != "raw" else "–",
             ]
         )
     head = (
@@ -143,6 +143,13 @@ def notes(summary: Mapping[str, Any]) -> str:
             f"({m['estimate_low']:.2f}–{m['estimate_high']:.2f})."
         )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _change(loss: Mapping[str, Any] | None) -> str:
+    """A difference of losses; none that is less than is shown has a sign."""
+    if loss is None or abs(loss["mean"]) >= 0.0005:
+        return shown(loss, signed=True)
+    return shown({**loss, "mean": 0.0})
 
 
 def label(args: Mapping[str, Any], name: str) -> str:

@@ -14,7 +14,8 @@ adapters of a run on other records, and coins drawn anew.
 mixed departments less that before mixing. "KiB up" are a client's tensors in a round, "ms" CPU milliseconds that are
 added for a client in a round, its own and its share of the department's step.
 
-DIR gets a file for each seed, which is not run again, and ``leaks.json``.
+DIR gets a file for each seed, which is not run again, and ``leaks.json``. --docs FILE puts the table into a document,
+between its marks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.common import write_json
+from benchmarks.common import put_table, write_json
 from benchmarks.methods.leak_attacks import Adapters, Found
 from benchmarks.methods.leak_runs import Clients, Way
 from benchmarks.methods.leak_tables import multipliers, notes, summarize, table
@@ -154,6 +155,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base", default="bundled:tiny_base")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", default="lightning_logs/benchmarks/leaks")
+    parser.add_argument("--docs", type=Path, help="such as docs/privacy.md")
     return parser.parse_args(argv)
 
 
@@ -163,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     if wrong := [size for size in args.sums if not 3 <= size <= args.clients]:
         raise SystemExit(f"--sums: wanted 3 to {args.clients}, the number of clients, got {wrong[0]}")
     torch.set_num_threads(args.threads)
-    asked = {name: value for name, value in vars(args).items() if name not in ("seeds", "threads", "output")}
+    asked = {name: value for name, value in vars(args).items() if name not in ("seeds", "threads", "output", "docs")}
     folder, found = Path(args.output), {}
     folder.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
@@ -175,7 +177,10 @@ def main(argv: Sequence[str] | None = None) -> str:
             raise SystemExit(f"{path}: made with {found[seed]['arguments']}, asked are {asked}; take another --output")
     summary = summarize(asked, found)
     write_json(str(folder / "leaks.json"), {"arguments": asked, **summary})
-    text = f"{table(asked, summary)}\n\n{notes(summary)}"
+    rows = table(asked, summary)
+    if args.docs is not None:
+        put_table(args.docs, "leaks", rows)
+    text = f"{rows}\n\n{notes(summary)}"
     print(text)
     return text
 

@@ -41,10 +41,14 @@ def test_a_small_run_has_all_rows_and_is_not_made_twice(module, micro_base, tmp_
     assert rows["A alone"]["kib"] == 4 * 3 * 2 * 8 * 32 / 1024
     assert rows["B alone"]["kib"] == 4 * 3 * 4 * (32 + 16) / 1024
     assert rows["sum 3"]["loss"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert "kib" not in rows["before mixing"]  # they are those of the run that is mixed
     assert rows["local 8"]["upper"] == pytest.approx(8, rel=1e-3)
     assert rows["dp 8"]["upper"] > 16  # of a record; a client's is 8
     monkeypatch.setattr(leaks, "measure", None)
-    assert leaks.main(call) == text
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table leaks -->\n<!-- end leaks -->\n")
+    assert leaks.main([*call, "--docs", str(page)]) == text
+    assert text.split("\n\n")[0] in page.read_text()
     with pytest.raises(SystemExit, match="take another --output"):
         leaks.main([*call, "--rounds", "2"])
 
