@@ -61,9 +61,10 @@ def test_config_runs_a_round_on_the_micro_base(path, little, micro_base, tmp_pat
         if service:
             pytest.importorskip(service, reason=f"{service} is not installed; the file says how to get it")
     model = written.get("model", {})
-    krum = "krum" in written.get("federation", {}).get("guard", {}).get("name", "")  # 2 f + 3 clients
-    teams = "/" in str(written.get("federation", {}).get("hierarchy", ""))
-    clients = "4" if teams else "3" if krum else "1"
+    federation = written.get("federation", {})
+    three = "krum" in federation.get("guard", {}).get("name", "") or federation.get("secure_aggregation", False)
+    teams = "/" in str(federation.get("hierarchy", ""))
+    clients = "4" if teams else "3" if three else "1"
     small = ["--rounds", "1", "--max-records", "2", "--clients-per-dept", clients, "--output", str(tmp_path)]
     small += ["--logging.samples=0", f"--model.name_or_path={micro_base}", "--model.revision=null"]
     cpu = ["--device-map", "cpu", "--dtype", "fp32", "--data", str(little)]
