@@ -1,9 +1,10 @@
 """Loss against ε: DP-FedAvg at several noise multipliers, many clients in one department, B alone at rank 4.
 
-    python -m benchmarks.methods.privacy [--clients 64] [--rounds 5] [--multipliers 0.5 1 2 4]
+    python -m benchmarks.methods.privacy [--clients 64] [--rounds 5] [--multipliers 0.5 1 2 4] [--shares]
 
 The fewer numbers are sent and the more clients send them, the less noise is in their mean. Clipping alone and the plain
-mean stand beside them. ε is that of the last round at δ = 1e-5; the noise's seed is fixed.
+mean stand beside them. ε is that of the last round at δ = 1e-5; the noise's seed is fixed. With `--shares` clients add
+the noise themselves as well, under secure aggregation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from fl_lightning.storage.files import read_json
 PLAIN = "--federation={share: freeze_a, combiner: fedavg, weighting: uniform}"
 
 
-def measure(multiplier: float | None, args: argparse.Namespace, root: Path, folder: str) -> dict[str, float | None]:
+def measure(
+    multiplier: float | None, args: argparse.Namespace, root: Path, folder: str, *, in_shares: bool = False
+) -> dict[str, float | None]:
     """Held-out loss before and after, ε, the share of updates that were clipped in the last round."""
     sizes = ["--rounds", str(args.rounds), "--max-records", str(args.records), "--clients-per-dept", str(args.clients)]
     alone = ["--num-clusters", "1", "--no-dept-clustering", "--device-map", "cpu", "--output", folder]
@@ -36,6 +39,8 @@ def measure(multiplier: float | None, args: argparse.Namespace, root: Path, fold
     if multiplier is not None:
         numbers = f"{{clip: {args.clip}, noise_multiplier: {multiplier}, noise_seed: 7}}"
         private = ["--federation.guard.name=dp", f"--federation.privacy={numbers}"]
+    if in_shares:
+        private.append("--federation.secure_aggregation=true")
     config = parse_config(["--data", str(root), *sizes, *alone, *rank, PLAIN, *private])
     with open(os.devnull, "w") as nowhere:
         run_folder = fit(config, console=Console(file=nowhere))
@@ -46,7 +51,7 @@ def measure(multiplier: float | None, args: argparse.Namespace, root: Path, fold
         "base": mean["base"]["loss"],
         "loss": mean["final"]["loss"],
         "epsilon": own["epsilon"],
-        "clipped": len(own["scaled"]) / args.clients,
+        "clipped": None if in_shares else len(own["scaled"]) / args.clients,
     }
 
 
@@ -59,6 +64,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--clip", type=float, default=3.0)
     parser.add_argument("--multipliers", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--shares", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", default="lightning_logs/benchmarks/privacy.json")
     args = parser.parse_args()
@@ -82,6 +88,9 @@ def main() -> None:
         ):
             rows[name] = measure(multiplier, args, root, f"{folder}/{len(rows)}")
             write_json(args.json, {"arguments": vars(args), "rows": rows})  # it takes its time
+            if args.shares and multiplier is not None and multiplier > 1e-3:
+                rows[f"{name} in shares"] = measure(multiplier, args, root, f"{folder}/{len(rows)}", in_shares=True)
+                write_json(args.json, {"arguments": vars(args), "rows": rows})
     title = f"{args.clients} clients, {args.records} records each, {args.rounds} rounds, clip {args.clip}"
     table = Table(title=title, title_justify="left")
     for column in ("noise multiplier", "ε", "loss", "clipped"):
@@ -89,7 +98,7 @@ def main() -> None:
     for name, row in rows.items():
         epsilon = row["epsilon"]
         shown = "∞" if epsilon is None or epsilon > 1e4 else f"{epsilon:.2f}"
-        table.add_row(name, shown, f"{row['loss']:.3f}", f"{row['clipped']:.0%}")
+        table.add_row(name, shown, f"{row['loss']:.3f}", "" if row["clipped"] is None else f"{row['clipped']:.0%}")
     Console().print(table)
     Console().print(f"loss of the base: {next(iter(rows.values()))['base']:.3f}")
 

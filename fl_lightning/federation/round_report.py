@@ -36,7 +36,7 @@ class DepartmentReport:
         epsilon: of a client of this department over all rounds so far; None without differential privacy.
         clip: norm to which the updates were clipped; None without differential privacy.
         summed: clients in the masked sum; None without secure aggregation.
-        quantization_error: largest error of an element of their mean; None without secure aggregation.
+        quantization_error: largest error of an element of their mean, besides noise; None without secure aggregation.
     """
 
     weights: dict[str, float] = field(default_factory=dict)

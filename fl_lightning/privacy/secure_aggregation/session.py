@@ -31,10 +31,10 @@ class SecureMean:
     """What the server knows after a round.
 
     Attributes:
-        mean: weighted mean of the clients' updates, fp64, shape (size,).
+        mean: weighted mean of the clients' updates, fp64, shape (size,); of clipped ones with noise, if terms have it.
         weight: sum of their weights.
         clients: whose updates are in it.
-        error: largest absolute error of an element of the mean.
+        error: largest absolute error of an element of the mean, besides noise.
         bytes_up: {client: bytes that it has sent}.
         bytes_down: {client: bytes that it has received}.
     """
