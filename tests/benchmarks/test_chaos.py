@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.systems import chaos
+from benchmarks.systems import chaos, equal_runs
 from fl_lightning.cli import main
 
 CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir", "truncate")
@@ -85,7 +85,7 @@ def straight(small, tmp_path_factory):
         if options not in known:
             output = tmp_path_factory.mktemp("straight")
             assert main([*small, "--output", str(output), *options]) == 0
-            known[options] = chaos.results(output / "version_0")
+            known[options] = equal_runs.results(output / "version_0")
         return known[options]
 
     return results
@@ -109,10 +109,10 @@ def test_a_run_that_is_killed_at_every_turn_ends_with_the_same_bytes(small, stra
         code = life(interfere, argv, life.log, call, trouble="kill")
         assert code in (0, -9), Path(life.log).read_text()
         kills += code == -9
-        chaos.check_whole(folder)
+        equal_runs.check_whole(folder)
         assert kills < 40, "gets nowhere"
     assert kills >= 4
-    assert chaos.differences(straight(*options), chaos.results(folder)) == []
+    assert equal_runs.differences(straight(*options), equal_runs.results(folder)) == []
     assert [p.name for p in folder.rglob(".*")] == [".lock"]
     assert list(folder.glob("checkpoints/*journal")) == []
 
@@ -137,9 +137,9 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_resumes(small, straight, l
         return
     assert code == 1
     assert f"fl-lightning fit --resume {folder}" in line
-    chaos.check_whole(folder)
+    equal_runs.check_whole(folder)
     assert main([*argv, "--resume", "last"]) == 0
-    assert chaos.differences(straight("--rounds", "2"), chaos.results(folder)) == []
+    assert equal_runs.differences(straight("--rounds", "2"), equal_runs.results(folder)) == []
 
 
 def limited(arguments, log, size):
@@ -153,9 +153,9 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_the_run_resumes(small, str
     assert life(limited, argv, life.log, 60_000) == 1  # a journal entry has more, an adapter less
     assert "File too large" in one_line(life.log)
     folder = tmp_path / "out" / "version_0"
-    chaos.check_whole(folder)
+    equal_runs.check_whole(folder)
     assert main([*argv, "--resume", "last"]) == 0
-    assert chaos.differences(straight("--rounds", "2"), chaos.results(folder)) == []
+    assert equal_runs.differences(straight("--rounds", "2"), equal_runs.results(folder)) == []
 
 
 def test_an_output_that_may_not_be_written_is_bad_input_and_a_run_in_it_stays(small, life, tmp_path):
