@@ -18,7 +18,7 @@ import functools
 import math
 import numbers
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -108,10 +108,12 @@ class Block:
         Raises:
             InputError: naming the key, the expected values and the one that is there.
         """
-        for name, hint in field_types(type(self)).items():
+        block: Any = type(self)  # mypy takes the class of a dataclass for unhashable
+        for name, hint in field_types(block).items():
             value = getattr(self, name)
-            key = f"{self.block_key}.{name}".lstrip(".")
-            check(_accepts(hint, value), key, describe(hint), value, nearest_choice(hint, value))
+            if not _accepts(hint, value):
+                key = f"{self.block_key}.{name}".lstrip(".")
+                check(False, key, describe(hint), value, nearest_choice(hint, value))
 
 
 def check(ok: bool, key: str, expected: str, got: object, hint: str = "") -> None:
@@ -159,10 +161,11 @@ def nearest_choice(hint: Any, value: object) -> str:
     return nearest(str(value), map(str, choices))
 
 
-def field_types(cls: type[Block]) -> dict[str, Any]:
+@functools.cache
+def field_types(cls: type[Block]) -> Mapping[str, Any]:
     """{name of a block's field: its type, with annotations}, in order."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    return types.MappingProxyType({field.name: hints[field.name] for field in fields(cls)})
 
 
 def _accepts(hint: Any, value: Any) -> bool:
