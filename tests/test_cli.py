@@ -129,11 +129,11 @@ def test_print_config_gives_yaml_that_reads_back(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_flags_of_the_contract_reach_the_run(tmp_path, capfd):
+def test_flags_of_the_contract_reach_the_run(micro_base, tmp_path, capfd):
     flags = "--rounds 1 --clients-per-dept 2 --learning-rate 0.0005 --local-epochs 2 --global-mix 0.3 --max-records 4"
     more = "--batch-size 2 --lora-r 4 --lora-alpha 8 --lora-dropout 0 --target-modules q_proj k_proj --num-clusters 1"
     last = f"--no-dept-clustering --device-map cpu --dtype fp32 --data bundled:departments --output {tmp_path} --seed 7"
-    assert main(["fit", *f"{flags} {more} {last}".split()]) == 0
+    assert main(["fit", *f"{flags} {more} {last}".split(), "--model.name_or_path", micro_base]) == 0
     config = yaml.safe_load((tmp_path / "version_0" / "config.yaml").read_text())
     assert config["federation"]["rounds"] == 1
     assert {"num_clusters": 1, "global_mix": 0.3}.items() <= config["federation"]["client_clusters"].items()
