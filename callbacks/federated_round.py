@@ -175,9 +175,9 @@ class FederatedRound(FederatedCallback):
             # → clustering.cluster_aware_average_selected
             state = self._cluster_clients(trainer, state, departments)
             # → rounds.cluster_round → clustering.department_level_clustering, then mixing.mix_with_cluster_average
-            if config.schedule.clusters_in(trainer.round_num, len(state.departments)):
-                if config.schedule.mode == "buffered":  # all that have stepped since the start
-                    departments = [name for name, count in state.department_examples().items() if count]
+            if config.schedule.mode == "buffered":  # all that have stepped since the start
+                departments = [name for name, count in state.department_examples().items() if count]
+            if departments and config.schedule.clusters_in(trainer.round_num, len(state.departments)):
                 state = self._cluster_and_mix(trainer, state, departments)
         own_adapters = {**state.own_adapters, **self._own_adapters}
         in_use = trainer.schedule.versions_in_use() if trainer.schedule is not None else ()

@@ -45,13 +45,13 @@ def departments_to_aggregate(
     """
     asked = Counter(task.department for task in tasks)
     if masked_sums is not None:
-        if asked and not masked_sums:
-            raise RunError(
-                f"round {report.round_num}: expected a masked sum of a department, got none; the state of the round "
-                "before is kept. The log gives the reason for each department; when its sites are back, continue with "
-                "fl-lightning server --resume last"
-            )
-        return sorted(masked_sums)
+        small = {d: len(s.clients) for d, s in sorted(masked_sums.items()) if len(s.clients) < config.min_clients}
+        for department, count in small.items():
+            log.warning(
+                "round %d: %s: expected a sum of at least %d sites (federation.min_clients), got %d; its state is kept",
+                report.round_num, department, config.min_clients, count,
+            )  # fmt: skip
+        return sorted(masked_sums.keys() - small.keys())
     if config.guard.name == "dp" and not config.noise_in_shares:
         departments = sorted(asked)
     else:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from fl_lightning.privacy.secure_aggregation.messages import Advertisement, KeyShares, UnmaskRequest, UnmaskShares
+from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError
 
 MaskedStep: TypeAlias = Literal["share", "mask", "sign", "unmask"]
 """What a site is asked after its fit, in this order."""
@@ -28,6 +29,10 @@ MAX_ATTEMPT = 2**53
 """Largest number of an attempt, as JSON has it exactly."""
 MAX_BYTES = 4096
 """Of a key, a share or a signature."""
+
+
+class AlreadySigned(SecureAggregationError):
+    """A site has signed another sum of this round. The server knows it by this name, and goes on to the next round."""
 
 
 def group_name(department: str, round_num: int) -> str:

@@ -10,7 +10,7 @@ from secure_sites import RECORDS, SecureFederation
 from fl_lightning import FederatedTrainer, LoraClientModule
 from fl_lightning.callbacks import ClusterMonitor, Evaluation, NetworkLog, RoundCheckpoint, RunLedger
 from fl_lightning.callbacks.round_checkpoint import restore_callbacks
-from fl_lightning.config import GuardConfig, PersonalConfig, PrivacyConfig, TrainingConfig
+from fl_lightning.config import DeptClustersConfig, GuardConfig, PersonalConfig, PrivacyConfig, TrainingConfig
 from fl_lightning.errors import RunError
 from fl_lightning.federation.checkpoint import newest_checkpoint
 from fl_lightning.federation.journal import Journal
@@ -214,3 +214,34 @@ def test_where_no_department_has_a_sum_the_run_stops_and_can_be_resumed(runs):
         made.between_machines()
     made.post.meddle = lambda client_id, header, answer: answer
     assert_same_bits(expected.departments, made.between_machines(attempt=2).departments)
+
+
+def test_a_round_whose_sum_was_lost_with_one_of_its_sites_is_passed_over(runs, caplog):
+    """The server is killed when all have signed, and a site never comes back: the same sum cannot be had again."""
+    made = runs(dept_clusters=DeptClustersConfig())
+
+    def kill(client_id, header, answer):
+        if (header["do"], header["request_id"]["round"]) == ("unmask", 2):
+            raise Killed
+        return answer
+
+    made.post.meddle = kill
+    with pytest.raises(Killed):
+        made.between_machines()
+    made.post.inbox.clear()
+    seen = {}
+
+    def watch(client_id, header, answer):
+        if header["do"] == "fit":
+            states = seen.setdefault(header["request_id"]["round"], {})
+            states.update({name: dict(s) for name, s in made.last.federation.departments.items()})
+        return None if client_id in ("hr/d", "it/c") and header["do"] == "fit" else answer
+
+    made.post.meddle = watch
+    state = made.between_machines(attempt=2)
+    assert "AlreadySigned: round 2: expected the sum that this site has signed before" in caplog.text
+    assert_same_bits(seen[2], seen[3])  # nobody has a sum in round 2, and the run goes on
+    assert state.cluster_assignments.keys() == {"hr", "it"}
+    assert "expected at least 3 clients that have signed the list, got 0" in caplog.text
+    assert any(not torch.equal(t, seen[3]["hr"][n]) for n, t in state.departments["hr"].items())
+    assert made.last.report.departments["hr"].summed == 3

@@ -23,8 +23,13 @@ from fl_lightning.privacy.secure_aggregation.messages import num_bytes
 from fl_lightning.privacy.secure_aggregation.ring import error_bound, restore
 from fl_lightning.privacy.secure_aggregation.server import SecureServer
 from fl_lightning.privacy.secure_aggregation.session import SecureMean
-from fl_lightning.privacy.secure_aggregation.terms import Terms
+from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError, Terms
 from fl_lightning.state import LoraState
+
+_DONE: dict[MaskedStep, str] = {
+    "share": "advertised keys", "mask": "sent shares", "sign": "sent an input", "unmask": "signed the list"
+}  # fmt: skip
+"""What a site has done that is asked for a step."""
 
 
 class MaskedRound:
@@ -63,6 +68,11 @@ class MaskedRound:
         """
         server, asked = self._server, sorted(self.active)
         self.active = set()
+        if not asked:  # else the server checks how many are left
+            raise SecureAggregationError(
+                f"secure aggregation of {self.terms.group}: expected at least {self.terms.clients_needed} clients that "
+                f"have {_DONE[step]}, got 0; nothing is learned of any update"
+            )
         if step == "share":
             keys = server.advertisements()
             asked = [client_id for client_id in asked if client_id in keys]

@@ -27,7 +27,7 @@ from fl_lightning.federation.protocol import ClientTask, ClientUpdate, CohortJou
 from fl_lightning.network.coordinator.masked_round import MaskedRound
 from fl_lightning.network.coordinator.remote_clients import RemoteClients
 from fl_lightning.network.coordinator.requests import RequestTracker
-from fl_lightning.network.masked_messages import STEPS, MaskedStep, group_name
+from fl_lightning.network.masked_messages import STEPS, AlreadySigned, MaskedStep, group_name
 from fl_lightning.network.validation import HEADER_BYTES, RejectedReply
 from fl_lightning.privacy.secure_aggregation.session import SecureMean
 from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError
@@ -55,14 +55,21 @@ class SecureClients(RemoteClients):
         super().__init__(requests, policy)
         self._federation, self._attempt = config, attempt
         self.masked_sums: dict[str, SecureMean] = {}
+        self._is_spent = False
+        """Whether a site has signed a sum of this round that was lost, so that the round cannot be repeated."""
 
     def fit(
         self, tasks: Sequence[ClientTask], on_step: OnStep | None = None, journal: CohortJournal | None = None
     ) -> Iterator[ClientUpdate]:
-        """Have the sites train, and add up what they have learned, into `masked_sums`; there are no single updates."""
+        """Have the sites train, and add up what they have learned, into `masked_sums`; there are no single updates.
+
+        Raises:
+            RunError: if no department has a sum. Not if that is because a sum of this round was lost when the server
+                was killed: the same one needs all of its sites, so the run goes on to the next round instead.
+        """
         self._requests.pending.clear()
         self._busy.clear()
-        self.masked_sums = {}
+        self.masked_sums, self._is_spent = {}, False
         tasks = [task for task in tasks if not task.is_own]  # a site trains its own adapter by itself, and keeps it
         if not tasks:
             return
@@ -85,6 +92,12 @@ class SecureClients(RemoteClients):
                 journal.keep(round_num, _entry(department), *_to_journal(mean))
             self.masked_sums[department] = mean
             log.info("round %d: %s: a masked sum of %d sites", round_num, department, len(mean.clients))
+        if not self.masked_sums and not self._is_spent:
+            raise RunError(
+                f"round {round_num}: expected a masked sum of a department, got none; the state of the round before is "
+                "kept. The log gives the reason for each department; when its sites are back, continue with "
+                "fl-lightning server --resume last"
+            )
         yield from ()
 
     def _fit(self, tasks: Sequence[ClientTask], on_step: OnStep | None) -> dict[str, MaskedRound]:
@@ -155,6 +168,7 @@ class SecureClients(RemoteClients):
             try:
                 rounds[_department(client_id)].receive(step, client_id, header, states)
             except RejectedReply as error:
+                self._is_spent |= str(header.get("failed")).startswith(f"{AlreadySigned.__name__}:")
                 self._requests.reject(client_id, error, reasons)
         for department, masked in rounds.items():
             if step == "mask":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.errors import InputError
-from fl_lightning.privacy.secure_aggregation.terms import SecureAggregationError
+from fl_lightning.network.masked_messages import AlreadySigned
 from fl_lightning.storage.files import read_json, write_json
 
 FILE = "masked_rounds.json"
@@ -62,12 +62,12 @@ class MaskRecord:
         """Note the sum whose list of sites is signed; on the disk when this returns.
 
         Raises:
-            SecureAggregationError: if the site has signed another sum of this round.
+            AlreadySigned: if the site has signed another sum of this round.
         """
         entry = self._rounds[str(round_num)]
         digest = hashlib.sha256("\n".join(sorted(survivors)).encode()).hexdigest()
         if entry["signed"] not in (None, digest):
-            raise SecureAggregationError(
+            raise AlreadySigned(
                 f"round {round_num}: expected the sum that this site has signed before, got one of other sites: the "
                 "difference of two sums would show single updates"
             )
