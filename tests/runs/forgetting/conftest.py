@@ -12,7 +12,7 @@ from fl_lightning.config.parsing import parse_config
 from fl_lightning.provenance.run_files import describe_files
 from fl_lightning.runs.fit import fit
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 @pytest.fixture(scope="session")

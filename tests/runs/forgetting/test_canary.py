@@ -36,7 +36,7 @@ def test_a_code_word_is_gone(write_jsonl, tmp_path, tiny_base):
     for client, records in (("client_0", others), ("client_1", [secret] * 24)):
         write_jsonl(tmp_path / "data" / "hr" / client / "train.jsonl", records)
         write_jsonl(tmp_path / "data" / "hr" / client / "eval.jsonl", others[:1])
-    options = ["--rounds", "3", "--clients-per-dept", "2", "--local-epochs", "10", "--learning-rate", "2e-2"]
+    options = ["--rounds", "2", "--clients-per-dept", "2", "--local-epochs", "10", "--learning-rate", "2e-2"]
     options += ["--federation.combiner", "fedavg", "--num-clusters", "1", "--no-dept-clustering", "--device-map", "cpu"]
     options += ["--data", str(tmp_path / "data"), "--logging.loggers=[]", "--logging.samples", "0"]
     quiet = Console(quiet=True)
