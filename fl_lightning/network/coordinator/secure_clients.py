@@ -109,7 +109,7 @@ class SecureClients(RemoteClients):
 
         def is_enough() -> bool:
             waiting_for = {task.department for task in unanswered.values()}
-            return all(len(rounds[d].active) >= self._requests.num_required(asked[d]) for d in waiting_for)
+            return all(self._suffices(rounds[d]) for d in waiting_for)
 
         def send(client_id: str, seconds: float, connected_since: str) -> None:
             task = unanswered[client_id]

@@ -147,6 +147,13 @@ def test_quorum_ends_the_wait_for_a_site_that_hangs(federation):
     assert play.round(clients).clients == ["hr/a", "hr/c", "hr/d"]
 
 
+def test_a_quorum_below_the_threshold_does_not_end_a_round_too_early(federation, monkeypatch):
+    play = federation(network={"deadline": 60.0, "quorum": 0.25})
+    clients, receive, turns = play.server(), play.post.receive, iter(range(10**6))
+    monkeypatch.setattr(play.post, "receive", lambda timeout: receive(timeout) if next(turns) % 2 else None)
+    assert len(play.round(clients).clients) == 3  # the fourth answer of each step comes too late
+
+
 def test_a_server_that_is_killed_after_a_sum_has_it_in_its_journal(federation, tmp_path):
     play = federation()
     writer = BackgroundWriter()
