@@ -83,6 +83,19 @@ def test_a_second_call_trains_nothing_again(site, monkeypatch):
     assert personalize_site(site) == first
 
 
+def test_after_a_run_with_masks_a_site_chooses_alone_as_ever(site, run_folder):
+    config = (site / "config.yaml").read_text()
+    for plain, masked in (
+        ("secure_aggregation: false", "secure_aggregation: true"),
+        ("num_clusters: 2", "num_clusters: 1"),
+    ):
+        assert config.count(plain) == 1
+        config = config.replace(plain, masked)
+    (site / "config.yaml").write_text(config)
+    expected = json.loads((run_folder / "personal_eval.json").read_text())["clients"][CLIENT]
+    assert personalize_site(site)["clients"][CLIENT]["own"] == pytest.approx(expected["own"], rel=1e-5)
+
+
 def test_without_own_adapter_the_site_chooses_between_what_it_was_sent(site):
     config = (site / "config.yaml").read_text()
     assert "own: after" in config
