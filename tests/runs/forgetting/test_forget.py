@@ -47,15 +47,26 @@ METHODS = {
 """Options of runs; where clients are sampled, some take part late."""
 
 
+LOOKED_UP = {}
+"""{text of a config: what `look_up_clients` has found}."""
+
+
+def look_up_clients(run_folder):
+    """({client_id: the round in which it is asked first}, {client_id: its id in the data})."""
+    text = (run_folder / "config.yaml").read_text()
+    if text not in LOOKED_UP:
+        config = load_run_config(run_folder)
+        removal = look_up(config, ForgetRequest.of(clients=["hr/client_0"]))
+        firsts = {}
+        for number in range(1, config.federation.rounds + 1):
+            for client_id in asked(config, removal.places, removal.before, number):
+                firsts.setdefault(client_id, number)
+        LOOKED_UP[text] = firsts, removal.before
+    return LOOKED_UP[text]
+
+
 def first_rounds(run_folder):
-    """{client_id: the round in which it is asked first}."""
-    config = load_run_config(run_folder)
-    removal = look_up(config, ForgetRequest.of(clients=["hr/client_0"]))
-    firsts = {}
-    for number in range(1, config.federation.rounds + 1):
-        for client_id in asked(config, removal.places, removal.before, number):
-            firsts.setdefault(client_id, number)
-    return firsts
+    return look_up_clients(run_folder)[0]
 
 
 def three_records(departments, path):
@@ -82,8 +93,7 @@ of each kind, in three departments: what went wrong with one of them would diffe
 
 def request_of(what, before, departments, folder):
     """(request, who is meant, options that leave the same out)."""
-    firsts, config = first_rounds(before), load_run_config(before)
-    ids = look_up(config, ForgetRequest.of(clients=["hr/client_0"])).before
+    firsts, ids = look_up_clients(before)
     client_id, names, records = None, [], None
     if what == "late":
         client_id = max(firsts, key=lambda c: (firsts[c], c))
