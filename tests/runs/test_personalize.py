@@ -212,10 +212,12 @@ def test_levels_that_are_trained_on_all_records_keep_the_choice_made_before(run_
 
 
 @pytest.mark.slow
-def test_under_early_stopping_levels_are_of_their_best_rounds_and_a_refit_takes_the_same_rounds(fit, tmp_path):
+def test_under_early_stopping_levels_are_of_their_best_rounds_and_a_refit_takes_the_same_rounds(fit, root, tmp_path):
+    for department in ("finance", "hr"):
+        shutil.copytree(root / department, tmp_path / "data" / department)
     options = [*SELECTION, "--learning-rate", "4e-2", "--training.early_stopping", "true", "--personal.refit", "true"]
     options += ["--personal.levels", "[own, department]", "--personal.own_adapters", "2"]
-    folder = fit(tmp_path, "--rounds", "3", *options)
+    folder = fit(tmp_path, "--rounds", "3", "--data", str(tmp_path / "data"), *options)
     result = personalize(folder)
     for chain in ("own_2", "own"):
         best = json.loads((folder / "personal" / chain / "version_0" / "early_stopping.json").read_text())
