@@ -3,7 +3,7 @@
     python -m benchmarks.methods.privacy [--clients 64] [--rounds 5] [--multipliers 0.5 1 2 4] [--shares]
 
 The fewer numbers are sent and the more clients send them, the less noise is in their mean. Clipping alone and the plain
-mean stand beside them. ε is that of the last round at δ = 1e-5; the noise's seed is fixed. With `--shares` clients add
+mean stand beside them. ε is that of the last round at δ = 1e-5; the noise has a seed. With `--shares` clients add
 the noise themselves as well, under secure aggregation.
 """
 
@@ -37,7 +37,7 @@ def measure(
     rank = ["--lora-r", "4", "--lora-alpha", "16", "--learning-rate", "2e-2", "--local-epochs", str(args.epochs)]
     private = []
     if multiplier is not None:
-        numbers = f"{{clip: {args.clip}, noise_multiplier: {multiplier}, noise_seed: 7}}"
+        numbers = f"{{clip: {args.clip}, noise_multiplier: {multiplier}, noise_seed: {args.noise_seed}}}"
         private = ["--federation.guard.name=dp", f"--federation.privacy={numbers}"]
     if in_shares:
         private.append("--federation.secure_aggregation=true")
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--clip", type=float, default=3.0)
     parser.add_argument("--multipliers", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--noise-seed", type=int, default=7)
     parser.add_argument("--shares", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", default="lightning_logs/benchmarks/privacy.json")
