@@ -10,6 +10,7 @@ from scipy.stats import chi2
 from secure_sites import RECORDS, SecureFederation
 
 from fl_lightning.config import GuardConfig, PrivacyConfig
+from fl_lightning.errors import RunError
 from fl_lightning.network.coordinator import secure_clients
 from fl_lightning.network.site.local_dp import LocalLedger
 from fl_lightning.privacy import epsilon_of_shares
@@ -36,6 +37,13 @@ def clipped_mean(play, clients=RECORDS, clip=0.1, round_num=1):
     """Every number of an update has moved by the same."""
     changes = [np.full(12, play.steps[c] * round_num) for c in clients]
     return np.mean([c * min(1, clip / np.linalg.norm(c)) for c in changes], axis=0)
+
+
+def learns_nothing(play, clients):
+    """Play a round that ends without a sum."""
+    with pytest.raises(RunError, match="round 1: expected a masked sum of a department, got none"):
+        play.round(clients)
+    assert clients.masked_sums == {}
 
 
 def account(play, client_id):
@@ -84,7 +92,7 @@ def test_a_release_is_on_the_disk_before_the_masked_update_leaves(federation, do
     play.post.meddle = lambda client_id, header, answer: (
         None if client_id in ("hr/b", "hr/c") and header["do"] == do else answer
     )
-    assert play.round(clients) is None
+    learns_nothing(play, clients)
     assert bool(account(play, "hr/b")) == counted
 
 
@@ -98,7 +106,7 @@ def test_no_masked_update_leaves_if_it_cannot_be_counted(federation, monkeypatch
     play.post.meddle = lambda client_id, header, answer: (
         answers.append(decode(answer)) or answer if header["do"] == "mask" else answer
     )
-    assert play.round(play.server()) is None
+    learns_nothing(play, play.server())
     assert len(answers) == 4
     assert all("no space left" in header["failed"] and not any(states) for header, states in answers)
 
@@ -145,7 +153,7 @@ def test_a_server_that_lies_about_its_numbers_gets_the_sites_noise_or_nothing(fe
         return answer
 
     play.post.meddle = meddle
-    assert play.round(clients) is None  # its own terms are not those that the sites have signed
+    learns_nothing(play, clients)  # its own terms are not those that the sites have signed
     assert seen == [1.0] * 4
 
 
@@ -156,6 +164,6 @@ def test_the_number_of_sites_that_the_server_names_cannot_lower_the_noise(federa
     play.post.meddle = lambda client_id, header, answer: answer
     real = clients._round_of
     clients._round_of = lambda task, asked: real(task, 100)
-    assert play.round(clients) is None
+    learns_nothing(play, clients)
     assert all(account(play, client_id) == {} for client_id in RECORDS)
     assert "expected at least 67 clients" in caplog.text
